@@ -1,0 +1,33 @@
+/* Files: read-only maps, and outputs that appear only when they are whole (PATH.tmp, fsync, rename). */
+#ifndef LLMQ_CORE_FILE_H
+#define LLMQ_CORE_FILE_H
+
+#include "core/err.h"
+
+typedef struct llmq_map {
+    const uint8_t *data; /* NULL for an empty file */
+    size_t size;
+} llmq_map;
+
+llmq_status file_map(const char *path, llmq_map *out, llmq_err *err);
+void file_unmap(llmq_map *map);                                       /* NULL and zeroed allowed */
+void file_map_release(const llmq_map *map, const void *p, size_t len); /* the pages of [p, p+len) may leave memory */
+void file_map_prefetch(const llmq_map *map, const void *p, size_t len);
+
+/* The whole of a small file, NUL-terminated, freed by mem_free; more than max bytes is an error. */
+llmq_status file_read(const char *path, size_t max, char **out, size_t *len_out, llmq_err *err);
+bool file_exists(const char *path);
+bool file_is_dir(const char *path);
+/* DIR/NAME into out; false when it does not fit. */
+bool path_join(char *out, size_t cap, const char *dir, const char *name);
+const char *path_base(const char *path); /* after the last slash */
+
+/* An output file. Writes go to PATH.tmp; finish syncs and renames; abort (or destroy without finish) removes it. */
+typedef struct llmq_out llmq_out;
+/* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and checks that `bytes` (0: unknown) fit on the disk. */
+llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
+llmq_status out_write_at(llmq_out *out, const void *data, size_t len, uint64_t offset, llmq_err *err); /* any order, any thread */
+llmq_status out_finish(llmq_out *out, llmq_err *err); /* the object is gone afterwards, also on failure */
+void out_abort(llmq_out *out);                        /* NULL allowed */
+
+#endif

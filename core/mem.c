@@ -1,0 +1,139 @@
+#define _GNU_SOURCE
+#include "core/mem.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static atomic_long fail_countdown; /* 0: off; tests only */
+
+void mem_fail_after(long n) { atomic_store(&fail_countdown, n); }
+
+static bool must_fail(void) {
+    long n = atomic_load_explicit(&fail_countdown, memory_order_relaxed);
+    if (n == 0) return false;
+    if (n == 1) return true; /* stays at 1: every later allocation fails too */
+    atomic_fetch_sub(&fail_countdown, 1);
+    return false;
+}
+
+void *mem_alloc(size_t n, size_t size) {
+    size_t bytes;
+    if (!size_mul(n, size, &bytes) || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
+    return aligned_alloc(MEM_ALIGN, size_align(bytes ? bytes : 1, MEM_ALIGN));
+}
+
+void *mem_zalloc(size_t n, size_t size) {
+    void *p = mem_alloc(n, size);
+    if (p) memset(p, 0, size_align(n * size, MEM_ALIGN));
+    return p;
+}
+
+void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size) {
+    void *q = mem_alloc(new_n, size);
+    if (!q) return NULL;
+    if (p) memcpy(q, p, (old_n < new_n ? old_n : new_n) * size);
+    mem_free(p);
+    return q;
+}
+
+void mem_free(void *p) { free(p); }
+
+char *mem_strdup(const char *s) {
+    size_t n = strlen(s) + 1;
+    char *copy = mem_alloc(n, 1);
+    if (copy) memcpy(copy, s, n);
+    return copy;
+}
+
+void *mem_alloc_big(size_t bytes) {
+    if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
+    size_t huge = (size_t)2 << 20, size = size_align(bytes, 4096);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    if (size >= huge) madvise(p, size, MADV_HUGEPAGE);
+    return p;
+}
+
+void mem_free_big(void *p, size_t bytes) {
+    if (p) munmap(p, size_align(bytes, 4096));
+}
+
+llmq_status mem_error(llmq_err *err, size_t bytes, const char *what) {
+    return llmq_fail(err, LLMQ_E_MEMORY, "out of memory: %.1f MB for %s; close other programs or use a smaller model, context or batch",
+                     (double)bytes / 1e6, what);
+}
+
+static _Atomic int64_t peak_anon;
+
+int64_t mem_note_peak(void) {
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long long kb = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "RssAnon: %lld kB", &kb) == 1) break;
+    if (f) fclose(f);
+    int64_t now = (int64_t)kb * 1024, old = atomic_load(&peak_anon);
+    while (now > old && !atomic_compare_exchange_weak(&peak_anon, &old, now)) {}
+    return now;
+}
+
+int64_t mem_peak(void) {
+    mem_note_peak();
+    return atomic_load(&peak_anon);
+}
+
+/* ---- arena ---- */
+
+typedef struct arena_block {
+    struct arena_block *next;
+    size_t used, cap;
+    _Alignas(MEM_ALIGN) char data[];
+} arena_block;
+
+struct llmq_arena {
+    arena_block *head;
+};
+
+llmq_arena *arena_create(void) { return mem_zalloc(1, sizeof(llmq_arena)); }
+
+void arena_destroy(llmq_arena *arena) {
+    if (!arena) return;
+    for (arena_block *b = arena->head; b;) {
+        arena_block *next = b->next;
+        mem_free(b);
+        b = next;
+    }
+    mem_free(arena);
+}
+
+void *arena_alloc(llmq_arena *arena, size_t bytes, size_t align) {
+    LLMQ_ASSERT(align <= MEM_ALIGN);
+    arena_block *b = arena->head;
+    size_t at = b ? size_align(b->used, align) : 0;
+    if (!b || at > b->cap || bytes > b->cap - at) {
+        size_t cap = (size_t)256 << 10, total;
+        if (bytes > cap) cap = bytes;
+        if (!size_add(cap, sizeof *b, &total)) return NULL;
+        b = mem_alloc(1, total);
+        if (!b) return NULL;
+        b->next = arena->head;
+        b->used = 0;
+        b->cap = cap;
+        arena->head = b;
+        at = 0;
+    }
+    b->used = at + bytes;
+    return b->data + at;
+}
+
+char *arena_strndup(llmq_arena *arena, const char *s, size_t len) {
+    if (len == SIZE_MAX) return NULL;
+    char *copy = arena_alloc(arena, len + 1, 1);
+    if (!copy) return NULL;
+    memcpy(copy, s, len);
+    copy[len] = 0;
+    return copy;
+}

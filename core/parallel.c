@@ -1,0 +1,109 @@
+#define _GNU_SOURCE
+#include "core/parallel.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <time.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define cpu_relax() _mm_pause()
+#else
+#define cpu_relax() ((void)0)
+#endif
+
+#include "core/mem.h"
+
+struct llmq_team {
+    int n;
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_uint phase;
+    _Alignas(64) _Atomic int64_t counter;
+};
+
+/* Hyper-threads of one core share its vector units: count each core once. */
+int cpu_physical_cores(void) {
+    cpu_set_t allowed, seen;
+    CPU_ZERO(&seen);
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+    int cores = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        char path[96];
+        int first = cpu;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+        FILE *f = fopen(path, "r");
+        if (f) {
+            if (fscanf(f, "%d", &first) != 1 || first < 0 || first >= CPU_SETSIZE) first = cpu;
+            fclose(f);
+        }
+        if (!CPU_ISSET(first, &seen)) cores++;
+        CPU_SET(first, &seen);
+    }
+    return cores > 0 ? cores : 1;
+}
+
+double time_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err) {
+    if (n_threads <= 0) n_threads = cpu_physical_cores();
+    if (n_threads > 1024) return llmq_fail(err, LLMQ_E_ARG, "--threads %d: at most 1024", n_threads);
+    llmq_team *team = mem_zalloc(1, sizeof *team);
+    if (!team) return mem_error(err, sizeof *team, "a thread team");
+#ifdef _OPENMP
+    team->n = n_threads;
+#else
+    team->n = 1;
+#endif
+    *out = team;
+    return LLMQ_OK;
+}
+
+void team_destroy(llmq_team *team) { mem_free(team); }
+int team_size(const llmq_team *team) { return team->n; }
+
+void team_run(llmq_team *team, team_fn *fn, void *arg) {
+    if (team->n == 1) {
+        fn(&(llmq_worker){0, 1, team}, arg);
+        return;
+    }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(team->n)
+    {
+        /* The runtime may give fewer threads than asked for (a limit of the system): the team is what it gave. */
+        llmq_worker worker = {omp_get_thread_num(), omp_get_num_threads(), team};
+        fn(&worker, arg);
+    }
+#endif
+}
+
+void worker_barrier(const llmq_worker *worker) {
+    if (worker->n == 1) return;
+    llmq_team *team = worker->team;
+    unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == worker->n) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < 20000) cpu_relax();
+        else sched_yield(); /* somebody lost his core: let him run */
+    }
+}
+
+void worker_counter_reset(const llmq_worker *worker) {
+    atomic_store_explicit(&worker->team->counter, 0, memory_order_relaxed);
+}
+
+int64_t worker_counter_next(const llmq_worker *worker) {
+    return atomic_fetch_add_explicit(&worker->team->counter, 1, memory_order_relaxed);
+}

@@ -1,0 +1,42 @@
+/* The one place where threads are made. A team runs a function on all its workers at once (SPMD); workers meet at barriers.
+ * One region serves a whole token, so the cost of waking threads is paid once. */
+#ifndef LLMQ_CORE_PARALLEL_H
+#define LLMQ_CORE_PARALLEL_H
+
+#include "core/err.h"
+
+typedef struct llmq_team llmq_team;
+
+typedef struct llmq_worker {
+    int id, n; /* 0 <= id < n */
+    llmq_team *team;
+} llmq_worker;
+
+typedef void team_fn(const llmq_worker *worker, void *arg);
+
+/* n_threads 0: physical cores this process may use. */
+llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err);
+void team_destroy(llmq_team *team);
+int team_size(const llmq_team *team);
+/* Runs fn(worker, arg) on every worker and returns when all are done. Not reentrant. */
+void team_run(llmq_team *team, team_fn *fn, void *arg);
+
+/* All workers of the team meet here; writes before it are seen by everyone after it. Spins, then sleeps. */
+void worker_barrier(const llmq_worker *worker);
+
+/* This worker's part of [0, n) in multiples of step: contiguous, the same for the same (n, step, workers). */
+static inline void worker_range(const llmq_worker *w, int64_t n, int64_t step, int64_t *begin, int64_t *end) {
+    int64_t units = (n + step - 1) / step, a = units * w->id / w->n * step, b = units * (w->id + 1) / w->n * step;
+    *begin = a < n ? a : n;
+    *end = b < n ? b : n;
+}
+
+/* Dynamic sharing: hands out 0, 1, 2, ... once each between two worker_counter_reset calls. reset is called by one worker
+ * with a barrier after it. */
+void worker_counter_reset(const llmq_worker *worker);
+int64_t worker_counter_next(const llmq_worker *worker);
+
+int cpu_physical_cores(void);
+double time_seconds(void); /* monotonic */
+
+#endif

@@ -1,0 +1,67 @@
+/* The model behind the public llmq_model, and what the rooms of the engine share. */
+#ifndef LLMQ_ENGINE_MODEL_H
+#define LLMQ_ENGINE_MODEL_H
+
+#include "core/backend.h"
+#include "core/mem.h"
+#include "engine/arch/arch.h"
+#include "formats/format.h"
+#include "llmq.h"
+#include "tokenizer/tokenizer.h"
+
+typedef enum llmq_rope_scaling { ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LLAMA3 } llmq_rope_scaling;
+
+typedef struct llmq_hparams {
+    int64_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train, n_rot;
+    float eps;
+    double rope_base;
+    int64_t window; /* sliding window, 0: none */
+    llmq_rope_scaling scaling;
+    double rope_factor, rope_attn_factor, yarn_beta_fast, yarn_beta_slow, llama3_low, llama3_high;
+    int64_t rope_ctx_orig;
+} llmq_hparams;
+
+/* The weights of one layer as the source stores them; NULL where the architecture has none. */
+typedef struct llmq_layer_tensors {
+    const llmq_tensor *by_role[ROLE_COUNT];
+} llmq_layer_tensors;
+
+typedef struct llmq_layer {
+    const float *attn_norm, *ffn_norm; /* [n_embd], owned by the model as f32 */
+    const float *q_norm, *k_norm;      /* [head_dim] or NULL */
+    llmq_weight q, k, v, o;            /* (n_head*head_dim | n_head_kv*head_dim, n_embd), o (n_embd, n_head*head_dim) */
+    llmq_weight gate, up, down;        /* (n_ff, n_embd), down (n_embd, n_ff) */
+} llmq_layer;
+
+struct llmq_model {
+    llmq_source *source;
+    llmq_meta *meta;              /* source's metadata plus the tokenizer's: what a GGUF of this model would carry */
+    const llmq_arch *arch;
+    llmq_hparams hp;
+    llmq_tokenizer *tok;          /* NULL if the model has none (then encode fails with a clear message) */
+    const llmq_chat_template *chat;
+    const llmq_backend_ops *ops;
+    llmq_arena *arena;            /* names, norms, biases, tables */
+    const llmq_tensor *by_role[ROLE_COUNT];   /* of the model: embedding, output norm, head (NULL when tied) */
+    llmq_layer_tensors *layer_tensors;        /* [n_layer] */
+    bool rope_neox;               /* order of q/k rows in this source */
+    const float *freq_factors;    /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
+    /* Made ready for running (NULL/zero when opened with no_weights): */
+    llmq_layer *layers;
+    const float *output_norm;     /* [n_embd] */
+    llmq_weight head;             /* (n_vocab, n_embd); of the embedding when tied */
+    llmq_model_info info;
+};
+
+/* All of llmq_model_open; also used by jobs. */
+llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err);
+void model_close(llmq_model *model);
+
+/* A small vector of the source (norm, bias) as f32 in the model's arena. */
+llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n, const float **out, llmq_err *err);
+
+/* cos/sin of positions pos..pos+n-1: out (n, n_rot/2, 2). Every scaling (linear, YaRN, llama3) and YaRN's attention factor
+ * are in it, so the op that rotates knows nothing of them. */
+void rope_table(const llmq_model *model, int64_t pos, int64_t n, float *out);
+
+#endif
