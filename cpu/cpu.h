@@ -1,0 +1,16 @@
+/* The CPU backend's own header: each ISA's files fill the entries that they improve over those filled before. */
+#ifndef LLMQ_CPU_CPU_H
+#define LLMQ_CPU_CPU_H
+
+#include "core/backend.h"
+
+void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
+void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else */
+#if defined(__x86_64__)
+void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
+void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
+void cpu_fill_ops_avx2(llmq_backend_ops *ops);
+void cpu_fill_ops_avx512(llmq_backend_ops *ops);
+#endif
+
+#endif
