@@ -120,7 +120,7 @@ const char *path_base(const char *path) {
 /* ---- outputs ---- */
 
 struct llmq_out {
-    int fd = -1;
+    int fd;
     char *path, *tmp;
 };
 
