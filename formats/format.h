@@ -64,7 +64,8 @@ llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, s
  *   {a}.block_count .context_length .embedding_length .feed_forward_length .vocab_size .attention.head_count(.head_count_kv)
  *   .attention.key_length/.value_length .attention.layer_norm_rms_epsilon .attention.sliding_window .rope.freq_base
  *   .rope.dimension_count; rope scaling: {a}.rope.scaling.type linear|yarn|llama3, .factor, .original_context_length,
- *   yarn: .yarn_beta_fast .yarn_beta_slow .attn_factor; llama3: .low_freq_factor .high_freq_factor (hf.* keys are private
+ *   yarn: .yarn_beta_fast .yarn_beta_slow .attn_factor (GGUF's meaning: a multiplier of 0.1*ln(factor)+1, so config.json's
+ *   attention_factor A is stored as A/(0.1*ln(factor)+1); likewise mscale/mscale_all_dim); llama3: .low_freq_factor .high_freq_factor (hf.* keys are private
  *   and not written to GGUF files). hf.tie_word_embeddings (bool), bos/eos ids as tokenizer.ggml.*_token_id where given. */
 llmq_status hfconfig_read(const char *path, llmq_meta *meta, llmq_err *err);
 
