@@ -1,0 +1,38 @@
+#include "types/bits.h"
+#include "types/search.h"
+
+static const llmq_search search = {
+    .levels = BITS_RAMP(0), .n_levels = 16, .uniform = true, .fan_from = 0.90f, .fan_to = 1.6f, .n_fan = 6};
+
+static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
+    const block_q4_1 *b = block;
+    grid_single(grid, f16_to_f32(b->d), f16_to_f32(b->m));
+    nibbles_get(b->qs, QK / 2, codes);
+}
+
+static void pack(const llmq_grid *grid, const uint8_t *codes, void *block) {
+    block_q4_1 *b = block;
+    b->d = f32_to_f16(grid->d);
+    b->m = f32_to_f16(grid->offset[0]);
+    nibbles_set(codes, QK / 2, b->qs);
+}
+
+static void fit(const float *x, const float *importance, llmq_grid *grid) {
+    search_fit_affine(&search, x, importance, grid);
+}
+
+const llmq_type_info type_q4_1 = {
+    .id = LLMQ_TYPE_Q4_1,
+    .name = "q4_1",
+    .ftype = 3,
+    .bits = 4,
+    .block_len = QK,
+    .block_bytes = sizeof(block_q4_1),
+    .group_len = QK,
+    .levels = BITS_RAMP(0),
+    .n_levels = 16,
+    .uniform = true,
+    .unpack = unpack,
+    .pack = pack,
+    .fit = fit,
+};

@@ -1,0 +1,467 @@
+/* Grid searches by weighted least squares.
+ *
+ * Scaled grids, value = s q. For fixed codes q the best scale is s = <xq> / <qq>, where <.> is the sum of w(.) over the
+ * group, and the error left is <xx> - <xq>^2 / <qq>. So a guess of the scale is worth <xq>^2 / <qq> for the codes that
+ * it rounds to: the search takes a fan of guesses of both signs (the levels are not symmetric), keeps the best, looks
+ * closer around it, and alternates between codes and scale until nothing improves.
+ *
+ * Affine grids, value = s q + m. With <1>, <q>, <x> the centred sums var = <qq> - <q>^2 / <1> and
+ * cov = <xq> - <q><x> / <1> give s = cov / var, m = (<x> - s <q>) / <1>, explained <x>^2 / <1> + cov^2 / var. The
+ * guesses are pairs of ends of the range. Super-blocks store -m as a product of non-negative numbers: where m would be
+ * positive it is 0 and the group is a scaled one.
+ *
+ * Super-blocks, value = d sc q - dmin mn. First every group by itself; then d and dmin from the largest group; then, in
+ * turns, the best integers sc and mn near the wanted ones (by true error), and d, dmin again by least squares with all
+ * codes and integers fixed.
+ *
+ * Whatever is kept at the end was judged by its true error with the numbers rounded as stored. Blocks are worked on
+ * divided by a power of two near their largest weight, so that no sum over- or underflows. */
+#include "types/search.h"
+
+#include <math.h>
+
+#include "types/bits.h"
+
+#define F16_MAX 65504.0f
+#define X_MAX 268435456.0f /* 2^28: no grid reaches further */
+#define X_MIN 1e-12f       /* far below half of the smallest f16 */
+#define W_FLOOR 1e-6f      /* weights that do not matter still get sensible codes */
+#define MAX_LEVELS_TABLE 16
+
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
+
+typedef struct block_search {
+    const llmq_search *s;
+    float lo, hi, reach; /* first, last, largest magnitude of the levels */
+    float mid[MAX_LEVELS_TABLE], step[MAX_LEVELS_TABLE];
+    float unit;              /* power of two; x is in units of it */
+    float x[TYPE_MAX_BLOCK]; /* finite */
+    float w[TYPE_MAX_BLOCK]; /* (0, 1] */
+} block_search;
+
+static inline v4 v4_load(const float *p) {
+    v4 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline float v4_sum(v4 v) {
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+static inline v4 v4_splat(float x) {
+    return (v4){x, x, x, x};
+}
+
+/* Adds step where v > mid. */
+static inline v4 v4_step(v4 q, v4 v, float mid, float step) {
+    v4i mask = (v4i)(v > v4_splat(mid)) & (v4i)v4_splat(step);
+    return q + (v4)mask;
+}
+
+/* q[i] = level nearest to x[i] * inv + bias. n is a multiple of 16. */
+static void nearest(const block_search *b, const float *x, int n, float inv, float bias, float *q) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves no bits after the point */
+    float lo = b->lo, hi = b->hi;
+    if (b->s->uniform) {
+        for (int i = 0; i < n; i++) {
+            float v = x[i] * inv + bias;
+            v = v > lo ? v : lo;
+            v = v < hi ? v : hi;
+            q[i] = (v + round) - round;
+        }
+        return;
+    }
+    for (int i = 0; i < n; i += 8) {
+        v4 va = v4_load(x + i) * inv + bias, vb = v4_load(x + i + 4) * inv + bias;
+        v4 qa = v4_splat(lo), qb = qa;
+        for (int k = 0; k + 1 < MAX_LEVELS_TABLE; k++) {
+            qa = v4_step(qa, va, b->mid[k], b->step[k]);
+            qb = v4_step(qb, vb, b->mid[k], b->step[k]);
+        }
+        memcpy(q + i, &qa, sizeof qa);
+        memcpy(q + i + 4, &qb, sizeof qb);
+    }
+}
+
+typedef struct moments {
+    float q, qq, xq;
+} moments;
+
+static moments moments_of(const float *x, const float *w, const float *q, int n) {
+    v4 sq = {0}, sqq = {0}, sxq = {0};
+    for (int i = 0; i < n; i += 4) {
+        v4 vq = v4_load(q + i), t = v4_load(w + i) * vq;
+        sq += t;
+        sqq += t * vq;
+        sxq += t * v4_load(x + i);
+    }
+    return (moments){v4_sum(sq), v4_sum(sqq), v4_sum(sxq)};
+}
+
+/* sum w (x - scale q - offset)^2 with the nearest levels, which it leaves in q. */
+static float residual(const block_search *b, const float *x, const float *w, int n, float scale, float offset,
+                      float *q) {
+    float inv = scale != 0.0f ? 1.0f / scale : 0.0f;
+    nearest(b, x, n, inv, -offset * inv, q);
+    v4 sum = {0};
+    for (int i = 0; i < n; i += 4) {
+        v4 e = v4_load(x + i) - v4_load(q + i) * scale - offset;
+        sum += v4_load(w + i) * e * e;
+    }
+    return v4_sum(sum);
+}
+
+static void levels_prepare(block_search *b) {
+    const int8_t *levels = b->s->levels;
+    int n = b->s->n_levels;
+    b->lo = (float)levels[0];
+    b->hi = (float)levels[n - 1];
+    b->reach = -b->lo > b->hi ? -b->lo : b->hi;
+    for (int k = 0; !b->s->uniform && k + 1 < n; k++) {
+        b->mid[k] = 0.5f * (float)(levels[k] + levels[k + 1]);
+        b->step[k] = (float)(levels[k + 1] - levels[k]);
+    }
+}
+
+/* Fills b; false if every weight is as good as zero. */
+static bool block_prepare(block_search *b, const llmq_search *s, const float *x, const float *importance, int n) {
+    float x_max = 0.0f, w_max = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        if (isfinite(a) && a > x_max) x_max = a;
+        if (importance && isfinite(importance[i]) && importance[i] > w_max) w_max = importance[i];
+    }
+    if (x_max < X_MIN) return false;
+    if (x_max > X_MAX) x_max = X_MAX;
+    b->s = s;
+    levels_prepare(b);
+    b->unit = f32_from_bits(f32_bits(x_max) & 0x7f800000u);
+    float inv = 1.0f / b->unit;
+    for (int i = 0; i < n; i++) {
+        float v = isfinite(x[i]) ? x[i] : 0.0f;
+        v = v > X_MAX ? X_MAX : v < -X_MAX ? -X_MAX : v;
+        b->x[i] = v * inv;
+        float w = w_max > 0.0f ? importance[i] / w_max : 1.0f;
+        b->w[i] = w > W_FLOOR && w <= 1.0f ? w : W_FLOOR; /* negative, NaN, infinite: as good as none */
+    }
+    return true;
+}
+
+/* v (in units) as the block stores it, back in units. */
+static float stored(const block_search *b, float v) {
+    v *= b->unit;
+    v = v > F16_MAX ? F16_MAX : v < -F16_MAX ? -F16_MAX : v;
+    return f16_to_f32(f32_to_f16(v)) / b->unit;
+}
+
+static void grid_zero(llmq_grid *grid) {
+    memset(grid, 0, sizeof *grid);
+}
+
+/* ---- one scaled group ---- */
+
+typedef struct guess {
+    float gain, scale, inv;
+} guess;
+
+static void guess_try(const block_search *b, const float *x, const float *w, int n, float inv, guess *best) {
+    float q[TYPE_MAX_BLOCK];
+    nearest(b, x, n, inv, 0.0f, q);
+    moments m = moments_of(x, w, q, n);
+    if (m.qq <= 0.0f) return;
+    float gain = m.xq * m.xq / m.qq;
+    if (gain > best->gain) *best = (guess){gain, m.xq / m.qq, inv};
+}
+
+/* Best scale of a group, not rounded; 0 for a group of zeros. */
+static float scale_search(const block_search *b, const float *x, const float *w, int n) {
+    float amax = 0.0f;
+    for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+    if (amax < 1e-9f) return 0.0f;
+    guess best = {0};
+    float ratio = powf(b->s->fan_to / b->s->fan_from, 1.0f / (float)(b->s->n_fan - 1));
+    float inv = b->s->fan_from * b->reach / amax;
+    bool symmetric = b->s->uniform && b->lo == -b->hi;
+    for (int k = 0; k < b->s->n_fan; k++, inv *= ratio) {
+        guess_try(b, x, w, n, inv, &best);
+        if (!symmetric) guess_try(b, x, w, n, -inv, &best);
+    }
+    for (int k = 1; k < 3; k++) {
+        float centre = best.inv, turn = 1.0f + (ratio - 1.0f) / (float)(1 << k);
+        guess_try(b, x, w, n, centre * turn, &best);
+        guess_try(b, x, w, n, centre / turn, &best);
+    }
+    for (int k = 0; k < 4 && best.scale != 0.0f; k++) {
+        float before = best.gain;
+        guess_try(b, x, w, n, 1.0f / best.scale, &best);
+        if (best.gain <= before) break;
+    }
+    return best.scale;
+}
+
+void search_fit_scaled(const llmq_search *s, const float *x, const float *importance, llmq_grid *grid) {
+    block_search b;
+    float q[QK], best_d = 0.0f, best_error = INFINITY;
+    grid_zero(grid);
+    if (!block_prepare(&b, s, x, importance, QK)) return;
+    float want = scale_search(&b, b.x, b.w, QK);
+    for (int k = 0; k < 3; k++) {
+        float d = stored(&b, want), error = residual(&b, b.x, b.w, QK, d, 0.0f, q);
+        if (!(error < best_error)) break;
+        best_error = error;
+        best_d = d;
+        moments m = moments_of(b.x, b.w, q, QK);
+        if (m.qq <= 0.0f) break;
+        want = m.xq / m.qq;
+    }
+    grid_single(grid, best_d * b.unit, 0.0f);
+}
+
+/* ---- one affine group ---- */
+
+typedef struct affine {
+    float gain, scale, offset;
+} affine;
+
+typedef struct group_sums {
+    float w, x;
+} group_sums;
+
+static void affine_try(const block_search *b, const float *x, const float *w, int n, group_sums sum, bool below_zero,
+                       float scale, float offset, affine *best) {
+    float q[TYPE_MAX_BLOCK], inv = 1.0f / scale;
+    nearest(b, x, n, inv, -offset * inv, q);
+    moments m = moments_of(x, w, q, n);
+    float var = m.qq - m.q * m.q / sum.w, cov = m.xq - m.q * sum.x / sum.w;
+    if (!(var > 0.0f)) return;
+    affine a = {.scale = cov / var};
+    a.offset = (sum.x - a.scale * m.q) / sum.w;
+    a.gain = sum.x * sum.x / sum.w + cov * a.scale;
+    if (below_zero && a.offset > 0.0f) a = (affine){m.xq * m.xq / m.qq, m.xq / m.qq, 0.0f};
+    if (a.gain > best->gain && a.scale > 0.0f) *best = a;
+}
+
+/* Best scale and offset of a group, not rounded. below_zero: the offset must not be positive. */
+static affine affine_search(const block_search *b, const float *x, const float *w, int n, bool below_zero) {
+    float lo = x[0], hi = x[0];
+    group_sums sum = {0};
+    for (int i = 0; i < n; i++) {
+        lo = x[i] < lo ? x[i] : lo;
+        hi = x[i] > hi ? x[i] : hi;
+        sum.w += w[i];
+        sum.x += w[i] * x[i];
+    }
+    if (below_zero && lo > 0.0f) lo = 0.0f;
+    float mean = sum.x / sum.w;
+    affine best = {.gain = 0.0f, .scale = 0.0f, .offset = below_zero && mean > 0.0f ? 0.0f : mean};
+    if (hi - lo < 1e-9f) return best;
+    float span = b->hi - b->lo, centre = 0.5f * (lo + hi), half = 0.5f * (hi - lo);
+    float ratio = powf(b->s->fan_to / b->s->fan_from, 1.0f / (float)(b->s->n_fan - 1));
+    float low = 1.0f / b->s->fan_from;
+    for (int i = 0; i < b->s->n_fan; i++, low /= ratio) {
+        float high = 1.0f / b->s->fan_from;
+        for (int j = 0; j < b->s->n_fan; j++, high /= ratio)
+            affine_try(b, x, w, n, sum, below_zero, half * (low + high) / span, centre - half * low, &best);
+    }
+    for (int k = 0; k < 4 && best.scale > 0.0f; k++) {
+        float before = best.gain;
+        affine_try(b, x, w, n, sum, below_zero, best.scale, best.offset, &best);
+        if (best.gain <= before) break;
+    }
+    return best;
+}
+
+void search_fit_affine(const llmq_search *s, const float *x, const float *importance, llmq_grid *grid) {
+    block_search b;
+    float q[QK], best_d = 0.0f, best_m = 0.0f, best_error = INFINITY, sum_w = 0.0f, sum_x = 0.0f;
+    grid_zero(grid);
+    if (!block_prepare(&b, s, x, importance, QK)) return;
+    affine want = affine_search(&b, b.x, b.w, QK, false);
+    for (int i = 0; i < QK; i++) {
+        sum_w += b.w[i];
+        sum_x += b.w[i] * b.x[i];
+    }
+    for (int k = 0; k < 4; k++) {
+        float d = stored(&b, want.scale), m = stored(&b, want.offset);
+        float error = residual(&b, b.x, b.w, QK, d, m, q);
+        if (!(error < best_error)) break;
+        best_error = error;
+        best_d = d;
+        best_m = m;
+        moments p = moments_of(b.x, b.w, q, QK);
+        float var = p.qq - p.q * p.q / sum_w;
+        if (k > 0 && var > 0.0f) want.scale = (p.xq - p.q * sum_x / sum_w) / var;
+        want.offset = (sum_x - stored(&b, want.scale) * p.q) / sum_w;
+    }
+    grid_single(grid, best_d * b.unit, best_m * b.unit);
+}
+
+/* ---- super-blocks ---- */
+
+static int clamp_int(float v, int lo, int hi) {
+    if (!(v > (float)lo)) return lo;
+    return v < (float)hi ? (int)lrintf(v) : hi;
+}
+
+/* A super-block's numbers, and the sums from which its d (and dmin) are fitted anew. */
+typedef struct super {
+    float d, dmin, error;
+    int8_t sc[TYPE_MAX_GROUPS];
+    uint8_t mn[TYPE_MAX_GROUPS];
+    double aa, ab, bb, xa, xb; /* a = sc q, b = -mn */
+} super;
+
+static void super_keep(const super *best, const block_search *b, int n_groups, bool has_min, llmq_grid *grid) {
+    grid->d = best->d * b->unit;
+    grid->dmin = has_min ? best->dmin * b->unit : 0.0f;
+    memcpy(grid->sc, best->sc, sizeof grid->sc);
+    memcpy(grid->mn, best->mn, sizeof grid->mn);
+    grid_expand(grid, n_groups, has_min);
+}
+
+/* The best integer scales for d. */
+static void super_scaled_choose(const block_search *b, int n_groups, const float *want, float d, super *out) {
+    int len = TYPE_MAX_BLOCK / n_groups;
+    float q[TYPE_MAX_BLOCK];
+    *out = (super){.d = d};
+    for (int g = 0; g < n_groups; g++) {
+        const float *x = b->x + g * len, *w = b->w + g * len;
+        int first = clamp_int(want[g] / d, b->s->sc_min, b->s->sc_max);
+        float best = INFINITY;
+        moments m = {0};
+        for (int sc = first - 1; sc <= first + 1; sc++) {
+            if (sc < b->s->sc_min || sc > b->s->sc_max) continue;
+            float error = residual(b, x, w, len, d * (float)sc, 0.0f, q);
+            if (!(error < best)) continue;
+            best = error;
+            out->sc[g] = (int8_t)sc;
+            m = moments_of(x, w, q, len);
+        }
+        float sc = out->sc[g];
+        out->error += best;
+        out->aa += sc * sc * m.qq;
+        out->xa += sc * m.xq;
+    }
+}
+
+void search_fit_super_scaled(const llmq_search *s, int n_groups, const float *x, const float *importance,
+                             llmq_grid *grid) {
+    block_search b;
+    float want[TYPE_MAX_GROUPS], largest = 0.0f;
+    int len = TYPE_MAX_BLOCK / n_groups;
+    grid_zero(grid);
+    if (!block_prepare(&b, s, x, importance, TYPE_MAX_BLOCK)) return;
+    for (int g = 0; g < n_groups; g++) {
+        want[g] = scale_search(&b, b.x + g * len, b.w + g * len, len);
+        if (fabsf(want[g]) > fabsf(largest)) largest = want[g];
+    }
+    super best = {.error = INFINITY};
+    int n_starts = s->sc_max < 64 ? 3 : 1;
+    for (int start = 0; start < n_starts; start++) {
+        float d = stored(&b, largest / (float)(s->sc_min + start));
+        for (int k = 0; k < 3 && d != 0.0f; k++) {
+            super t;
+            super_scaled_choose(&b, n_groups, want, d, &t);
+            bool better = t.error < best.error;
+            if (better) best = t;
+            if (!(t.aa > 0.0)) break;
+            float next = stored(&b, (float)(t.xa / t.aa));
+            if (next == d || (k > 0 && !better)) break;
+            d = next;
+        }
+    }
+    if (isfinite(best.error)) super_keep(&best, &b, n_groups, false, grid);
+}
+
+/* Tries scale integer sc for a group: its codes with the minimum so far, the minimum that suits them, then the truth.
+ */
+static float super_affine_try(const block_search *b, const float *x, const float *w, int len, float sum_w, float sum_x,
+                              float scale, float offset, float dmin, int *mn_out, float *q) {
+    float inv = scale != 0.0f ? 1.0f / scale : 0.0f, sum_q = 0.0f;
+    nearest(b, x, len, inv, -offset * inv, q);
+    for (int i = 0; i < len; i++) sum_q += w[i] * q[i];
+    float m = (scale * sum_q - sum_x) / sum_w;
+    *mn_out = dmin > 0.0f ? clamp_int(m / dmin, 0, b->s->sc_max) : 0;
+    return residual(b, x, w, len, scale, -dmin * (float)*mn_out, q);
+}
+
+static void super_affine_choose(const block_search *b, int n_groups, const affine *want, float d, float dmin,
+                                super *out) {
+    int len = TYPE_MAX_BLOCK / n_groups;
+    float q[TYPE_MAX_BLOCK];
+    *out = (super){.d = d, .dmin = dmin};
+    for (int g = 0; g < n_groups; g++) {
+        const float *x = b->x + g * len, *w = b->w + g * len;
+        float sum_w = 0.0f, sum_x = 0.0f, best = INFINITY;
+        for (int i = 0; i < len; i++) {
+            sum_w += w[i];
+            sum_x += w[i] * x[i];
+        }
+        int first = d > 0.0f ? clamp_int(want[g].scale / d, 0, b->s->sc_max) : 0;
+        moments m = {0};
+        for (int sc = first - 1; sc <= first + 1; sc++) {
+            if (sc < 0 || sc > b->s->sc_max) continue;
+            int mn;
+            float error = super_affine_try(b, x, w, len, sum_w, sum_x, d * (float)sc, want[g].offset, dmin, &mn, q);
+            if (!(error < best)) continue;
+            best = error;
+            out->sc[g] = (int8_t)sc;
+            out->mn[g] = (uint8_t)mn;
+            m = moments_of(x, w, q, len);
+        }
+        float sc = out->sc[g], mn = out->mn[g];
+        out->error += best;
+        out->aa += sc * sc * m.qq;
+        out->ab -= sc * mn * m.q;
+        out->bb += mn * mn * sum_w;
+        out->xa += sc * m.xq;
+        out->xb -= mn * sum_x;
+    }
+}
+
+/* d and dmin by least squares from the sums of t; false if nothing new comes out. */
+static bool super_affine_refit(const block_search *b, const super *t, float *d, float *dmin) {
+    double det = t->aa * t->bb - t->ab * t->ab, new_d = *d, new_dmin = *dmin;
+    if (det > 1e-9 * t->aa * t->bb) {
+        new_d = (t->xa * t->bb - t->xb * t->ab) / det;
+        new_dmin = (t->xb * t->aa - t->xa * t->ab) / det;
+    } else if (t->aa > 0.0) {
+        new_d = t->xa / t->aa;
+    }
+    if (!(new_d > 0.0) || !(new_dmin >= 0.0)) return false;
+    float d2 = stored(b, (float)new_d), dmin2 = stored(b, (float)new_dmin);
+    if (d2 == *d && dmin2 == *dmin) return false;
+    *d = d2;
+    *dmin = dmin2;
+    return true;
+}
+
+void search_fit_super_affine(const llmq_search *s, int n_groups, const float *x, const float *importance,
+                             llmq_grid *grid) {
+    block_search b;
+    affine want[TYPE_MAX_GROUPS];
+    float max_scale = 0.0f, max_min = 0.0f;
+    int len = TYPE_MAX_BLOCK / n_groups;
+    grid_zero(grid);
+    if (!block_prepare(&b, s, x, importance, TYPE_MAX_BLOCK)) return;
+    for (int g = 0; g < n_groups; g++) {
+        want[g] = affine_search(&b, b.x + g * len, b.w + g * len, len, true);
+        if (want[g].scale > max_scale) max_scale = want[g].scale;
+        if (-want[g].offset > max_min) max_min = -want[g].offset;
+    }
+    super best = {.error = INFINITY};
+    int n_starts = s->sc_max < 63 ? 3 : 1;
+    for (int start = 0; start < n_starts; start++) {
+        float d = stored(&b, max_scale / (float)(s->sc_max - start)), dmin = stored(&b, max_min / (float)s->sc_max);
+        for (int k = 0; k < 3; k++) {
+            super t;
+            super_affine_choose(&b, n_groups, want, d, dmin, &t);
+            bool better = t.error < best.error;
+            if (better) best = t;
+            if ((k > 0 && !better) || !super_affine_refit(&b, &t, &d, &dmin)) break;
+        }
+    }
+    if (isfinite(best.error)) super_keep(&best, &b, n_groups, true, grid);
+}
