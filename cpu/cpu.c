@@ -1,0 +1,141 @@
+/* Which kernels this machine can run, and the tables of them, built once. */
+#include "cpu/cpu.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+/* Until the matmul files are linked the tables have no matmul. */
+__attribute__((weak)) void cpu_fill_matmul_c(llmq_backend_ops *ops);
+#if defined(__x86_64__)
+__attribute__((weak)) void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
+__attribute__((weak)) void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
+#endif
+
+typedef enum isa { ISA_C, ISA_AVX2, ISA_AVX512, ISA_COUNT } isa;
+static const char *const isa_names[ISA_COUNT] = {"c", "avx2", "avx512"};
+
+static llmq_backend_ops tables[ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
+static isa isa_machine, isa_chosen;
+static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
+
+#if defined(__x86_64__)
+/* Bits of XCR0: the registers that the operating system saves when it switches threads. */
+static uint32_t os_saved_state(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return lo;
+}
+
+/* The flags here are those that CMakeLists.txt gives to the files of each ISA. */
+static isa isa_detect(void) {
+    const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    const uint32_t avx2 = 1u << 5, bmi2 = 1u << 8, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F DQ BW VL */
+    const uint32_t vbmi = 1u << 1, vnni = 1u << 11, bf16 = 1u << 5;
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return ISA_C;
+    const uint32_t need1 = fma | osxsave | avx | f16c;
+    if ((c & need1) != need1) return ISA_C;
+    uint32_t saved = os_saved_state();
+    if ((saved & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return ISA_C; /* xmm, ymm */
+    if ((b & (avx2 | bmi2)) != (avx2 | bmi2)) return ISA_C;
+    if ((saved & 0xe0) != 0xe0) return ISA_AVX2; /* mask registers, upper halves and upper 16 of zmm */
+    if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return ISA_AVX2;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return ISA_AVX2;
+    return ISA_AVX512;
+}
+#else
+static isa isa_detect(void) { return ISA_C; }
+#endif
+
+static isa isa_limit(void) {
+    const char *name = getenv("LLMQ_ISA");
+    if (!name || !*name) return ISA_AVX512;
+    for (int i = 0; i < ISA_COUNT; i++)
+        if (strcmp(name, isa_names[i]) == 0) return (isa)i;
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2 or avx512", name);
+    return ISA_AVX512;
+}
+
+static void tables_build(void) {
+    isa_machine = isa_detect();
+    for (int i = 0; i <= (int)isa_machine; i++) {
+        llmq_backend_ops *ops = &tables[i];
+        if (cpu_fill_matmul_c) cpu_fill_matmul_c(ops);
+        cpu_fill_ops_c(ops);
+#if defined(__x86_64__)
+        if (i >= ISA_AVX2) {
+            if (cpu_fill_matmul_avx2) cpu_fill_matmul_avx2(ops);
+            cpu_fill_ops_avx2(ops);
+        }
+        if (i >= ISA_AVX512) {
+            if (cpu_fill_matmul_avx512) cpu_fill_matmul_avx512(ops);
+            cpu_fill_ops_avx512(ops);
+        }
+#endif
+        ops->isa = isa_names[i];
+    }
+    isa limit = isa_limit();
+    isa_chosen = limit < isa_machine ? limit : isa_machine;
+}
+
+const llmq_backend_ops *backend_cpu(void) {
+    pthread_once(&tables_once, tables_build);
+    return &tables[isa_chosen];
+}
+
+const llmq_backend_ops *backend_cpu_isa(const char *name) {
+    pthread_once(&tables_once, tables_build);
+    for (int i = 0; i <= (int)isa_machine; i++)
+        if (strcmp(name, isa_names[i]) == 0) return &tables[i];
+    return NULL;
+}
+
+/* ---- read bandwidth ---- */
+
+#define READ_PASSES 5
+#define READ_LANES 16
+
+typedef struct read_job {
+    uint64_t *data;
+    int64_t n;        /* of data, a multiple of READ_LANES */
+    double best;      /* seconds of the fastest pass; worker 0 writes it */
+    uint64_t *sums;   /* one cache line a worker: keeps the loads alive */
+} read_job;
+
+static uint64_t read_sum(const uint64_t *p, int64_t n) {
+    uint64_t lane[READ_LANES] = {0}, sum = 0;
+    for (int64_t i = 0; i < n; i += READ_LANES)
+        for (int j = 0; j < READ_LANES; j++) lane[j] += p[i + j];
+    for (int j = 0; j < READ_LANES; j++) sum += lane[j];
+    return sum;
+}
+
+static void read_worker(const llmq_worker *w, void *arg) {
+    read_job *job = arg;
+    int64_t begin, end;
+    worker_range(w, job->n, READ_LANES * 64, &begin, &end);
+    for (int64_t i = begin; i < end; i++) job->data[i] = (uint64_t)i; /* first touch: pages come to their reader */
+    for (int pass = 0; pass < READ_PASSES; pass++) {
+        worker_barrier(w);
+        double start = time_seconds();
+        job->sums[w->id * 8] += read_sum(job->data + begin, end - begin);
+        worker_barrier(w);
+        double took = time_seconds() - start;
+        if (w->id == 0 && (pass == 0 || took < job->best)) job->best = took;
+    }
+}
+
+double backend_read_bandwidth(llmq_team *team, size_t bytes) {
+    bytes = bytes / (READ_LANES * sizeof(uint64_t)) * (READ_LANES * sizeof(uint64_t));
+    read_job job = {mem_alloc_big(bytes), (int64_t)(bytes / sizeof(uint64_t)), 0, mem_zalloc((size_t)team_size(team) * 8, sizeof(uint64_t))};
+    if (job.data && job.sums) team_run(team, read_worker, &job);
+    mem_free_big(job.data, bytes);
+    mem_free(job.sums);
+    return job.best > 0 ? (double)bytes / job.best : 0;
+}
