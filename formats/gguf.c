@@ -39,7 +39,8 @@ static llmq_status take(cursor *c, void *out, size_t n) {
 }
 
 static llmq_status take_string(cursor *c, llmq_str *out) {
-    uint64_t len;
+    uint64_t len = 0;
+    *out = (llmq_str){"", 0};
     LLMQ_TRY(take(c, &len, sizeof len));
     if (len > c->size - c->at) return fail_short(c);
     *out = (llmq_str){(const char *)c->data + c->at, (size_t)len};
@@ -60,8 +61,8 @@ static llmq_status read_strings(cursor *c, llmq_meta *meta, const char *key, siz
 }
 
 static llmq_status read_array(cursor *c, llmq_meta *meta, const char *key) {
-    uint32_t type;
-    uint64_t n;
+    uint32_t type = 0;
+    uint64_t n = 0;
     LLMQ_TRY(take(c, &type, sizeof type));
     LLMQ_TRY(take(c, &n, sizeof n));
     size_t size = type == META_STR ? sizeof(uint64_t) : meta_type_size((llmq_meta_type)type);
@@ -116,7 +117,7 @@ static llmq_status read_scalar(cursor *c, llmq_meta *meta, const char *key, llmq
 static llmq_status read_key(cursor *c, llmq_meta *meta) {
     llmq_str name, text;
     char key[GGUF_MAX_KEY];
-    uint32_t type;
+    uint32_t type = 0;
     c->what = "the name of a key";
     LLMQ_TRY(take_string(c, &name));
     if (name.len == 0 || name.len >= sizeof key || !source_text_is_clean(name.s, name.len))
@@ -152,7 +153,7 @@ static const char *foreign_type_name(uint32_t type) {
 
 static llmq_status read_tensor(cursor *c, llmq_tensor *t, uint64_t *offset_out) {
     llmq_str name;
-    uint32_t n_dims, type;
+    uint32_t n_dims = 0, type = 0;
     c->what = "the list of tensors";
     LLMQ_TRY(take_string(c, &name));
     LLMQ_TRY(source_name_tensor(t, name.s, name.len, c->path, c->err));
@@ -220,7 +221,7 @@ static llmq_status read_tensors(cursor *c, llmq_source *src, const llmq_meta *me
 /* ---- files ---- */
 
 static llmq_status read_header(cursor *c, uint64_t *n_tensors_out, uint64_t *n_kv_out) {
-    uint32_t magic, version;
+    uint32_t magic = 0, version = 0;
     c->what = "the header";
     LLMQ_TRY(take(c, &magic, sizeof magic));
     LLMQ_TRY(take(c, &version, sizeof version));
@@ -237,7 +238,7 @@ static llmq_status read_header(cursor *c, uint64_t *n_tensors_out, uint64_t *n_k
 /* One file: its keys into meta, its tensors appended to src. */
 static llmq_status read_file(const char *path, llmq_source *src, llmq_meta *meta, llmq_err *err) {
     llmq_map map;
-    uint64_t n_tensors, n_kv;
+    uint64_t n_tensors = 0, n_kv = 0;
     LLMQ_TRY(source_add_map(src, path, &map, err));
     cursor c = {.data = map.data, .size = map.size, .path = path, .err = err};
     LLMQ_TRY(read_header(&c, &n_tensors, &n_kv));

@@ -11,7 +11,7 @@ import sys
 
 import gguf
 import numpy as np
-from safetensors import serialize_file
+from safetensors import TensorSpec, serialize_file
 
 OUT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "formats")
 OUT.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,13 @@ CONFIG = {
 
 def entry(array, dtype):
     data = array.astype(np.float32) if dtype == "float32" else array.astype(np.float16) if dtype == "float16" else bf16(array)
-    return {"dtype": dtype, "shape": list(array.shape), "data": data.tobytes()}
+    return dtype, data
+
+
+def save(tensors, path):
+    specs = {name: TensorSpec(dtype=dtype, shape=list(data.shape), data_ptr=data.ctypes.data, data_len=data.nbytes)
+             for name, (dtype, data) in tensors.items()}
+    serialize_file(specs, str(path), {"format": "pt"})
 
 
 def make_safetensors():
@@ -91,12 +97,12 @@ def make_safetensors():
     for folder in single, sharded:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
-    serialize_file(tensors, str(single / "model.safetensors"), {"format": "pt"})
+    save(tensors, single / "model.safetensors")
     names = list(tensors)
     parts = {f"model-{n + 1:05}-of-00002.safetensors": names[2 * n:2 * n + 2] for n in range(2)}
     for file, members in parts.items():
-        serialize_file({name: tensors[name] for name in members}, str(sharded / file), {"format": "pt"})
-    index = {"metadata": {"total_size": sum(len(t["data"]) for t in tensors.values())},
+        save({name: tensors[name] for name in members}, sharded / file)
+    index = {"metadata": {"total_size": sum(data.nbytes for _, data in tensors.values())},
              "weight_map": {name: file for file, members in parts.items() for name in members}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
