@@ -1,0 +1,108 @@
+/* What the CPU's matmul files share: the form of int8 activations, and the interleaved weight layouts that the SIMD
+ * kernels read.
+ *
+ * Activations (ACT_Q8). Groups of 32 inputs: q = round(x / d), d = absmax / 127. Tokens are kept in blocks, so that a
+ * register tile of tokens walks memory linearly: a block holds, for each group, 32 bytes of each of its tokens.
+ *
+ * Weights. A tile is 16 rows x all columns. Codes come in groups of 32 columns; the vector word (r, j) of a group holds
+ * columns 4j..4j+3 of row r in its 4 bytes, so that one dot-product instruction takes 4 columns of 16 rows against one
+ * broadcast word of activations. A code of `bits` bits is split over planes:
+ *     8      8 vectors of 64 bytes: byte = code
+ *     4,5,6  4 vectors: vector j has the low 4 bits of words j (low nibble) and j + 4 (high nibble);
+ *            5: 1 vector more, bit j of a byte is bit 4 of word j; 6: 2 vectors more, as for 2, holding bits 4 and 5
+ *     2,3    2 vectors: vector i holds words i, i+2, i+4, i+6 at bits 0, 2, 4, 6; 3: 1 vector more with bit 2
+ * After the codes of all groups come the scales of the tile: for each 32 columns f16 scale[16] (and f16 offset[16]);
+ * two-level types instead, for each 256 columns, f16 d[16] (and dmin[16]), then for every `group` columns int8 sc[16]
+ * (and mn[16]). The weight is scale * (code - zero) + offset, or d*sc * (code - zero) - dmin*mn, or with a codebook
+ * scale * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values. */
+#ifndef LLMQ_CPU_LAYOUT_H
+#define LLMQ_CPU_LAYOUT_H
+
+#include "core/backend.h"
+
+/* ---- activations */
+
+typedef struct act_group {
+    float d;          /* x = d * q */
+    int32_t start;    /* -128 * sum of the 32 q: start value of a dot product with codes that are 128 too large */
+    float dsum;       /* d * sum */
+    int32_t start_lo; /* as start, of the first 16 */
+} act_group;
+
+#define ACT_FEW 8   /* up to so many tokens form one block */
+#define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
+
+typedef struct act_block {
+    const int8_t *q;        /* (groups, n, 32) */
+    const act_group *group; /* (groups, n) */
+    int n;
+} act_block;
+
+static inline int64_t act_groups(int64_t cols) { return (cols + 31) / 32; }
+static inline int64_t act_block_len(int64_t n_tok) { return n_tok <= ACT_FEW ? n_tok : ACT_BLOCK; }
+static inline size_t act_group_offset(int64_t n_tok, int64_t cols) { return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64; }
+
+/* The block that starts at token first (a multiple of act_block_len). */
+static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
+    int64_t len = act_block_len(a->n_tok), groups = act_groups(a->cols), left = a->n_tok - first;
+    const char *base = a->q8;
+    return (act_block){(const int8_t *)base + first * groups * 32,
+                       (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups, (int)(left < len ? left : len)};
+}
+
+/* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. */
+static inline int64_t act_bf16_stride(int64_t cols) { return (cols + 31) / 32 * 32; }
+
+size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols);
+
+/* ---- weights */
+
+/*        type    bits group two_level mins codebook zero */
+#define CPU_LAYOUTS(X)             \
+    X(Q4_0, 4, 32, 0, 0, 0, 8)     \
+    X(Q4_1, 4, 32, 0, 1, 0, 0)     \
+    X(Q5_0, 5, 32, 0, 0, 0, 16)    \
+    X(Q5_1, 5, 32, 0, 1, 0, 0)     \
+    X(Q8_0, 8, 32, 0, 0, 0, 128)   \
+    X(Q2_K, 2, 16, 1, 1, 0, 0)     \
+    X(Q3_K, 3, 16, 1, 0, 0, 4)     \
+    X(Q4_K, 4, 32, 1, 1, 0, 0)     \
+    X(Q5_K, 5, 32, 1, 1, 0, 0)     \
+    X(Q6_K, 6, 16, 1, 0, 0, 32)    \
+    X(IQ4_NL, 4, 32, 0, 0, 1, 128) \
+    X(IQ4_XS, 4, 32, 1, 0, 1, 128)
+
+enum {
+    LAYOUT_NATIVE, /* rows as stored */
+#define X(type, bits, group, two_level, mins, codebook, zero) LAYOUT_##type,
+    CPU_LAYOUTS(X)
+#undef X
+    LAYOUT_BF16 /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
+};
+
+typedef struct cpu_layout {
+    llmq_type type;
+    int bits, group;
+    bool two_level, mins, codebook;
+    int zero; /* subtracted from codes (codebook: added to levels to make them unsigned) */
+} cpu_layout;
+
+const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and LAYOUT_BF16 */
+
+static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) { return cols / 32 * l->bits * 64; }
+static inline int64_t layout_scale_step(const cpu_layout *l) {
+    return (1 + l->mins) * (32 + (l->two_level ? 256 / l->group * 16 : 0));
+}
+static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
+    return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;
+}
+static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return act_bf16_stride(cols) * 32; }
+
+/* weight_prepare and weight_release of the SIMD backends: quantized types are repacked, float types stay native
+ * (pack_bf16: are rounded to LAYOUT_BF16). */
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, bool pack_bf16, llmq_team *team, llmq_err *err);
+void cpu_weight_release(llmq_weight *w);
+/* Checks t and fills the fields of w that every layout has. */
+llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err);
+
+#endif

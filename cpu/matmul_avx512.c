@@ -1,0 +1,455 @@
+/* AVX-512 VNNI kernels for the interleaved quantized layouts (layout.h).
+ *
+ * Codes are the unsigned operand of vpdpbusd, activations the signed one. A zero point costs nothing: the integer sum
+ * starts at -zero * sum(activations) instead of 0.
+ *
+ * Few tokens (decode, memory-bound): codes are taken apart in registers, one tile of 16 rows = one vector of results.
+ * More tokens: a panel of 32 rows x up to 512 columns is taken apart once into L1, as bytes 128 too large for every type
+ * alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
+ *
+ * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/dense.h"
+#include "cpu/layout.h"
+#include "types/type.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define PANEL_ROWS 32
+#define PANEL_COLS 512
+#define PREFETCH 2048 /* bytes ahead of the codes in use */
+
+/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
+#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
+#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
+
+INLINE __m512i load_i(const void *p) { return _mm512_loadu_si512(p); }
+INLINE __m512 load_half16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE __m512 load_sc16(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+
+/* 4 activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its uses and
+ * then spend more loads than products. */
+INLINE __m512i bcast4(const int8_t *q) {
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm512_set1_epi32(v);
+}
+INLINE __m512i bcast4_reg(const int8_t *q) {
+    __m512i v = bcast4(q);
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+/* ---- codes */
+
+/* Bits of `plane` that start at bit `from` of each byte, moved to bit `to`, and masked. */
+INLINE __m512i plane_bits(__m512i plane, int from, int to, int mask) {
+    __m512i v = plane;
+    if (from > to) v = _mm512_srli_epi16(plane, from - to);
+    if (from < to) v = _mm512_slli_epi16(plane, to - from);
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)(mask << to)));
+}
+
+/* Words 0..7 of a group, as stored: u[j] byte b = code of column 4j + b. 4-bit codes go through table if it is used. */
+INLINE void decode(int bits, bool use_table, __m512i table, const uint8_t *p, __m512i u[8]) {
+    if (bits == 8) {
+        UNROLL for (int j = 0; j < 8; j++) u[j] = load_i(p + 64 * j);
+        return;
+    }
+    if (bits >= 4) {
+        UNROLL for (int j = 0; j < 4; j++) {
+            __m512i raw = load_i(p + 64 * j), high = _mm512_srli_epi16(raw, 4);
+            if (use_table) { /* the table has 4 copies of its 16 entries: the upper bits of an index do not matter */
+                u[j] = _mm512_permutexvar_epi8(raw, table);
+                u[j + 4] = _mm512_permutexvar_epi8(high, table);
+            } else {
+                u[j] = _mm512_and_si512(raw, _mm512_set1_epi8(15));
+                u[j + 4] = _mm512_and_si512(high, _mm512_set1_epi8(15));
+            }
+        }
+        p += 256;
+    }
+    if (bits == 6 || bits <= 3) {
+        UNROLL for (int j = 0; j < 8; j++) {
+            __m512i v = plane_bits(load_i(p + 64 * (j & 1)), j / 2 * 2, bits == 6 ? 4 : 0, 3);
+            u[j] = bits == 6 ? _mm512_or_si512(u[j], v) : v;
+        }
+        p += 128;
+    }
+    if (bits == 5 || bits == 3) {
+        __m512i plane = load_i(p);
+        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm512_or_si512(u[j], plane_bits(plane, j, bits - 1, 1));
+    }
+}
+
+/* level + 128 of each 4-bit code. */
+static __m512i code_table(const cpu_layout *l) {
+    uint8_t table[16];
+    const llmq_type_info *info = l->codebook ? type_info(l->type) : NULL;
+    for (int i = 0; i < 16; i++) table[i] = (uint8_t)((info ? info->levels[i] : i - l->zero) + 128);
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+}
+
+/* ---- scales of 16 rows */
+
+typedef struct scale_walk {
+    const uint8_t *p;
+    __m512 d, dmin;
+} scale_walk;
+
+/* w[h], m[h]: scale and offset of the group of 32, or of its two halves where group is 16. g counts groups of 32. */
+INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m512 w[2], __m512 m[2]) {
+    if (!two_level) {
+        w[0] = load_half16(s->p);
+        s->p += 32;
+        if (mins) {
+            m[0] = load_half16(s->p);
+            s->p += 32;
+        }
+        return;
+    }
+    if (g % 8 == 0) {
+        s->d = load_half16(s->p);
+        s->p += 32;
+        if (mins) {
+            s->dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half16(s->p));
+            s->p += 32;
+        }
+    }
+    UNROLL for (int h = 0; h < 32 / group; h++) {
+        w[h] = _mm512_mul_ps(load_sc16(s->p), s->d);
+        s->p += 16;
+        if (mins) {
+            m[h] = _mm512_mul_ps(load_sc16(s->p), s->dmin);
+            s->p += 16;
+        }
+    }
+}
+
+/* ---- few tokens */
+
+INLINE int log2_of(int zero) {
+    return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
+}
+
+/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {
+    const uint8_t *p = tile;
+    scale_walk walk = {tile + cols / 32 * bits * 64, _mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 f[4];
+    UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
+        __m512i u[8];
+        __m512 w[2], m[2];
+        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
+        decode(bits, codebook, table, p, u);
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int t = 0; t < nt; t++) {
+            const int8_t *q = b.q + (g * b.n + t0 + t) * 32;
+            const act_group *ag = b.group + g * b.n + t0 + t;
+            __m512i lo = _mm512_setzero_si512(), hi = lo;
+            if (zero && group == 32) lo = _mm512_srai_epi32(_mm512_set1_epi32(ag->start), 7 - log2_of(zero));
+            if (zero && group == 16) {
+                lo = _mm512_srai_epi32(_mm512_set1_epi32(ag->start_lo), 7 - log2_of(zero));
+                hi = _mm512_srai_epi32(_mm512_set1_epi32(ag->start - ag->start_lo), 7 - log2_of(zero));
+            }
+            UNROLL for (int j = 0; j < 4; j++) {
+                lo = _mm512_dpbusd_epi32(lo, u[j], bcast4(q + 4 * j));
+                hi = _mm512_dpbusd_epi32(hi, u[j + 4], bcast4(q + 16 + 4 * j));
+            }
+            __m512 d = _mm512_set1_ps(ag->d);
+            if (group == 32) {
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(lo, hi)), _mm512_mul_ps(w[0], d), f[t]);
+                if (mins) f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), f[t]);
+            } else {
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), f[t]);
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi), _mm512_mul_ps(w[1], d), f[t]);
+                if (mins) {
+                    float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
+                    f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), f[t]);
+                    f[t] = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag->dsum - dsum_lo), f[t]);
+                }
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < nt; t++) out[t] = f[t];
+}
+
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]);
+
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                              \
+    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                         \
+    }                                                                                                                      \
+    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                         \
+    }                                                                                                                      \
+    static void gemv3_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 3, tile, cols, table, b, t0, out);                         \
+    }                                                                                                                      \
+    static void gemv4_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 4, tile, cols, table, b, t0, out);                         \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static gemv_fn *const gemv_fns[LAYOUT_BF16][4] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) \
+    [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type},
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+INLINE __mmask16 row_mask(int64_t left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1); }
+
+static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
+    __m512i table = code_table(l);
+    act_block b = act_block_at(a, 0);
+    worker_range(worker, w->rows, 16, &begin, &end);
+    for (int64_t r = begin; r < end; r += 16) {
+        const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+        __mmask16 mask = row_mask(w->rows - r);
+        __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[4];
+        for (int t0 = 0; t0 < b.n; t0 += 4) {
+            int nt = b.n - t0 < 4 ? b.n - t0 : 4;
+            gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
+            for (int t = 0; t < nt; t++) _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
+        }
+    }
+}
+
+/* ---- many tokens */
+
+/* 32 rows of weights ready for the register tile; rows r and r + 16 of a word lie side by side. */
+typedef struct panel {
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];             /* (words, 2, 64), 128 too large */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];       /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+} panel;
+
+/* Columns k0 .. k0+n of one tile into half `half` of the panel. */
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half) {
+    const uint8_t *p = tile + k0 / 32 * bits * 64;
+    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512i shift = _mm512_set1_epi8((char)(128 - zero));
+    int halves = 32 / group;
+    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+        __m512i u[8];
+        __m512 w[2], m[2];
+        decode(bits, bits == 4, table, p, u);
+        UNROLL for (int j = 0; j < 8; j++) {
+            if (bits != 4 && zero != 128) u[j] = _mm512_add_epi8(u[j], shift);
+            _mm512_store_si512(out->code + (g * 8 + j) * 128 + half * 64, u[j]);
+        }
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int h = 0; h < halves; h++) {
+            _mm512_store_ps(&out->scale[g * halves + h][half * 16], w[h]);
+            if (mins) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
+        }
+    }
+    (void)codebook;
+}
+
+typedef void unpack_fn(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half);
+
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                                    \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half) {  \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out, half);                          \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = unpack_##type,
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* One group's integer sums (tokens, 2) go to the float sums. */
+INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const float *scale, const float *offset, const float *d, const float *dsum,
+                  int64_t stride) {
+    __m512 s0 = _mm512_load_ps(scale), s1 = _mm512_load_ps(scale + 16);
+    UNROLL for (int t = 0; t < nt; t++) {
+        __m512 dt = _mm512_set1_ps(d[t * stride]);
+        f[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][0]), _mm512_mul_ps(s0, dt), f[t][0]);
+        f[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][1]), _mm512_mul_ps(s1, dt), f[t][1]);
+        if (mins) {
+            __m512 sum = _mm512_set1_ps(dsum[t]);
+            f[t][0] = _mm512_fmadd_ps(_mm512_load_ps(offset), sum, f[t][0]);
+            f[t][1] = _mm512_fmadd_ps(_mm512_load_ps(offset + 16), sum, f[t][1]);
+        }
+    }
+}
+
+/* f (tokens, 2) += panel x nt tokens of the block, over n columns; b points at its first group of them. */
+INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
+    int halves = 32 / group, words = group / 4;
+    const uint8_t *code = w->code;
+    const float *scale = w->scale[0], *offset = w->offset[0];
+    const int8_t *q = b.q;
+    const act_group *ag = b.group;
+    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt) {
+        UNROLL for (int h = 0; h < halves; h++, code += words * 128, scale += 32, offset += 32) {
+            __m512i acc[6][2];
+            float dsum[6];
+            UNROLL for (int t = 0; t < nt; t++) {
+                int32_t start = group == 32 ? ag[t].start : h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
+                acc[t][0] = acc[t][1] = _mm512_set1_epi32(start);
+                if (mins) dsum[t] = group == 32 ? ag[t].dsum : ag[t].d * (float)start * (-1.0f / 128);
+            }
+            UNROLL for (int j = 0; j < words; j++) {
+                __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
+                UNROLL for (int t = 0; t < nt; t++) {
+                    __m512i x = bcast4_reg(q + t * 32 + h * 16 + 4 * j);
+                    acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
+                    acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
+                }
+            }
+            flush(mins, nt, acc, f, scale, offset, &ag[0].d, dsum, sizeof(act_group) / sizeof(float));
+        }
+    }
+}
+
+/* y of 32 rows x nt tokens: starts at `bias` (first) or at what earlier columns gave. */
+typedef struct tile_out {
+    float *y; /* row r of token 0 */
+    int64_t ldy;
+    __mmask16 mask[2];
+    const float *bias; /* of row r, or NULL */
+    bool first;
+} tile_out;
+
+INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, const tile_out *o) {
+    __m512 f[6][2];
+    UNROLL for (int t = 0; t < nt; t++) {
+        UNROLL for (int i = 0; i < 2; i++) {
+            if (!o->first) f[t][i] = _mm512_maskz_loadu_ps(o->mask[i], o->y + t * o->ldy + 16 * i);
+            else f[t][i] = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
+        }
+    }
+    gemm_tile(group, mins, nt, w, b, n, f);
+    UNROLL for (int t = 0; t < nt; t++) {
+        UNROLL for (int i = 0; i < 2; i++) _mm512_mask_storeu_ps(o->y + t * o->ldy + 16 * i, o->mask[i], f[t][i]);
+    }
+}
+
+typedef void gemm_fn(const panel *w, act_block b, int64_t n, const tile_out *o);
+
+#define GEMM_WIDTHS(Y, group, mins) Y(group, mins, 1) Y(group, mins, 2) Y(group, mins, 3) Y(group, mins, 4) Y(group, mins, 5) Y(group, mins, 6)
+#define GEMM_DEFINE(group, mins, nt)                                                                                 \
+    static void gemm_##group##_##mins##_##nt(const panel *w, act_block b, int64_t n, const tile_out *o) {            \
+        gemm_block(group, mins, nt, w, b, n, o);                                                                     \
+    }
+#define GEMM_NAME(group, mins, nt) gemm_##group##_##mins##_##nt,
+GEMM_WIDTHS(GEMM_DEFINE, 32, 0)
+GEMM_WIDTHS(GEMM_DEFINE, 32, 1)
+GEMM_WIDTHS(GEMM_DEFINE, 16, 0)
+GEMM_WIDTHS(GEMM_DEFINE, 16, 1)
+static gemm_fn *const gemm_fns[2][2][6] = {
+    {{GEMM_WIDTHS(GEMM_NAME, 32, 0)}, {GEMM_WIDTHS(GEMM_NAME, 32, 1)}},
+    {{GEMM_WIDTHS(GEMM_NAME, 16, 0)}, {GEMM_WIDTHS(GEMM_NAME, 16, 1)}},
+};
+
+/* Columns of a panel: as even a division of cols as the layout allows. */
+static int64_t panel_cols(const cpu_layout *l, int64_t cols) {
+    int64_t unit = l->two_level ? 256 : 32, parts = (cols + PANEL_COLS - 1) / PANEL_COLS, n = (cols + parts - 1) / parts;
+    return (n + unit - 1) / unit * unit;
+}
+
+static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = panel_cols(l, w->cols), begin, end;
+    unpack_fn *unpack = unpack_fns[w->layout];
+    gemm_fn *const *gemm = gemm_fns[l->group == 16][l->mins];
+    __m512i table = code_table(l);
+    panel p;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t k = 0; k < w->cols; k += step) {
+        int64_t n = w->cols - k < step ? w->cols - k : step;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
+            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            bool pair = w->rows - r > 16; /* otherwise the second half repeats the first and is not stored */
+            unpack(tile, w->cols, k, n, table, &p, 0);
+            unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
+            tile_out o = {NULL, ldy, {row_mask(w->rows - r), row_mask(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
+            for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
+                act_block b = act_block_at(a, t);
+                b.q += k / 32 * b.n * 32;
+                b.group += k / 32 * b.n;
+                o.y = y + t * ldy + r;
+                gemm[b.n - 1](&p, b, n, &o);
+            }
+        }
+    }
+}
+
+/* ---- activations */
+
+/* As quantize_group of the C backend, to the bit. */
+INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
+    const __m512i abs_mask = _mm512_set1_epi32(0x7fffffff);
+    __m512 x0 = _mm512_maskz_loadu_ps(row_mask(n), x), x1 = n > 16 ? _mm512_maskz_loadu_ps(row_mask(n - 16), x + 16) : _mm512_setzero_ps();
+    /* Magnitudes of floats order as integers; NaN is above infinity. */
+    uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), abs_mask),
+                                                             _mm512_and_si512(_mm512_castps_si512(x1), abs_mask)));
+    float amax;
+    memcpy(&amax, &bits, 4);
+    bool finite = bits < 0x7f800000u;
+    __m512 inverse = _mm512_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
+    if (!finite) x0 = x1 = _mm512_setzero_ps();
+    __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, inverse)), i1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, inverse));
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(i0));
+    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(i1));
+    int32_t lo = _mm512_reduce_add_epi32(i0), sum = lo + _mm512_reduce_add_epi32(i1);
+    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
+    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+}
+
+static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
+    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
+    worker_range(worker, a->n_tok * groups, 1, &begin, &end);
+    for (int64_t i = begin; i < end;) { /* i = t * groups + g */
+        int64_t t = i / groups, g = i % groups, stop = end - i < groups - g ? g + end - i : groups;
+        act_block b = act_block_at(a, t / len * len);
+        for (i += stop - g; g < stop; g++) {
+            int64_t at = g * b.n + t % len;
+            quantize_group(a->x + t * a->cols + 32 * g, a->cols - 32 * g, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+        }
+    }
+}
+
+static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
+    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
+}
+
+/* ---- entries */
+
+static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
+    return cpu_weight_pack(w, t, flags & PREP_BF16, team, err);
+}
+
+static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    if (!cpu_layout_of(w->layout)) dense_matmul_avx512(worker, w, a, y, ldy);
+    else if (a->n_tok <= ACT_FEW) matmul_few(worker, w, a, y, ldy);
+    else matmul_many(worker, w, a, y, ldy);
+}
+
+void cpu_fill_matmul_avx512(llmq_backend_ops *ops) {
+    ops->weight_prepare = weight_prepare;
+    ops->weight_release = cpu_weight_release;
+    ops->acts_bytes = cpu_acts_bytes;
+    ops->acts_fill = acts_fill;
+    ops->matmul = matmul;
+}

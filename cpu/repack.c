@@ -1,0 +1,217 @@
+/* Makes the interleaved weight layouts (layout.h) from native rows. Baseline code: SIMD backends of any ISA share it. */
+#include "cpu/layout.h"
+
+#include <string.h>
+
+#include "core/half.h"
+#include "core/mem.h"
+#include "types/type.h"
+
+const cpu_layout *cpu_layout_of(int layout) {
+    static const cpu_layout table[LAYOUT_BF16] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) \
+    [LAYOUT_##type] = {LLMQ_TYPE_##type, bits, group, two_level, mins, codebook, zero},
+        CPU_LAYOUTS(X)
+#undef X
+    };
+    return layout > LAYOUT_NATIVE && layout < LAYOUT_BF16 ? &table[layout] : NULL;
+}
+
+static int layout_for(llmq_type type) {
+    for (int i = LAYOUT_NATIVE + 1; i < LAYOUT_BF16; i++)
+        if (cpu_layout_of(i)->type == type) return i;
+    return LAYOUT_NATIVE;
+}
+
+llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err) {
+    const llmq_type_info *info = type_info(t->type);
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t), row_bytes, bytes;
+    if (!info) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %d has no kernels; quantize it to another type", t->name, (int)t->type);
+    if (rows <= 0 || cols <= 0 || (row_bytes = type_row_bytes(t->type, cols)) < 0)
+        return llmq_fail(err, LLMQ_E_FORMAT, "tensor %s: %lld columns are not whole blocks of %s; quantize it to another type", t->name,
+                         (long long)cols, info->name);
+    if (!t->data || !i64_mul(row_bytes, rows, &bytes) || bytes > t->bytes)
+        return llmq_fail(err, LLMQ_E_FORMAT, "tensor %s: its data is missing or too short; download the file again", t->name);
+    *w = (llmq_weight){.native = *t, .rows = rows, .cols = cols, .act = type_is_float(info) ? ACT_F32 : ACT_Q8, .layout = LAYOUT_NATIVE};
+    return LLMQ_OK;
+}
+
+/* ---- codes and scales of one row */
+
+static inline uint32_t load_word(const uint8_t *p) {
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+static inline void store_word(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void store_half(uint8_t *p, float x) {
+    uint16_t h = f32_to_f16(x);
+    memcpy(p, &h, 2);
+}
+
+/* Puts 32 codes of row r into their group at out. */
+static void put_codes(int bits, const uint8_t *codes, uint8_t *out, int r) {
+    uint32_t u[8], plane;
+    for (int j = 0; j < 8; j++) u[j] = load_word(codes + 4 * j);
+    out += 4 * r;
+    if (bits == 8) {
+        for (int j = 0; j < 8; j++) store_word(out + 64 * j, u[j]);
+        return;
+    }
+    if (bits >= 4) {
+        for (int j = 0; j < 4; j++) store_word(out + 64 * j, (u[j] & 0x0f0f0f0fu) | (u[j + 4] & 0x0f0f0f0fu) << 4);
+        for (int j = 0; j < 8; j++) u[j] = u[j] >> 4 & 0x0f0f0f0fu;
+        out += 256;
+    }
+    if (bits == 2 || bits == 3 || bits == 6) {
+        for (int i = 0; i < 2; i++, out += 64) {
+            plane = 0;
+            for (int t = 0; t < 4; t++) plane |= (u[i + 2 * t] & 0x03030303u) << 2 * t;
+            store_word(out, plane);
+        }
+        for (int j = 0; j < 8; j++) u[j] = u[j] >> 2 & 0x03030303u;
+    }
+    if (bits == 3 || bits == 5) {
+        plane = 0;
+        for (int j = 0; j < 8; j++) plane |= (u[j] & 0x01010101u) << j;
+        store_word(out, plane);
+    }
+}
+
+static void put_scales(const cpu_layout *l, const llmq_type_info *info, const llmq_grid *grid, uint8_t *out, int r) {
+    int groups = info->block_len / l->group;
+    if (l->two_level) {
+        store_half(out + 2 * r, grid->d);
+        out += 32;
+        if (l->mins) {
+            store_half(out + 2 * r, grid->dmin);
+            out += 32;
+        }
+        for (int g = 0; g < groups; g++) {
+            *(out + r) = (uint8_t)grid->sc[g];
+            out += 16;
+            if (!l->mins) continue;
+            *(out + r) = grid->mn[g];
+            out += 16;
+        }
+        return;
+    }
+    for (int g = 0; g < groups; g++) {
+        store_half(out + 2 * r, grid->scale[g]);
+        out += 32;
+        if (!l->mins) continue;
+        store_half(out + 2 * r, grid->offset[g]);
+        out += 32;
+    }
+}
+
+/* Row r of a tile through the type's own unpack. */
+static void pack_row(const cpu_layout *l, const llmq_type_info *info, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
+    uint8_t *scales = tile + layout_code_bytes(l, cols), codes[TYPE_MAX_BLOCK];
+    int shift = l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
+    int64_t step = layout_scale_step(l) * (l->two_level ? 1 : info->block_len / 32);
+    for (int64_t k = 0; k < cols; k += info->block_len, row += info->block_bytes, scales += step) {
+        llmq_grid grid;
+        info->unpack(row, &grid, codes);
+        for (int i = 0; shift && i < info->block_len; i++) codes[i] = (uint8_t)(codes[i] + shift);
+        for (int i = 0; i < info->block_len; i += 32) put_codes(l->bits, codes + i, tile + (k + i) / 32 * l->bits * 64, r);
+        put_scales(l, info, &grid, scales, r);
+    }
+}
+
+/* Q4_0, IQ4_NL: {f16 d; u8 qs[16]}, Q4_1: {f16 d, m; qs}: qs is a group of the 4-bit plane already. */
+static void pack_row_nibbles(const cpu_layout *l, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
+    uint8_t *scales = tile + layout_code_bytes(l, cols), *out = tile + 4 * r;
+    int head = l->mins ? 4 : 2;
+    for (int64_t k = 0; k < cols; k += 32, row += head + 16, out += 256) {
+        memcpy(scales + 2 * r, row, 2);
+        scales += 32;
+        if (l->mins) {
+            memcpy(scales + 2 * r, row + 2, 2);
+            scales += 32;
+        }
+        for (int j = 0; j < 4; j++) store_word(out + 64 * j, load_word(row + head + 4 * j));
+    }
+}
+
+/* Q8_0: {f16 d; i8 qs[32]}. */
+static void pack_row_q8_0(const cpu_layout *l, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
+    uint8_t *scales = tile + layout_code_bytes(l, cols) + 2 * r, *out = tile + 4 * r;
+    for (int64_t k = 0; k < cols; k += 32, row += 34, out += 512, scales += 32) {
+        memcpy(scales, row, 2);
+        for (int j = 0; j < 8; j++) store_word(out + 64 * j, load_word(row + 2 + 4 * j) ^ 0x80808080u);
+    }
+}
+
+static void pack_row_bf16(const llmq_type_info *info, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
+    float x[64];
+    size_t size = info->id == LLMQ_TYPE_F32 ? 4 : 2;
+    for (int64_t k = 0; k < cols; k += 64) {
+        int64_t n = cols - k < 64 ? cols - k : 64;
+        info->to_f32(row + (size_t)k * size, x, n);
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t h = f32_to_bf16(x[i]);
+            memcpy(tile + (k + i) / 2 * 64 + 4 * r + (i & 1) * 2, &h, 2);
+        }
+    }
+}
+
+/* ---- the job */
+
+typedef struct pack_job {
+    llmq_weight *w;
+    const llmq_type_info *info;
+    int64_t row_bytes, tile_bytes;
+} pack_job;
+
+static void pack_worker(const llmq_worker *worker, void *arg) {
+    const pack_job *job = arg;
+    const llmq_weight *w = job->w;
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t begin, end;
+    worker_range(worker, (w->rows + 15) / 16, 1, &begin, &end);
+    for (int64_t tile = begin; tile < end; tile++) {
+        uint8_t *out = (uint8_t *)w->packed + tile * job->tile_bytes;
+        for (int r = 0; r < 16 && tile * 16 + r < w->rows; r++) {
+            const uint8_t *row = (const uint8_t *)w->native.data + (tile * 16 + r) * job->row_bytes;
+            switch (job->info->id) {
+            case LLMQ_TYPE_Q4_0:
+            case LLMQ_TYPE_Q4_1:
+            case LLMQ_TYPE_IQ4_NL: pack_row_nibbles(l, row, w->cols, out, r); break;
+            case LLMQ_TYPE_Q8_0: pack_row_q8_0(l, row, w->cols, out, r); break;
+            default:
+                if (l) pack_row(l, job->info, row, w->cols, out, r);
+                else pack_row_bf16(job->info, row, w->cols, out, r);
+            }
+        }
+    }
+}
+
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, bool pack_bf16, llmq_team *team, llmq_err *err) {
+    LLMQ_TRY(cpu_weight_init(w, t, err));
+    pack_job job = {w, type_info(t->type), type_row_bytes(t->type, w->cols), 0};
+    if (type_is_float(job.info)) {
+        if (!pack_bf16) return LLMQ_OK;
+        w->layout = LAYOUT_BF16;
+        w->act = ACT_BF16;
+        job.tile_bytes = layout_bf16_tile_bytes(w->cols);
+    } else {
+        w->layout = layout_for(t->type);
+        if (w->layout == LAYOUT_NATIVE)
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %s has no kernels; quantize it to another type", t->name, job.info->name);
+        job.tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols);
+    }
+    if (!size_mul((size_t)((w->rows + 15) / 16), (size_t)job.tile_bytes, &w->packed_bytes)) return mem_error(err, SIZE_MAX, t->name);
+    /* Fresh pages are zero: rows past the last one have scale 0. */
+    w->packed = mem_alloc_big(w->packed_bytes);
+    if (!w->packed) return mem_error(err, w->packed_bytes, t->name);
+    if (team) team_run(team, pack_worker, &job);
+    else pack_worker(&(llmq_worker){0, 1, NULL}, &job);
+    return LLMQ_OK;
+}
+
+void cpu_weight_release(llmq_weight *w) {
+    if (!w) return;
+    mem_free_big(w->packed, w->packed_bytes);
+    *w = (llmq_weight){.packed = NULL};
+}

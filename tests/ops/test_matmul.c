@@ -1,0 +1,384 @@
+/* Matmul of every ISA against the C oracle, and the oracle against double arithmetic on the dequantized operands: every
+ * storage type, odd rows and columns, few and many tokens, teams of 1..3, guarded outputs, bias. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "core/mem.h"
+#include "cpu/cpu.h"
+#include "cpu/layout.h"
+#include "types/type.h"
+
+static uint64_t rng_state = 0x9e3779b97f4a7c15u;
+
+static uint32_t rng(void) {
+    rng_state = rng_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(rng_state >> 33);
+}
+static float uniform(float lo, float hi) { return lo + (hi - lo) * (float)(rng() & 0xffffff) / 16777216.0f; }
+
+static llmq_team *teams[3];
+
+static bool isa_ops(int i, llmq_backend_ops *ops) {
+    *ops = (llmq_backend_ops){.isa = "c"};
+    cpu_fill_matmul_c(ops);
+    if (i == 0) return true;
+#if defined(__x86_64__)
+    if (i == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        ops->isa = "avx2";
+        cpu_fill_matmul_avx2(ops);
+        return true;
+    }
+    if (i == 2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16")) {
+        ops->isa = "avx512";
+        cpu_fill_matmul_avx512(ops);
+        return true;
+    }
+#endif
+    return false;
+}
+
+/* Random codes and second-level scales of every value that the type's bits allow; moderate first-level scales. */
+static void random_block(const llmq_type_info *info, uint8_t *block) {
+    llmq_grid grid;
+    uint8_t codes[TYPE_MAX_BLOCK];
+    for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)(rng() >> 5);
+    info->unpack(block, &grid, codes);
+    grid.d = grid.scale[0] = f16_to_f32(f32_to_f16(uniform(0.5f, 1.5f) * (rng() & 1 ? 1.0f : -1.0f)));
+    grid.dmin = grid.offset[0] = f16_to_f32(f32_to_f16(uniform(-1.0f, 1.0f)));
+    info->pack(&grid, codes, block);
+}
+
+/* A weight of the type at an odd address when it may (float types come unaligned from safetensors). */
+static llmq_tensor random_tensor(llmq_type type, int64_t rows, int64_t cols, void **buffer_out) {
+    const llmq_type_info *info = type_info(type);
+    int64_t bytes = type_row_bytes(type, cols) * rows;
+    char *buffer = malloc((size_t)bytes + 2);
+    char *data = buffer + (type_is_float(info) ? 1 : 0);
+    if (type_is_float(info)) {
+        for (int64_t i = 0; i < rows * cols; i++) {
+            float x = uniform(-1, 1);
+            info->from_f32(&x, data + i * (bytes / (rows * cols)), 1);
+        }
+    } else {
+        for (int64_t b = 0; b < bytes / info->block_bytes; b++) random_block(info, (uint8_t *)data + b * info->block_bytes);
+    }
+    *buffer_out = buffer;
+    return (llmq_tensor){.name = "w", .type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}, .bytes = bytes, .data = data};
+}
+
+static float *random_floats(int64_t n, float lo, float hi) {
+    float *x = malloc((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = uniform(lo, hi);
+    return x;
+}
+
+/* ---- one run */
+
+typedef struct run_args {
+    const llmq_backend_ops *ops;
+    llmq_weight *w;
+    llmq_acts *a;
+    float *y;
+    int64_t ldy;
+} run_args;
+
+static void run_worker(const llmq_worker *worker, void *arg) {
+    run_args *r = arg;
+    if (r->w->act != ACT_F32) r->ops->acts_fill(worker, r->a, r->w->act);
+    worker_barrier(worker);
+    r->ops->matmul(worker, r->w, r->a, r->y, r->ldy);
+}
+
+#define GUARD 7.25e7f
+#define PAD 3 /* floats between rows of y, and after the last */
+
+/* y (n_tok, rows + PAD), all guards checked. a keeps the filled activations (freed by the caller). */
+static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x, int64_t n_tok, int n_team, llmq_acts *a) {
+    llmq_weight w;
+    llmq_err err;
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t), ldy = rows + PAD;
+    assert_int_equal(ops->weight_prepare(&w, t, flags, teams[n_team - 1], &err), LLMQ_OK);
+    w.bias = bias;
+    if (w.packed) w.native.data = NULL; /* as the engine may */
+    *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x};
+    size_t bytes = ops->acts_bytes(w.act, n_tok, cols);
+    unsigned char *form = mem_alloc(bytes + 64, 1);
+    memset(form, 0xa5, bytes + 64);
+    if (w.act == ACT_Q8) a->q8 = form;
+    if (w.act == ACT_BF16) a->bf16 = form;
+    float *y = malloc((size_t)(n_tok * ldy) * sizeof *y);
+    for (int64_t i = 0; i < n_tok * ldy; i++) y[i] = GUARD;
+    run_args args = {ops, &w, a, y, ldy};
+    team_run(teams[n_team - 1], run_worker, &args);
+    for (int64_t i = 0; i < n_tok; i++)
+        for (int64_t p = 0; p < PAD; p++) assert_true(y[i * ldy + rows + p] == GUARD);
+    for (int i = 0; i < 64; i++) assert_int_equal(form[bytes + (size_t)i], 0xa5);
+    ops->weight_release(&w);
+    if (!a->q8) mem_free(form);
+    return y;
+}
+
+/* Largest |y - want| relative to what rounding could make of it: the sum of magnitudes of each product. */
+static double worst(const float *y, const double *want, const double *mag, int64_t n_tok, int64_t rows) {
+    double w = 0;
+    for (int64_t t = 0; t < n_tok; t++) {
+        for (int64_t r = 0; r < rows; r++) {
+            double e = fabs((double)y[t * (rows + PAD) + r] - want[t * rows + r]) / (mag[t * rows + r] + 1e-30);
+            if (!(e <= w)) w = e;
+        }
+    }
+    return w;
+}
+
+/* want, mag (n_tok, rows) from dequantized weights; activations as the backend rounded them (Q8), or x itself. */
+static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, double *want, double *mag) {
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t), row_bytes = type_row_bytes(t->type, cols);
+    float *w = malloc((size_t)cols * sizeof *w);
+    for (int64_t r = 0; r < rows; r++) {
+        type_to_f32(t->type, (const char *)t->data + r * row_bytes, w, cols);
+        for (int64_t i = 0; i < a->n_tok; i++) {
+            double sum = bias ? (double)bias[r] : 0, m = fabs(sum);
+            int64_t len = act_block_len(a->n_tok), at = i % len;
+            act_block b = a->q8 ? act_block_at(a, i / len * len) : (act_block){NULL, NULL, 0};
+            for (int64_t c = 0; c < cols; c++) {
+                int64_t g = c / 32 * b.n + at;
+                double x = a->q8 ? (double)b.group[g].d * b.q[g * 32 + c % 32] : (double)a->x[i * cols + c];
+                sum += (double)w[c] * x;
+                m += fabs((double)w[c] * x);
+            }
+            want[i * rows + r] = sum;
+            mag[i * rows + r] = m;
+        }
+    }
+    free(w);
+}
+
+/* One shape on every ISA and team. */
+static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, bool with_bias) {
+    void *buffer;
+    llmq_tensor t = random_tensor(type, rows, cols, &buffer);
+    float *x = random_floats(n_tok * cols, -2, 2), *bias = with_bias ? random_floats(rows, -9, 9) : NULL;
+    size_t n = (size_t)(n_tok * rows);
+    double *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
+    llmq_acts first = {.q8 = NULL};
+    for (int isa = 0; isa < 3; isa++) {
+        llmq_backend_ops ops;
+        if (!isa_ops(isa, &ops)) continue;
+        float *y1 = NULL;
+        for (int team = 1; team <= 3; team++) {
+            llmq_acts a;
+            float *y = run(&ops, &t, 0, bias, x, n_tok, team, &a);
+            if (!y1) {
+                y1 = y;
+                if (isa == 0) {
+                    first = a;
+                    reference(&t, bias, &a, want, mag);
+                } else if (a.q8) { /* activations are the same bits everywhere */
+                    size_t groups = (size_t)(n_tok * act_groups(cols));
+                    assert_memory_equal(a.q8, first.q8, groups * 32);
+                    assert_memory_equal((char *)a.q8 + act_group_offset(n_tok, cols), (char *)first.q8 + act_group_offset(n_tok, cols),
+                                        groups * sizeof(act_group));
+                    mem_free(a.q8);
+                }
+                double e = worst(y, want, mag, n_tok, rows);
+                if (!(e < 1e-6))
+                    fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops.isa, type_info(type)->name, (int)rows, (int)cols, (int)n_tok, e);
+            } else {
+                assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
+                free(y);
+                mem_free(a.q8);
+            }
+        }
+        free(y1);
+    }
+    mem_free(first.q8);
+    free(buffer), free(x), free(bias), free(want), free(mag);
+}
+
+static const int64_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 70};
+#define N_TOKENS (sizeof tokens / sizeof *tokens)
+
+static void test_quantized(void **state) {
+    (void)state;
+    for (size_t i = 0; type_at(i); i++) {
+        const llmq_type_info *info = type_at(i);
+        if (type_is_float(info)) continue;
+        for (size_t k = 0; k < N_TOKENS; k++) {
+            int64_t cols = info->block_len * (1 + (int64_t)rng() % (info->block_len == 32 ? 9 : 3));
+            check_shape(info->id, 1 + (int64_t)rng() % 70, cols, tokens[k], k % 2);
+        }
+        check_shape(info->id, 33, info->block_len == 32 ? 1056 : 1280, 13, true); /* several panels of columns */
+    }
+}
+
+static void test_float(void **state) {
+    (void)state;
+    const llmq_type types[] = {LLMQ_TYPE_F32, LLMQ_TYPE_F16, LLMQ_TYPE_BF16};
+    const int64_t cols[] = {1, 7, 15, 16, 17, 65, 128, 172, 300};
+    for (int i = 0; i < 3; i++)
+        for (size_t k = 0; k < N_TOKENS; k++) check_shape(types[i], 1 + (int64_t)rng() % 70, cols[rng() % 9], tokens[k], k % 2);
+}
+
+/* Rounding activations to 8 bits may cost what it costs and no more. */
+static void test_activation_error(void **state) {
+    (void)state;
+    enum { ROWS = 32, COLS = 1024, TOK = 4 };
+    void *buffer;
+    llmq_backend_ops ops;
+    llmq_acts a;
+    llmq_tensor t = random_tensor(LLMQ_TYPE_Q4_0, ROWS, COLS, &buffer);
+    float *x = random_floats(TOK * COLS, -1, 1);
+    double want[TOK * ROWS], mag[TOK * ROWS], num = 0, den = 0;
+    isa_ops(0, &ops);
+    float *y = run(&ops, &t, 0, NULL, x, TOK, 1, &a);
+    llmq_acts exact = {.n_tok = TOK, .cols = COLS, .x = x};
+    reference(&t, NULL, &exact, want, mag);
+    for (int i = 0; i < TOK; i++) {
+        for (int r = 0; r < ROWS; r++) {
+            num += pow((double)y[i * (ROWS + PAD) + r] - want[i * ROWS + r], 2);
+            den += pow(want[i * ROWS + r], 2);
+        }
+    }
+    assert_true(sqrt(num / den) < 0.006 && num > 0);
+    mem_free(a.q8);
+    free(y), free(x), free(buffer);
+}
+
+static void test_bf16(void **state) {
+    (void)state;
+    const llmq_type types[] = {LLMQ_TYPE_F32, LLMQ_TYPE_F16, LLMQ_TYPE_BF16};
+    for (int isa = 0; isa < 3; isa++) {
+        llmq_backend_ops ops;
+        if (!isa_ops(isa, &ops)) continue;
+        for (int i = 0; i < 18; i++) {
+            int64_t rows = 1 + (int64_t)rng() % 70, cols = 1 + (int64_t)rng() % 600, n_tok = tokens[(size_t)i % N_TOKENS];
+            void *buffer;
+            llmq_tensor t = random_tensor(types[i % 3], rows, cols, &buffer);
+            float *x = random_floats(n_tok * cols, -2, 2), *bias = random_floats(rows, -1, 1), *y1 = NULL;
+            double *want = malloc((size_t)(n_tok * rows) * sizeof *want), *mag = malloc((size_t)(n_tok * rows) * sizeof *mag);
+            for (int team = 1; team <= 3; team++) {
+                llmq_acts a;
+                float *y = run(&ops, &t, PREP_BF16, bias, x, n_tok, team, &a);
+                a.q8 = NULL;
+                reference(&t, bias, &a, want, mag);
+                assert_true(worst(y, want, mag, n_tok, rows) < 0.008); /* two roundings of 2^-9 each, at worst aligned */
+                if (y1) assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
+                if (!y1) y1 = y;
+                else free(y);
+            }
+            free(y1), free(buffer), free(x), free(bias), free(want), free(mag);
+        }
+    }
+}
+
+/* Zero, tiny, huge and non-finite activations. */
+static void test_odd_activations(void **state) {
+    (void)state;
+    enum { ROWS = 20, COLS = 64 };
+    for (int isa = 0; isa < 3; isa++) {
+        llmq_backend_ops ops;
+        if (!isa_ops(isa, &ops)) continue;
+        for (int n_tok = 6; n_tok <= 12; n_tok += 6) {
+            void *buffer;
+            llmq_tensor t = random_tensor(LLMQ_TYPE_Q8_0, ROWS, COLS, &buffer);
+            float *x = random_floats(12 * COLS, -1, 1);
+            for (int c = 0; c < COLS; c++) {
+                x[c] = 0;
+                x[COLS + c] *= 1e-38f;
+                x[2 * COLS + c] *= 1e30f;
+            }
+            x[3 * COLS + 40] = NAN;
+            x[4 * COLS + 3] = INFINITY;
+            x[5 * COLS] = -INFINITY;
+            x[5 * COLS + 1] = NAN;
+            llmq_acts a;
+            float *y = run(&ops, &t, 0, NULL, x, n_tok, 1, &a);
+            for (int r = 0; r < ROWS; r++) {
+                assert_true(y[r] == 0);
+                assert_true(y[ROWS + PAD + r] == 0);
+                assert_true(isfinite(y[2 * (ROWS + PAD) + r]));
+                for (int k = 3; k < 6; k++) assert_false(isfinite(y[k * (ROWS + PAD) + r]));
+            }
+            mem_free(a.q8);
+            free(y), free(x), free(buffer);
+        }
+    }
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    void *buffer;
+    llmq_tensor good = random_tensor(LLMQ_TYPE_Q4_0, 20, 64, &buffer), t;
+    for (int isa = 0; isa < 3; isa++) {
+        llmq_backend_ops ops;
+        llmq_weight w;
+        llmq_err err;
+        if (!isa_ops(isa, &ops)) continue;
+        t = good;
+        t.dims[0] = 65;
+        assert_int_equal(ops.weight_prepare(&w, &t, 0, teams[0], &err), LLMQ_E_FORMAT);
+        t = good;
+        t.bytes--;
+        assert_int_equal(ops.weight_prepare(&w, &t, 0, teams[0], &err), LLMQ_E_FORMAT);
+        t = good;
+        t.type = (llmq_type)29;
+        assert_int_equal(ops.weight_prepare(&w, &t, 0, teams[0], &err), LLMQ_E_UNSUPPORTED);
+        if (isa != 2) continue;
+        mem_fail_after(1);
+        llmq_status status = ops.weight_prepare(&w, &good, 0, teams[0], &err);
+        mem_fail_after(0);
+        assert_int_equal(status, LLMQ_E_MEMORY);
+    }
+    free(buffer);
+}
+
+/* A packed weight may not be much larger than the file's. */
+static void test_packed_size(void **state) {
+    (void)state;
+    for (size_t i = 0; type_at(i); i++) {
+        const llmq_type_info *info = type_at(i);
+        llmq_backend_ops ops;
+        llmq_weight w;
+        llmq_err err;
+        void *buffer;
+        if (type_is_float(info)) continue;
+        llmq_tensor t = random_tensor(info->id, 64, 1024, &buffer);
+        for (int isa = 1; isa < 3; isa++) {
+            if (!isa_ops(isa, &ops)) continue;
+            assert_int_equal(ops.weight_prepare(&w, &t, 0, teams[1], &err), LLMQ_OK);
+            assert_true((double)w.packed_bytes <= 1.2 * (double)t.bytes);
+            ops.weight_release(&w);
+            ops.weight_release(&w); /* a released weight may be released again */
+        }
+        free(buffer);
+    }
+}
+
+static int setup(void **state) {
+    (void)state;
+    for (int i = 0; i < 3; i++)
+        if (team_create(i + 1, &teams[i], NULL) != LLMQ_OK) return -1;
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    for (int i = 0; i < 3; i++) team_destroy(teams[i]);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_quantized),       cmocka_unit_test(test_float),    cmocka_unit_test(test_activation_error), cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_odd_activations), cmocka_unit_test(test_refusals), cmocka_unit_test(test_packed_size),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
