@@ -10,13 +10,6 @@
 #include <cpuid.h>
 #endif
 
-/* Until the matmul files are linked the tables have no matmul. */
-__attribute__((weak)) void cpu_fill_matmul_c(llmq_backend_ops *ops);
-#if defined(__x86_64__)
-__attribute__((weak)) void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
-__attribute__((weak)) void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
-#endif
-
 typedef enum isa { ISA_C, ISA_AVX2, ISA_AVX512, ISA_COUNT } isa;
 static const char *const isa_names[ISA_COUNT] = {"c", "avx2", "avx512"};
 
@@ -66,15 +59,15 @@ static void tables_build(void) {
     isa_machine = isa_detect();
     for (int i = 0; i <= (int)isa_machine; i++) {
         llmq_backend_ops *ops = &tables[i];
-        if (cpu_fill_matmul_c) cpu_fill_matmul_c(ops);
+        cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
 #if defined(__x86_64__)
         if (i >= ISA_AVX2) {
-            if (cpu_fill_matmul_avx2) cpu_fill_matmul_avx2(ops);
+            cpu_fill_matmul_avx2(ops);
             cpu_fill_ops_avx2(ops);
         }
         if (i >= ISA_AVX512) {
-            if (cpu_fill_matmul_avx512) cpu_fill_matmul_avx512(ops);
+            cpu_fill_matmul_avx512(ops);
             cpu_fill_ops_avx512(ops);
         }
 #endif
