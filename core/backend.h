@@ -55,6 +55,23 @@ typedef struct llmq_attn {
     int64_t n_tok;
 } llmq_attn;
 
+/* One block of n columns of a slab of rows being rounded. Rows are the vector lanes: every matrix is (columns, lanes) with
+ * `lanes` (a multiple of 16) floats a column. For column k in turn, for all lanes:
+ *     u = e[k] - sum_{j<k} at[k*ldat + j] * e[j];  code = nearest level of (u - offset) / scale;  e[k] = value(code) - w[k] */
+typedef struct llmq_round_block {
+    int64_t n, lanes;
+    const float *at;       /* (n, n) below the diagonal */
+    int64_t ldat;
+    float *e;              /* (n, lanes) in: the target values; out: value - w */
+    const float *w;        /* (n, lanes) */
+    const float *grids;    /* (groups, 3, lanes): scale, 1/scale (0 where scale is 0), offset */
+    const int32_t *group;  /* [n] the group of each column */
+    const int8_t *levels;  /* n_levels, ascending */
+    int n_levels;
+    bool uniform;          /* levels are consecutive integers */
+    uint8_t *codes;        /* (n, lanes) */
+} llmq_round_block;
+
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
 
@@ -101,6 +118,8 @@ typedef struct llmq_backend_ops {
     /* In place lower Cholesky of the n x n row-major matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC when it
      * is not positive definite (a is then destroyed). One thread unless team is given. */
     llmq_status (*cholesky)(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err);
+    /* Rounds one block of columns of a slab of rows with error feedback inside the block (llmq_round_block). One thread. */
+    void (*round_block)(const llmq_round_block *b);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */

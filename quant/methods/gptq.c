@@ -1,0 +1,167 @@
+/* GPTQ in its LDLQ form: every column is rounded to its own fixed grid after the errors of the columns before it have been
+ * added to it, weighed so that what the layer computes on the calibration text changes least (the derivation is in
+ * quant/hessian.c).
+ *
+ * The grids of all blocks are fitted first, on the original weights with the Hessian's diagonal as importance. A column
+ * keeps the grid of the group it lies in, whatever the order of rounding ("static groups"): no permutation survives.
+ *
+ * Rows do not know of each other. So a slab of rows goes through all columns on one worker, without barriers: per block of
+ * columns the errors so far are brought in by one matrix product, then the block is rounded column by column. Slabs have a
+ * size of their own, hence the same bytes for any number of workers. */
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "quant/hessian.h"
+#include "quant/methods/methods.h"
+
+#define DEFAULT_DAMP 0.01
+#define BLOCK 128
+
+typedef struct slab_buffers {
+    float *e;       /* (cols, lanes) targets, then errors, in the order of rounding */
+    float *w;       /* (BLOCK, lanes) */
+    float *grids;   /* (groups, 3, lanes) */
+    uint8_t *codes; /* (BLOCK, lanes) */
+    int32_t *group; /* [cols] of the k-th rounded column */
+} slab_buffers;
+
+typedef struct gptq_job {
+    const llmq_quant_problem *p;
+    const llmq_feedback *f;
+    const float *importance;
+    llmq_quantized *out;
+    int64_t lanes;
+    slab_buffers *buffers; /* [workers] */
+} gptq_job;
+
+/* Wider slabs stream the triangle less often; narrower ones give every worker something to do. */
+static int64_t slab_lanes(int64_t rows) { return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32; }
+
+static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
+    const llmq_quant_problem *p = job->p;
+    const llmq_type_info *t = p->type;
+    int64_t n_blocks = p->cols / t->block_len, begin, end;
+    worker_range(worker, p->rows, 1, &begin, &end);
+    for (int64_t i = begin * n_blocks; i < end * n_blocks; i++) {
+        int64_t col = i % n_blocks * t->block_len;
+        t->fit(p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL, &job->out->grids[i]);
+    }
+}
+
+/* Scale, inverse scale and offset of every group with the slab's rows side by side. Lanes past the last row stay zero. */
+static void load_grids(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows) {
+    const llmq_type_info *t = job->p->type;
+    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = cols / t->block_len, per_block = t->block_len / t->group_len;
+    memset(buf->grids, 0, (size_t)(cols / t->group_len * 3 * lanes) * sizeof(float));
+    for (int64_t r = 0; r < n_rows; r++) {
+        for (int64_t b = 0; b < n_blocks; b++) {
+            const llmq_grid *grid = &job->out->grids[(row + r) * n_blocks + b];
+            for (int64_t g = 0; g < per_block; g++) {
+                float *dst = buf->grids + (b * per_block + g) * 3 * lanes + r;
+                dst[0] = grid->scale[g];
+                dst[lanes] = grid->scale[g] != 0 ? 1.0f / grid->scale[g] : 0;
+                dst[2 * lanes] = grid->offset[g];
+            }
+        }
+    }
+}
+
+static void round_slab(const gptq_job *job, const slab_buffers *buf, int64_t row) {
+    const llmq_quant_problem *p = job->p;
+    int64_t cols = p->cols, lanes = job->lanes, n_rows = p->rows - row < lanes ? p->rows - row : lanes;
+    const int32_t *perm = job->f->perm;
+    load_grids(job, buf, row, n_rows);
+    for (int64_t k0 = 0; k0 < cols; k0 += BLOCK) {
+        int64_t n = cols - k0 < BLOCK ? cols - k0 : BLOCK;
+        float *e = buf->e + k0 * lanes;
+        memset(buf->w, 0, (size_t)(n * lanes) * sizeof(float));
+        for (int64_t r = 0; r < n_rows; r++) {
+            const float *w = p->w + (row + r) * cols;
+            for (int64_t k = 0; k < n; k++) buf->w[k * lanes + r] = w[perm[k0 + k]];
+        }
+        memcpy(e, buf->w, (size_t)(n * lanes) * sizeof(float));
+        const float *at = job->f->at + k0 * cols;
+        if (k0 > 0) p->ops->gemm_sub(n, lanes, k0, at, cols, buf->e, lanes, e, lanes);
+        llmq_round_block block = {.n = n, .lanes = lanes, .at = at + k0, .ldat = cols, .e = e, .w = buf->w,
+                                  .grids = buf->grids, .group = buf->group + k0, .levels = p->type->levels,
+                                  .n_levels = p->type->n_levels, .uniform = p->type->uniform, .codes = buf->codes};
+        p->ops->round_block(&block);
+        for (int64_t r = 0; r < n_rows; r++) {
+            uint8_t *codes = job->out->codes + (row + r) * cols;
+            for (int64_t k = 0; k < n; k++) codes[perm[k0 + k]] = buf->codes[k * lanes + r];
+        }
+    }
+}
+
+static void gptq_worker(const llmq_worker *worker, void *arg) {
+    const gptq_job *job = arg;
+    const slab_buffers *buf = &job->buffers[worker->id];
+    if (worker->id == 0) worker_counter_reset(worker);
+    fit_rows(worker, job);
+    for (int64_t k = 0; k < job->p->cols; k++) buf->group[k] = job->f->perm[k] / job->p->type->group_len;
+    worker_barrier(worker);
+    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;) round_slab(job, buf, row);
+}
+
+static void buffers_destroy(gptq_job *job, int n) {
+    for (int i = 0; job->buffers && i < n; i++) {
+        slab_buffers *buf = &job->buffers[i];
+        mem_free(buf->e);
+        mem_free(buf->w);
+        mem_free(buf->grids);
+        mem_free(buf->codes);
+        mem_free(buf->group);
+    }
+    mem_free(job->buffers);
+}
+
+static llmq_status buffers_create(gptq_job *job, int n, llmq_err *err) {
+    size_t cols = (size_t)job->p->cols, lanes = (size_t)job->lanes, groups = cols / (size_t)job->p->type->group_len;
+    job->buffers = mem_zalloc((size_t)n, sizeof *job->buffers);
+    if (!job->buffers) return mem_error(err, (size_t)n * sizeof *job->buffers, "rounding");
+    for (int i = 0; i < n; i++) {
+        slab_buffers *buf = &job->buffers[i];
+        buf->e = mem_alloc(cols * lanes, sizeof *buf->e);
+        buf->w = mem_alloc(BLOCK * lanes, sizeof *buf->w);
+        buf->grids = mem_alloc(groups * 3 * lanes, sizeof *buf->grids);
+        buf->codes = mem_alloc(BLOCK * lanes, 1);
+        buf->group = mem_alloc(cols, sizeof *buf->group);
+        if (!buf->e || !buf->w || !buf->grids || !buf->codes || !buf->group)
+            return mem_error(err, cols * lanes * sizeof(float), "rounding");
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    llmq_feedback f = {.failed = true};
+    gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p->rows)};
+    *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
+    if (!p->gram || p->n_tokens <= 0)
+        return llmq_fail(err, LLMQ_E_ARG, "%s: gptq needs calibration text; give --calib FILE or use --rtn", p->name);
+    LLMQ_TRY(hessian_check_weights(p, err));
+    LLMQ_TRY_GOTO(hessian_factor(p, p->damp < 0 ? DEFAULT_DAMP : p->damp, &f, err));
+    report->damp_used = f.damp;
+    report->dead_columns = f.dead;
+    if (f.failed) {
+        report->fell_back = true;
+        snprintf(report->note, sizeof report->note, "plain rounding: %s",
+                 f.dead == p->cols ? "its inputs were always zero" : "the Hessian could not be factored");
+        rtn_matrix(p, f.usable_diag ? f.importance : NULL, out);
+    } else {
+        if (f.dead)
+            snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
+        job.importance = f.importance;
+        LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
+        team_run(p->team, gptq_worker, &job);
+    }
+    LLMQ_TRY_GOTO(hessian_errors(p, out, report, err));
+done:
+    buffers_destroy(&job, team_size(p->team));
+    hessian_feedback_clear(&f);
+    return status;
+}
+
+const llmq_method method_gptq = {"gptq", true, true, gptq_solve};

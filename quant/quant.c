@@ -1,0 +1,76 @@
+#include "quant/quant.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+#include "quant/methods/methods.h"
+
+llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out, llmq_err *err) {
+    if (rows <= 0 || cols <= 0 || type_is_float(type) || cols % type->block_len != 0)
+        return llmq_fail(err, LLMQ_E_ARG, "%s cannot hold a matrix of %lld rows of %lld weights", type->name,
+                         (long long)rows, (long long)cols);
+    size_t n_codes, n_grids;
+    if (!size_mul((size_t)rows, (size_t)cols, &n_codes)) return mem_error(err, SIZE_MAX, "a quantized matrix");
+    n_grids = n_codes / (size_t)type->block_len;
+    llmq_quantized *q = mem_zalloc(1, sizeof *q);
+    if (!q) return mem_error(err, sizeof *q, "a quantized matrix");
+    *q = (llmq_quantized){.type = type, .rows = rows, .cols = cols};
+    q->grids = mem_alloc(n_grids, sizeof *q->grids);
+    q->codes = mem_alloc(n_codes, 1);
+    if (!q->grids || !q->codes) {
+        quantized_destroy(q);
+        return mem_error(err, n_grids * sizeof *q->grids + n_codes, "a quantized matrix");
+    }
+    *out = q;
+    return LLMQ_OK;
+}
+
+void quantized_destroy(llmq_quantized *q) {
+    if (!q) return;
+    mem_free(q->grids);
+    mem_free(q->codes);
+    mem_free(q);
+}
+
+void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst) {
+    const llmq_type_info *t = q->type;
+    int64_t n_blocks = q->cols / t->block_len;
+    const llmq_grid *grid = q->grids + r * n_blocks;
+    const uint8_t *codes = q->codes + r * q->cols;
+    uint8_t *bytes = dst;
+    for (int64_t b = 0; b < n_blocks; b++) t->pack(grid + b, codes + b * t->block_len, bytes + b * t->block_bytes);
+}
+
+void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst) {
+    const llmq_type_info *t = q->type;
+    int64_t n_blocks = q->cols / t->block_len;
+    const llmq_grid *grid = q->grids + r * n_blocks;
+    const uint8_t *codes = q->codes + r * q->cols;
+    for (int64_t b = 0; b < n_blocks; b++) {
+        for (int g = 0; g < t->block_len / t->group_len; g++) {
+            float scale = grid[b].scale[g], offset = grid[b].offset[g];
+            for (int i = 0; i < t->group_len; i++) *dst++ = scale * (float)t->levels[*codes++] + offset;
+        }
+    }
+}
+
+#define METHOD(name) extern const llmq_method method_##name;
+#include "quant/methods/methods.def"
+#undef METHOD
+
+static const llmq_method *const methods[] = {
+#define METHOD(name) &method_##name,
+#include "quant/methods/methods.def"
+#undef METHOD
+};
+
+const llmq_method *method_at(size_t index) {
+    return index < sizeof methods / sizeof *methods ? methods[index] : NULL;
+}
+
+const llmq_method *method_find(const char *name) {
+    const llmq_method *m;
+    for (size_t i = 0; (m = method_at(i)) != NULL; i++)
+        if (!strcmp(m->name, name)) return m;
+    return NULL;
+}
