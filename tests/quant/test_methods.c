@@ -1,0 +1,377 @@
+/* Every method on every storage type that can be encoded; GPTQ against the textbook in double. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/mem.h"
+#include "quant/quant.h"
+
+#define ROWS 70 /* two and a bit slabs of 32 lanes */
+#define COLS 512
+#define TOKENS 900
+
+typedef struct fixture {
+    float *w, *gram; /* (ROWS, COLS), (COLS, COLS) lower triangle */
+} fixture;
+
+static uint64_t rng_state;
+static float uniform(void) {
+    rng_state = rng_state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(rng_state >> 40) / 16777216.0f - 0.5f;
+}
+static float normal(void) {
+    float sum = 0;
+    for (int i = 0; i < 6; i++) sum += uniform();
+    return sum * 1.414f;
+}
+
+static void *array(size_t n, size_t size) {
+    void *p = mem_zalloc(n, size);
+    assert_non_null(p);
+    return p;
+}
+
+/* Gram matrix of n_tokens inputs whose neighbours are alike and whose columns differ in size; column `dead` is zero. */
+static void fill_gram(float *gram, int n_tokens, int dead) {
+    float *x = array(COLS, sizeof *x), *size = array(COLS, sizeof *size);
+    for (int c = 0; c < COLS; c++) size[c] = expf(1.5f * normal());
+    for (int t = 0; t < n_tokens; t++) {
+        float common = normal();
+        for (int c = 0; c < COLS; c++) x[c] = 0.7f * (c ? x[c - 1] / size[c - 1] : 0) + 0.5f * common + normal(), x[c] *= size[c];
+        float keep = dead >= 0 ? x[dead] : 0;
+        if (dead >= 0) x[dead] = 0;
+        for (int i = 0; i < COLS; i++)
+            for (int j = 0; j <= i; j++) gram[i * COLS + j] += x[i] * x[j];
+        if (dead >= 0) x[dead] = keep;
+    }
+    mem_free(x);
+    mem_free(size);
+}
+
+static int setup(void **state) {
+    fixture *f = array(1, sizeof *f);
+    f->w = array(ROWS * COLS, sizeof *f->w);
+    f->gram = array(COLS * COLS, sizeof *f->gram);
+    rng_state = 7;
+    for (int i = 0; i < ROWS * COLS; i++) f->w[i] = 0.05f * normal() * (i % 97 == 0 ? 4.0f : 1.0f);
+    fill_gram(f->gram, TOKENS, -1);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state) {
+    fixture *f = *state;
+    mem_free(f->w);
+    mem_free(f->gram);
+    mem_free(f);
+    return 0;
+}
+
+static llmq_quant_problem problem(const float *w, const float *gram, const llmq_type_info *type, llmq_team *team) {
+    return (llmq_quant_problem){.name = "test", .w = w, .rows = ROWS, .cols = COLS, .gram = gram, .n_tokens = TOKENS,
+                                .type = type, .act_order = true, .damp = -1, .ops = backend_cpu(), .team = team};
+}
+
+static llmq_quantized *solve(const llmq_method *m, const llmq_quant_problem *p, llmq_quant_report *report) {
+    llmq_quantized *q = NULL;
+    llmq_err err = {0};
+    assert_int_equal(quantized_create(p->type, p->rows, p->cols, &q, &err), LLMQ_OK);
+    memset(q->grids, 0, sizeof *q->grids * (size_t)(p->rows * p->cols / p->type->block_len));
+    llmq_status status = m->solve(p, q, report, &err);
+    if (status != LLMQ_OK) fail_msg("%s: %s", m->name, err.msg);
+    for (int64_t i = 0; i < p->rows * p->cols; i++) assert_true(q->codes[i] < p->type->n_levels);
+    return q;
+}
+
+static void pack_all(const llmq_quantized *q, uint8_t *dst) {
+    for (int64_t r = 0; r < q->rows; r++) quantized_pack_row(q, r, dst + r * type_row_bytes(q->type->id, q->cols));
+}
+
+static double energy(const float *gram, const float *w, const float *minus, int64_t rows) {
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        double x[COLS];
+        for (int i = 0; i < COLS; i++) x[i] = (double)w[r * COLS + i] - (minus ? (double)minus[r * COLS + i] : 0);
+        for (int i = 0; i < COLS; i++)
+            for (int j = 0; j <= i; j++) sum += (i == j ? 1 : 2) * x[i] * x[j] * gram[i * COLS + j];
+    }
+    return sum;
+}
+
+static void every_method_and_type(void **state) {
+    const fixture *f = *state;
+    const llmq_method *m;
+    const llmq_type_info *t;
+    for (size_t i = 0; (m = method_at(i)) != NULL; i++) {
+        for (size_t j = 0; (t = type_at(j)) != NULL; j++) {
+            if (type_is_float(t) || !type_can_encode(t)) continue;
+            size_t bytes = (size_t)(ROWS * type_row_bytes(t->id, COLS));
+            uint8_t *first = array(bytes, 1), *again = array(bytes, 1);
+            for (int n = 1; n <= 3; n++) {
+                llmq_team *team;
+                llmq_quant_report report;
+                assert_int_equal(team_create(n, &team, NULL), LLMQ_OK);
+                llmq_quant_problem p = problem(f->w, f->gram, t, team);
+                llmq_quantized *q = solve(m, &p, &report);
+                pack_all(q, n == 1 ? first : again);
+                if (n == 1) {
+                    float *back = array(ROWS * COLS, sizeof *back);
+                    type_to_f32(t->id, first, back, ROWS * COLS);
+                    double error = energy(f->gram, f->w, back, ROWS) / energy(f->gram, f->w, NULL, ROWS);
+                    assert_true(fabs(report.error / error - 1) < 1e-3);
+                    assert_true(report.rtn_error > 0);
+                    if (m->needs_gram) assert_true(report.error < 0.8 * report.rtn_error);
+                    else assert_true(report.error == report.rtn_error);
+                    assert_false(report.fell_back);
+                    mem_free(back);
+                } else {
+                    assert_memory_equal(first, again, bytes);
+                }
+                quantized_destroy(q);
+                team_destroy(team);
+            }
+            mem_free(first);
+            mem_free(again);
+        }
+    }
+}
+
+/* The published algorithm: U with U'U = H^-1, one column at a time, all later columns updated at once. */
+static void textbook(const fixture *f, const llmq_quantized *grids, const int *order, double damp, uint8_t *codes) {
+    static double h[COLS][COLS], inv[COLS][COLS];
+    double mean = 0;
+    for (int i = 0; i < COLS; i++) mean += f->gram[i * COLS + i] / TOKENS / COLS;
+    for (int i = 0; i < COLS; i++)
+        for (int j = 0; j < COLS; j++) {
+            int a = order[i] > order[j] ? order[i] : order[j], b = order[i] > order[j] ? order[j] : order[i];
+            h[i][j] = f->gram[a * COLS + b] / TOKENS + (i == j ? damp * mean : 0);
+            inv[i][j] = i == j;
+        }
+    for (int c = 0; c < COLS; c++) { /* Gauss-Jordan; H is positive definite */
+        double pivot = h[c][c];
+        for (int j = 0; j < COLS; j++) h[c][j] /= pivot, inv[c][j] /= pivot;
+        for (int i = 0; i < COLS; i++) {
+            double by = i == c ? 0 : h[i][c];
+            if (by == 0) continue;
+            for (int j = 0; j < COLS; j++) h[i][j] -= by * h[c][j], inv[i][j] -= by * inv[c][j];
+        }
+    }
+    for (int i = 0; i < COLS; i++) { /* inv = U'U in its upper triangle */
+        for (int k = 0; k < i; k++)
+            for (int j = i; j < COLS; j++) inv[i][j] -= inv[k][i] * inv[k][j];
+        double root = sqrt(inv[i][i]);
+        for (int j = i; j < COLS; j++) inv[i][j] /= root;
+    }
+    const llmq_type_info *t = grids->type;
+    for (int r = 0; r < ROWS; r++) {
+        double w[COLS];
+        for (int k = 0; k < COLS; k++) w[k] = f->w[r * COLS + order[k]];
+        for (int k = 0; k < COLS; k++) {
+            int col = order[k];
+            const llmq_grid *grid = &grids->grids[(r * COLS + col) / t->block_len];
+            int g = col % t->block_len / t->group_len;
+            uint8_t code = type_code(t, grid, g, (float)w[k]);
+            codes[r * COLS + col] = code;
+            double err = (w[k] - (double)type_value(t, grid, g, code)) / inv[k][k];
+            for (int j = k; j < COLS; j++) w[j] -= err * inv[k][j];
+        }
+    }
+}
+
+static const fixture *sorted;
+static int by_diag(const void *pa, const void *pb) {
+    int a = *(const int *)pa, b = *(const int *)pb;
+    float x = sorted->gram[a * COLS + a], y = sorted->gram[b * COLS + b];
+    return x != y ? (x < y ? 1 : -1) : a - b;
+}
+
+static void gptq_is_the_textbook(void **state) {
+    const fixture *f = *state;
+    const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q4_K};
+    llmq_team *team;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    uint8_t *codes = array(ROWS * COLS, 1);
+    llmq_grid *static_grids = NULL;
+    for (int act_order = 0; act_order <= 1; act_order++) {
+        int order[COLS];
+        for (int i = 0; i < COLS; i++) order[i] = i;
+        sorted = f;
+        if (act_order) qsort(order, COLS, sizeof *order, by_diag);
+        for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+            llmq_quant_problem p = problem(f->w, f->gram, type_info(types[i]), team);
+            llmq_quant_report report;
+            p.act_order = act_order;
+            p.damp = 0.02;
+            llmq_quantized *q = solve(method_find("gptq"), &p, &report);
+            assert_true(fabs(report.damp_used - 0.02) < 1e-9);
+            textbook(f, q, order, 0.02, codes);
+            int differ = 0, far = 0;
+            for (int k = 0; k < ROWS * COLS; k++) {
+                differ += q->codes[k] != codes[k];
+                far += abs(q->codes[k] - codes[k]) > 1;
+            }
+            /* A tie that falls the other way in float changes later columns of its row a little: rows differ, not errors. */
+            assert_true(differ < ROWS * COLS / 50);
+            assert_true(far < ROWS * COLS / 500);
+            if (i == 0) { /* the grids do not depend on the order of rounding */
+                size_t n = ROWS * COLS / 32;
+                if (!act_order) {
+                    static_grids = array(n, sizeof *static_grids);
+                    memcpy(static_grids, q->grids, n * sizeof *static_grids);
+                } else {
+                    for (size_t b = 0; b < n; b++) assert_true(static_grids[b].scale[0] == q->grids[b].scale[0]);
+                }
+            }
+            quantized_destroy(q);
+        }
+    }
+    mem_free(static_grids);
+    mem_free(codes);
+    team_destroy(team);
+}
+
+static void dead_columns_are_rounded_plainly(void **state) {
+    const fixture *f = *state;
+    llmq_team *team;
+    llmq_quant_report report;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    float *gram = array(COLS * COLS, sizeof *gram);
+    fill_gram(gram, 200, 45); /* of rank 200, too */
+    llmq_quant_problem p = problem(f->w, gram, type_info(LLMQ_TYPE_Q4_0), team);
+    p.n_tokens = 200;
+    llmq_quantized *q = solve(method_find("gptq"), &p, &report);
+    assert_int_equal(report.dead_columns, 1);
+    assert_false(report.fell_back);
+    assert_true(report.note[0] != 0);
+    for (int r = 0; r < ROWS; r++) {
+        const llmq_grid *grid = &q->grids[(r * COLS + 45) / 32];
+        assert_int_equal(q->codes[r * COLS + 45], type_code(q->type, grid, 0, f->w[r * COLS + 45]));
+    }
+    assert_true(report.error < report.rtn_error);
+    quantized_destroy(q);
+    mem_free(gram);
+    team_destroy(team);
+}
+
+static void hopeless_hessians_never_end_the_run(void **state) {
+    const fixture *f = *state;
+    llmq_team *team;
+    llmq_quant_report report;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    float *gram = array(COLS * COLS, sizeof *gram);
+    for (int kind = 0; kind < 6; kind++) {
+        memcpy(gram, f->gram, COLS * COLS * sizeof *gram);
+        if (kind == 0) memset(gram, 0, COLS * COLS * sizeof *gram);               /* nothing was seen */
+        if (kind == 1) gram[300 * COLS + 20] = NAN;                               /* off the diagonal */
+        if (kind == 2) gram[300 * COLS + 300] = NAN;
+        if (kind == 3) gram[77 * COLS + 77] = INFINITY;
+        if (kind == 4) gram[300 * COLS + 20] = 1e6f * (gram[300 * COLS + 300] + gram[20 * COLS + 20]); /* indefinite for good */
+        if (kind == 5) { /* the two largest inputs more alike than possible: damping helps */
+            int a = 0, b = 1;
+            for (int c = 0; c < COLS; c++)
+                if (gram[c * COLS + c] > gram[a * COLS + a]) b = a, a = c;
+                else if (c != a && gram[c * COLS + c] > gram[b * COLS + b]) b = c;
+            gram[a > b ? a * COLS + b : b * COLS + a] = 1.1f * sqrtf(gram[a * COLS + a] * gram[b * COLS + b]);
+        }
+        llmq_quant_problem p = problem(f->w, gram, type_info(LLMQ_TYPE_Q4_0), team);
+        llmq_quantized *q = solve(method_find("gptq"), &p, &report);
+        if (report.fell_back != (kind != 5)) fail_msg("kind %d: fell_back %d", kind, report.fell_back);
+        if (kind == 5) assert_true(report.damp_used > 0.05);
+        if (report.fell_back) assert_true(report.note[0] != 0);
+        if (kind == 1 || kind == 2 || kind == 3) assert_true(report.error == -1);
+        float row[COLS];
+        for (int r = 0; r < ROWS; r++) {
+            quantized_row_to_f32(q, r, row);
+            for (int c = 0; c < COLS; c++) assert_true(fabsf(row[c] - f->w[r * COLS + c]) < 0.12f);
+        }
+        quantized_destroy(q);
+    }
+    mem_free(gram);
+    team_destroy(team);
+}
+
+static void damaged_weights_are_an_error(void **state) {
+    const fixture *f = *state;
+    llmq_team *team;
+    llmq_quant_report report;
+    llmq_quantized *q;
+    assert_int_equal(team_create(1, &team, NULL), LLMQ_OK);
+    float *w = array(ROWS * COLS, sizeof *w);
+    memcpy(w, f->w, ROWS * COLS * sizeof *w);
+    w[ROWS * COLS - 1] = NAN;
+    const llmq_method *m;
+    for (size_t i = 0; (m = method_at(i)) != NULL; i++) {
+        llmq_quant_problem p = problem(w, f->gram, type_info(LLMQ_TYPE_Q4_0), team);
+        llmq_err err = {0};
+        assert_int_equal(quantized_create(p.type, ROWS, COLS, &q, NULL), LLMQ_OK);
+        assert_int_equal(m->solve(&p, q, &report, &err), LLMQ_E_NUMERIC);
+        assert_non_null(strstr(err.msg, "test"));
+        quantized_destroy(q);
+    }
+    mem_free(w);
+    team_destroy(team);
+}
+
+/* The n-th allocation fails: an error, nothing leaked (under ASan), nothing crashed. */
+static void running_out_of_memory_is_an_error(void **state) {
+    const fixture *f = *state;
+    llmq_team *team;
+    llmq_quant_report report;
+    llmq_quantized *q;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    llmq_quant_problem p = problem(f->w, f->gram, type_info(LLMQ_TYPE_Q4_0), team);
+    p.rows = 8;
+    assert_int_equal(quantized_create(p.type, p.rows, COLS, &q, NULL), LLMQ_OK);
+    int failures = 0;
+    for (long n = 1; n < 100; n++) {
+        llmq_err err = {0};
+        mem_fail_after(n);
+        llmq_status status = method_find("gptq")->solve(&p, q, &report, &err);
+        mem_fail_after(0);
+        if (status == LLMQ_OK) break;
+        assert_int_equal(status, LLMQ_E_MEMORY);
+        assert_true(err.msg[0] != 0);
+        failures++;
+    }
+    assert_in_range(failures, 5, 98);
+    quantized_destroy(q);
+    team_destroy(team);
+}
+
+static void tables_answer(void **state) {
+    (void)state;
+    assert_null(method_find("nothing"));
+    assert_string_equal(method_find("gptq")->name, "gptq");
+    llmq_quantized *q;
+    llmq_err err;
+    assert_int_equal(quantized_create(type_info(LLMQ_TYPE_Q4_0), 4, 172, &q, &err), LLMQ_E_ARG);
+    llmq_team *team;
+    llmq_quant_report report;
+    assert_int_equal(team_create(1, &team, NULL), LLMQ_OK);
+    float w[64] = {0};
+    llmq_quant_problem p = {.name = "x", .w = w, .rows = 2, .cols = 32, .type = type_info(LLMQ_TYPE_Q4_0), .damp = -1,
+                            .ops = backend_cpu(), .team = team};
+    assert_int_equal(quantized_create(p.type, 2, 32, &q, NULL), LLMQ_OK);
+    assert_int_equal(method_find("gptq")->solve(&p, q, &report, &err), LLMQ_E_ARG);
+    assert_int_equal(method_find("rtn")->solve(&p, q, &report, &err), LLMQ_OK);
+    assert_true(report.error == -1 && report.rtn_error == -1);
+    quantized_destroy(q);
+    team_destroy(team);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(every_method_and_type, setup, teardown),
+        cmocka_unit_test_setup_teardown(gptq_is_the_textbook, setup, teardown),
+        cmocka_unit_test_setup_teardown(dead_columns_are_rounded_plainly, setup, teardown),
+        cmocka_unit_test_setup_teardown(hopeless_hessians_never_end_the_run, setup, teardown),
+        cmocka_unit_test_setup_teardown(damaged_weights_are_an_error, setup, teardown),
+        cmocka_unit_test_setup_teardown(running_out_of_memory_is_an_error, setup, teardown),
+        cmocka_unit_test(tables_answer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
