@@ -270,12 +270,14 @@ static void hopeless_hessians_never_end_the_run(void **state) {
         if (kind == 2) gram[300 * COLS + 300] = NAN;
         if (kind == 3) gram[77 * COLS + 77] = INFINITY;
         if (kind == 4) gram[300 * COLS + 20] = 1e6f * (gram[300 * COLS + 300] + gram[20 * COLS + 20]); /* indefinite for good */
-        if (kind == 5) { /* the two largest inputs more alike than possible: damping helps */
-            int a = 0, b = 1;
-            for (int c = 0; c < COLS; c++)
-                if (gram[c * COLS + c] > gram[a * COLS + a]) b = a, a = c;
-                else if (c != a && gram[c * COLS + c] > gram[b * COLS + b]) b = c;
-            gram[a > b ? a * COLS + b : b * COLS + a] = 1.1f * sqrtf(gram[a * COLS + a] * gram[b * COLS + b]);
+        if (kind == 5) { /* two average inputs more alike than possible: damping helps */
+            float mean = 0;
+            for (int c = 0; c < COLS; c++) mean += gram[c * COLS + c] / COLS;
+            int near[2] = {0, 1};
+            for (int c = 2; c < COLS; c++)
+                if (fabsf(gram[c * COLS + c] - mean) < fabsf(gram[near[0] * COLS + near[0]] - mean)) near[1] = near[0], near[0] = c;
+            int i = near[0] > near[1] ? near[0] : near[1], j = near[0] + near[1] - i;
+            gram[i * COLS + j] = 1.1f * sqrtf(gram[i * COLS + i] * gram[j * COLS + j]);
         }
         llmq_quant_problem p = problem(f->w, gram, type_info(LLMQ_TYPE_Q4_0), team);
         llmq_quantized *q = solve(method_find("gptq"), &p, &report);
