@@ -1,0 +1,38 @@
+/* A model as the directory of a GGUF file: names, order, metadata, and rows in the order that GGUF wants. */
+#ifndef LLMQ_ENGINE_EXPORT_H
+#define LLMQ_ENGINE_EXPORT_H
+
+#include "engine/model.h"
+#include "types/type.h"
+
+typedef struct llmq_export_entry {
+    const llmq_tensor *src; /* NULL: the divisors of llama3 rope scaling, which the source has as settings only */
+    llmq_role role;
+    int layer;              /* -1: of the model */
+    bool matrix;            /* embedding, head and what multiplies; else a vector, written as F32 */
+    int64_t interleave;     /* heads whose rows (elements of a bias) GGUF interleaves and the source does not; 0: none */
+} llmq_export_entry;
+
+typedef struct llmq_export {
+    const llmq_model *model;
+    llmq_meta *meta;
+    llmq_tensor *tensors;        /* n; type and bytes of matrices may be changed by export_set_type before writing */
+    llmq_export_entry *entries;  /* n, parallel */
+    size_t n;
+} llmq_export;
+
+/* Matrices get the source's types. model may be opened with no_weights and must outlive the export. */
+llmq_status export_create(const llmq_model *model, llmq_export **out, llmq_err *err);
+void export_destroy(llmq_export *ex); /* NULL allowed */
+llmq_status export_set_type(llmq_export *ex, size_t index, llmq_type type, llmq_err *err);
+/* general.file_type from the type of most of the layers' weights. To be called after the last export_set_type. */
+llmq_status export_seal(llmq_export *ex, llmq_err *err);
+/* The source's row that is row r of tensor `index` in the file. */
+int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r);
+/* Writes tensor `index` from the source, by plain rounding where types differ, a few rows at a time. *exact_out: every
+ * value is what it was. tick(user, share of the tensor just done) false: LLMQ_E_INTERRUPTED. */
+typedef bool export_tick_fn(void *user, double share);
+llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team, bool *exact_out,
+                         export_tick_fn *tick, void *user, llmq_err *err);
+
+#endif
