@@ -43,7 +43,7 @@ static llmq_type keep_type(const char *keep, size_t *pattern_len) {
 
 llmq_status policy_check(const llmq_policy *policy, llmq_err *err) {
     for (size_t i = 0; i < policy->n_keep; i++) {
-        size_t len;
+        size_t len = 0;
         llmq_type type = keep_type(policy->keep[i], &len);
         const llmq_type_info *info = type_info(type);
         if (!info || !type_can_encode(info) || len >= TENSOR_MAX_NAME)

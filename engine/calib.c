@@ -1,0 +1,133 @@
+#include "engine/calib.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_TOKENS ((int64_t)1 << 28)
+
+typedef struct text_source {
+    char path[1024]; /* "" for the text that ships with llmq */
+    double weight;
+} text_source;
+
+/* FILE or FILE:WEIGHT; a file whose own name ends in ":2" wins. */
+static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) {
+    out->weight = 1;
+    if ((size_t)snprintf(out->path, sizeof out->path, "%s", arg) >= sizeof out->path)
+        return llmq_fail(err, LLMQ_E_ARG, "--calib: the path is too long");
+    char *colon = strrchr(out->path, ':');
+    if (colon && !file_exists(out->path)) {
+        char *end;
+        double weight = strtod(colon + 1, &end);
+        if (end != colon + 1 && *end == 0) {
+            if (!(weight > 0 && weight <= 1e6)) return llmq_fail(err, LLMQ_E_ARG, "--calib %s: the weight must be positive", arg);
+            out->weight = weight;
+            *colon = 0;
+        }
+    }
+    if (!file_exists(out->path) || file_is_dir(out->path))
+        return llmq_fail(err, LLMQ_E_IO, "--calib %s: no such file", out->path);
+    return LLMQ_OK;
+}
+
+/* Up to n tokens of the beginning of text. Only as much of it as that takes is encoded: a prefix of a few bytes a token,
+ * doubled until it is enough, cut at the end of a line so that the cut does not make tokens of its own. */
+static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, size_t len, int64_t n, int32_t **out, size_t *n_out,
+                                 llmq_err *err) {
+    for (size_t take = (size_t)n * 6 + 4096;; take *= 2) {
+        size_t end = take < len ? take : len;
+        while (end < len && end > take / 2 && text[end - 1] != '\n') end--;
+        LLMQ_TRY(tokenizer_encode(tok, text, end, 0, out, n_out, err));
+        if (end == len || *n_out >= (size_t)n) return LLMQ_OK;
+        mem_free(*out);
+    }
+}
+
+/* Windows [begin, begin + n) of calib from text; *made_out: how many it gave. */
+static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size_t len, llmq_calib *calib, int64_t begin, int64_t n,
+                               int64_t *made_out, llmq_err *err) {
+    int32_t *ids = NULL;
+    size_t n_ids = 0;
+    bool bos = tokenizer_adds_bos(tok) && tokenizer_bos(tok) >= 0;
+    int64_t take = calib->ctx - bos;
+    LLMQ_TRY(encode_prefix(tok, text, len, n * take, &ids, &n_ids, err));
+    int64_t have = (int64_t)n_ids / take;
+    *made_out = have < n ? have : n;
+    for (int64_t w = 0; w < *made_out; w++) {
+        int32_t *dst = calib->tokens + (begin + w) * calib->ctx;
+        if (bos) *dst++ = tokenizer_bos(tok);
+        memcpy(dst, ids + w * take, (size_t)take * sizeof *dst);
+    }
+    mem_free(ids);
+    return LLMQ_OK;
+}
+
+static llmq_status read_source(const llmq_tokenizer *tok, const text_source *source, llmq_calib *calib, int64_t n, llmq_err *err) {
+    llmq_map map = {0};
+    size_t len;
+    const char *text = calib_default_text(&len), *name = source->path[0] ? source->path : "the calibration text that ships with llmq";
+    if (source->path[0]) {
+        LLMQ_TRY(file_map(source->path, &map, err));
+        text = map.data ? (const char *)map.data : "";
+        len = map.size;
+    }
+    int64_t made = 0;
+    llmq_status status = cut_windows(tok, text, len, calib, calib->n_windows, n, &made, err);
+    if (status == LLMQ_OK && made < n)
+        llmq_log(LLMQ_LOG_WARN, "%s gives %lld windows of %lld tokens, not the %lld asked for: calibrating on those; more text helps",
+                 name, (long long)made, (long long)calib->ctx, (long long)n);
+    calib->n_windows += made;
+    file_unmap(&map);
+    return status;
+}
+
+static llmq_status check_tokens(const llmq_model *model, const llmq_calib *calib, llmq_err *err) {
+    for (int64_t i = 0; i < calib->n_windows * calib->ctx; i++)
+        if (calib->tokens[i] < 0 || calib->tokens[i] >= model->hp.n_vocab)
+            return llmq_fail(err, LLMQ_E_FORMAT, "%s: the tokenizer gives id %d, but the model has %lld tokens; give the right tokenizer "
+                             "with --tokenizer FILE", model->source->path, calib->tokens[i], (long long)model->hp.n_vocab);
+    return LLMQ_OK;
+}
+
+llmq_status calib_load(const llmq_model *model, const char *const *files, size_t n_files, int64_t n_tokens, int64_t ctx,
+                       llmq_calib *out, llmq_err *err) {
+    const llmq_tokenizer *tok;
+    llmq_status status = LLMQ_OK;
+    *out = (llmq_calib){.ctx = ctx};
+    if (ctx < 2 || n_tokens < ctx || n_tokens > MAX_TOKENS)
+        return llmq_fail(err, LLMQ_E_ARG, "--tokens %lld --calib-ctx %lld: at least one window of at least 2 tokens, at most %lld tokens",
+                         (long long)n_tokens, (long long)ctx, (long long)MAX_TOKENS);
+    LLMQ_TRY(model_tokenizer(model, &tok, err));
+    size_t n_sources = n_files ? n_files : 1;
+    int64_t n_windows = n_tokens / ctx, planned = 0;
+    double weights = 0, before = 0;
+    text_source *sources = mem_zalloc(n_sources, sizeof *sources);
+    out->tokens = mem_alloc((size_t)(n_windows * ctx), sizeof *out->tokens);
+    if (!sources || !out->tokens) {
+        status = mem_error(err, (size_t)(n_windows * ctx) * sizeof *out->tokens, "calibration tokens");
+        goto done;
+    }
+    sources[0].weight = 1;
+    for (size_t i = 0; i < n_files; i++) LLMQ_TRY_GOTO(parse_file(files[i], &sources[i], err));
+    for (size_t i = 0; i < n_sources; i++) weights += sources[i].weight;
+    for (size_t i = 0; i < n_sources; i++) {
+        before += sources[i].weight;
+        int64_t until = i + 1 == n_sources ? n_windows : (int64_t)((double)n_windows * before / weights + 0.5);
+        if (until > planned) LLMQ_TRY_GOTO(read_source(tok, &sources[i], out, until - planned, err));
+        planned = until;
+    }
+    if (out->n_windows == 0)
+        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_ARG, "%s: not one window of %lld tokens; give more text with --calib or a smaller --calib-ctx",
+                                n_files ? files[0] : "calibration", (long long)ctx));
+    LLMQ_TRY_GOTO(check_tokens(model, out, err));
+done:
+    mem_free(sources);
+    if (status != LLMQ_OK) calib_clear(out);
+    return status;
+}
+
+void calib_clear(llmq_calib *calib) {
+    mem_free(calib->tokens);
+    *calib = (llmq_calib){0};
+}

@@ -1,0 +1,85 @@
+/* convert: any container to GGUF, without quantization unless a type is asked for. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "engine/export.h"
+#include "engine/jobs.h"
+#include "quant/policy.h"
+
+llmq_status job_check_output(const char *path, const char *out, bool force, llmq_err *err) {
+    struct stat from, to;
+    if (stat(out, &to) != 0) return LLMQ_OK;
+    if (S_ISDIR(to.st_mode)) return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file", out);
+    if (stat(path, &from) == 0 && from.st_dev == to.st_dev && from.st_ino == to.st_ino)
+        return llmq_fail(err, LLMQ_E_ARG, "%s is the source itself; give another name with -o", out);
+    if (!force) return llmq_fail(err, LLMQ_E_EXISTS, "%s is there already; give --force to overwrite it, or another name with -o", out);
+    return LLMQ_OK;
+}
+
+static llmq_status choose_types(llmq_export *ex, llmq_type type, llmq_err *err) {
+    for (size_t i = 0; type != LLMQ_TYPE_NONE && i < ex->n; i++) {
+        llmq_policy_choice choice;
+        if (!ex->entries[i].matrix) continue;
+        policy_fit_type(type, ex->entries[i].src->type, tensor_cols(&ex->tensors[i]), &choice);
+        if (choice.fallback) llmq_log(LLMQ_LOG_WARN, "%s: %s", ex->tensors[i].name, choice.note);
+        LLMQ_TRY(export_set_type(ex, i, choice.type, err));
+    }
+    return export_seal(ex, err);
+}
+
+typedef struct convert_progress {
+    const llmq_convert_params *params;
+    double done, total, size, start; /* bytes; size: of the tensor under way */
+    const char *what;
+} convert_progress;
+
+static bool tick(void *user, double share) {
+    convert_progress *p = user;
+    p->done += share * p->size;
+    if (!p->params->progress) return true;
+    double seconds = time_seconds() - p->start;
+    return p->params->progress(p->params->user, p->done, p->total, p->what, p->done > 0 ? seconds * (p->total / p->done - 1) : -1);
+}
+
+static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, llmq_team *team, const llmq_convert_params *params,
+                             llmq_convert_result *result, llmq_err *err) {
+    convert_progress progress = {.params = params, .start = time_seconds()};
+    for (size_t i = 0; i < ex->n; i++) progress.total += (double)ex->tensors[i].bytes;
+    for (size_t i = 0; i < ex->n; i++) {
+        bool exact;
+        progress.size = (double)ex->tensors[i].bytes;
+        progress.what = ex->tensors[i].name;
+        LLMQ_TRY(export_write(ex, i, writer, team, &exact, tick, &progress, err));
+        *(exact ? &result->n_exact : &result->n_inexact) += 1;
+    }
+    return LLMQ_OK;
+}
+
+llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    llmq_model *model = NULL;
+    llmq_export *ex = NULL;
+    llmq_team *team = NULL;
+    llmq_gguf_writer *writer = NULL;
+    llmq_type type = params->type ? llmq_type_from_name(params->type) : LLMQ_TYPE_NONE;
+    llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
+    *result = (llmq_convert_result){0};
+    if (params->type && (!type_info(type) || !type_can_encode(type_info(type))))
+        return llmq_fail(err, LLMQ_E_ARG, "--type %s: not a storage type that llmq writes (f32, f16, bf16, q8_0, q4_0, ...)", params->type);
+    LLMQ_TRY(job_check_output(path, out, params->force, err));
+    LLMQ_TRY_GOTO(team_create(params->n_threads, &team, err));
+    LLMQ_TRY_GOTO(model_open(path, &open, &model, err));
+    LLMQ_TRY_GOTO(export_create(model, &ex, err));
+    LLMQ_TRY_GOTO(choose_types(ex, type, err));
+    LLMQ_TRY_GOTO(gguf_writer_open(out, params->force, ex->meta, ex->tensors, ex->n, &writer, err));
+    LLMQ_TRY_GOTO(write_all(ex, writer, team, params, result, err));
+    status = gguf_writer_finish(writer, &result->out_bytes, err);
+    writer = NULL;
+done:
+    if (writer) gguf_writer_abort(writer);
+    export_destroy(ex);
+    model_close(model);
+    team_destroy(team);
+    return status;
+}

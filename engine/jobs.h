@@ -1,0 +1,15 @@
+/* The two jobs behind llmq_quant.h. */
+#ifndef LLMQ_ENGINE_JOBS_H
+#define LLMQ_ENGINE_JOBS_H
+
+#include "llmq_quant.h"
+
+/* pipeline.c. *result is zeroed; on failure its rows are freed. */
+llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err);
+/* convert.c */
+llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err);
+
+/* Refuses to write over what is being read, and over anything else without force (LLMQ_E_EXISTS). */
+llmq_status job_check_output(const char *path, const char *out, bool force, llmq_err *err);
+
+#endif
