@@ -17,7 +17,8 @@ typedef struct llmq_hparams {
     double rope_base;
     int64_t window; /* sliding window, 0: none */
     llmq_rope_scaling scaling;
-    double rope_factor, rope_attn_factor, yarn_beta_fast, yarn_beta_slow, llama3_low, llama3_high;
+    double rope_factor, yarn_beta_fast, yarn_beta_slow, llama3_low, llama3_high;
+    double rope_attn_factor; /* cos and sin are multiplied by this (YaRN; 1 otherwise) */
     int64_t rope_ctx_orig;
 } llmq_hparams;
 
@@ -35,10 +36,11 @@ typedef struct llmq_layer {
 
 struct llmq_model {
     llmq_source *source;
-    llmq_meta *meta;              /* source's metadata plus the tokenizer's: what a GGUF of this model would carry */
+    llmq_meta *meta;              /* source->meta with the tokenizer's keys added: what a GGUF of this model would carry */
     const llmq_arch *arch;
     llmq_hparams hp;
-    llmq_tokenizer *tok;          /* NULL if the model has none (then encode fails with a clear message) */
+    llmq_tokenizer *tok;          /* NULL if the model has none or one that llmq cannot use: */
+    llmq_err tok_err;             /* then this says why, and whoever needs the tokenizer reports it */
     const llmq_chat_template *chat;
     const llmq_backend_ops *ops;
     llmq_arena *arena;            /* names, norms, biases, tables */
@@ -60,6 +62,14 @@ void model_close(llmq_model *model);
 /* A small vector of the source (norm, bias) as f32 in the model's arena. */
 llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n, const float **out, llmq_err *err);
 
+/* The tokenizer, or the reason why there is none. */
+llmq_status model_tokenizer(const llmq_model *model, const llmq_tokenizer **out, llmq_err *err);
+
+/* hparams.c: every value checked. n_vocab_hint: rows of the embedding table, used where the metadata give no vocabulary. */
+llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_vocab_hint, llmq_hparams *out, llmq_err *err);
+
+/* rope.c: the divisors of llama3 scaling, [n_rot/2]. */
+void rope_llama3_factors(const llmq_hparams *hp, float *out);
 /* cos/sin of positions pos..pos+n-1: out (n, n_rot/2, 2). Every scaling (linear, YaRN, llama3) and YaRN's attention factor
  * are in it, so the op that rotates knows nothing of them. */
 void rope_table(const llmq_model *model, int64_t pos, int64_t n, float *out);

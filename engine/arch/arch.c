@@ -1,0 +1,35 @@
+#include "engine/arch/arch.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define ARCH(name) extern const llmq_arch arch_##name;
+#include "engine/arch/arch.def"
+#undef ARCH
+
+static const llmq_arch *const archs[] = {
+#define ARCH(name) &arch_##name,
+#include "engine/arch/arch.def"
+#undef ARCH
+};
+
+const llmq_arch *arch_at(size_t index) { return index < sizeof archs / sizeof *archs ? archs[index] : NULL; }
+
+const llmq_arch *arch_find(const char *name) {
+    const llmq_arch *arch;
+    for (size_t i = 0; (arch = arch_at(i)); i++)
+        if (strcmp(arch->name, name) == 0) return arch;
+    return NULL;
+}
+
+const llmq_arch_rule *arch_rule(const llmq_arch *arch, llmq_role role) {
+    for (const llmq_arch_rule *r = arch->rules; r->role != ROLE_COUNT; r++)
+        if (r->role == role) return r;
+    return NULL;
+}
+
+void arch_tensor_name(const llmq_arch_rule *rule, int naming, int layer, char out[128]) {
+    const char *pattern = naming == 0 ? rule->gguf : rule->hf, *mark = strstr(pattern, "%d");
+    if (mark) snprintf(out, 128, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
+    else snprintf(out, 128, "%s", pattern);
+}
