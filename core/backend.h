@@ -42,7 +42,7 @@ typedef struct llmq_acts {
 /* One layer's KV cache. Layout is the backend's own: kv_bytes tells the size of K or of V. */
 typedef struct llmq_kv {
     void *k, *v;
-    int type;           /* 0: f16, 1: q8_0 (blocks of 32 along head_dim, which 32 must divide) */
+    int type;           /* 0: f16, 1: q8_0 (blocks of 32 along head_dim, which 32 must divide), 2: f32 (exact; may be slow) */
     int64_t n_ctx;      /* positions the buffers hold */
     int n_head_kv, head_dim;
 } llmq_kv;

@@ -13,6 +13,11 @@ size_t attention_scratch_c(const llmq_attn *a, int n_workers) { return scores_le
 
 static float kv_value(const uint8_t *row, int type, int head_dim, int i) {
     if (type == KV_Q8) return kv_q8_scale(row, head_dim, i / KV_GROUP) * (float)(int8_t)row[i];
+    if (type == KV_F32) {
+        float x;
+        memcpy(&x, row + 4 * i, sizeof x);
+        return x;
+    }
     uint16_t half;
     memcpy(&half, row + 2 * i, sizeof half);
     return f16_to_f32(half);

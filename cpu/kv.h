@@ -1,15 +1,17 @@
 /* The KV cache of the CPU backend, the same for every ISA: (n_head_kv, n_ctx, head_dim), so that a head's keys are one
- * stream. A row of f16: head_dim halfs. A row of q8_0: head_dim int8 codes, then one f16 scale for every 32 of them. */
+ * stream. A row of f16: head_dim halfs. A row of q8_0: head_dim int8 codes, then one f16 scale for every 32 of them. f32: head_dim floats;
+ * every ISA leaves that to the C version. */
 #ifndef LLMQ_CPU_KV_H
 #define LLMQ_CPU_KV_H
 
 #include "core/backend.h"
 #include "core/half.h"
 
-enum { KV_F16 = 0, KV_Q8 = 1 };
+enum { KV_F16 = 0, KV_Q8 = 1, KV_F32 = 2 };
 #define KV_GROUP 32
 
 static inline size_t kv_row_bytes(int type, int head_dim) {
+    if (type == KV_F32) return (size_t)head_dim * sizeof(float);
     return type == KV_Q8 ? (size_t)head_dim + (size_t)(head_dim / KV_GROUP) * 2 : (size_t)head_dim * 2;
 }
 

@@ -86,6 +86,10 @@ static void kv_row_store_q8(const float *x, uint8_t *row, int head_dim) {
 }
 
 static void kv_row_store(int type, const float *x, uint8_t *row, int head_dim) {
+    if (type == KV_F32) {
+        memcpy(row, x, (size_t)head_dim * sizeof *x);
+        return;
+    }
     if (type == KV_Q8) {
         kv_row_store_q8(x, row, head_dim);
         return;

@@ -370,13 +370,17 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
 }
 
 llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
+    return model_open_with(path, params, backend_cpu(), out, err);
+}
+
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops, llmq_model **out, llmq_err *err) {
     llmq_model_params defaults = {0};
     if (!params) params = &defaults;
     *out = NULL;
     llmq_model *model = mem_zalloc(1, sizeof *model);
     if (!model) return mem_error(err, sizeof *model, "a model");
     llmq_status status = LLMQ_OK;
-    model->ops = backend_cpu();
+    model->ops = ops;
     model->arena = arena_create();
     if (!model->arena) LLMQ_TRY_GOTO(mem_error(err, 64, "a model"));
     LLMQ_TRY_GOTO(source_open(path, &model->source, err));

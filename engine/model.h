@@ -57,6 +57,8 @@ struct llmq_model {
 
 /* All of llmq_model_open; also used by jobs. */
 llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err);
+/* The same for a given backend (tests run every ISA). */
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops, llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
 
 /* A small vector of the source (norm, bias) as f32 in the model's arena. */

@@ -14,8 +14,8 @@ static llmq_status check_params(const llmq_model *model, const llmq_session_para
     if (*n_ctx < 1 || *n_ctx > 1 << 24) return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)*n_ctx, 1 << 24);
     if (*n_batch < 1 || *n_batch > 1 << 16) return llmq_fail(err, LLMQ_E_ARG, "n_batch %lld: must be 1 to %d", (long long)*n_batch, 1 << 16);
     if (*n_batch > *n_ctx) *n_batch = *n_ctx;
-    if (p->kv_type != LLMQ_KV_F16 && p->kv_type != LLMQ_KV_Q8_0)
-        return llmq_fail(err, LLMQ_E_ARG, "--kv-type %d: must be f16 or q8_0", (int)p->kv_type);
+    if (p->kv_type != LLMQ_KV_F16 && p->kv_type != LLMQ_KV_Q8_0 && p->kv_type != LLMQ_KV_F32)
+        return llmq_fail(err, LLMQ_E_ARG, "--kv-type %d: must be f16, q8_0 or f32", (int)p->kv_type);
     if (p->kv_type == LLMQ_KV_Q8_0 && hp->head_dim % 32 != 0)
         return llmq_fail(err, LLMQ_E_ARG, "--kv-type q8_0 needs heads of a multiple of 32 dimensions; this model's have %lld: use f16",
                          (long long)hp->head_dim);

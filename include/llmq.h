@@ -106,7 +106,8 @@ LLMQ_API llmq_status llmq_chat_render(const llmq_model *model, const llmq_messag
 
 /* ---- sessions ----------------------------------------------------------------------------------------------------- */
 
-typedef enum llmq_kv_type { LLMQ_KV_F16, LLMQ_KV_Q8_0 } llmq_kv_type;
+/* F32 is for exact scores: slower, and twice the memory of F16. */
+typedef enum llmq_kv_type { LLMQ_KV_F16, LLMQ_KV_Q8_0, LLMQ_KV_F32 } llmq_kv_type;
 
 typedef struct llmq_session_params {
     int64_t n_ctx;    /* tokens the KV cache holds; 0: min(model's training context, 4096) */
