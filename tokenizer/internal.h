@@ -75,7 +75,7 @@ typedef struct pretok_traits {
     bool ignore_merges; /* a piece that is a token as a whole is not merged */
     bool add_bos;       /* what readers of GGUF assume where add_bos_token is absent */
 } pretok_traits;
-/* One step of tokenizer.json's pre_tokenizer: an isolated Split by a pattern. */
+
 #define PRETOK_MAX_STEPS 4
 /* A row of the table by its GGUF name; NULL if unknown. */
 const struct pretok_row *pretok_find(const char *name);
