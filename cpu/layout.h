@@ -53,6 +53,7 @@ static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
 /* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. */
 static inline int64_t act_bf16_stride(int64_t cols) { return (cols + 31) / 32 * 32; }
 
+void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a); /* plain C */
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols);
 
 /* ---- weights */
@@ -95,6 +96,11 @@ static inline int64_t layout_scale_step(const cpu_layout *l) {
 }
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
     return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;
+}
+/* Columns of a GEMM panel: as even a division of cols as the layout allows, at most most (a multiple of 256). */
+static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64_t most) {
+    int64_t unit = l->two_level ? 256 : 32, parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
+    return (n + unit - 1) / unit * unit;
 }
 static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return act_bf16_stride(cols) * 32; }
 

@@ -1,3 +1,436 @@
-#include "cpu/cpu.h"
+/* AVX2 kernels for the interleaved quantized layouts (layout.h): the AVX-512 kernels' twin for CPUs without VNNI.
+ *
+ * vpmaddubsw multiplies unsigned codes with signed activations and adds pairs in saturating 16 bits. Codes of b bits give
+ * at most (2^b - 1) * 127 * 2 for a pair, so up to 8 words (b <= 4), 4 (b = 5) or 2 (b = 6) add up exactly in 16 bits before
+ * they are widened. Signed operands (Q8_0, codebooks) go as |w| and activation * sign(w): one word at a time. */
+#include <immintrin.h>
+#include <string.h>
 
-void cpu_fill_matmul_avx2(llmq_backend_ops *ops) { (void)ops; }
+#include "cpu/cpu.h"
+#include "cpu/dense.h"
+#include "cpu/layout.h"
+#include "types/type.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define PANEL_ROWS 16
+#define PANEL_COLS 512
+#define TILE 3 /* tokens of a register tile; divides ACT_BLOCK */
+#define PREFETCH 1024
+
+/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
+#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
+#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
+
+INLINE __m256i load_i(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE __m256 load_half8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE __m256 load_sc8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+INLINE __m256i bcast4(const int8_t *q) {
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm256_set1_epi32(v);
+}
+
+/* ---- codes of 8 rows (p: their half of the group's first vector) */
+
+INLINE __m256i plane_bits(__m256i plane, int from, int to, int mask) {
+    __m256i v = plane;
+    if (from > to) v = _mm256_srli_epi16(plane, from - to);
+    if (from < to) v = _mm256_slli_epi16(plane, to - from);
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)(mask << to)));
+}
+
+/* u[j] byte b = code of column 4j + b; for 8 bits and codebooks its signed level. */
+INLINE void decode(int bits, bool codebook, __m256i table, const uint8_t *p, __m256i u[8]) {
+    if (bits == 8) {
+        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_xor_si256(load_i(p + 64 * j), _mm256_set1_epi8((char)0x80));
+        return;
+    }
+    if (bits >= 4) {
+        const __m256i low = _mm256_set1_epi8(15);
+        UNROLL for (int j = 0; j < 4; j++) {
+            __m256i raw = load_i(p + 64 * j);
+            u[j] = _mm256_and_si256(raw, low);
+            u[j + 4] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
+        }
+        p += 256;
+    }
+    if (bits == 6 || bits <= 3) {
+        UNROLL for (int j = 0; j < 8; j++) {
+            __m256i v = plane_bits(load_i(p + 64 * (j & 1)), j / 2 * 2, bits == 6 ? 4 : 0, 3);
+            u[j] = bits == 6 ? _mm256_or_si256(u[j], v) : v;
+        }
+        p += 128;
+    }
+    if (bits == 5 || bits == 3) {
+        __m256i plane = load_i(p);
+        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_or_si256(u[j], plane_bits(plane, j, bits - 1, 1));
+    }
+    if (codebook) {
+        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_shuffle_epi8(table, u[j]);
+    }
+}
+
+static __m256i code_table(const cpu_layout *l) {
+    if (!l->codebook) return _mm256_setzero_si256();
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)type_info(l->type)->levels));
+}
+
+INLINE bool is_signed(int bits, bool codebook) { return bits == 8 || codebook; }
+
+/* Words whose products add up exactly in 16 bits. */
+INLINE int exact_words(int bits, bool codebook) { return is_signed(bits, codebook) ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
+
+INLINE __m256i products(bool sign, __m256i w, __m256i x) {
+    return sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+}
+
+/* start + sum of n_words words times the activations at q, for 8 rows. */
+INLINE __m256i dot_words(int bits, bool codebook, int n_words, const __m256i *u, const int8_t *q, __m256i start) {
+    bool sign = is_signed(bits, codebook);
+    int exact = exact_words(bits, codebook) < n_words ? exact_words(bits, codebook) : n_words;
+    __m256i acc = start;
+    UNROLL for (int j = 0; j < n_words; j += exact) {
+        __m256i s = products(sign, u[j], bcast4(q + 4 * j));
+        UNROLL for (int i = 1; i < exact; i++) s = _mm256_add_epi16(s, products(sign, u[j + i], bcast4(q + 4 * (j + i))));
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(s, _mm256_set1_epi16(1)));
+    }
+    return acc;
+}
+
+INLINE int log2_of(int zero) { return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : 5; }
+
+/* Start value of an integer sum: act_group's, scaled from 128 to the zero point of unsigned codes. */
+INLINE __m256i start_of(int bits, bool codebook, int zero, int32_t start) {
+    if (is_signed(bits, codebook) || zero == 0) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(start >> (7 - log2_of(zero)));
+}
+
+/* ---- scales of 8 rows (p: their half of the first) */
+
+typedef struct scale_walk {
+    const uint8_t *p; /* of the 16 rows */
+    __m256 d[2], dmin[2];
+} scale_walk;
+
+/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) or its parts where group is 16. */
+INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m256 w[2][2], __m256 m[2][2]) {
+    if (!two_level) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            w[0][h] = load_half8(s->p + 16 * h);
+            if (mins) m[0][h] = load_half8(s->p + 32 + 16 * h);
+        }
+        s->p += mins ? 64 : 32;
+        return;
+    }
+    if (g % 8 == 0) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            s->d[h] = load_half8(s->p + 16 * h);
+            if (mins) s->dmin[h] = _mm256_sub_ps(_mm256_setzero_ps(), load_half8(s->p + 32 + 16 * h));
+        }
+        s->p += mins ? 64 : 32;
+    }
+    UNROLL for (int i = 0; i < 32 / group; i++) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            w[i][h] = _mm256_mul_ps(load_sc8(s->p + 8 * h), s->d[h]);
+            if (mins) m[i][h] = _mm256_mul_ps(load_sc8(s->p + 16 + 8 * h), s->dmin[h]);
+        }
+        s->p += mins ? 32 : 16;
+    }
+}
+
+/* What one token of the block gives to part i of a group. */
+INLINE int32_t part_start(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->start : i == 0 ? ag->start_lo : ag->start - ag->start_lo;
+}
+INLINE float part_dsum(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->dsum : ag->d * (float)part_start(group, ag, i) * (-1.0f / 128);
+}
+
+/* ---- few tokens */
+
+/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {
+    const uint8_t *p = tile;
+    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
+    __m256 f[2][2];
+    UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
+        __m256 w[2][2], m[2][2];
+        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i u[8];
+            decode(bits, codebook, table, p + 32 * h, u);
+            UNROLL for (int t = 0; t < nt; t++) {
+                const int8_t *q = b.q + (g * b.n + t0 + t) * 32;
+                const act_group *ag = b.group + g * b.n + t0 + t;
+                UNROLL for (int i = 0; i < 32 / group; i++) {
+                    __m256i start = start_of(bits, codebook, zero, part_start(group, ag, i));
+                    __m256i sum = dot_words(bits, codebook, group / 4, u + 4 * i, q + 16 * i, start);
+                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(w[i][h], _mm256_set1_ps(ag->d)), f[t][h]);
+                    if (mins) f[t][h] = _mm256_fmadd_ps(m[i][h], _mm256_set1_ps(part_dsum(group, ag, i)), f[t][h]);
+                }
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < nt; t++) {
+        out[t][0] = f[t][0];
+        out[t][1] = f[t][1];
+    }
+}
+
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]);
+
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                                 \
+    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                            \
+    }                                                                                                                         \
+    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                            \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static gemv_fn *const gemv_fns[LAYOUT_BF16][2] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = {gemv1_##type, gemv2_##type},
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* Rows of a tile are written through a buffer: the last tile may be cut. */
+static void store_rows(float *y, const float *sum, const float *bias, int64_t left) {
+    int64_t n = left < 16 ? left : 16;
+    for (int64_t i = 0; i < n; i++) y[i] = sum[i] + (bias ? bias[i] : 0.0f);
+}
+
+static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
+    __m256i table = code_table(l);
+    act_block b = act_block_at(a, 0);
+    worker_range(worker, w->rows, 16, &begin, &end);
+    for (int64_t r = begin; r < end; r += 16) {
+        const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+        for (int t0 = 0; t0 < b.n; t0 += 2) {
+            int nt = b.n - t0 < 2 ? b.n - t0 : 2;
+            __m256 out[2][2];
+            float sum[16];
+            gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
+            for (int t = 0; t < nt; t++) {
+                _mm256_storeu_ps(sum, out[t][0]);
+                _mm256_storeu_ps(sum + 8, out[t][1]);
+                store_rows(y + (t0 + t) * ldy + r, sum, w->bias ? w->bias + r : NULL, w->rows - r);
+            }
+        }
+    }
+}
+
+/* ---- many tokens */
+
+/* 16 rows of weights ready for the register tile. */
+typedef struct panel {
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];              /* (words, 64) */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];       /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+} panel;
+
+/* Columns k0 .. k0+n of one tile. */
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) {
+    const uint8_t *p = tile + k0 / 32 * bits * 64;
+    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
+    int parts = 32 / group;
+    (void)zero;
+    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+        __m256 w[2][2], m[2][2];
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i u[8];
+            decode(bits, codebook, table, p + 32 * h, u);
+            UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h), u[j]);
+            UNROLL for (int i = 0; i < parts; i++) {
+                _mm256_store_ps(&out->scale[g * parts + i][8 * h], w[i][h]);
+                if (mins) _mm256_store_ps(&out->offset[g * parts + i][8 * h], m[i][h]);
+            }
+        }
+    }
+}
+
+/* f (tokens, 2) += panel x nt tokens of the block from t0 on, over n columns; b points at its first group of them.
+ * f stays in memory: 6 sums, 2 words of weights and their helpers fill the 16 registers. */
+INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
+    int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook) < words ? exact_words(bits, codebook) : words;
+    bool sign = is_signed(bits, codebook);
+    const uint8_t *code = w->code;
+    const __m256i ones = _mm256_set1_epi16(1);
+    (void)two_level;
+    for (int64_t s = 0; s < n / group; s++, code += words * 64) { /* s counts parts */
+        const act_group *ag = b.group + s / parts * b.n + t0;
+        const int8_t *q = b.q + (s / parts * b.n + t0) * 32 + s % parts * 16;
+        __m256i acc[TILE][2];
+        UNROLL for (int t = 0; t < nt; t++)
+            acc[t][0] = acc[t][1] = start_of(bits, codebook, zero, part_start(group, ag + t, (int)(s % parts)));
+        UNROLL for (int j = 0; j < words; j += exact) {
+            __m256i sum[TILE][2];
+            UNROLL for (int i = j; i < j + exact; i++) {
+                __m256i w0 = load_i(code + i * 64), w1 = load_i(code + i * 64 + 32);
+                UNROLL for (int t = 0; t < nt; t++) {
+                    __m256i x = bcast4(q + t * 32 + 4 * i), p0 = products(sign, w0, x), p1 = products(sign, w1, x);
+                    sum[t][0] = i == j ? p0 : _mm256_add_epi16(sum[t][0], p0);
+                    sum[t][1] = i == j ? p1 : _mm256_add_epi16(sum[t][1], p1);
+                }
+            }
+            UNROLL for (int t = 0; t < nt; t++) {
+                acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(sum[t][0], ones));
+                acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(sum[t][1], ones));
+            }
+        }
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m256 d = _mm256_set1_ps(ag[t].d);
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m256 v = _mm256_load_ps(f[t] + 8 * h);
+                v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]), _mm256_mul_ps(_mm256_load_ps(w->scale[s] + 8 * h), d), v);
+                if (mins) v = _mm256_fmadd_ps(_mm256_load_ps(w->offset[s] + 8 * h), _mm256_set1_ps(part_dsum(group, ag + t, (int)(s % parts))), v);
+                _mm256_store_ps(f[t] + 8 * h, v);
+            }
+        }
+    }
+}
+
+typedef struct tile_fns {
+    void (*unpack)(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out);
+    void (*gemm[TILE])(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]);
+} tile_fns;
+
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                        \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) { \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out);                    \
+    }                                                                                                                \
+    static void gemm1_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 1, w, b, t0, n, f);                                  \
+    }                                                                                                                \
+    static void gemm2_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 2, w, b, t0, n, f);                                  \
+    }                                                                                                                \
+    static void gemm3_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 3, w, b, t0, n, f);                                  \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static const tile_fns tiles[LAYOUT_BF16] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) \
+    [LAYOUT_##type] = {unpack_##type, {gemm1_##type, gemm2_##type, gemm3_##type}},
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* y (nt tokens, 16 rows) (+)= panel x tokens t0 .. of the block. */
+static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n, int64_t r, bool first, float *y, int64_t ldy) {
+    _Alignas(32) float f[TILE][16];
+    int nt = b.n - t0 < TILE ? b.n - t0 : TILE;
+    int64_t left = w->rows - r < 16 ? w->rows - r : 16;
+    memset(f, 0, sizeof f);
+    for (int t = 0; t < nt && (!first || w->bias); t++) memcpy(f[t], first ? w->bias + r : y + t * ldy, (size_t)left * sizeof(float));
+    fns->gemm[nt - 1](p, b, t0, n, f);
+    for (int t = 0; t < nt; t++) memcpy(y + t * ldy, f[t], (size_t)left * sizeof(float));
+}
+
+static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
+    const tile_fns *fns = &tiles[w->layout];
+    __m256i table = code_table(l);
+    panel p;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t k = 0; k < w->cols; k += step) {
+        int64_t n = w->cols - k < step ? w->cols - k : step;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
+            fns->unpack((const uint8_t *)w->packed + r / 16 * tile_bytes, w->cols, k, n, table, &p);
+            for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
+                act_block b = act_block_at(a, t);
+                b.q += k / 32 * b.n * 32;
+                b.group += k / 32 * b.n;
+                for (int t0 = 0; t0 < b.n; t0 += TILE) panel_times(fns, w, &p, b, t0, n, r, k == 0, y + (t + t0) * ldy + r, ldy);
+            }
+        }
+    }
+}
+
+/* ---- activations */
+
+/* As quantize_group of the C backend, to the bit. x: 32 floats. */
+INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
+    const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
+    __m256 v[4];
+    __m256i mag = _mm256_setzero_si256(), i[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+        v[k] = _mm256_loadu_ps(x + 8 * k);
+        mag = _mm256_max_epi32(mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(mag), _mm256_extracti128_si256(mag, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    int32_t bits = _mm_cvtsi128_si32(m), part[4];
+    float amax;
+    memcpy(&amax, &bits, 4);
+    bool finite = bits < 0x7f800000;
+    __m256 inverse = _mm256_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
+    UNROLL for (int k = 0; k < 4; k++) {
+        i[k] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(v[k], inverse)) : _mm256_setzero_si256();
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(i[k]), _mm256_extracti128_si256(i[k], 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        part[k] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    }
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    int32_t lo = part[0] + part[1], sum = lo + part[2] + part[3];
+    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
+    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+}
+
+static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
+    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
+    worker_range(worker, a->n_tok * groups, 1, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
+        act_block b = act_block_at(a, t / len * len);
+        int64_t at = g * b.n + t % len;
+        const float *x = a->x + t * a->cols + 32 * g;
+        float padded[32] = {0};
+        if (left < 32) x = memcpy(padded, x, (size_t)left * sizeof *x);
+        quantize_group(x, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+    }
+}
+
+static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
+    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_BF16) cpu_fill_bf16(worker, a);
+}
+
+/* ---- entries */
+
+static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
+    (void)flags; /* without bf16 products there is nothing to gain from PREP_BF16 */
+    return cpu_weight_pack(w, t, false, team, err);
+}
+
+static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    if (!cpu_layout_of(w->layout)) dense_matmul_avx2(worker, w, a, y, ldy);
+    else if (a->n_tok <= ACT_FEW) matmul_few(worker, w, a, y, ldy);
+    else matmul_many(worker, w, a, y, ldy);
+}
+
+void cpu_fill_matmul_avx2(llmq_backend_ops *ops) {
+    ops->weight_prepare = weight_prepare;
+    ops->weight_release = cpu_weight_release;
+    ops->acts_bytes = cpu_acts_bytes;
+    ops->acts_fill = acts_fill;
+    ops->matmul = matmul;
+}

@@ -361,15 +361,9 @@ static gemm_fn *const gemm_fns[2][2][6] = {
     {{GEMM_WIDTHS(GEMM_NAME, 16, 0)}, {GEMM_WIDTHS(GEMM_NAME, 16, 1)}},
 };
 
-/* Columns of a panel: as even a division of cols as the layout allows. */
-static int64_t panel_cols(const cpu_layout *l, int64_t cols) {
-    int64_t unit = l->two_level ? 256 : 32, parts = (cols + PANEL_COLS - 1) / PANEL_COLS, n = (cols + parts - 1) / parts;
-    return (n + unit - 1) / unit * unit;
-}
-
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
-    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = panel_cols(l, w->cols), begin, end;
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
     unpack_fn *unpack = unpack_fns[w->layout];
     gemm_fn *const *gemm = gemm_fns[l->group == 16][l->mins];
     __m512i table = code_table(l);

@@ -56,7 +56,7 @@ static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
     }
 }
 
-static void fill_bf16(const llmq_worker *worker, llmq_acts *a) {
+void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
     int64_t stride = act_bf16_stride(a->cols), begin, end;
     worker_range(worker, a->n_tok, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)
@@ -66,7 +66,7 @@ static void fill_bf16(const llmq_worker *worker, llmq_acts *a) {
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_Q8) fill_q8(worker, a);
-    if (form == ACT_BF16) fill_bf16(worker, a);
+    if (form == ACT_BF16) cpu_fill_bf16(worker, a);
 }
 
 /* ---- matmul */

@@ -1,0 +1,202 @@
+/* AVX2 kernels for float weights, all in f32: few tokens by row dot products (4 rows x up to 2 tokens, 8 partial sums
+ * each); more tokens by a panel of 16 rows x 128 columns, converted and transposed into L1, times 6 tokens at a time.
+ * Rows may lie at any address; columns may be any number. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/dense.h"
+#include "cpu/layout.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define PANEL_ROWS 16
+#define PANEL_COLS 128
+#define TILE 6
+#define FEW 6 /* up to so many tokens by dot products */
+
+enum { FLOAT32, FLOAT16, BFLOAT16 };
+
+INLINE int64_t elem_bytes(int kind) { return kind == FLOAT32 ? 4 : 2; }
+
+INLINE __m256 load_w(int kind, const char *p) {
+    if (kind == FLOAT32) return _mm256_loadu_ps((const float *)p);
+    __m128i h = _mm_loadu_si128((const __m128i *)p);
+    if (kind == FLOAT16) return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+/* n <= 8 elements, zeros after them. */
+INLINE __m256 load_w_part(int kind, const char *p, int64_t n) {
+    char part[32] = {0};
+    if (n > 0) memcpy(part, p, (size_t)(n * elem_bytes(kind)));
+    return load_w(kind, part);
+}
+
+INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* ---- few tokens: row dot products */
+
+INLINE void dot_tile(int kind, int nr, int nt, const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy) {
+    __m256 f[4][2], v[2];
+    int64_t k = 0;
+    UNROLL for (int i = 0; i < nr; i++) {
+        UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm256_setzero_ps();
+    }
+    for (; k + 8 <= cols; k += 8) {
+        UNROLL for (int t = 0; t < nt; t++) v[t] = _mm256_loadu_ps(x + t * cols + k);
+        UNROLL for (int i = 0; i < nr; i++) {
+            __m256 w = load_w(kind, row + i * row_bytes + k * elem_bytes(kind));
+            UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm256_fmadd_ps(w, v[t], f[i][t]);
+        }
+    }
+    if (k < cols) {
+        UNROLL for (int t = 0; t < nt; t++) v[t] = load_w_part(FLOAT32, (const char *)(x + t * cols + k), cols - k);
+        UNROLL for (int i = 0; i < nr; i++) {
+            __m256 w = load_w_part(kind, row + i * row_bytes + k * elem_bytes(kind), cols - k);
+            UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm256_fmadd_ps(w, v[t], f[i][t]);
+        }
+    }
+    UNROLL for (int i = 0; i < nr; i++) {
+        UNROLL for (int t = 0; t < nt; t++) y[t * ldy + i] = sum8(f[i][t]) + (bias ? bias[i] : 0.0f);
+    }
+}
+
+typedef void dot_fn(const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy);
+
+#define DOT_EACH(Y, kind) Y(kind, 1, 1) Y(kind, 1, 2) Y(kind, 4, 1) Y(kind, 4, 2)
+#define DOT_DEFINE(kind, nr, nt)                                                                                                                          \
+    static void dot_##kind##_##nr##_##nt(const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy) { \
+        dot_tile(kind, nr, nt, row, row_bytes, x, cols, bias, y, ldy);                                                                                    \
+    }
+#define DOT_NAME(kind, nr, nt) [nr == 4][nt - 1] = dot_##kind##_##nr##_##nt,
+DOT_EACH(DOT_DEFINE, FLOAT32)
+DOT_EACH(DOT_DEFINE, FLOAT16)
+DOT_EACH(DOT_DEFINE, BFLOAT16)
+static dot_fn *const dot_fns[3][2][2] = {{DOT_EACH(DOT_NAME, FLOAT32)}, {DOT_EACH(DOT_NAME, FLOAT16)}, {DOT_EACH(DOT_NAME, BFLOAT16)}};
+
+static void few(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y, int64_t ldy) {
+    int64_t row_bytes = w->cols * elem_bytes(kind), begin, end;
+    worker_range(worker, w->rows, 4, &begin, &end);
+    for (int64_t r = begin; r < end;) {
+        int nr = end - r >= 4 ? 4 : 1;
+        for (int64_t t = 0; t < a->n_tok; t += 2) {
+            int nt = a->n_tok - t < 2 ? 1 : 2;
+            dot_fns[kind][nr == 4][nt - 1]((const char *)w->native.data + r * row_bytes, row_bytes, a->x + t * w->cols, w->cols,
+                                           w->bias ? w->bias + r : NULL, y + t * ldy + r, ldy);
+        }
+        r += nr;
+    }
+}
+
+/* ---- many tokens */
+
+/* v[i] lane j <-> v[j] lane i. */
+INLINE void transpose8(__m256 v[8]) {
+    __m256 s[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        s[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        s[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4) { /* v[i + c]: column c of each half, of rows i .. i+3 */
+        UNROLL for (int h = 0; h < 2; h++) {
+            v[i + 2 * h] = _mm256_shuffle_ps(s[i + h], s[i + 2 + h], 0x44);
+            v[i + 2 * h + 1] = _mm256_shuffle_ps(s[i + h], s[i + 2 + h], 0xee);
+        }
+    }
+    UNROLL for (int c = 0; c < 4; c++) {
+        s[c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x20);
+        s[4 + c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x31);
+    }
+    UNROLL for (int i = 0; i < 8; i++) v[i] = s[i];
+}
+
+/* Columns k0 .. k0+n of rows r .. r+16 to panel (n, 16); rows past the end are zero. */
+INLINE void fill_panel_kind(int kind, const llmq_weight *w, int64_t r, int64_t k0, int64_t n, float *panel) {
+    int64_t row_bytes = w->cols * elem_bytes(kind);
+    for (int half = 0; half < 2; half++) {
+        for (int64_t k = 0; k < n; k += 8) {
+            __m256 v[8];
+            const char *p = (const char *)w->native.data + (r + 8 * half) * row_bytes + (k0 + k) * elem_bytes(kind);
+            UNROLL for (int i = 0; i < 8; i++) {
+                bool inside = r + 8 * half + i < w->rows;
+                v[i] = inside && n - k >= 8 ? load_w(kind, p + i * row_bytes) : load_w_part(kind, p + i * row_bytes, inside ? n - k : 0);
+            }
+            transpose8(v);
+            UNROLL for (int i = 0; i < 8; i++) _mm256_store_ps(panel + (k + i) * 16 + 8 * half, v[i]);
+        }
+    }
+}
+
+static void fill_panel(int kind, const llmq_weight *w, int64_t r, int64_t k0, int64_t n, float *panel) {
+    if (kind == FLOAT32) fill_panel_kind(FLOAT32, w, r, k0, n, panel);
+    else if (kind == FLOAT16) fill_panel_kind(FLOAT16, w, r, k0, n, panel);
+    else fill_panel_kind(BFLOAT16, w, r, k0, n, panel);
+}
+
+/* f (nt, 16) += panel (n, 16) x (nt, n) with stride ldx. */
+INLINE void gemm_f32(int nt, const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]) {
+    __m256 acc[TILE][2];
+    UNROLL for (int t = 0; t < nt; t++) {
+        acc[t][0] = _mm256_load_ps(f[t]);
+        acc[t][1] = _mm256_load_ps(f[t] + 8);
+    }
+    for (int64_t k = 0; k < n; k++) {
+        __m256 w0 = _mm256_load_ps(panel + 16 * k), w1 = _mm256_load_ps(panel + 16 * k + 8);
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m256 v = _mm256_broadcast_ss(x + t * ldx + k);
+            acc[t][0] = _mm256_fmadd_ps(w0, v, acc[t][0]);
+            acc[t][1] = _mm256_fmadd_ps(w1, v, acc[t][1]);
+        }
+    }
+    UNROLL for (int t = 0; t < nt; t++) {
+        _mm256_store_ps(f[t], acc[t][0]);
+        _mm256_store_ps(f[t] + 8, acc[t][1]);
+    }
+}
+
+typedef void gemm_fn(const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]);
+
+#define WIDTHS(Y) Y(1) Y(2) Y(3) Y(4) Y(5) Y(6)
+#define GEMM_DEFINE(nt)                                                                                              \
+    static void gemm_f32_##nt(const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]) {       \
+        gemm_f32(nt, panel, x, ldx, n, f);                                                                           \
+    }
+#define GEMM_NAME(nt) gemm_f32_##nt,
+WIDTHS(GEMM_DEFINE)
+static gemm_fn *const gemm_fns[TILE] = {WIDTHS(GEMM_NAME)};
+
+static void many(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y, int64_t ldy) {
+    _Alignas(64) float panel[PANEL_COLS * PANEL_ROWS];
+    int64_t begin, end;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t k = 0; k < w->cols; k += PANEL_COLS) {
+        int64_t n = w->cols - k < PANEL_COLS ? w->cols - k : PANEL_COLS;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
+            size_t row_floats = (size_t)(w->rows - r < 16 ? w->rows - r : 16) * sizeof(float);
+            fill_panel(kind, w, r, k, n, panel);
+            for (int64_t t0 = 0; t0 < a->n_tok; t0 += TILE) {
+                _Alignas(32) float f[TILE][16] = {{0}};
+                int nt = a->n_tok - t0 < TILE ? (int)(a->n_tok - t0) : TILE;
+                float *out = y + t0 * ldy + r;
+                for (int t = 0; t < nt && (k > 0 || w->bias); t++) memcpy(f[t], k > 0 ? out + t * ldy : w->bias + r, row_floats);
+                gemm_fns[nt - 1](panel, a->x + t0 * w->cols + k, w->cols, n, f);
+                for (int t = 0; t < nt; t++) memcpy(out + t * ldy, f[t], row_floats);
+            }
+        }
+    }
+}
+
+void dense_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;
+    if (a->n_tok <= FEW) few(worker, w, kind, a, y, ldy);
+    else many(worker, w, kind, a, y, ldy);
+}
