@@ -157,4 +157,9 @@ llmq_status spm_init(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err);
 /* space_prefix: this text begins a run, and a space goes before it. */
 llmq_status spm_encode(tok_encoder *enc, const char *text, size_t len, bool space_prefix, llmq_err *err);
 
+/* ---- chat templates: chat_template_render at a given time (seconds since 1970), for templates that print the date */
+llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_message *messages, size_t n, bool add_assistant,
+                                    const char *bos, const char *eos, int64_t now, char **out, bool *has_bos_out,
+                                    llmq_err *err);
+
 #endif
