@@ -23,7 +23,12 @@ static inline void nibbles_set(const uint8_t *codes, int n, uint8_t *qs) {
 
 /* Bit 4 of 32 codes, from and to the four bytes of q5_0 and q5_1. */
 static inline void fifth_get(const uint8_t *qh, uint8_t *codes) {
-    for (int j = 0; j < 32; j++) codes[j] |= (uint8_t)((qh[j / 8] >> j % 8 & 1) << 4);
+    for (int b = 0; b < 4; b++) {
+        /* Eight copies of the byte, bit j kept in byte j: nonzero bytes become 16. */
+        uint64_t bits = (qh[b] * UINT64_C(0x0101010101010101)) & UINT64_C(0x8040201008040201);
+        bits = (bits + UINT64_C(0x007f7f7f7f7f7f7f)) >> 3 & UINT64_C(0x1010101010101010);
+        for (int j = 0; j < 8; j++) codes[8 * b + j] |= (uint8_t)(bits >> 8 * j);
+    }
 }
 
 static inline void fifth_set(const uint8_t *codes, uint8_t *qh) {

@@ -2,7 +2,7 @@
 #include "types/search.h"
 
 static const llmq_search search = {
-    .levels = bits_iq4_nl, .n_levels = 16, .uniform = false, .fan_from = 0.80f, .fan_to = 1.75f, .n_fan = 14};
+    .levels = bits_iq4_nl, .n_levels = 16, .uniform = false, .fan_from = 0.7f, .fan_to = 1.6f, .n_fan = 12};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_iq4_nl *b = block;

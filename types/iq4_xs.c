@@ -4,9 +4,9 @@
 static const llmq_search search = {.levels = bits_iq4_nl,
                                    .n_levels = 16,
                                    .uniform = false,
-                                   .fan_from = 0.80f,
-                                   .fan_to = 1.75f,
-                                   .n_fan = 14,
+                                   .fan_from = 0.7f,
+                                   .fan_to = 1.6f,
+                                   .n_fan = 12,
                                    .sc_min = -32,
                                    .sc_max = 31};
 

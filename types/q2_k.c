@@ -4,9 +4,9 @@
 static const llmq_search search = {.levels = BITS_RAMP(0),
                                    .n_levels = 4,
                                    .uniform = true,
-                                   .fan_from = 0.80f,
-                                   .fan_to = 2.0f,
-                                   .n_fan = 8,
+                                   .fan_from = 0.8f,
+                                   .fan_to = 2.5f,
+                                   .n_fan = 5,
                                    .sc_max = 15};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {

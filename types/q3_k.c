@@ -4,9 +4,9 @@
 static const llmq_search search = {.levels = BITS_RAMP(-4),
                                    .n_levels = 8,
                                    .uniform = true,
-                                   .fan_from = 0.70f,
-                                   .fan_to = 1.9f,
-                                   .n_fan = 14,
+                                   .fan_from = 0.65f,
+                                   .fan_to = 2.2f,
+                                   .n_fan = 12,
                                    .sc_min = -32,
                                    .sc_max = 31};
 

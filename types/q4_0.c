@@ -2,7 +2,7 @@
 #include "types/search.h"
 
 static const llmq_search search = {
-    .levels = BITS_RAMP(-8), .n_levels = 16, .uniform = true, .fan_from = 0.80f, .fan_to = 1.75f, .n_fan = 14};
+    .levels = BITS_RAMP(-8), .n_levels = 16, .uniform = true, .fan_from = 0.75f, .fan_to = 1.7f, .n_fan = 12};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_q4_0 *b = block;

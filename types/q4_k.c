@@ -4,9 +4,9 @@
 static const llmq_search search = {.levels = BITS_RAMP(0),
                                    .n_levels = 16,
                                    .uniform = true,
-                                   .fan_from = 0.90f,
-                                   .fan_to = 1.6f,
-                                   .n_fan = 6,
+                                   .fan_from = 0.9f,
+                                   .fan_to = 1.3f,
+                                   .n_fan = 5,
                                    .sc_max = 63};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {

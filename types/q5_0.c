@@ -2,7 +2,7 @@
 #include "types/search.h"
 
 static const llmq_search search = {
-    .levels = BITS_RAMP(-16), .n_levels = 32, .uniform = true, .fan_from = 0.90f, .fan_to = 1.4f, .n_fan = 14};
+    .levels = BITS_RAMP(-16), .n_levels = 32, .uniform = true, .fan_from = 0.76f, .fan_to = 1.3f, .n_fan = 14};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_q5_0 *b = block;

@@ -2,7 +2,7 @@
 #include "types/search.h"
 
 static const llmq_search search = {
-    .levels = BITS_RAMP(0), .n_levels = 32, .uniform = true, .fan_from = 0.95f, .fan_to = 1.35f, .n_fan = 6};
+    .levels = BITS_RAMP(0), .n_levels = 32, .uniform = true, .fan_from = 0.88f, .fan_to = 1.08f, .n_fan = 6};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_q5_1 *b = block;

@@ -4,9 +4,9 @@
 static const llmq_search search = {.levels = BITS_RAMP(-32),
                                    .n_levels = 64,
                                    .uniform = true,
-                                   .fan_from = 0.95f,
-                                   .fan_to = 1.2f,
-                                   .n_fan = 12,
+                                   .fan_from = 0.74f,
+                                   .fan_to = 1.08f,
+                                   .n_fan = 16,
                                    .sc_min = -128,
                                    .sc_max = 127};
 

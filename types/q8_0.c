@@ -3,7 +3,7 @@
 #include "types/search.h"
 
 static const llmq_search search = {
-    .levels = BITS_RAMP(-127), .n_levels = 255, .uniform = true, .fan_from = 0.99f, .fan_to = 1.06f, .n_fan = 12};
+    .levels = BITS_RAMP(-127), .n_levels = 255, .uniform = true, .fan_from = 0.9f, .fan_to = 1.004f, .n_fan = 16};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_q8_0 *b = block;

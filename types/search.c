@@ -26,18 +26,20 @@
 #define X_MAX 268435456.0f /* 2^28: no grid reaches further */
 #define X_MIN 1e-12f       /* far below half of the smallest f16 */
 #define W_FLOOR 1e-6f      /* weights that do not matter still get sensible codes */
-#define MAX_LEVELS_TABLE 16
+#define GROUP_MIN 1e-9f    /* in units: a group this much smaller than its block is zero */
+#define TABLE_LEVELS 16
 
 typedef float v4 __attribute__((vector_size(16)));
-typedef int32_t v4i __attribute__((vector_size(16)));
+typedef int16_t v8i __attribute__((vector_size(16)));
 
 typedef struct block_search {
     const llmq_search *s;
-    float lo, hi, reach; /* first, last, largest magnitude of the levels */
-    float mid[MAX_LEVELS_TABLE], step[MAX_LEVELS_TABLE];
-    float unit;              /* power of two; x is in units of it */
-    float x[TYPE_MAX_BLOCK]; /* finite */
-    float w[TYPE_MAX_BLOCK]; /* (0, 1] */
+    float lo, hi, reach;                                       /* first, last, largest magnitude of the levels */
+    float fan_ratio;                                           /* from one guess of the fan to the next */
+    v8i first, mid2[TABLE_LEVELS - 1], step[TABLE_LEVELS - 1]; /* tables: twice the midpoints; distances */
+    float unit;                                                /* power of two; x is in units of it */
+    float x[TYPE_MAX_BLOCK];                                   /* finite */
+    float w[TYPE_MAX_BLOCK];                                   /* (0, 1] */
 } block_search;
 
 static inline v4 v4_load(const float *p) {
@@ -50,38 +52,44 @@ static inline float v4_sum(v4 v) {
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-static inline v4 v4_splat(float x) {
-    return (v4){x, x, x, x};
-}
-
-/* Adds step where v > mid. */
-static inline v4 v4_step(v4 q, v4 v, float mid, float step) {
-    v4i mask = (v4i)(v > v4_splat(mid)) & (v4i)v4_splat(step);
-    return q + (v4)mask;
+/* q[i] = level of the table nearest to x[i] * inv + bias. Twice the midpoints are integers, so that v > mid is
+ * ceil(2 v) > 2 mid, and 16-bit integers do for the comparisons. */
+static void nearest_table(const block_search *b, const float *x, int n, float inv, float bias, float *q) {
+    _Alignas(16) int16_t t[TYPE_MAX_BLOCK];
+    float lo = 2.0f * b->lo, hi = 2.0f * b->hi;
+    for (int i = 0; i < n; i++) {
+        float v = 2.0f * (x[i] * inv + bias);
+        v = v > lo ? v : lo;
+        v = v < hi ? v : hi;
+        t[i] = (int16_t)(512 - (int)(512.0f - v)); /* ceil, for v < 512 */
+    }
+    for (int i = 0; i < n; i += 16) {
+        v8i va, vb, qa = b->first, qb = qa;
+        memcpy(&va, t + i, sizeof va);
+        memcpy(&vb, t + i + 8, sizeof vb);
+        for (int k = 0; k < TABLE_LEVELS - 1; k++) {
+            qa += (va > b->mid2[k]) & b->step[k];
+            qb += (vb > b->mid2[k]) & b->step[k];
+        }
+        memcpy(t + i, &qa, sizeof qa);
+        memcpy(t + i + 8, &qb, sizeof qb);
+    }
+    for (int i = 0; i < n; i++) q[i] = (float)t[i];
 }
 
 /* q[i] = level nearest to x[i] * inv + bias. n is a multiple of 16. */
 static void nearest(const block_search *b, const float *x, int n, float inv, float bias, float *q) {
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves no bits after the point */
     float lo = b->lo, hi = b->hi;
-    if (b->s->uniform) {
-        for (int i = 0; i < n; i++) {
-            float v = x[i] * inv + bias;
-            v = v > lo ? v : lo;
-            v = v < hi ? v : hi;
-            q[i] = (v + round) - round;
-        }
+    if (!b->s->uniform) {
+        nearest_table(b, x, n, inv, bias, q);
         return;
     }
-    for (int i = 0; i < n; i += 8) {
-        v4 va = v4_load(x + i) * inv + bias, vb = v4_load(x + i + 4) * inv + bias;
-        v4 qa = v4_splat(lo), qb = qa;
-        for (int k = 0; k + 1 < MAX_LEVELS_TABLE; k++) {
-            qa = v4_step(qa, va, b->mid[k], b->step[k]);
-            qb = v4_step(qb, vb, b->mid[k], b->step[k]);
-        }
-        memcpy(q + i, &qa, sizeof qa);
-        memcpy(q + i + 4, &qb, sizeof qb);
+    for (int i = 0; i < n; i++) {
+        float v = x[i] * inv + bias;
+        v = v > lo ? v : lo;
+        v = v < hi ? v : hi;
+        q[i] = (v + round) - round;
     }
 }
 
@@ -100,6 +108,26 @@ static moments moments_of(const float *x, const float *w, const float *q, int n)
     return (moments){v4_sum(sq), v4_sum(sqq), v4_sum(sxq)};
 }
 
+/* Sums with the rest r = x - scale q - offset: the same least squares without the cancellation of <xx> - <xq>^2 / <qq>,
+ * which at 8 bits leaves no correct digit. */
+typedef struct rests {
+    float q, qq, r, rq, rr;
+} rests;
+
+static rests rests_of(const float *x, const float *w, const float *q, int n, float scale, float offset) {
+    v4 sq = {0}, sqq = {0}, sr = {0}, srq = {0}, srr = {0};
+    for (int i = 0; i < n; i += 4) {
+        v4 vq = v4_load(q + i), vw = v4_load(w + i);
+        v4 r = v4_load(x + i) - vq * scale - offset, wq = vw * vq, wr = vw * r;
+        sq += wq;
+        sqq += wq * vq;
+        sr += wr;
+        srq += wr * vq;
+        srr += wr * r;
+    }
+    return (rests){v4_sum(sq), v4_sum(sqq), v4_sum(sr), v4_sum(srq), v4_sum(srr)};
+}
+
 /* sum w (x - scale q - offset)^2 with the nearest levels, which it leaves in q. */
 static float residual(const block_search *b, const float *x, const float *w, int n, float scale, float offset,
                       float *q) {
@@ -113,15 +141,22 @@ static float residual(const block_search *b, const float *x, const float *w, int
     return v4_sum(sum);
 }
 
+static inline v8i v8i_splat(int x) {
+    int16_t h = (int16_t)x;
+    return (v8i){h, h, h, h, h, h, h, h};
+}
+
 static void levels_prepare(block_search *b) {
     const int8_t *levels = b->s->levels;
     int n = b->s->n_levels;
     b->lo = (float)levels[0];
     b->hi = (float)levels[n - 1];
     b->reach = -b->lo > b->hi ? -b->lo : b->hi;
-    for (int k = 0; !b->s->uniform && k + 1 < n; k++) {
-        b->mid[k] = 0.5f * (float)(levels[k] + levels[k + 1]);
-        b->step[k] = (float)(levels[k + 1] - levels[k]);
+    if (b->s->uniform) return;
+    b->first = v8i_splat(levels[0]);
+    for (int k = 0; k < TABLE_LEVELS - 1; k++) {
+        b->mid2[k] = v8i_splat(levels[k] + levels[k + 1]);
+        b->step[k] = v8i_splat(levels[k + 1] - levels[k]);
     }
 }
 
@@ -136,6 +171,7 @@ static bool block_prepare(block_search *b, const llmq_search *s, const float *x,
     if (x_max < X_MIN) return false;
     if (x_max > X_MAX) x_max = X_MAX;
     b->s = s;
+    b->fan_ratio = powf(s->fan_to / s->fan_from, 1.0f / (float)(s->n_fan - 1));
     levels_prepare(b);
     b->unit = f32_from_bits(f32_bits(x_max) & 0x7f800000u);
     float inv = 1.0f / b->unit;
@@ -163,42 +199,51 @@ static void grid_zero(llmq_grid *grid) {
 /* ---- one scaled group ---- */
 
 typedef struct guess {
-    float gain, scale, inv;
+    float error, scale; /* of the codes: what is left with their best scale */
+    float inv;          /* the guess that gave the codes */
 } guess;
 
 static void guess_try(const block_search *b, const float *x, const float *w, int n, float inv, guess *best) {
-    float q[TYPE_MAX_BLOCK];
+    float q[TYPE_MAX_BLOCK], scale = 1.0f / inv;
     nearest(b, x, n, inv, 0.0f, q);
-    moments m = moments_of(x, w, q, n);
-    if (m.qq <= 0.0f) return;
-    float gain = m.xq * m.xq / m.qq;
-    if (gain > best->gain) *best = (guess){gain, m.xq / m.qq, inv};
+    rests m = rests_of(x, w, q, n, scale, 0.0f);
+    if (!(m.qq > 0.0f)) return;
+    float error = m.rr - m.rq * m.rq / m.qq;
+    if (error < best->error) *best = (guess){error, scale + m.rq / m.qq, inv};
 }
 
 /* Best scale of a group, not rounded; 0 for a group of zeros. */
 static float scale_search(const block_search *b, const float *x, const float *w, int n) {
     float amax = 0.0f;
     for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
-    if (amax < 1e-9f) return 0.0f;
-    guess best = {0};
-    float ratio = powf(b->s->fan_to / b->s->fan_from, 1.0f / (float)(b->s->n_fan - 1));
+    if (amax < GROUP_MIN) return 0.0f;
+    guess best = {.error = INFINITY};
     float inv = b->s->fan_from * b->reach / amax;
     bool symmetric = b->s->uniform && b->lo == -b->hi;
-    for (int k = 0; k < b->s->n_fan; k++, inv *= ratio) {
+    for (int k = 0; k < b->s->n_fan; k++, inv *= b->fan_ratio) {
         guess_try(b, x, w, n, inv, &best);
         if (!symmetric) guess_try(b, x, w, n, -inv, &best);
     }
     for (int k = 1; k < 3; k++) {
-        float centre = best.inv, turn = 1.0f + (ratio - 1.0f) / (float)(1 << k);
+        float centre = best.inv, turn = 1.0f + (b->fan_ratio - 1.0f) / (float)(1 << k);
         guess_try(b, x, w, n, centre * turn, &best);
         guess_try(b, x, w, n, centre / turn, &best);
     }
     for (int k = 0; k < 4 && best.scale != 0.0f; k++) {
-        float before = best.gain;
+        float before = best.error;
         guess_try(b, x, w, n, 1.0f / best.scale, &best);
-        if (best.gain <= before) break;
+        if (best.error >= before) break;
     }
     return best.scale;
+}
+
+/* Judges the stored scale d by its true error. */
+static bool scale_judge(const block_search *b, float d, float *best_d, float *best_error, float *q) {
+    float error = residual(b, b->x, b->w, QK, d, 0.0f, q);
+    if (!(error < *best_error)) return false;
+    *best_error = error;
+    *best_d = d;
+    return true;
 }
 
 void search_fit_scaled(const llmq_search *s, const float *x, const float *importance, llmq_grid *grid) {
@@ -208,13 +253,17 @@ void search_fit_scaled(const llmq_search *s, const float *x, const float *import
     if (!block_prepare(&b, s, x, importance, QK)) return;
     float want = scale_search(&b, b.x, b.w, QK);
     for (int k = 0; k < 3; k++) {
-        float d = stored(&b, want), error = residual(&b, b.x, b.w, QK, d, 0.0f, q);
-        if (!(error < best_error)) break;
-        best_error = error;
-        best_d = d;
+        if (!scale_judge(&b, stored(&b, want), &best_d, &best_error, q)) break;
         moments m = moments_of(b.x, b.w, q, QK);
-        if (m.qq <= 0.0f) break;
+        if (!(m.qq > 0.0f)) break;
         want = m.xq / m.qq;
+    }
+    /* With many levels the steps of f16 are as wide as the dips of the error: look at the neighbours. */
+    float centre = best_d;
+    for (int k = 1; k <= s->n_levels / 32; k++) {
+        float turn = (float)k / 1024.0f;
+        scale_judge(&b, stored(&b, centre + centre * turn), &best_d, &best_error, q);
+        scale_judge(&b, stored(&b, centre - centre * turn), &best_d, &best_error, q);
     }
     grid_single(grid, best_d * b.unit, 0.0f);
 }
@@ -222,54 +271,73 @@ void search_fit_scaled(const llmq_search *s, const float *x, const float *import
 /* ---- one affine group ---- */
 
 typedef struct affine {
-    float gain, scale, offset;
+    float error, scale, offset; /* of the codes: what is left with their best scale and offset */
+    float lo, hi;               /* the guess that gave the codes: values of the first and last level */
 } affine;
 
-typedef struct group_sums {
-    float w, x;
-} group_sums;
+typedef struct affine_group {
+    const float *x, *w;
+    int n;
+    float sum_w;
+    bool below_zero; /* the offset must not be positive */
+} affine_group;
 
-static void affine_try(const block_search *b, const float *x, const float *w, int n, group_sums sum, bool below_zero,
-                       float scale, float offset, affine *best) {
-    float q[TYPE_MAX_BLOCK], inv = 1.0f / scale;
-    nearest(b, x, n, inv, -offset * inv, q);
-    moments m = moments_of(x, w, q, n);
-    float var = m.qq - m.q * m.q / sum.w, cov = m.xq - m.q * sum.x / sum.w;
+static void affine_try(const block_search *b, const affine_group *g, float lo, float hi, affine *best) {
+    float q[TYPE_MAX_BLOCK], scale = (hi - lo) / (b->hi - b->lo), inv = 1.0f / scale;
+    if (!(scale > 0.0f)) return;
+    nearest(b, g->x, g->n, inv, -lo * inv, q);
+    rests m = rests_of(g->x, g->w, q, g->n, scale, lo);
+    float var = m.qq - m.q * m.q / g->sum_w, cov = m.rq - m.q * m.r / g->sum_w;
     if (!(var > 0.0f)) return;
-    affine a = {.scale = cov / var};
-    a.offset = (sum.x - a.scale * m.q) / sum.w;
-    a.gain = sum.x * sum.x / sum.w + cov * a.scale;
-    if (below_zero && a.offset > 0.0f) a = (affine){m.xq * m.xq / m.qq, m.xq / m.qq, 0.0f};
-    if (a.gain > best->gain && a.scale > 0.0f) *best = a;
+    affine a = {.scale = scale + cov / var, .lo = lo, .hi = hi};
+    a.offset = lo + (m.r - (a.scale - scale) * m.q) / g->sum_w;
+    a.error = m.rr - m.r * m.r / g->sum_w - cov * cov / var;
+    if (g->below_zero && a.offset > 0.0f) { /* the best with offset 0, whose rest is r + lo */
+        float rr = m.rr + 2.0f * lo * m.r + lo * lo * g->sum_w, rq = m.rq + lo * m.q;
+        a.scale = scale + rq / m.qq;
+        a.offset = 0.0f;
+        a.error = rr - rq * rq / m.qq;
+    }
+    if (a.error < best->error && a.scale > 0.0f) *best = a;
 }
 
-/* Best scale and offset of a group, not rounded. below_zero: the offset must not be positive. */
+/* From the best guess so far: move either end by parts of a level, ever smaller ones; then codes and grid in turns. */
+static void affine_refine(const block_search *b, const affine_group *g, affine *best) {
+    float span = b->hi - b->lo;
+    for (float part = 1.0f; part > 0.2f; part *= 0.5f) {
+        float lo = best->lo, hi = best->hi, h = part * (hi - lo) / span;
+        for (int i = -1; i <= 1; i++)
+            for (int j = -1; j <= 1; j++)
+                if (i || j) affine_try(b, g, lo + (float)i * h, hi + (float)j * h, best);
+    }
+    for (int k = 0; k < 4; k++) {
+        float before = best->error;
+        affine_try(b, g, best->offset, best->offset + best->scale * span, best);
+        if (best->error >= before) break;
+    }
+}
+
+/* Best scale and offset of a group, not rounded. */
 static affine affine_search(const block_search *b, const float *x, const float *w, int n, bool below_zero) {
-    float lo = x[0], hi = x[0];
-    group_sums sum = {0};
+    affine_group g = {.x = x, .w = w, .n = n, .below_zero = below_zero};
+    float lo = x[0], hi = x[0], sum_x = 0.0f;
     for (int i = 0; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo;
         hi = x[i] > hi ? x[i] : hi;
-        sum.w += w[i];
-        sum.x += w[i] * x[i];
+        g.sum_w += w[i];
+        sum_x += w[i] * x[i];
     }
     if (below_zero && lo > 0.0f) lo = 0.0f;
-    float mean = sum.x / sum.w;
-    affine best = {.gain = 0.0f, .scale = 0.0f, .offset = below_zero && mean > 0.0f ? 0.0f : mean};
-    if (hi - lo < 1e-9f) return best;
-    float span = b->hi - b->lo, centre = 0.5f * (lo + hi), half = 0.5f * (hi - lo);
-    float ratio = powf(b->s->fan_to / b->s->fan_from, 1.0f / (float)(b->s->n_fan - 1));
-    float low = 1.0f / b->s->fan_from;
-    for (int i = 0; i < b->s->n_fan; i++, low /= ratio) {
-        float high = 1.0f / b->s->fan_from;
-        for (int j = 0; j < b->s->n_fan; j++, high /= ratio)
-            affine_try(b, x, w, n, sum, below_zero, half * (low + high) / span, centre - half * low, &best);
+    float mean = sum_x / g.sum_w;
+    affine best = {.error = INFINITY, .offset = below_zero && mean > 0.0f ? 0.0f : mean};
+    if (hi - lo < GROUP_MIN) return best;
+    float centre = 0.5f * (lo + hi), half = 0.5f * (hi - lo), low = half / b->s->fan_from;
+    for (int i = 0; i < b->s->n_fan; i++, low /= b->fan_ratio) {
+        float high = half / b->s->fan_from;
+        for (int j = 0; j < b->s->n_fan; j++, high /= b->fan_ratio)
+            affine_try(b, &g, centre - low, centre + high, &best);
     }
-    for (int k = 0; k < 4 && best.scale > 0.0f; k++) {
-        float before = best.gain;
-        affine_try(b, x, w, n, sum, below_zero, best.scale, best.offset, &best);
-        if (best.gain <= before) break;
-    }
+    if (best.scale > 0.0f) affine_refine(b, &g, &best);
     return best;
 }
 

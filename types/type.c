@@ -89,9 +89,24 @@ static bool all_finite(const float *x, int n) {
     return !bad;
 }
 
-/* One group whose weights and grid are finite: the loop that vectorizes. */
+/* One group whose weights and grid are finite: the loops that vectorize. */
 static void codes_uniform(const float *x, int n, float scale, float offset, float top, float span, uint8_t *codes) {
     for (int i = 0; i < n; i++) codes[i] = (uint8_t)code_uniform((x[i] - offset) / scale, top, span);
+}
+
+/* As code_table, by counting the midpoints below; n is a multiple of 16. */
+static void codes_table(const int8_t *levels, int n_levels, const float *x, int n, float scale, float offset,
+                        uint8_t *codes) {
+    for (; n > 0; n -= 16, x += 16, codes += 16) {
+        float u2[16];
+        int32_t below[16] = {0};
+        for (int i = 0; i < 16; i++) u2[i] = 2.0f * ((x[i] - offset) / scale);
+        for (int k = 0; k + 1 < n_levels; k++) {
+            float mid2 = (float)(levels[k] + levels[k + 1]);
+            for (int i = 0; i < 16; i++) below[i] += u2[i] > mid2;
+        }
+        for (int i = 0; i < 16; i++) codes[i] = (uint8_t)below[i];
+    }
 }
 
 void type_codes(const llmq_type_info *t, const llmq_grid *grid, const float *x, uint8_t *codes) {
@@ -99,11 +114,13 @@ void type_codes(const llmq_type_info *t, const llmq_grid *grid, const float *x, 
     float top = (float)t->levels[t->n_levels - 1], span = (float)(t->n_levels - 1);
     for (int g = 0; g < t->block_len / len; g++, x += len, codes += len) {
         float scale = grid->scale[g], offset = grid->offset[g];
-        bool plain = t->uniform && isfinite(scale) && isfinite(offset) && scale != 0.0f && all_finite(x, len);
-        if (plain)
+        bool plain = isfinite(scale) && isfinite(offset) && scale != 0.0f && all_finite(x, len);
+        if (!plain)
+            for (int i = 0; i < len; i++) codes[i] = type_code(t, grid, g, x[i]);
+        else if (t->uniform)
             codes_uniform(x, len, scale, offset, top, span, codes);
         else
-            for (int i = 0; i < len; i++) codes[i] = type_code(t, grid, g, x[i]);
+            codes_table(t->levels, t->n_levels, x, len, scale, offset, codes);
     }
 }
 
