@@ -42,7 +42,7 @@ static void draw(const llmq_sampler_params *p, const float *logits, const int32_
 static void expect(const double share[N], const double want[N]) {
     for (int i = 0; i < N; i++) {
         double sd = sqrt(want[i] * (1 - want[i]) / DRAWS);
-        if (fabs(share[i] - want[i]) > 5 * sd) fail_msg("id %d: share %.4f, expected %.4f", i, share[i], want[i]);
+        if (fabs(share[i] - want[i]) > 5 * sd + 1e-9) fail_msg("id %d: share %.4f, expected %.4f", i, share[i], want[i]);
     }
 }
 
