@@ -1,0 +1,342 @@
+#include "engine/calib_run.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core/half.h"
+
+#define CHUNK_TOKENS 2048 /* per pass of a weight: enough to hide the traffic of the Gram matrix */
+
+struct llmq_calib_run {
+    llmq_model *model;
+    const llmq_calib *calib;
+    llmq_team *team;
+    calib_tick_fn *tick;
+    void *user;
+    int64_t n_tok, chunk;        /* all tokens; at most so many at a time, whole windows */
+    int64_t q_dim, kv_dim, wide; /* wide: the longest input row */
+    float *x;                    /* (n_tok, n_embd) the residual stream */
+    uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
+    uint8_t *bad;                /* [n_tok] left out somewhere */
+    /* of a chunk */
+    float *in;                   /* (chunk, cols of the site) what matrices read */
+    void *q8, *bf16;             /* in in other forms */
+    float *a, *b, *c;            /* (chunk, .) q k v, or gate up, or a block's output in a */
+    float *cos_sin;              /* (ctx, n_rot / 2, 2) */
+    llmq_kv kv;                  /* one window */
+    llmq_attn attn;
+    void *scratch;
+    /* of the layer */
+    llmq_weight *w[ROLE_COUNT];
+    const float *vec[ROLE_COUNT]; /* norms and biases, NULL where there are none */
+};
+
+int64_t calib_site_cols(const llmq_hparams *hp, llmq_site_id site) {
+    return site == SITE_O ? hp->n_head * hp->head_dim : site == SITE_DOWN ? hp->n_ff : hp->n_embd;
+}
+
+/* ---- the steps of a chunk; each is called by all workers ---- */
+
+typedef struct pass {
+    llmq_calib_run *run;
+    llmq_site_id site;
+    float *gram;
+    int64_t begin, n;        /* tokens of the chunk */
+    _Atomic int64_t dropped;
+} pass;
+
+static bool row_finite(const float *x, int64_t n) {
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++) bad |= (uint32_t)((f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
+    return bad == 0;
+}
+
+/* Rows that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the rest of
+ * their window. */
+static void drop_bad_rows(const llmq_worker *w, pass *p, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, p->n, 1, &begin, &end);
+    for (int64_t t = begin; t < end; t++) {
+        float *row = p->run->in + t * cols;
+        if (row_finite(row, cols)) continue;
+        memset(row, 0, (size_t)cols * sizeof *row);
+        p->run->bad[p->begin + t] = 1;
+        atomic_fetch_add(&p->dropped, 1);
+    }
+}
+
+/* The chunk's inputs as ops take them. */
+static llmq_acts inputs(const pass *p, int64_t cols) {
+    return (llmq_acts){.n_tok = p->n, .cols = cols, .x = p->run->in, .q8 = p->run->q8, .bf16 = p->run->bf16};
+}
+
+/* in, complete and behind a barrier, becomes what the site's matrices read; then the Gram matrix. */
+static void finish_inputs(const llmq_worker *w, pass *p) {
+    const llmq_backend_ops *ops = p->run->model->ops;
+    llmq_acts acts = inputs(p, calib_site_cols(&p->run->model->hp, p->site));
+    if (!p->gram) return;
+    ops->acts_fill(w, &acts, ACT_BF16);
+    worker_barrier(w);
+    ops->gram_add(w, &acts, true, p->gram);
+}
+
+static void norm_inputs(const llmq_worker *w, pass *p, llmq_role gain) {
+    llmq_calib_run *run = p->run;
+    int64_t n_embd = run->model->hp.n_embd;
+    run->model->ops->rms_norm(w, run->x + p->begin * n_embd, run->vec[gain], run->model->hp.eps, run->in, p->n, n_embd, n_embd);
+    worker_barrier(w);
+    drop_bad_rows(w, p, n_embd);
+    worker_barrier(w);
+}
+
+/* Makes the forms that the weights of roles want (roles ends with ROLE_COUNT). */
+static void fill_for(const llmq_worker *w, pass *p, const llmq_role *roles) {
+    const llmq_backend_ops *ops = p->run->model->ops;
+    llmq_acts acts = inputs(p, p->run->w[*roles]->cols);
+    bool q8 = false, bf16 = false;
+    for (; *roles != ROLE_COUNT; roles++) {
+        q8 = q8 || p->run->w[*roles]->act == ACT_Q8;
+        bf16 = bf16 || p->run->w[*roles]->act == ACT_BF16;
+    }
+    if (q8) ops->acts_fill(w, &acts, ACT_Q8);
+    if (bf16) ops->acts_fill(w, &acts, ACT_BF16);
+    worker_barrier(w);
+}
+
+static void multiply(const llmq_worker *w, pass *p, llmq_role role, float *y) {
+    const llmq_weight *weight = p->run->w[role];
+    llmq_acts acts = inputs(p, weight->cols);
+    p->run->model->ops->matmul(w, weight, &acts, y, weight->rows);
+}
+
+static void store_mid(const llmq_worker *w, pass *p, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, p->n, 1, &begin, &end);
+    uint16_t *mid = p->run->mid + p->begin * cols;
+    for (int64_t i = begin * cols; i < end * cols; i++) mid[i] = f32_to_bf16(p->run->in[i]);
+}
+
+static void load_mid(const llmq_worker *w, pass *p, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, p->n, 1, &begin, &end);
+    const uint16_t *mid = p->run->mid + p->begin * cols;
+    for (int64_t i = begin * cols; i < end * cols; i++) p->run->in[i] = bf16_to_f32(mid[i]);
+    worker_barrier(w);
+}
+
+/* x += W in, of a block's last matrix. */
+static void close_block(const llmq_worker *w, pass *p, llmq_role role, int64_t cols) {
+    llmq_calib_run *run = p->run;
+    int64_t n_embd = run->model->hp.n_embd;
+    load_mid(w, p, cols);
+    fill_for(w, p, (llmq_role[]){role, ROLE_COUNT});
+    multiply(w, p, role, run->a);
+    worker_barrier(w);
+    run->model->ops->add(w, run->x + p->begin * n_embd, run->a, p->n * n_embd);
+    worker_barrier(w);
+}
+
+static void head_norm(const llmq_worker *w, pass *p, llmq_role gain, float *y, int64_t dim) {
+    const llmq_hparams *hp = &p->run->model->hp;
+    if (p->run->vec[gain])
+        p->run->model->ops->rms_norm(w, y, p->run->vec[gain], hp->eps, y, p->n * dim / hp->head_dim, hp->head_dim, hp->head_dim);
+}
+
+/* q, k, v of the chunk to attention's outputs, window by window. */
+static void attend(const llmq_worker *w, pass *p) {
+    llmq_calib_run *run = p->run;
+    const llmq_backend_ops *ops = run->model->ops;
+    const llmq_hparams *hp = &run->model->hp;
+    int64_t ctx = run->calib->ctx;
+    head_norm(w, p, ROLE_Q_NORM, run->a, run->q_dim);
+    head_norm(w, p, ROLE_K_NORM, run->b, run->kv_dim);
+    worker_barrier(w);
+    for (int64_t t = 0; t < p->n; t += ctx) {
+        float *q = run->a + t * run->q_dim, *k = run->b + t * run->kv_dim, *v = run->c + t * run->kv_dim;
+        ops->rope(w, q, ctx, run->q_dim, (int)hp->n_head, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin, run->model->rope_neox);
+        ops->rope(w, k, ctx, run->kv_dim, (int)hp->n_head_kv, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin, run->model->rope_neox);
+        worker_barrier(w);
+        ops->kv_store(w, &run->kv, k, run->kv_dim, v, run->kv_dim, 0, ctx);
+        worker_barrier(w);
+        ops->attention(w, &run->attn, q, run->q_dim, &run->kv, run->in + t * run->q_dim, run->scratch);
+        worker_barrier(w);
+    }
+}
+
+static void pass_qkv(const llmq_worker *w, pass *p) {
+    norm_inputs(w, p, ROLE_ATTN_NORM);
+    finish_inputs(w, p);
+}
+
+static void pass_o(const llmq_worker *w, pass *p) {
+    llmq_calib_run *run = p->run;
+    norm_inputs(w, p, ROLE_ATTN_NORM);
+    fill_for(w, p, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
+    multiply(w, p, ROLE_Q, run->a);
+    multiply(w, p, ROLE_K, run->b);
+    multiply(w, p, ROLE_V, run->c);
+    worker_barrier(w);
+    attend(w, p);
+    drop_bad_rows(w, p, run->q_dim);
+    worker_barrier(w);
+    store_mid(w, p, run->q_dim);
+    finish_inputs(w, p);
+}
+
+static void pass_gate_up(const llmq_worker *w, pass *p) {
+    close_block(w, p, ROLE_O, p->run->q_dim);
+    norm_inputs(w, p, ROLE_FFN_NORM);
+    finish_inputs(w, p);
+}
+
+static void pass_down(const llmq_worker *w, pass *p) {
+    llmq_calib_run *run = p->run;
+    int64_t n_ff = run->model->hp.n_ff;
+    norm_inputs(w, p, ROLE_FFN_NORM);
+    fill_for(w, p, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
+    multiply(w, p, ROLE_GATE, run->a);
+    multiply(w, p, ROLE_UP, run->b);
+    worker_barrier(w);
+    run->model->ops->silu_mul(w, run->a, run->b, run->in, p->n * n_ff);
+    worker_barrier(w);
+    drop_bad_rows(w, p, n_ff);
+    worker_barrier(w);
+    store_mid(w, p, n_ff);
+    finish_inputs(w, p);
+}
+
+static void pass_worker(const llmq_worker *w, void *arg) {
+    pass *p = arg;
+    switch (p->site) {
+    case SITE_QKV: pass_qkv(w, p); break;
+    case SITE_O: pass_o(w, p); break;
+    case SITE_GATE_UP: pass_gate_up(w, p); break;
+    case SITE_DOWN: pass_down(w, p); break;
+    default: close_block(w, p, ROLE_DOWN, p->run->model->hp.n_ff);
+    }
+}
+
+/* ---- passes ---- */
+
+/* Weights multiplied on the way to a site, for one token. */
+static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
+    double n_embd = (double)run->model->hp.n_embd, n_ff = (double)run->model->hp.n_ff, q = (double)run->q_dim;
+    switch (site) {
+    case SITE_O: return n_embd * (q + 2 * (double)run->kv_dim) + q * (double)run->calib->ctx;
+    case SITE_GATE_UP: return n_embd * q;
+    case SITE_DOWN: return 2 * n_embd * n_ff;
+    case SITE_COUNT: return n_embd * n_ff;
+    default: return 0;
+    }
+}
+
+llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
+    int64_t cols = calib_site_cols(&run->model->hp, site);
+    pass p = {.run = run, .site = site, .gram = gram};
+    if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
+    for (p.begin = 0; p.begin < run->n_tok; p.begin += run->chunk) {
+        p.n = run->n_tok - p.begin < run->chunk ? run->n_tok - p.begin : run->chunk;
+        team_run(run->team, pass_worker, &p);
+        double n = (double)p.n, gram_macs = gram ? n * (double)cols * (double)cols / 2 : 0;
+        if (!run->tick(run->user, n * site_weights(run, site), gram_macs)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+    }
+    *n_tokens_out = run->n_tok - atomic_load(&p.dropped);
+    return LLMQ_OK;
+}
+
+/* ---- layers ---- */
+
+llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err) {
+    const llmq_tensor *const *tensors = run->model->layer_tensors[layer].by_role;
+    static const llmq_role roles[] = {ROLE_ATTN_NORM, ROLE_FFN_NORM, ROLE_Q_NORM, ROLE_K_NORM, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_O_BIAS};
+    memset(run->w, 0, sizeof run->w);
+    memset(run->vec, 0, sizeof run->vec);
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        const llmq_tensor *t = tensors[roles[i]];
+        if (t) LLMQ_TRY(model_load_vector(run->model, t, tensor_numel(t), &run->vec[roles[i]], err));
+    }
+    return LLMQ_OK;
+}
+
+void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w) {
+    run->w[role] = w;
+    if (role >= ROLE_Q && role <= ROLE_O) w->bias = run->vec[ROLE_Q_BIAS + (role - ROLE_Q)];
+}
+
+int64_t calib_run_dropped(const llmq_calib_run *run) {
+    int64_t n = 0;
+    for (int64_t t = 0; t < run->n_tok; t++) n += run->bad[t];
+    return n;
+}
+
+/* ---- life ---- */
+
+static void embed_worker(const llmq_worker *w, void *arg) {
+    llmq_calib_run *run = arg;
+    run->model->ops->embed(w, run->model->by_role[ROLE_TOKEN_EMBD], run->calib->tokens, run->n_tok, run->x);
+}
+
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static llmq_status alloc_buffers(llmq_calib_run *run, llmq_err *err) {
+    const llmq_hparams *hp = &run->model->hp;
+    const llmq_backend_ops *ops = run->model->ops;
+    int64_t ctx = run->calib->ctx, chunk = run->chunk;
+    size_t kv_bytes = ops->kv_bytes(0, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
+    struct { void **p; size_t n, size; } blocks[] = {
+        {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
+        {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
+        {(void **)&run->bad, (size_t)run->n_tok, 1},
+        {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+        {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
+        {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
+        {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+        {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
+        {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
+        {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
+        {&run->kv.k, kv_bytes, 1},
+        {&run->kv.v, kv_bytes, 1},
+        {&run->scratch, ops->attn_scratch_bytes(&run->attn, team_size(run->team)), 1}};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+        *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
+        if (!*blocks[i].p)
+            return llmq_fail(err, LLMQ_E_MEMORY, "out of memory: %.0f MB for the calibration's activations; calibrate on fewer --tokens",
+                             (double)blocks[i].n * (double)blocks[i].size / 1e6);
+    }
+    return LLMQ_OK;
+}
+
+llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick, void *user,
+                             llmq_calib_run **out, llmq_err *err) {
+    const llmq_hparams *hp = &model->hp;
+    llmq_calib_run *run = mem_zalloc(1, sizeof *run);
+    if (!run) return mem_error(err, sizeof *run, "calibration");
+    *run = (llmq_calib_run){.model = model, .calib = calib, .team = team, .tick = tick, .user = user};
+    run->n_tok = calib->n_windows * calib->ctx;
+    run->chunk = max64(1, CHUNK_TOKENS / calib->ctx) * calib->ctx;
+    if (run->chunk > run->n_tok) run->chunk = run->n_tok;
+    run->q_dim = hp->n_head * hp->head_dim;
+    run->kv_dim = hp->n_head_kv * hp->head_dim;
+    run->wide = max64(hp->n_embd, max64(run->q_dim, hp->n_ff));
+    run->kv = (llmq_kv){.n_ctx = calib->ctx, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim};
+    run->attn = (llmq_attn){.n_head = (int)hp->n_head, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim,
+                            .scale = 1.0f / sqrtf((float)hp->head_dim), .window = hp->window, .n_tok = calib->ctx};
+    llmq_status status = alloc_buffers(run, err);
+    if (status != LLMQ_OK) {
+        calib_run_destroy(run);
+        return status;
+    }
+    rope_table(model, 0, calib->ctx, run->cos_sin);
+    team_run(team, embed_worker, run);
+    *out = run;
+    return LLMQ_OK;
+}
+
+void calib_run_destroy(llmq_calib_run *run) {
+    if (!run) return;
+    void *blocks[] = {run->x, run->mid, run->bad, run->in, run->bf16, run->q8, run->a, run->b, run->c,
+                      run->cos_sin, run->kv.k, run->kv.v, run->scratch};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    mem_free(run);
+}

@@ -1,0 +1,470 @@
+/* quantize: plan -> layer by layer: run, accumulate, solve, pack, write -> commit.
+ *
+ * A layer's matrices are solved in the order of the forward pass. Those that read the same input share one Gram matrix, and
+ * every later input comes from weights that are quantized already, so errors that earlier layers made are seen and partly
+ * made good by later ones. Memory holds the tokens' hidden states, one Gram matrix with its factor, and one matrix in f32. */
+#define _XOPEN_SOURCE 700
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "engine/calib_run.h"
+#include "engine/export.h"
+#include "engine/jobs.h"
+#include "engine/quant_report.h"
+#include "quant/policy.h"
+#include "quant/quant.h"
+
+/* Nominal costs in nanoseconds of one thread: only their ratios matter, for the time left. */
+#define COST_WEIGHT_MAC 0.005
+#define COST_GRAM_MAC 0.006
+#define COST_FEEDBACK_MAC 0.012
+#define COST_FACTOR_MAC 0.012
+#define COST_FIT 150.0
+#define COST_COPY 2.0
+
+typedef struct pipeline {
+    const llmq_quant_params *params;
+    const llmq_method *method;
+    llmq_model *model;
+    llmq_export *ex;
+    llmq_team *team;
+    llmq_gguf_writer *writer;
+    llmq_calib calib;
+    llmq_calib_run *run;
+    llmq_quant_result *result;
+    float *gram;                /* the largest site's (cols, cols) */
+    llmq_weight *ready;         /* [ROLE_COUNT] of the layer under way, made for the forward pass */
+    void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
+    double start, done, total;  /* nominal nanoseconds */
+    char what[64];
+} pipeline;
+
+/* ---- progress ---- */
+
+static bool report_progress(pipeline *p, double cost) {
+    p->done += cost;
+    if (!p->params->progress) return true;
+    double seconds = time_seconds() - p->start, left = p->done > 0 ? seconds * (p->total / p->done - 1) : -1;
+    if (p->done > p->total) left = 0;
+    return p->params->progress(p->params->user, p->done < p->total ? p->done : p->total, p->total, p->what, left);
+}
+
+static bool tick_run(void *user, double weight_macs, double gram_macs) {
+    return report_progress(user, weight_macs * COST_WEIGHT_MAC + gram_macs * COST_GRAM_MAC);
+}
+
+typedef struct write_tick {
+    pipeline *p;
+    double weights;
+} write_tick;
+
+static bool tick_write(void *user, double share) {
+    write_tick *t = user;
+    return report_progress(t->p, share * t->weights * COST_COPY);
+}
+
+static bool is_quantized(llmq_type type) { return !type_is_float(type_info(type)); }
+
+/* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for another). */
+static bool is_solved(const pipeline *p, size_t i) {
+    const llmq_export_entry *entry = &p->ex->entries[i];
+    return entry->matrix && entry->layer >= 0 && is_quantized(p->ex->tensors[i].type) && p->ex->tensors[i].type != entry->src->type;
+}
+
+static double solve_cost(const pipeline *p, size_t i) {
+    double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
+    double cost = rows * cols * COST_FIT;
+    if (p->method->needs_gram) cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
+    return cost;
+}
+
+static double total_cost(const pipeline *p) {
+    const llmq_hparams *hp = &p->model->hp;
+    double cost = 0, n = (double)(p->calib.n_windows * p->calib.ctx);
+    for (size_t i = 0; i < p->ex->n; i++)
+        cost += is_solved(p, i) ? solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
+    if (!p->method->needs_gram) return cost;
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0) cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
+        cost += (double)hp->n_layer * n * cols * cols / 2 * COST_GRAM_MAC;
+    }
+    return cost;
+}
+
+/* ---- plan ---- */
+
+static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    const llmq_hparams *hp = &p->model->hp;
+    if (!params->type) {
+        const int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
+        return policy_default_type(params->bits, cols, sizeof cols / sizeof *cols, out, err);
+    }
+    *out = llmq_type_from_name(params->type);
+    const llmq_type_info *info = type_info(*out);
+    if (!info || !type_can_encode(info) || type_is_float(info))
+        return llmq_fail(err, LLMQ_E_ARG, "--type %s: not a type that llmq quantizes to (q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ...)", params->type);
+    if (params->bits && params->bits != info->bits)
+        return llmq_fail(err, LLMQ_E_ARG, "--bits %d and --type %s do not agree: the type has %d bits; leave one out", params->bits,
+                         params->type, info->bits);
+    return LLMQ_OK;
+}
+
+static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
+    llmq_tensor *t = &p->ex->tensors[i];
+    const llmq_export_entry *entry = &p->ex->entries[i];
+    llmq_quant_row *row = &p->result->rows[i];
+    llmq_policy_choice choice = {.type = t->type};
+    if (entry->matrix) policy_choose(policy, t->name, entry->layer >= 0, entry->src->type, tensor_cols(t), &choice);
+    LLMQ_TRY(export_set_type(p->ex, i, choice.type, err));
+    if (strlen(t->name) >= sizeof row->name) return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
+    strcpy(row->name, t->name);
+    row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
+    row->to = t->type;
+    row->method = is_solved(p, i) ? p->method->name : is_quantized(t->type) && t->type != row->from ? "rtn" : "copy";
+    row->rows = tensor_rows(t);
+    row->cols = tensor_cols(t);
+    row->bytes = t->bytes;
+    row->error = row->rtn_error = -1;
+    row->fallback = choice.fallback;
+    memcpy(row->note, choice.note, sizeof row->note);
+    p->result->n_fallback += choice.fallback;
+    return LLMQ_OK;
+}
+
+static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
+    int64_t bytes = 0, weights = 0, matrix_bytes = 0, matrix_weights = 0;
+    for (size_t i = 0; i < p->ex->n; i++) {
+        const llmq_tensor *t = &p->ex->tensors[i];
+        bytes += t->bytes;
+        weights += tensor_numel(t);
+        if (!p->ex->entries[i].matrix || p->ex->entries[i].layer < 0) continue;
+        matrix_bytes += t->bytes;
+        matrix_weights += tensor_numel(t);
+    }
+    r->f32_bytes = weights * 4;
+    r->f16_bytes = weights * 2;
+    r->in_bytes = p->model->source->file_bytes;
+    r->bits_per_weight = 8.0 * (double)bytes / (double)weights;
+    r->matrix_bits_per_weight = matrix_weights ? 8.0 * (double)matrix_bytes / (double)matrix_weights : 0;
+}
+
+static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
+    LLMQ_TRY(choose_type(p, type_out, err));
+    llmq_policy policy = {.type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
+    LLMQ_TRY(policy_check(&policy, err));
+    LLMQ_TRY(export_create(p->model, &p->ex, err));
+    p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
+    if (!p->result->rows) return mem_error(err, p->ex->n * sizeof *p->result->rows, "the plan");
+    p->result->n_rows = p->ex->n;
+    for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
+    LLMQ_TRY(export_seal(p->ex, err));
+    plan_sizes(p, p->result);
+    return gguf_plan_bytes(p->ex->meta, p->ex->tensors, p->ex->n, &p->result->out_bytes, err);
+}
+
+/* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
+static llmq_status output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap, llmq_err *err) {
+    if (p->params->out) {
+        if ((size_t)snprintf(out, cap, "%s", p->params->out) < cap) return LLMQ_OK;
+        return llmq_fail(err, LLMQ_E_ARG, "-o: the path is too long");
+    }
+    char stem[1024];
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') len--;
+    if (len >= sizeof stem) return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+    memcpy(stem, path, len);
+    stem[len] = 0;
+    const char *base = path_base(stem);
+    if (file_is_dir(stem) && (!strcmp(base, ".") || !strcmp(base, "..") || !strcmp(base, ""))) {
+        char *real = realpath(stem, NULL);
+        bool fits = real && strlen(real) < sizeof stem;
+        if (fits) strcpy(stem, real);
+        free(real);
+        if (!fits || !strcmp(stem, "/")) return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
+    }
+    char *dot = strrchr(stem, '.');
+    if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
+    if ((size_t)snprintf(out, cap, "%s-%s-%s.gguf", stem, p->method->name, llmq_type_name(type)) < cap) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+}
+
+/* ---- one matrix ---- */
+
+typedef struct matrix_job {
+    const llmq_export *ex;
+    size_t index;
+    const llmq_tensor *src;
+    float *w;             /* (rows, cols) in the source's order of rows */
+    llmq_quantized *q;
+    uint8_t *bytes;       /* in the file's order */
+    uint16_t *bf16;       /* (rows, cols) what the bytes mean, in the source's order; NULL: not wanted */
+    float *scratch;       /* (workers, cols) */
+} matrix_job;
+
+static void decode_worker(const llmq_worker *w, void *arg) {
+    const matrix_job *job = arg;
+    int64_t cols = tensor_cols(job->src), row_bytes = type_row_bytes(job->src->type, cols), begin, end;
+    worker_range(w, tensor_rows(job->src), 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++)
+        type_to_f32(job->src->type, (const uint8_t *)job->src->data + r * row_bytes, job->w + r * cols, cols);
+}
+
+static void pack_worker(const llmq_worker *w, void *arg) {
+    const matrix_job *job = arg;
+    int64_t cols = job->q->cols, row_bytes = type_row_bytes(job->q->type->id, cols), begin, end;
+    float *row = job->scratch + w->id * cols;
+    worker_range(w, job->q->rows, 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++) quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
+    for (int64_t r = begin; job->bf16 && r < end; r++) {
+        quantized_row_to_f32(job->q, r, row);
+        for (int64_t c = 0; c < cols; c++) job->bf16[r * cols + c] = f32_to_bf16(row[c]);
+    }
+}
+
+static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, llmq_err *err) {
+    const llmq_tensor *t = &p->ex->tensors[job->index];
+    llmq_quant_row *row = &p->result->rows[job->index];
+    llmq_quant_report report;
+    llmq_quant_problem problem = {
+        .name = t->name, .w = job->w, .rows = tensor_rows(t), .cols = tensor_cols(t), .gram = p->gram, .n_tokens = n_tokens,
+        .type = type_info(t->type), .act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0,
+        .damp = p->params->damp, .ops = p->model->ops, .team = p->team};
+    LLMQ_TRY(p->method->solve(&problem, job->q, &report, err));
+    mem_note_peak();
+    row->error = report.error;
+    row->rtn_error = report.rtn_error;
+    if (report.note[0]) memcpy(row->note, report.note, sizeof row->note);
+    if (!report.fell_back) return LLMQ_OK;
+    row->method = "rtn";
+    p->result->n_fallback += !row->fallback;
+    row->fallback = true;
+    llmq_log(LLMQ_LOG_WARN, "%s: %s", t->name, report.note);
+    return LLMQ_OK;
+}
+
+/* A matrix whose calibration rows number zero is rounded plainly: method_rtn needs nothing. */
+static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, bool keep_ready, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    const llmq_tensor *t = &p->ex->tensors[index];
+    const llmq_export_entry *entry = &p->ex->entries[index];
+    size_t rows = (size_t)tensor_rows(t), cols = (size_t)tensor_cols(t), cells = rows * cols;
+    matrix_job job = {.ex = p->ex, .index = index, .src = entry->src};
+    job.w = mem_alloc(cells, sizeof *job.w);
+    if (!job.w) return mem_error(err, cells * sizeof *job.w, t->name);
+    team_run(p->team, decode_worker, &job);
+    LLMQ_TRY_GOTO(quantized_create(type_info(t->type), tensor_rows(t), tensor_cols(t), &job.q, err));
+    LLMQ_TRY_GOTO(run_method(p, &job, n_tokens, err));
+    mem_free(job.w);
+    job.w = NULL;
+    job.bytes = mem_alloc((size_t)t->bytes, 1);
+    job.scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job.scratch);
+    if (keep_ready) job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
+    if (!job.bytes || !job.scratch || (keep_ready && !job.bf16)) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
+    team_run(p->team, pack_worker, &job);
+    LLMQ_TRY_GOTO(gguf_writer_put(p->writer, index, job.bytes, (size_t)t->bytes, 0, err));
+    if (!report_progress(p, solve_cost(p, index))) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+done:
+    mem_free(job.scratch);
+    mem_free(job.bytes);
+    quantized_destroy(job.q);
+    mem_free(job.w);
+    return status;
+}
+
+static llmq_status copy_tensor(pipeline *p, size_t index, llmq_err *err) {
+    bool exact;
+    write_tick tick = {p, (double)tensor_numel(&p->ex->tensors[index])};
+    snprintf(p->what, sizeof p->what, "%.60s", p->ex->tensors[index].name);
+    return export_write(p->ex, index, p->writer, p->team, &exact, tick_write, &tick, err);
+}
+
+/* ---- layers ---- */
+
+static void release_ready(pipeline *p) {
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        if (p->ready[role].rows) p->model->ops->weight_release(&p->ready[role]);
+        memset(&p->ready[role], 0, sizeof p->ready[role]);
+        mem_free(p->ready_bf16[role]);
+        p->ready_bf16[role] = NULL;
+    }
+}
+
+/* The matrix as the file will mean it, for the forward pass. */
+static llmq_status make_ready(pipeline *p, size_t index, llmq_err *err) {
+    const llmq_export_entry *entry = &p->ex->entries[index];
+    llmq_role role = entry->role;
+    llmq_tensor view = *entry->src;
+    if (p->ready_bf16[role]) {
+        view.type = LLMQ_TYPE_BF16;
+        view.data = p->ready_bf16[role];
+        view.bytes = tensor_numel(&view) * 2;
+    }
+    llmq_weight *w = &p->ready[role];
+    LLMQ_TRY(p->model->ops->weight_prepare(w, &view, PREP_BF16, p->team, err));
+    if (w->packed) {
+        mem_free(p->ready_bf16[role]);
+        p->ready_bf16[role] = NULL;
+    }
+    calib_run_weight(p->run, role, w);
+    return LLMQ_OK;
+}
+
+static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size_t first, size_t last, llmq_err *err) {
+    bool wanted = false;
+    int64_t n_tokens = 0;
+    for (size_t i = first; i < last; i++) {
+        const llmq_arch_rule *rule = arch_rule(p->model->arch, p->ex->entries[i].role);
+        wanted = wanted || (rule->site == site && is_solved(p, i));
+    }
+    snprintf(p->what, sizeof p->what, "layer %d/%d", layer + 1, (int)p->model->hp.n_layer);
+    LLMQ_TRY(calib_run_site(p->run, site, wanted ? p->gram : NULL, &n_tokens, err));
+    mem_note_peak();
+    for (size_t i = first; i < last; i++) {
+        if (arch_rule(p->model->arch, p->ex->entries[i].role)->site != site) continue;
+        if (is_solved(p, i)) LLMQ_TRY(solve_matrix(p, i, n_tokens, true, err));
+        else LLMQ_TRY(copy_tensor(p, i, err));
+        LLMQ_TRY(make_ready(p, i, err));
+    }
+    return LLMQ_OK;
+}
+
+/* Entries [first, last) are the layer's. */
+static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t last, llmq_err *err) {
+    int64_t n_tokens;
+    for (size_t i = first; i < last; i++)
+        if (!p->ex->entries[i].matrix) LLMQ_TRY(copy_tensor(p, i, err));
+    if (!p->method->needs_gram) {
+        for (size_t i = first; i < last; i++) {
+            if (!p->ex->entries[i].matrix) continue;
+            if (is_solved(p, i)) LLMQ_TRY(solve_matrix(p, i, 0, false, err));
+            else LLMQ_TRY(copy_tensor(p, i, err));
+        }
+        return LLMQ_OK;
+    }
+    LLMQ_TRY(calib_run_layer(p->run, layer, err));
+    for (int site = 0; site < SITE_COUNT; site++) LLMQ_TRY(quantize_site(p, layer, (llmq_site_id)site, first, last, err));
+    if (layer + 1 < (int)p->model->hp.n_layer) LLMQ_TRY(calib_run_site(p->run, SITE_COUNT, NULL, &n_tokens, err));
+    return LLMQ_OK;
+}
+
+static llmq_status quantize_all(pipeline *p, llmq_err *err) {
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (p->ex->entries[i].layer < 0) LLMQ_TRY(copy_tensor(p, i, err));
+    for (size_t i = 0, last; i < p->ex->n; i = last) {
+        int layer = p->ex->entries[i].layer;
+        for (last = i + 1; last < p->ex->n && p->ex->entries[last].layer == layer;) last++;
+        if (layer < 0) continue;
+        llmq_status status = quantize_layer(p, layer, i, last, err);
+        release_ready(p);
+        if (status != LLMQ_OK) return status;
+        for (size_t k = i; k < last; k++)
+            if (p->ex->entries[k].src) source_release(p->model->source, p->ex->entries[k].src);
+    }
+    return LLMQ_OK;
+}
+
+/* ---- the job ---- */
+
+static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    if (!p->method->needs_gram) return LLMQ_OK;
+    LLMQ_TRY(calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, params->calib_ctx, &p->calib, err));
+    int64_t cols = 0;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        int64_t n = calib_site_cols(&p->model->hp, (llmq_site_id)site);
+        cols = n > cols ? n : cols;
+    }
+    size_t cells;
+    p->gram = size_mul((size_t)cols, (size_t)cols, &cells) ? mem_alloc(cells, sizeof *p->gram) : NULL;
+    if (!p->gram) return mem_error(err, (size_t)cols * (size_t)cols * sizeof *p->gram, "a Gram matrix");
+    return LLMQ_OK;
+}
+
+static void mean_errors(llmq_quant_result *r) {
+    double error = 0, rtn = 0;
+    int64_t n = 0;
+    for (size_t i = 0; i < r->n_rows; i++) {
+        if (r->rows[i].error < 0) continue;
+        error += r->rows[i].error;
+        rtn += r->rows[i].rtn_error;
+        n++;
+    }
+    r->mean_error = n ? error / (double)n : -1;
+    r->mean_rtn_error = n ? rtn / (double)n : -1;
+}
+
+static llmq_status check_params(const pipeline *p, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    if (!p->method) {
+        char known[128] = "";
+        for (size_t i = 0, at = 0; method_at(i) && at < sizeof known; i++)
+            at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", method_at(i)->name);
+        return llmq_fail(err, LLMQ_E_ARG, "--method %s: llmq knows %s", params->method ? params->method : "(none)", known);
+    }
+    if (!(params->damp <= 1)) return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
+    return LLMQ_OK;
+}
+
+static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    llmq_quant_result *r = p->result;
+    llmq_type type;
+    llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
+    LLMQ_TRY(check_params(p, err));
+    LLMQ_TRY(team_create(params->n_threads, &p->team, err));
+    LLMQ_TRY(model_open(path, &open, &p->model, err));
+    LLMQ_TRY(plan(p, &type, err));
+    LLMQ_TRY(output_path(p, path, type, r->out, sizeof r->out, err));
+    LLMQ_TRY(job_check_output(path, r->out, params->force || params->plan_only, err));
+    if (params->plan_only) return LLMQ_OK;
+    if (is_quantized(p->model->info.main_type))
+        llmq_log(LLMQ_LOG_WARN, "%s is %s already: what that lost cannot come back; a full-precision source gives a better model", path,
+                 llmq_type_name(p->model->info.main_type));
+    LLMQ_TRY(prepare_calibration(p, err));
+    r->calib_tokens = p->calib.n_windows * p->calib.ctx;
+    p->total = total_cost(p);
+    if (params->report_json) LLMQ_TRY(out_open(params->report_json, true, 0, report, err));
+    LLMQ_TRY(gguf_writer_open(r->out, params->force, p->ex->meta, p->ex->tensors, p->ex->n, &p->writer, err));
+    if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
+    LLMQ_TRY(quantize_all(p, err));
+    llmq_gguf_writer *writer = p->writer;
+    p->writer = NULL;
+    return gguf_writer_finish(writer, &r->out_bytes, err);
+}
+
+llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
+    llmq_weight ready[ROLE_COUNT];
+    llmq_out *report = NULL;
+    memset(ready, 0, sizeof ready);
+    *result = (llmq_quant_result){0};
+    pipeline p = {.params = params, .result = result, .ready = ready, .start = time_seconds()};
+    p.method = params->method ? method_find(params->method) : NULL;
+    llmq_status status = run_job(&p, path, &report, err);
+    if (p.run) result->dropped_tokens = calib_run_dropped(p.run);
+    mean_errors(result);
+    result->seconds = time_seconds() - p.start;
+    result->peak_bytes = mem_peak();
+    if (status == LLMQ_OK && report) {
+        status = quant_report_write(path, params, result, report, err);
+        report = NULL;
+    }
+    out_abort(report);
+    if (p.writer) gguf_writer_abort(p.writer);
+    calib_run_destroy(p.run);
+    mem_free(p.gram);
+    calib_clear(&p.calib);
+    export_destroy(p.ex);
+    model_close(p.model);
+    team_destroy(p.team);
+    if (status != LLMQ_OK) {
+        mem_free(result->rows);
+        result->rows = NULL;
+        result->n_rows = 0;
+    }
+    return status;
+}
