@@ -98,8 +98,7 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
     if (ctx < 2 || n_tokens < ctx || n_tokens > MAX_TOKENS)
         return llmq_fail(err, LLMQ_E_ARG, "--tokens %lld --calib-ctx %lld: at least one window of at least 2 tokens, at most %lld tokens",
                          (long long)n_tokens, (long long)ctx, (long long)MAX_TOKENS);
-    if (!model->tok) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: calibration needs a tokenizer; give one with --tokenizer FILE", model->source->path);
-    tok = model->tok;
+    LLMQ_TRY(model_tokenizer(model, &tok, err));
     size_t n_sources = n_files ? n_files : 1;
     int64_t n_windows = n_tokens / ctx, planned = 0;
     double weights = 0, before = 0;
