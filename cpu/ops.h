@@ -17,4 +17,11 @@ void linalg_gemm_sub_c(int64_t m, int64_t n, int64_t k, const float *a, int64_t 
 llmq_status linalg_cholesky_c(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err);
 llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err);
 
+#if defined(__x86_64__)
+void attention_fill_avx2(llmq_backend_ops *ops);
+void attention_fill_avx512(llmq_backend_ops *ops);
+void linalg_fill_avx2(llmq_backend_ops *ops);
+void linalg_fill_avx512(llmq_backend_ops *ops);
+#endif
+
 #endif

@@ -1,3 +1,1 @@
-#include "cpu/ops.h"
-
-void cpu_fill_ops_avx512(llmq_backend_ops *ops) { (void)ops; }
+#include "cpu/ops_simd.h"

@@ -1,0 +1,394 @@
+/* Attention in vectors; included by the file of each ISA. attention_plan.h says how the work is cut. Rows are the queries of all
+ * heads of one KV head, token by token, so that keys and values are read (and converted to f32) once for all of them. */
+#include <math.h>
+
+#include "cpu/attention_plan.h"
+#include "cpu/kv.h"
+#include "cpu/ops.h"
+#include "cpu/tile_simd.h"
+
+_Static_assert(TILE_M <= ATTN_TILE_MOST, "attn_rows leaves too little room");
+#define NO_SCORE (-1e30f) /* finite, so that differences are numbers: 2^(NO_SCORE - m) is 0 */
+
+typedef struct attn_call {
+    const llmq_attn *a;
+    const llmq_kv *kv;
+    attn_plan plan;
+    const float *q;
+    int64_t ldq;
+    float *out;
+    float *parts; /* (n_splits, n_tok * n_head, part_len) */
+} attn_call;
+
+typedef struct attn_item {
+    int head;            /* KV head */
+    int64_t tok, n_tok;  /* queries */
+    int64_t key, key_end;
+    int64_t part;        /* index of the split, from 0 */
+    int64_t n_rows;
+} attn_item;
+
+/* A worker's memory: rows are rounded up to TILE_M. */
+typedef struct attn_space {
+    float *q, *o; /* (rows, head_dim); q times scale log2(e) */
+    float *m;     /* (rows) */
+    float *l;     /* (rows, VF_N): lanes are added at the end */
+    float *k, *v; /* tiles: (head_dim, ATTN_KEYS), (ATTN_KEYS, head_dim) */
+    float *s;     /* scores: (TILE_M, ATTN_KEYS), or (rows, ATTN_FEW_SPLIT) */
+} attn_space;
+
+/* ---- items ---- */
+
+static attn_space space_make(const llmq_attn *a, float *at) {
+    int64_t rows = attn_rows(a), dim = a->head_dim;
+    attn_space sp;
+    sp.q = at;
+    sp.o = sp.q + rows * dim;
+    sp.l = sp.o + rows * dim;
+    sp.m = sp.l + rows * 16;
+    sp.s = sp.m + rows * 16;
+    sp.k = sp.s + 16 * ATTN_KEYS;
+    sp.v = sp.k + ATTN_KEYS * dim;
+    return sp;
+}
+
+static const float *item_row_q(const attn_call *c, const attn_item *it, int64_t row) {
+    int64_t ratio = c->plan.ratio;
+    return c->q + (it->tok + row / ratio) * c->ldq + (it->head * ratio + row % ratio) * c->a->head_dim;
+}
+
+/* Index of a row among all (token, head). */
+static int64_t item_row_out(const attn_call *c, const attn_item *it, int64_t row) {
+    int64_t ratio = c->plan.ratio;
+    return (it->tok + row / ratio) * c->a->n_head + it->head * ratio + row % ratio;
+}
+
+static void rows_start(const attn_call *c, const attn_item *it, const attn_space *sp) {
+    int64_t dim = c->a->head_dim, padded = attn_div_up(it->n_rows, TILE_M) * TILE_M;
+    vf scale = vf_set1(c->a->scale * 1.44269504088896340736f);
+    for (int64_t r = 0; r < padded; r++) {
+        const float *q = r < it->n_rows ? item_row_q(c, it, r) : NULL;
+        for (int64_t i = 0; i < dim; i += VF_N) {
+            vf_store(sp->q + r * dim + i, q ? vf_mul(vf_load(q + i), scale) : vf_zero());
+            vf_store(sp->o + r * dim + i, vf_zero());
+        }
+        sp->m[r] = NO_SCORE;
+        vf_store(sp->l + r * VF_N, vf_zero());
+    }
+}
+
+static void rows_finish(const attn_call *c, const attn_item *it, const attn_space *sp) {
+    int64_t dim = c->a->head_dim;
+    for (int64_t r = 0; r < it->n_rows; r++) {
+        int64_t index = item_row_out(c, it, r);
+        float sum = vf_sum(vf_load(sp->l + r * VF_N));
+        bool last = c->plan.n_splits == 1;
+        float *to = last ? c->out + index * dim
+                         : c->parts + (it->part * c->a->n_tok * c->a->n_head + index) * c->plan.part_len;
+        vf scale = vf_set1(last ? 1.0f / sum : 1.0f);
+        for (int64_t i = 0; i < dim; i += VF_N) vf_store(to + i, vf_mul(vf_load(sp->o + r * dim + i), scale));
+        if (!last) {
+            to[dim] = sp->m[r];
+            to[dim + 1] = sum;
+        }
+    }
+}
+
+/* The keys [*lo, *hi) of a step (n keys from `key`) that a row sees, relative to key. */
+SIMD_FN void row_window(const attn_call *c, const attn_item *it, int64_t row, int64_t key, int64_t n, int64_t *lo, int64_t *hi) {
+    int64_t pos = c->a->pos + it->tok + row / c->plan.ratio, first = attn_first_key(c->a, pos) - key, end = pos + 1 - key;
+    *lo = first < 0 ? 0 : first;
+    *hi = end > n ? n : end;
+}
+
+SIMD_FN int64_t clamp_lane(int64_t x) { return x < 0 ? 0 : x > VF_N ? VF_N : x; }
+
+/* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi). Returns the factor of what
+ * was summed before. */
+SIMD_FN float softmax_step(float *s, int64_t n, int64_t lo, int64_t hi, float *m, float *l) {
+    vf top = vf_set1(NO_SCORE);
+    for (int64_t i = 0; i < n; i += VF_N) {
+        vf x = vf_window(vf_load(s + i), clamp_lane(lo - i), clamp_lane(hi - i), vf_set1(NO_SCORE));
+        top = vf_max(x, top);
+    }
+    float old = *m, max = vf_top(top);
+    max = max > old ? max : old;
+    vf shift = vf_set1(max), factor = vf_exp2(vf_set1(old - max)), sum = vf_mul(vf_load(l), factor);
+    for (int64_t i = 0; i < n; i += VF_N) {
+        vf p = vf_exp2(vf_sub(vf_load(s + i), shift));
+        p = vf_window(p, clamp_lane(lo - i), clamp_lane(hi - i), vf_zero());
+        sum = vf_add(sum, p);
+        vf_store(s + i, p);
+    }
+    vf_store(l, sum);
+    *m = max;
+    float back[VF_N];
+    vf_store(back, factor);
+    return back[0];
+}
+
+/* ---- loading keys and values as f32 ---- */
+
+/* VF_N values of a cache row from dimension i on. */
+SIMD_FN vf kv_load(int type, const uint8_t *row, int64_t dim, int64_t i) {
+    if (type == KV_F16) return vf_load_f16(row + 2 * i);
+    uint16_t half;
+    memcpy(&half, row + dim + 2 * (i / KV_GROUP), sizeof half);
+    return vf_mul(vf_load_i8(row + i), vf_set1(_cvtsh_ss(half)));
+}
+
+SIMD_FN void load_keys(int type, const attn_call *c, const attn_item *it, int64_t key, int64_t n, float *k) {
+    int64_t dim = c->a->head_dim, stride = (int64_t)kv_row_bytes(type, (int)dim);
+    const uint8_t *rows = kv_row(c->kv->k, c->kv, it->head, key);
+    for (int64_t j = 0; j < n; j += VF_N)
+        for (int64_t i = 0; i < dim; i += VF_N) {
+            vf r[VF_N];
+            SIMD_UNROLL for (int b = 0; b < VF_N; b++) {
+                int64_t at = j + b < n ? j + b : n - 1; /* columns past the end are masked later */
+                r[b] = kv_load(type, rows + at * stride, dim, i);
+            }
+            vf_transpose(r);
+            SIMD_UNROLL for (int b = 0; b < VF_N; b++) vf_store(k + (i + b) * ATTN_KEYS + j, r[b]);
+        }
+}
+
+SIMD_FN void load_values(int type, const attn_call *c, const attn_item *it, int64_t key, int64_t n, float *v) {
+    int64_t dim = c->a->head_dim, stride = (int64_t)kv_row_bytes(type, (int)dim);
+    const uint8_t *rows = kv_row(c->kv->v, c->kv, it->head, key);
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < dim; i += VF_N) vf_store(v + j * dim + i, kv_load(type, rows + j * stride, dim, i));
+}
+
+/* ---- many queries: tiles ---- */
+
+static void tile_scores(const attn_space *sp, int64_t row, int64_t dim) {
+    for (int64_t j = 0; j < ATTN_KEYS; j += TILE_N) {
+        vf acc[TILE_M][4];
+        SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
+            SIMD_UNROLL for (int b = 0; b < TILE_NV; b++) acc[i][b] = vf_zero();
+        tile_fma(TILE_M, TILE_NV, dim, sp->q + row * dim, dim, 1, sp->k + j, ATTN_KEYS, acc);
+        SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
+            SIMD_UNROLL for (int b = 0; b < TILE_NV; b++) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
+    }
+}
+
+/* o = o * factor + weights * v for TILE_M rows and nv vectors of dimensions. */
+SIMD_FN void tile_values(int nv, const float *p, int64_t n, const float *v, int64_t dim, const float *factor, float *o) {
+    vf acc[TILE_M][4];
+    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
+        SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_mul(vf_load(o + i * dim + b * VF_N), vf_set1(factor[i]));
+    tile_fma(TILE_M, nv, n, p, ATTN_KEYS, 1, v, dim, acc);
+    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
+        SIMD_UNROLL for (int b = 0; b < nv; b++) vf_store(o + i * dim + b * VF_N, acc[i][b]);
+}
+
+static void tile_rows(const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key, int64_t n) {
+    int64_t dim = c->a->head_dim, lo[TILE_M], hi[TILE_M];
+    float factor[TILE_M];
+    bool seen = false;
+    for (int i = 0; i < TILE_M; i++) {
+        row_window(c, it, row + i < it->n_rows ? row + i : it->n_rows - 1, key, n, &lo[i], &hi[i]);
+        seen = seen || lo[i] < hi[i];
+    }
+    if (!seen) return;
+    tile_scores(sp, row, dim);
+    for (int i = 0; i < TILE_M; i++)
+        factor[i] = softmax_step(sp->s + i * ATTN_KEYS, ATTN_KEYS, lo[i], hi[i], sp->m + row + i, sp->l + (row + i) * VF_N);
+    float *o = sp->o + row * dim;
+    int64_t i = 0;
+    for (; i + TILE_N <= dim; i += TILE_N) tile_values(TILE_NV, sp->s, n, sp->v + i, dim, factor, o + i);
+#if TILE_NV == 4
+    if (i + 2 * VF_N <= dim) {
+        tile_values(2, sp->s, n, sp->v + i, dim, factor, o + i);
+        i += 2 * VF_N;
+    }
+#endif
+    if (i < dim) tile_values(1, sp->s, n, sp->v + i, dim, factor, o + i);
+}
+
+static void attend_tiles(const attn_call *c, const attn_item *it, const attn_space *sp) {
+    rows_start(c, it, sp);
+    for (int64_t key = it->key; key < it->key_end; key += ATTN_KEYS) {
+        int64_t n = it->key_end - key < ATTN_KEYS ? it->key_end - key : ATTN_KEYS;
+        if (c->kv->type == KV_F16) {
+            load_keys(KV_F16, c, it, key, n, sp->k);
+            load_values(KV_F16, c, it, key, n, sp->v);
+        } else {
+            load_keys(KV_Q8, c, it, key, n, sp->k);
+            load_values(KV_Q8, c, it, key, n, sp->v);
+        }
+        for (int64_t row = 0; row < it->n_rows; row += TILE_M) tile_rows(c, it, sp, row, key, n);
+    }
+    rows_finish(c, it, sp);
+}
+
+/* ---- few queries: keys are streamed ---- */
+
+#if VF_N == 16
+#define FEW_M 4
+#else
+#define FEW_M 2
+#endif
+
+/* Scores of m rows with n keys, four keys at a time: s (m, ATTN_FEW_SPLIT), padded to a multiple of 4 by repeating the last. */
+SIMD_FN void few_scores(int type, int m, const uint8_t *keys, int64_t dim, int64_t n, const float *q, float *s) {
+    int64_t stride = (int64_t)kv_row_bytes(type, (int)dim);
+    for (int64_t j = 0; j < n; j += 4) {
+        const uint8_t *row[4];
+        vf acc[FEW_M][4];
+        SIMD_UNROLL for (int b = 0; b < 4; b++) row[b] = keys + (j + b < n ? j + b : n - 1) * stride;
+        SIMD_UNROLL for (int i = 0; i < m; i++)
+            SIMD_UNROLL for (int b = 0; b < 4; b++) acc[i][b] = vf_zero();
+        for (int64_t d = 0; d < dim; d += VF_N) {
+            vf k[4];
+            SIMD_UNROLL for (int b = 0; b < 4; b++) k[b] = kv_load(type, row[b], dim, d);
+            SIMD_UNROLL for (int i = 0; i < m; i++) {
+                vf x = vf_load(q + i * dim + d);
+                SIMD_UNROLL for (int b = 0; b < 4; b++) acc[i][b] = vf_fma(x, k[b], acc[i][b]);
+            }
+        }
+        SIMD_UNROLL for (int i = 0; i < m; i++)
+            _mm_storeu_ps(s + i * ATTN_FEW_SPLIT + j, vf_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+    }
+}
+
+/* o (m, dim) = o * factor + weights s (m, n) * values. */
+SIMD_FN void few_values(int type, int m, int nv, const uint8_t *values, int64_t dim, int64_t d, int64_t n, const float *s,
+                        const float *factor, float *o) {
+    int64_t stride = (int64_t)kv_row_bytes(type, (int)dim);
+    vf acc[FEW_M][4];
+    SIMD_UNROLL for (int i = 0; i < m; i++)
+        SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_mul(vf_load(o + i * dim + d + b * VF_N), vf_set1(factor[i]));
+    for (int64_t j = 0; j < n; j++) {
+        vf v[4];
+        SIMD_UNROLL for (int b = 0; b < nv; b++) v[b] = kv_load(type, values + j * stride, dim, d + b * VF_N);
+        SIMD_UNROLL for (int i = 0; i < m; i++) {
+            vf x = vf_set1(s[i * ATTN_FEW_SPLIT + j]);
+            SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_fma(x, v[b], acc[i][b]);
+        }
+    }
+    SIMD_UNROLL for (int i = 0; i < m; i++)
+        SIMD_UNROLL for (int b = 0; b < nv; b++) vf_store(o + i * dim + d + b * VF_N, acc[i][b]);
+}
+
+/* n keys from `key` on for m rows from `row` on. */
+SIMD_FN void few_rows(int type, int m, const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key, int64_t n) {
+    int64_t dim = c->a->head_dim, padded = attn_div_up(n, VF_N) * VF_N;
+    float factor[FEW_M], *o = sp->o + row * dim;
+    few_scores(type, m, kv_row(c->kv->k, c->kv, it->head, key), dim, n, sp->q + row * dim, sp->s);
+    for (int i = 0; i < m; i++) {
+        int64_t lo, hi;
+        row_window(c, it, row + i, key, n, &lo, &hi);
+        factor[i] = softmax_step(sp->s + i * ATTN_FEW_SPLIT, padded, lo, hi, sp->m + row + i, sp->l + (row + i) * VF_N);
+    }
+    const uint8_t *values = kv_row(c->kv->v, c->kv, it->head, key);
+    int64_t d = 0;
+    for (; d + 4 * VF_N <= dim; d += 4 * VF_N) few_values(type, m, 4, values, dim, d, n, sp->s, factor, o);
+    for (; d < dim; d += VF_N) few_values(type, m, 1, values, dim, d, n, sp->s, factor, o);
+}
+
+SIMD_FN void few_step(int type, const attn_call *c, const attn_item *it, const attn_space *sp, int64_t key, int64_t n) {
+    int64_t row = 0;
+    for (; row + FEW_M <= it->n_rows; row += FEW_M) few_rows(type, FEW_M, c, it, sp, row, key, n);
+    switch (it->n_rows - row) {
+    case 1: few_rows(type, 1, c, it, sp, row, key, n); break;
+#if FEW_M == 4
+    case 2: few_rows(type, 2, c, it, sp, row, key, n); break;
+    case 3: few_rows(type, 3, c, it, sp, row, key, n); break;
+#endif
+    default: break;
+    }
+}
+
+static void attend_few(const attn_call *c, const attn_item *it, const attn_space *sp) {
+    rows_start(c, it, sp);
+    for (int64_t key = it->key; key < it->key_end; key += ATTN_FEW_SPLIT) {
+        int64_t n = it->key_end - key < ATTN_FEW_SPLIT ? it->key_end - key : ATTN_FEW_SPLIT;
+        if (c->kv->type == KV_F16) few_step(KV_F16, c, it, sp, key, n);
+        else few_step(KV_Q8, c, it, sp, key, n);
+    }
+    rows_finish(c, it, sp);
+}
+
+/* ---- the call ---- */
+
+/* False if no query of the block sees the split. */
+static bool item_make(const attn_call *c, int64_t index, attn_item *it) {
+    const attn_plan *p = &c->plan;
+    const llmq_attn *a = c->a;
+    int64_t heads = a->n_head_kv, block = p->n_q_blocks - 1 - index / (heads * p->n_splits); /* the long ones first */
+    it->part = index / heads % p->n_splits;
+    it->head = (int)(index % heads);
+    it->tok = block * p->q_block;
+    it->n_tok = a->n_tok - it->tok < p->q_block ? a->n_tok - it->tok : p->q_block;
+    it->n_rows = it->n_tok * p->ratio;
+    int64_t from = (p->first_split + it->part) * p->split, first = attn_first_key(a, a->pos + it->tok), end = a->pos + it->tok + it->n_tok;
+    it->key = from > first ? from : first;
+    it->key_end = from + p->split < end ? from + p->split : end;
+    return it->key < it->key_end;
+}
+
+static void merge_row(const attn_call *c, int64_t index) {
+    const attn_plan *p = &c->plan;
+    int64_t dim = c->a->head_dim, rows = c->a->n_tok * c->a->n_head, pos = c->a->pos + index / c->a->n_head;
+    int64_t first = attn_first_key(c->a, pos) / p->split - p->first_split, last = pos / p->split - p->first_split;
+    const float *part = c->parts + index * p->part_len;
+    int64_t step = rows * p->part_len;
+    float *out = c->out + index * dim, max = NO_SCORE, sum = 0;
+    for (int64_t s = first; s <= last; s++) max = part[s * step + dim] > max ? part[s * step + dim] : max;
+    for (int64_t i = 0; i < dim; i += VF_N) vf_store(out + i, vf_zero());
+    for (int64_t s = first; s <= last; s++) {
+        const float *from = part + s * step;
+        float factor = exp2f(from[dim] - max);
+        sum += factor * from[dim + 1];
+        for (int64_t i = 0; i < dim; i += VF_N) vf_store(out + i, vf_fma(vf_load(from + i), vf_set1(factor), vf_load(out + i)));
+    }
+    for (int64_t i = 0; i < dim; i += VF_N) vf_store(out + i, vf_mul(vf_load(out + i), vf_set1(1.0f / sum)));
+}
+
+static void run_few(const llmq_worker *w, const attn_call *c, const attn_space *sp) {
+    attn_item it;
+    int64_t begin, end;
+    worker_range(w, c->a->n_head_kv * c->plan.n_splits, 1, &begin, &end);
+    for (int64_t index = begin; index < end; index++)
+        if (item_make(c, index, &it)) attend_few(c, &it, sp);
+}
+
+/* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before every op that reads
+ * what another wrote, and q is such a thing. */
+static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space *sp) {
+    attn_item it;
+    int64_t n = c->plan.n_q_blocks * c->a->n_head_kv * c->plan.n_splits, index = 0;
+    if (w->n > 1 && w->id == 0) worker_counter_reset(w);
+    worker_barrier(w);
+    for (int64_t i = 0; (index = w->n > 1 ? worker_counter_next(w) : i) < n; i++)
+        if (item_make(c, index, &it)) attend_tiles(c, &it, sp);
+}
+
+static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,
+                           void *scratch) {
+    if (a->head_dim % 16 != 0) {
+        attention_c(w, a, q, ldq, kv, out, scratch);
+        return;
+    }
+    int64_t own = attn_worker_len(a);
+    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n};
+    attn_space sp = space_make(a, (float *)scratch + own * w->id);
+    if (c.plan.few) run_few(w, &c, &sp);
+    else run_tiles(w, &c, &sp);
+    if (c.plan.n_splits == 1) return;
+    worker_barrier(w);
+    int64_t begin, end;
+    worker_range(w, a->n_tok * a->n_head, 1, &begin, &end);
+    for (int64_t index = begin; index < end; index++) merge_row(&c, index);
+}
+
+static size_t attn_scratch_simd(const llmq_attn *a, int n_workers) {
+    if (a->head_dim % 16 != 0) return attention_scratch_c(a, n_workers);
+    return sizeof(float) * (size_t)(attn_worker_len(a) * n_workers + attn_parts_len(a));
+}
+
+void SIMD_NAME(attention_fill)(llmq_backend_ops *ops) {
+    ops->attn_scratch_bytes = attn_scratch_simd;
+    ops->attention = attention_simd;
+}

@@ -1,0 +1,324 @@
+/* C -= A B, Gram matrix and Cholesky in vectors; included by the file of each ISA.
+ *
+ * Every element is summed in an order that depends on its own position only, so results do not depend on the team. */
+#include <math.h>
+
+#include "core/mem.h"
+#include "cpu/ops.h"
+#include "cpu/tile_simd.h"
+
+/* ---- C -= A B ---- */
+
+/* Blocks of A and B are copied to the stack (72 + 48 KB, or 72 + 12): rows of the operands are often a power of two apart and
+ * would fight for the same sets of the caches. */
+#define GEMM_KC 192
+#define GEMM_MC 96
+
+typedef struct gemm_block {
+    int64_t m, n, k;
+    _Alignas(64) float a[GEMM_MC * GEMM_KC]; /* (m rounded up to TILE_M, GEMM_KC), missing rows 0 */
+    _Alignas(64) float b[GEMM_KC * TILE_N];  /* (k, TILE_N), missing columns 0 */
+} gemm_block;
+
+static void gemm_pack_a(gemm_block *g, const float *a, int64_t lda) {
+    for (int64_t i = 0; i < g->m; i++) memcpy(g->a + i * GEMM_KC, a + i * lda, sizeof(float) * (size_t)g->k);
+    for (int64_t i = g->m; i % TILE_M; i++) memset(g->a + i * GEMM_KC, 0, sizeof(float) * (size_t)g->k);
+}
+
+static void gemm_pack_b(gemm_block *g, const float *b, int64_t ldb) {
+    for (int64_t l = 0; l < g->k; l++)
+        for (int j = 0; j < TILE_NV; j++) {
+            int64_t left = g->n - j * VF_N;
+            const float *from = b + l * ldb + j * VF_N;
+            vf v = left >= VF_N ? vf_load(from) : left > 0 ? vf_load_n(from, left) : vf_zero();
+            vf_store(g->b + l * TILE_N + j * VF_N, v);
+        }
+}
+
+SIMD_FN void gemm_tile(int nv, const gemm_block *g, int64_t row, float *c, int64_t ldc) {
+    vf acc[TILE_M][4];
+    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
+        SIMD_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = vf_zero();
+    tile_fma(TILE_M, nv, g->k, g->a + row * GEMM_KC, GEMM_KC, 1, g->b, TILE_N, acc);
+    int64_t last = g->n - (nv - 1) * VF_N; /* columns of the last vector */
+    SIMD_UNROLL for (int i = 0; i < TILE_M; i++) {
+        if (row + i >= g->m) break;
+        float *to = c + (row + i) * ldc;
+        SIMD_UNROLL for (int j = 0; j < nv - 1; j++) vf_store(to + j * VF_N, vf_sub(vf_load(to + j * VF_N), acc[i][j]));
+        to += (nv - 1) * VF_N;
+        vf_store_n(to, vf_sub(vf_load_n(to, last), acc[i][nv - 1]), last);
+    }
+}
+
+static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
+    for (int64_t row = 0; row < g->m; row += TILE_M) {
+        if (g->n <= VF_N) gemm_tile(1, g, row, c, ldc);
+        else if (TILE_NV == 2 || g->n <= 2 * VF_N) gemm_tile(2, g, row, c, ldc);
+#if TILE_NV == 4
+        else if (g->n <= 3 * VF_N) gemm_tile(3, g, row, c, ldc);
+        else gemm_tile(4, g, row, c, ldc);
+#endif
+    }
+}
+
+static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                          int64_t ldc) {
+    gemm_block g;
+    for (int64_t k0 = 0; k0 < k; k0 += GEMM_KC) {
+        g.k = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
+        for (int64_t m0 = 0; m0 < m; m0 += GEMM_MC) {
+            g.m = m - m0 < GEMM_MC ? m - m0 : GEMM_MC;
+            gemm_pack_a(&g, a + m0 * lda + k0, lda);
+            for (int64_t n0 = 0; n0 < n; n0 += TILE_N) {
+                g.n = n - n0 < TILE_N ? n - n0 : TILE_N;
+                gemm_pack_b(&g, b + k0 * ldb + n0, ldb);
+                gemm_run(&g, c + m0 * ldc + n0, ldc);
+            }
+        }
+    }
+}
+
+/* ---- Gram matrix ----
+ * The triangle is cut into GRAM x GRAM tiles. A worker takes a slice of the tokens, copies the columns of a tile row once and those
+ * of each of its tile columns, and adds the slice's products to its tiles: x is read in order, panels stay in L1 and L2. */
+
+#define GRAM 96
+#if VF_N == 16
+#define GRAM_M 8
+#define GRAM_NV 3
+#else
+#define GRAM_M 6
+#define GRAM_NV 2
+#endif
+#define GRAM_F32_TOK 128
+#define GRAM_BF16_TOK 256 /* 128 pairs */
+
+typedef struct gram_panels {
+    _Alignas(64) float row[GRAM_F32_TOK * GRAM], col[GRAM_F32_TOK * GRAM]; /* (tokens or pairs of tokens, GRAM) */
+} gram_panels;
+
+static void gram_pack_f32(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
+    int64_t width = cols - col0 < GRAM ? cols - col0 : GRAM;
+    for (int64_t t = 0; t < n_tok; t++)
+        for (int64_t j = 0; j < GRAM; j += VF_N) {
+            int64_t left = width - j;
+            const float *from = x + t * cols + col0 + j;
+            vf_store(panel + t * GRAM + j, left >= VF_N ? vf_load(from) : left > 0 ? vf_load_n(from, left) : vf_zero());
+        }
+}
+
+SIMD_FN void gram_tile_zero(vf acc[][4]) {
+    SIMD_UNROLL for (int i = 0; i < GRAM_M; i++)
+        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) acc[i][j] = vf_zero();
+}
+
+/* Adds a register tile at (row, col) of the matrix, only on and below the diagonal and left of cols. */
+SIMD_FN void gram_tile_add(vf acc[][4], float *gram, int64_t cols, int64_t row, int64_t col) {
+    SIMD_UNROLL for (int i = 0; i < GRAM_M; i++) {
+        if (row + i >= cols) break;
+        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) {
+            int64_t left = row + i + 1 - (col + j * VF_N);
+            float *to = gram + (row + i) * cols + col + j * VF_N;
+            if (left >= VF_N) vf_store(to, vf_add(vf_load(to), acc[i][j]));
+            else if (left > 0) vf_store_n(to, vf_add(vf_load_n(to, left), acc[i][j]), left);
+        }
+    }
+}
+
+#if VF_N == 16
+/* Tokens 2p and 2p+1 of a column side by side, as vdpbf16ps wants them; an odd last token is paired with zeros. */
+static void gram_pack_bf16(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
+    int64_t width = cols - col0 < GRAM ? cols - col0 : GRAM;
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                                19, 3, 18, 2, 17, 1, 16, 0);
+    for (int64_t p = 0; 2 * p < n_tok; p++)
+        for (int64_t j = 0; j < GRAM; j += 16) {
+            int64_t left = width - j < 0 ? 0 : width - j < 16 ? width - j : 16;
+            const float *from = x + 2 * p * cols + col0 + j;
+            __m512 even = vf_load_n(from, left), odd = 2 * p + 1 < n_tok ? vf_load_n(from + cols, left) : vf_zero();
+            __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+            _mm512_storeu_si512(panel + p * GRAM + j, _mm512_permutexvar_epi16(interleave, both));
+        }
+}
+
+SIMD_FN void gram_tile_bf16(int64_t pairs, const float *a, const float *b, vf acc[][4]) {
+    for (int64_t p = 0; p < pairs; p++) {
+        __m512bh col[GRAM_NV];
+        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) col[j] = (__m512bh)_mm512_loadu_ps(b + p * GRAM + j * 16);
+        SIMD_UNROLL for (int i = 0; i < GRAM_M; i++) {
+            __m512bh x = (__m512bh)_mm512_set1_ps(a[p * GRAM + i]);
+            SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, col[j]);
+        }
+    }
+}
+#define GRAM_HAS_BF16 1
+#else
+#define GRAM_HAS_BF16 0
+#endif
+
+static void gram_pack(bool bf16, const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
+#if GRAM_HAS_BF16
+    if (bf16) {
+        gram_pack_bf16(x, n_tok, cols, col0, panel);
+        return;
+    }
+#endif
+    (void)bf16;
+    gram_pack_f32(x, n_tok, cols, col0, panel);
+}
+
+SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row, int64_t col) {
+    vf acc[GRAM_M][4];
+    gram_tile_zero(acc);
+#if GRAM_HAS_BF16
+    if (bf16) gram_tile_bf16((n_tok + 1) / 2, a, b, acc);
+    else
+#endif
+        tile_fma(GRAM_M, GRAM_NV, n_tok, a, 1, GRAM, b, GRAM, acc);
+    (void)bf16;
+    gram_tile_add(acc, gram, cols, row, col);
+}
+
+static void gram_block(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row0, int64_t col0) {
+    for (int64_t j = 0; j < GRAM && col0 + j < cols; j += GRAM_NV * VF_N)
+        for (int64_t i = 0; i < GRAM && row0 + i < cols; i += GRAM_M) {
+            if (row0 + i + GRAM_M <= col0 + j) continue; /* above the diagonal */
+            if (bf16) gram_tile(true, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
+            else gram_tile(false, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
+        }
+}
+
+/* Who owns tile (i, j): a tile below the diagonal counts 2, one on it 1, so i*i + 2*j comes before it of n*n. */
+SIMD_FN bool gram_mine(const llmq_worker *w, int64_t n, int64_t i, int64_t j) { return (i * i + 2 * j) * w->n / (n * n) == w->id; }
+
+static void gram_add_simd(const llmq_worker *w, const llmq_acts *a, bool allow_bf16, float *gram) {
+    bool bf16 = allow_bf16 && GRAM_HAS_BF16;
+    int64_t cols = a->cols, n = (cols + GRAM - 1) / GRAM, slice = bf16 ? GRAM_BF16_TOK : GRAM_F32_TOK;
+    gram_panels panels;
+    for (int64_t t = 0; t < a->n_tok; t += slice) {
+        const float *x = a->x + t * cols;
+        int64_t n_tok = a->n_tok - t < slice ? a->n_tok - t : slice;
+        for (int64_t i = 0; i < n; i++) {
+            bool packed = false;
+            for (int64_t j = 0; j <= i; j++) {
+                if (!gram_mine(w, n, i, j)) continue;
+                if (!packed) gram_pack(bf16, x, n_tok, cols, i * GRAM, panels.row);
+                packed = true;
+                if (j < i) gram_pack(bf16, x, n_tok, cols, j * GRAM, panels.col);
+                gram_block(bf16, n_tok, panels.row, j < i ? panels.col : panels.row, gram, cols, i * GRAM, j * GRAM);
+            }
+        }
+    }
+}
+
+/* ---- Cholesky ----
+ * Left-looking by block columns of CHOL: everything to the left is subtracted from the block column by one long product,
+ *     A[j:, J] -= L[j:, 0:j] L[J, 0:j]',
+ * then its diagonal block is factored and the rows below are solved against it. Only the lower triangle is read or written. */
+
+#define CHOL 128
+#define CHOL_SUB 32 /* columns solved at a time */
+#define CHOL_ROWS 96
+
+typedef struct chol_job {
+    int64_t n, lda;
+    float *a;
+    float *left;            /* (n, CHOL): L[J, 0:j] transposed, so that it can be the right operand */
+    float *diag, *diag_t;   /* (CHOL, CHOL): the diagonal block and its transpose, zeros elsewhere */
+    int64_t bad;            /* column of a pivot that is not positive, or -1; worker 0 writes it */
+} chol_job;
+
+/* Factors the diagonal block, rows below included, one column at a time with the upper copy as contiguous operand. Returns the
+ * column that failed, or -1. */
+static int64_t chol_factor(float *d, float *t, int64_t n) {
+    for (int64_t c = 0; c < n; c++) {
+        float pivot = d[c * CHOL + c];
+        if (!(pivot > 0) || !isfinite(pivot)) return c;
+        float root = sqrtf(pivot), inv = 1.0f / root;
+        d[c * CHOL + c] = t[c * CHOL + c] = root;
+        for (int64_t r = c + 1; r < n; r++) t[c * CHOL + r] = d[r * CHOL + c] *= inv;
+        for (int64_t r = c + 1; r < n; r++) {
+            float x = d[r * CHOL + c];
+            for (int64_t j = c + 1; j <= r; j++) d[r * CHOL + j] -= x * t[c * CHOL + j];
+        }
+    }
+    return -1;
+}
+
+/* Rows of X (m, n; ldx) become X L^-T, with L' given as t (CHOL, CHOL). */
+static void chol_solve(const float *t, int64_t n, float *x, int64_t ldx, int64_t m) {
+    for (int64_t s = 0; s < n; s += CHOL_SUB) {
+        int64_t width = n - s < CHOL_SUB ? n - s : CHOL_SUB;
+        if (s) gemm_sub_simd(m, width, s, x, ldx, t + s, CHOL, x + s, ldx);
+        for (int64_t r = 0; r < m; r++) {
+            float *row = x + r * ldx + s;
+            for (int64_t c = 0; c < width; c++) {
+                const float *u = t + (s + c) * CHOL + s;
+                float y = row[c] /= u[c];
+                for (int64_t j = c + 1; j < width; j++) row[j] -= y * u[j];
+            }
+        }
+    }
+}
+
+static void chol_transpose_left(const llmq_worker *w, const chol_job *job, int64_t j0, int64_t width) {
+    int64_t begin, end;
+    worker_range(w, j0, 64, &begin, &end);
+    for (int64_t k0 = begin; k0 < end; k0 += 64)
+        for (int64_t i = 0; i < width; i++)
+            for (int64_t k = k0; k < end && k < k0 + 64; k++) job->left[k * CHOL + i] = job->a[(j0 + i) * job->lda + k];
+}
+
+/* The diagonal block goes through a square copy, since the product would touch the upper triangle. */
+static void chol_diagonal(chol_job *job, int64_t j0, int64_t width) {
+    float *block = job->a + j0 * job->lda + j0;
+    memset(job->diag, 0, sizeof(float) * CHOL * CHOL);
+    memset(job->diag_t, 0, sizeof(float) * CHOL * CHOL);
+    for (int64_t i = 0; i < width; i++) memcpy(job->diag + i * CHOL, block + i * job->lda, sizeof(float) * (size_t)(i + 1));
+    gemm_sub_simd(width, width, j0, job->a + j0 * job->lda, job->lda, job->left, CHOL, job->diag, CHOL);
+    int64_t bad = chol_factor(job->diag, job->diag_t, width);
+    if (bad >= 0) job->bad = j0 + bad;
+    for (int64_t i = 0; i < width; i++) memcpy(block + i * job->lda, job->diag + i * CHOL, sizeof(float) * (size_t)(i + 1));
+}
+
+static void chol_worker(const llmq_worker *w, void *arg) {
+    chol_job *job = arg;
+    for (int64_t j0 = 0; j0 < job->n; j0 += CHOL) {
+        int64_t width = job->n - j0 < CHOL ? job->n - j0 : CHOL, below = j0 + width, begin, end;
+        chol_transpose_left(w, job, j0, width);
+        worker_barrier(w);
+        worker_range(w, job->n - below, CHOL_ROWS, &begin, &end);
+        if (w->id == 0) chol_diagonal(job, j0, width);
+        for (int64_t r = below + begin; r < below + end; r += CHOL_ROWS) {
+            int64_t m = below + end - r < CHOL_ROWS ? below + end - r : CHOL_ROWS;
+            gemm_sub_simd(m, width, j0, job->a + r * job->lda, job->lda, job->left, CHOL, job->a + r * job->lda + j0, job->lda);
+        }
+        worker_barrier(w);
+        if (job->bad >= 0) return; /* everybody sees the same: it was written before the barrier */
+        for (int64_t r = below + begin; r < below + end; r += CHOL_ROWS) {
+            int64_t m = below + end - r < CHOL_ROWS ? below + end - r : CHOL_ROWS;
+            chol_solve(job->diag_t, width, job->a + r * job->lda + j0, job->lda, m);
+        }
+        worker_barrier(w);
+    }
+}
+
+static llmq_status cholesky_simd(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    size_t left_len = (size_t)n * CHOL, square = (size_t)CHOL * CHOL;
+    chol_job job = {n, lda, a, mem_alloc(left_len + 2 * square, sizeof(float)), NULL, NULL, -1};
+    if (!job.left) return mem_error(err, (left_len + 2 * square) * sizeof(float), "a Cholesky factorization");
+    job.diag = job.left + left_len;
+    job.diag_t = job.diag + square;
+    if (team) team_run(team, chol_worker, &job);
+    else chol_worker(&(llmq_worker){0, 1, NULL}, &job);
+    if (job.bad >= 0) status = linalg_cholesky_error(n, job.bad, err);
+    mem_free(job.left);
+    return status;
+}
+
+void SIMD_NAME(linalg_fill)(llmq_backend_ops *ops) {
+    ops->gram_add = gram_add_simd;
+    ops->gemm_sub = gemm_sub_simd;
+    ops->cholesky = cholesky_simd;
+}
