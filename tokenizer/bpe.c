@@ -83,7 +83,8 @@ done:
     return status;
 }
 
-/* One piece to ids at the end of enc->ids. Bytes that are no token become the unknown token, or vanish where there is none. */
+/* One piece to ids at the end of enc->ids. Bytes that are no token vanish, as in the other implementations: SmolLM2, for one,
+ * has no carriage return. */
 static llmq_status encode_piece(void *arg, const char *piece, size_t len, llmq_err *err) {
     tok_encoder *enc = arg;
     const llmq_tokenizer *tok = enc->tok;
@@ -102,7 +103,6 @@ static llmq_status encode_piece(void *arg, const char *piece, size_t len, llmq_e
     int32_t *ids = enc->ids + begin;
     for (size_t i = 0; i < len; i++) {
         int32_t id = tok->byte_id[(uint8_t)piece[i]];
-        if (id < 0) id = tok->unk;
         if (id >= 0) ids[n++] = id;
     }
     LLMQ_TRY(tok_merges_apply(&tok->merges, &enc->scratch, ids, n, &n, err));

@@ -16,7 +16,7 @@ void tokenizer_token_bytes(const llmq_tokenizer *tok, int32_t id, bool special, 
 
 /* SentencePiece puts a space before a text and takes it away again. */
 static bool drops_space(const llmq_tokenizer *tok, const char *s, size_t len) {
-    return tok->kind == TOK_SPM && tok->add_space_prefix && len && s[0] == ' ';
+    return tok->space_prefix != PREFIX_NONE && len && s[0] == ' ';
 }
 
 llmq_status tokenizer_decode(const llmq_tokenizer *tok, const int32_t *ids, size_t n, int flags, char **out, size_t *len_out,

@@ -6,8 +6,9 @@
  * made from SentencePiece models in the first place.
  *
  * Where a tokenizer.json says something that GGUF's keys cannot say, keys of our own carry it: llmq.tokenizer.nfc and
- * llmq.tokenizer.ignore_merges (where they differ from the pre-tokenizer's row), llmq.token_strip (added tokens that eat
- * spaces: bit 0 before, bit 1 after). */
+ * llmq.tokenizer.ignore_merges (where they differ from the pre-tokenizer's row), llmq.tokenizer.metaspace ("first", "always":
+ * Metaspace's places for the space before a text differ from SentencePiece's), llmq.token_strip (added tokens that eat spaces:
+ * bit 0 before, bit 1 after). */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -246,6 +247,7 @@ typedef struct text_rules {
     size_t n_patterns;
     bool byte_level, nfc;
     bool spaces_replaced, prefix; /* SentencePiece: U+2581 for spaces, and one before the text */
+    const char *metaspace;        /* "first", "always": prefix as Metaspace puts it; NULL: as SentencePiece does */
 } text_rules;
 
 static llmq_status read_normalizer(const hf_vocab *v, const json_t *n, text_rules *rules, llmq_err *err) {
@@ -311,6 +313,7 @@ static llmq_status read_pre_tokenizer(const hf_vocab *v, const json_t *p, text_r
         const char *scheme = string_of(p, "prepend_scheme");
         rules->spaces_replaced = true;
         rules->prefix = scheme ? strcmp(scheme, "never") != 0 : is_true(p, "add_prefix_space");
+        rules->metaspace = rules->prefix ? scheme && !strcmp(scheme, "first") ? "first" : "always" : NULL;
         return LLMQ_OK;
     }
     if (rules->byte_level || v->spm) return unsupported(v, "pre_tokenizer", p, err); /* nothing may follow ByteLevel */
@@ -413,6 +416,7 @@ static llmq_status write_model(hf_vocab *v, llmq_err *err) {
     if (!v->spm) LLMQ_TRY(write_merges(v, merges, err));
     if (v->any_strip) LLMQ_TRY(meta_set_array(v->meta, "llmq.token_strip", META_U8, v->strip, v->n, err));
     LLMQ_TRY(meta_set_bool(v->meta, "tokenizer.ggml.add_space_prefix", rules.prefix, err));
+    if (rules.metaspace) LLMQ_TRY(meta_set_str(v->meta, "llmq.tokenizer.metaspace", rules.metaspace, err));
     const char *unk = string_of(v->model, "unk_token");
     if (unk) LLMQ_TRY(set_id(v, "tokenizer.ggml.unknown_token_id", tok_index_find(&v->index, unk, strlen(unk)), err));
     LLMQ_TRY(read_post_processor(v, json_object_get(v->root, "post_processor"), err));

@@ -101,6 +101,8 @@ typedef struct tok_special {
     bool control; /* only with LLMQ_TOK_SPECIAL */
 } tok_special;
 
+/* Where SPM puts a space before the text: before each run between special tokens (SentencePiece, and what GGUF can say);
+ * only where the run does not begin with a space (Metaspace "always"); and of these only at the very beginning ("first"). */
 struct llmq_tokenizer {
     tok_kind kind;
     llmq_arena *arena;
@@ -110,7 +112,8 @@ struct llmq_tokenizer {
     uint8_t *type;   /* (n_vocab) */
     bool *is_end;    /* (n_vocab) */
     int32_t bos, eos, unk;
-    bool add_bos, add_eos, add_space_prefix;
+    bool add_bos, add_eos;
+    enum { PREFIX_NONE, PREFIX_RUNS, PREFIX_WORDS, PREFIX_FIRST } space_prefix;
     char describe[64];
 
     tok_merges merges;

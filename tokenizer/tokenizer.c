@@ -97,10 +97,15 @@ static llmq_status read_ids(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err
     LLMQ_TRY(read_id(tok, meta, "tokenizer.ggml.eos_token_id", two, &tok->eos, err));
     LLMQ_TRY(read_id(tok, meta, "tokenizer.ggml.unknown_token_id", spm ? 0 : -1, &tok->unk, err));
     tok->add_bos = spm ? true : tok->traits.add_bos;
-    tok->add_space_prefix = spm;
+    bool prefix = spm;
+    const char *metaspace = meta_get_str(meta, "llmq.tokenizer.metaspace");
     meta_get_bool(meta, "tokenizer.ggml.add_bos_token", &tok->add_bos);
     meta_get_bool(meta, "tokenizer.ggml.add_eos_token", &tok->add_eos);
-    meta_get_bool(meta, "tokenizer.ggml.add_space_prefix", &tok->add_space_prefix);
+    meta_get_bool(meta, "tokenizer.ggml.add_space_prefix", &prefix);
+    tok->space_prefix = !prefix || !spm                         ? PREFIX_NONE
+                        : !metaspace                            ? PREFIX_RUNS
+                        : !strcmp(metaspace, "first")           ? PREFIX_FIRST
+                                                                : PREFIX_WORDS;
     return read_ends(tok, meta, err);
 }
 
@@ -240,11 +245,18 @@ static const tok_special *special_at(const llmq_tokenizer *tok, const char *s, s
 
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-/* Plain text between special tokens. after_special: also at the very beginning, where SPM puts its space. */
-static llmq_status encode_plain(tok_encoder *enc, const char *s, size_t len, bool after_special, llmq_err *err) {
+/* Plain text between special tokens; first: the text begins with it. */
+static llmq_status encode_plain(tok_encoder *enc, const char *s, size_t len, bool first, llmq_err *err) {
     if (!len) return LLMQ_OK;
     if (enc->tok->kind == TOK_BPE) return bpe_encode(enc, s, len, err);
-    return spm_encode(enc, s, len, enc->tok->add_space_prefix && after_special, err);
+    bool begins_with_space = s[0] == ' ' || (len >= 3 && !memcmp(s, SPM_SPACE, 3)), prefix = false;
+    switch (enc->tok->space_prefix) {
+    case PREFIX_NONE: break;
+    case PREFIX_RUNS: prefix = true; break;
+    case PREFIX_WORDS: prefix = !begins_with_space; break;
+    case PREFIX_FIRST: prefix = !begins_with_space && first; break;
+    }
+    return spm_encode(enc, s, len, prefix, err);
 }
 
 static llmq_status encode_text(tok_encoder *enc, const char *text, size_t len, int flags, llmq_err *err) {
@@ -262,14 +274,14 @@ static llmq_status encode_text(tok_encoder *enc, const char *text, size_t len, i
         size_t end = i;
         if (sp->strip & TOK_STRIP_LEFT)
             while (end > begin && is_space(text[end - 1])) end--;
-        LLMQ_TRY(encode_plain(enc, text + begin, end - begin, true, err));
+        LLMQ_TRY(encode_plain(enc, text + begin, end - begin, begin == 0, err));
         LLMQ_TRY(encoder_push(enc, sp->id, err));
         i += sp->match.len;
         if (sp->strip & TOK_STRIP_RIGHT)
             while (i < len && is_space(text[i])) i++;
         begin = i;
     }
-    return encode_plain(enc, text + begin, len - begin, true, err);
+    return encode_plain(enc, text + begin, len - begin, begin == 0, err);
 }
 
 /* Texts of more than a few words repeat themselves: about a third of the words of a book is ever new. */

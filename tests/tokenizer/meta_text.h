@@ -72,7 +72,7 @@ static inline llmq_meta *meta_text_open(const char *name) {
     }
     free(line);
     assert_int_equal(pclose(f), 0); /* xz is missing, or the file is damaged */
-    assert_true(n_keys > 4);
+    assert_true(n_keys > 0);
     return meta;
 }
 
