@@ -34,7 +34,7 @@ static int unknown_command(const char *name) {
             return EXIT_USAGE;
         }
     const char *best = NULL;
-    int best_distance = 4;
+    int best_distance = opt_close(name);
     for (int i = 0; i < N_COMMANDS; i++) {
         int distance = opt_distance(name, commands[i]->name);
         if (distance < best_distance) {

@@ -40,6 +40,11 @@ int opt_distance(const char *a, const char *b) {
     return row[m];
 }
 
+int opt_close(const char *typed) {
+    size_t n = strlen(typed);
+    return n < 4 ? 2 : n < 8 ? 3 : 4;
+}
+
 /* ---- values */
 
 static bool parse_int(const char *text, int64_t *out) {
@@ -100,8 +105,8 @@ static bool parse_choice(const char *choices, const char *text, int *out) {
 /* The words for what an option takes, for the message about a value that is none. */
 static const char *range_text(const opt_def *d, char *buf, size_t cap) {
     const char *what = d->kind == OPT_REAL ? "number" : d->kind == OPT_INTS ? "list of whole numbers" : "whole number";
-    if (d->min > -1e15 && d->max < 1e15) snprintf(buf, cap, "a %s from %g to %g", what, d->min, d->max);
-    else if (d->min > -1e15) snprintf(buf, cap, "a %s of at least %g", what, d->min);
+    if (d->min > -1e15 && d->max < 1e15) snprintf(buf, cap, "a %s from %.10g to %.10g", what, d->min, d->max);
+    else if (d->min > -1e15) snprintf(buf, cap, "a %s of at least %.10g", what, d->min);
     else snprintf(buf, cap, "a %s", what);
     return buf;
 }
@@ -243,7 +248,7 @@ static const opt_def *find(const opt_set *sets, size_t n_sets, const char *name,
 
 static int unknown(const cli_command *cmd, const opt_set *sets, size_t n_sets, const char *name) {
     const char *best = NULL;
-    int best_distance = 4;
+    int best_distance = opt_close(name);
     for (size_t s = 0; s < n_sets; s++)
         for (const opt_def *d = sets[s].defs; d->kind != OPT_END; d++) {
             if (!d->name || d->kind == OPT_LATER) continue;
@@ -275,7 +280,11 @@ static int parse_option(const cli_command *cmd, const opt_set *sets, size_t n_se
     }
     const char *value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
     if (!value) return opt_bad(cmd, "%s needs a value: %s %s", d->name, d->name, d->arg ? d->arg : d->choices);
-    return store(cmd, d, base, value);
+    char typed_name[48];
+    opt_def typed = *d; /* messages name the option as it was typed: -p, not --prompt */
+    snprintf(typed_name, sizeof typed_name, "%.*s", (int)len, name);
+    typed.name = typed_name;
+    return store(cmd, &typed, base, value);
 }
 
 int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char **model_out) {

@@ -89,5 +89,7 @@ bool opt_parse_size(const char *text, int64_t *out);
 
 /* Edit distance, for "did you mean". */
 int opt_distance(const char *a, const char *b);
+/* Only a name at a smaller distance than this is worth suggesting. */
+int opt_close(const char *typed);
 
 #endif

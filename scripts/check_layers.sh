@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The layers of docs/architecture.md: a room may include only what its line here lists (and itself, and the public headers
+# of include/). An arrow that is not here is a fault. usage: scripts/check_layers.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+allowed() {
+    case $1 in
+    include) echo "" ;;
+    core) echo "" ;;
+    types) echo "core" ;;
+    tokenizer) echo "core" ;;
+    formats | quant | cpu) echo "types core" ;;
+    report) echo "core" ;;
+    engine) echo "quant tokenizer formats types core" ;;
+    train) echo "engine quant tokenizer formats types core" ;;
+    api) echo "train engine report core" ;; # core: status and memory helpers
+    cli | server | examples) echo "" ;;     # clients of the public API, like anyone else
+    *) return 1 ;;
+    esac
+}
+
+faults=0 arrows=0
+fault() {
+    echo "check_layers: $1" >&2
+    faults=$((faults + 1))
+}
+
+for room in include core types tokenizer formats quant cpu report engine train api cli server examples; do
+    [ -d "$room" ] || continue
+    while IFS=: read -r file line text; do
+        target=${text#*\"}
+        target=${target%%\"*}
+        arrows=$((arrows + 1))
+        case $target in
+        llmq*.h) continue ;; # include/
+        */*) folder=${target%%/*} ;;
+        *) folder=$room ;; # beside the file
+        esac
+        [ "$folder" = "$room" ] && continue
+        case " $(allowed "$room") " in
+        *" $folder "*) ;;
+        *) fault "$file:$line: $room may not include $folder/ (\"$target\")" ;;
+        esac
+    done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$room" || true)
+done
+
+# Threads are made in core/parallel.c only, and only cli/ prints or leaves.
+while IFS= read -r hit; do fault "$hit: OpenMP outside core/parallel.c"; done < <(
+    grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*pragma[[:space:]]+omp' core types tokenizer formats quant cpu report engine api cli 2>/dev/null |
+        grep -v '^core/parallel\.c:' | cut -d: -f1,2 || true)
+while IFS= read -r hit; do fault "$hit: only cli/ prints or exits"; done < <(
+    grep -rnE --include='*.[ch]' '(^|[^[:alnum:]_])(printf|puts|exit|_exit|perror)[[:space:]]*\(' core types tokenizer formats quant cpu report engine api 2>/dev/null |
+        grep -vE '^[^:]+:[0-9]+:[[:space:]]*(\*|/\*|//)' | grep -vE '"[^"]*(printf|exit)[[:space:]]*\([^"]*"' | grep -v 'format(printf' | cut -d: -f1,2 || true)
+
+# Functions and files that have grown past what can be read.
+while read -r lines file; do
+    [ "$file" = total ] || [ "$lines" -le 1200 ] || fault "$file: $lines lines; a file stops at 1200"
+done < <(git ls-files '*.c' '*.h' | xargs -r wc -l)
+
+[ "$faults" -eq 0 ] || { echo "check_layers: $faults faults in $arrows includes" >&2; exit 1; }
+echo "check_layers: $arrows includes, all allowed"

