@@ -1,0 +1,297 @@
+#!/usr/bin/env bash
+# The command line as a user meets it: help, bad flags, missing and unwritable files, a full disk, texts, JSON, interrupts.
+# usage: test_cli.sh PROGRAM DATA_FOLDER      (ctest calls it so; status 0 passed, 1 failed)
+set -u
+llmq=$1 data=$2
+work=$(mktemp -d "${TMPDIR:-/tmp}/llmq-cli.XXXXXX")
+mounted=
+cleanup() {
+    [ -z "$mounted" ] || umount "$mounted" 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+export LC_ALL=C.UTF-8 NO_COLOR=1
+bin=$data/stories260K/stories260K.bin tok=$data/stories260K/tok512.bin
+commands=$($llmq --help | sed -n '/^commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
+checks=0 faults=0
+out=$work/out err=$work/err
+
+fault() {
+    faults=$((faults + 1))
+    echo "FAULT: $1"
+    sed 's/^/    stderr: /' "$err" | head -n 5
+}
+skip() { echo "skipped: $1"; }
+section() { echo "-- $1"; }
+
+# run STATUS ARGS...: runs llmq (stdin empty unless $input is set) and expects this exit status.
+input=/dev/null
+run() {
+    local want=$1 got
+    shift
+    checks=$((checks + 1))
+    timeout 120 "$llmq" "$@" <"$input" >"$out" 2>"$err"
+    got=$?
+    [ "$got" -eq "$want" ] || fault "llmq $*: exit status $got instead of $want"
+    [ "$got" -eq "$want" ]
+}
+# The last run's stderr is one line that begins with "llmq: " and holds this word; nothing went to stdout.
+says() {
+    checks=$((checks + 1))
+    [ "$(wc -l <"$err")" -eq 1 ] || { fault "$2: $(wc -l <"$err") lines on stderr instead of one"; return; }
+    grep -q '^llmq: ' "$err" || fault "$2: the line does not begin with 'llmq: '"
+    grep -qF -- "$1" "$err" || fault "$2: the line does not name '$1'"
+    [ ! -s "$out" ] || fault "$2: something on stdout"
+}
+bad() { # bad WORD ARGS...: usage error that names WORD
+    local word=$1
+    shift
+    run 2 "$@" && says "$word" "llmq $*"
+}
+fails() { # fails WORD ARGS...: a failed job that names WORD
+    local word=$1
+    shift
+    run 1 "$@" && says "$word" "llmq $*"
+}
+same() { # same WHAT WANTED FILE
+    checks=$((checks + 1))
+    [ "$2" = "$(cat "$3")" ] || { fault "$1"; printf '    wanted: %s\n    got:    %s\n' "$2" "$(cat "$3")"; }
+}
+json() { # json WHAT PYTHON-EXPRESSION over doc, of the last run's stdout
+    checks=$((checks + 1))
+    python3 -c 'import json, sys; doc = json.load(open(sys.argv[1])); sys.exit(0 if eval(sys.argv[2]) else 1)' "$out" "$2" 2>"$work/py" ||
+        { fault "$1: not true of the JSON: $2"; tail -n 1 "$work/py"; }
+}
+
+section "help and version"
+[ -n "$commands" ] || fault "no commands in llmq --help"
+run 0 --version && grep -q '^llmq [0-9]' "$out" || fault "--version prints no version"
+run 0 help
+for c in $commands; do
+    run 0 "$c" --help && { grep -q "^usage: llmq $c " "$out" || fault "$c --help prints no usage"; }
+    [ ! -s "$err" ] || fault "$c --help writes to stderr"
+    cp "$out" "$work/help"
+    run 0 help "$c" && { cmp -s "$out" "$work/help" || fault "help $c differs from $c --help"; }
+    awk -v c="$c" 'length($0) > 110 { bad = 1 } END { exit bad }' "$work/help" || fault "$c --help has lines over 110 columns"
+done
+
+section "bad usage"
+bad "a command is missing"
+bad "did you mean quantize" quantise
+bad "--frobnicate" --frobnicate
+for c in train template serve; do bad "not in this version" $c; done
+for c in $commands; do
+    bad "--no-such-option" "$c" model.gguf --no-such-option
+    bad "MODEL is missing" "$c"
+    bad "too many" "$c" one.gguf two.gguf
+    bad "--tokenizer" "$c" model.gguf --tokenizer
+done
+bad "did you mean --temp?" run model.gguf --tmep 1
+bad "-n" run model.gguf -n many
+bad "--top-p" run model.gguf --top-p 1.5
+bad "--ctx" run model.gguf --ctx -5
+bad "f16|q8_0" chat model.gguf --kv-type q4_0
+bad "--draft" chat model.gguf --draft small.gguf
+bad "--lookup" run model.gguf --lookup
+bad "cuda" run model.gguf -p x --device cuda:0
+bad "cpu or auto" run model.gguf -p x --device tpu
+bad "exclude" run model.gguf -p x -f y
+bad "--quiet takes no value" run model.gguf --quiet=1
+bad "-p" bench model.gguf -p 1,x
+bad "--batch" bench model.gguf --batch 4
+bad "-f TEXT" perplexity model.gguf
+bad "--tokens" score model.gguf
+bad "--tokens" score model.gguf --tokens 1,,2
+bad "-o OUT" convert model.gguf
+bad "--type" convert model.gguf -o x.gguf --type q9_9
+bad "--emit" convert model.gguf -o x.gguf --emit gptq
+bad "--for" inspect model.gguf --for vllm
+bad "exclude" quantize model.gguf --gptq --rtn
+bad "awq" quantize model.gguf --method awq
+bad "--bits 3" quantize model.gguf --bits 3
+bad "--type" quantize model.gguf --type nonsense
+bad "PATTERN=TYPE" quantize model.gguf --keep q4_0
+bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
+for o in --nf4 --fp4 --hqq --int8-dynamic --int8-static --qat --awq --tune --group --sym --asym --double-quant --policy --target-bpw \
+    --target-size --smooth --report --shard-size --max-ram --no-resume; do
+    bad "$o" quantize model.gguf $o
+done
+
+section "missing and wrong files"
+mkdir "$work/empty" && head -c 3000 /dev/urandom >"$work/noise.gguf" && : >"$work/nothing.gguf"
+for c in $commands; do
+    case $c in
+    run) extra="-p x" ;; perplexity) extra="-f $tok" ;; score) extra="--tokens 1" ;; convert) extra="-o $work/never.gguf" ;; *) extra= ;;
+    esac
+    for model in "$work/missing.gguf" "$work/empty" "$work/noise.gguf" "$work/nothing.gguf"; do
+        # shellcheck disable=SC2086
+        fails "$model" "$c" "$model" $extra
+    done
+done
+[ ! -e "$work/never.gguf" ] || fault "convert left an output for a model that cannot be read"
+fails "$work/missing.txt" perplexity "$bin" --tokenizer "$tok" -f "$work/missing.txt"
+fails "$work/missing.bin" run "$bin" --tokenizer "$work/missing.bin" -p x
+
+section "a text, word for word"
+story='Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.'
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q
+same "run on the llama2.c file" "$story" "$out"
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q --threads 1 --kv-type f16
+same "run with one thread" "$story" "$out"
+printf 'Once upon a time\n' >"$work/prompt"
+input=$work/prompt
+run 0 run "$bin" --tokenizer "$tok" -n 80 --temp 0 -q
+same "run with the prompt on stdin" "$story" "$out"
+input=/dev/null
+gguf="$work/stories 260K.gguf"
+run 0 convert "$bin" --tokenizer "$tok" -o "$gguf" --type f32
+run 0 run "$gguf" -p "Once upon a time" -n 80 --temp 0 -q
+same "run on the F32 GGUF" "$story" "$out"
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 5 --temp 0 --stats
+grep -q 'generated 5 tokens' "$err" || fault "--stats does not count 5 tokens"
+for seed in 7 8; do
+    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q && cp "$out" "$work/seed$seed"
+    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q
+    same "the same seed gives the same text" "$(cat "$work/seed$seed")" "$out"
+done
+cmp -s "$work/seed7" "$work/seed8" && fault "two seeds gave one text"
+head -c 4000 "$tok" | tr -c 'a-z' 'a' >"$work/long"
+run 1 run "$gguf" -f "$work/long" --ctx 64 -q
+grep -q -- '--ctx' "$err" || fault "a prompt longer than the context does not say --ctx"
+
+section "chat"
+printf '/help\nOnce upon a time\n\n/nonsense\n/reset\nThere was\n/exit\nnever read\n' >"$work/lines"
+input=$work/lines
+run 0 chat "$gguf" --temp 0 -n 12
+[ "$(wc -l <"$out")" -ge 2 ] || fault "chat answered fewer than two lines"
+grep -q 'no chat template' "$err" || fault "chat does not say that the model has no template"
+grep -q 'unknown command /nonsense' "$err" || fault "chat does not name an unknown /command"
+for _ in $(seq 12); do echo "Once upon a time there was a girl"; done >"$work/lines"
+run 0 chat "$gguf" --temp 0 -n 20 --ctx 96
+grep -q 'oldest' "$err" || fault "chat does not say that old turns are dropped"
+cp "$work/long" "$work/lines"
+run 0 chat "$gguf" --temp 0 -n 5 --ctx 64
+grep -q 'shorten it' "$err" || fault "chat does not refuse a message longer than the context"
+input=/dev/null
+
+section "tokenize"
+printf 'Once upon a time' >"$work/text" && input=$work/text
+run 0 tokenize "$gguf" --bos && same "ids" "[1, 403, 407, 261, 378]" "$out"
+cp "$out" "$work/ids" && input=$work/ids
+run 0 tokenize "$gguf" --decode && same "text from ids" "Once upon a time" "$out"
+printf '[1, two]' >"$work/ids" && fails "byte 4" tokenize "$gguf" --decode
+printf '[1, 999999]' >"$work/ids" && fails "999999" tokenize "$gguf" --decode
+input=/dev/null
+run 0 tokenize "$gguf" && same "ids of nothing" "[]" "$out"
+
+section "JSON"
+run 0 inspect "$gguf" --json --tensors --meta --ctx 256
+json inspect "doc['n_layer'] == 5 and doc['n_vocab'] == 512 and doc['ctx'] == 256 and len(doc['tensors']) == doc['n_tensors']"
+run 0 inspect "$bin" --tokenizer "$tok"
+grep -q 'llama2c' "$out" || fault "inspect does not name the container"
+run 0 score "$gguf" --tokens 1,403,407,261,378 --greedy 4 --json
+json score "len(doc['next_logprobs']) == 4 and len(doc['last_logits']) == 512 and len(doc['greedy']) == 4 and max(doc['next_logprobs']) <= 0"
+run 0 score "$gguf" --tokens 1,403,407
+run 2 score "$gguf" --tokens 1,512
+run 0 bench "$gguf" -p 16,32 -n 8 -r 2 --depth 0,16 --json -q
+json bench "len(doc) == 6 and all(r['avg_ts'] > 0 and len(r['samples_ts']) == 2 for r in doc) and [r['n_depth'] for r in doc] == [0]*3 + [16]*3"
+run 0 bench "$gguf" -p 16 -n 0 -r 1 -q --plot "$work/plot.svg"
+grep -q '| pp16 |' "$out" || fault "bench prints no table"
+python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$work/plot.svg" 2>/dev/null || fault "--plot wrote no XML"
+run 0 bench "$gguf" -p 0 -n 4 -r 1 -q --csv
+[ "$(wc -l <"$out")" -eq 2 ] || fault "bench --csv: not two lines"
+for _ in $(seq 60); do echo "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."; done >"$work/text"
+run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q
+json perplexity "1 < doc['ppl'] < 20 and doc['chunks'] == 4 and doc['tokens'] > 0 and 'kl_mean' not in doc"
+run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q --base "$bin" --stride full
+checks=$((checks + 1))
+
+section "quantize"
+cp "$bin" "$work/llama.bin" && cp "$tok" "$work/tokenizer.bin"
+run 0 quantize "$work/llama.bin" --gptq --bits 4 --tokens 2048 --plan
+[ -z "$(find "$work" -name 'llama-*.gguf*')" ] || fault "--plan wrote a file"
+grep -q 'blk.0.ffn_down.weight' "$out" || fault "--plan lists no tensors"
+run 0 quantize "$work/llama.bin" --gptq --bits 4
+made=$(sed -n 's/^wrote *//p' "$out")
+[ -f "$made" ] || fault "quantize did not say what it wrote"
+[ "$(dirname "$made")" = "$work" ] || fault "the output is not beside the source"
+[ "$(sed -n 's/^next *//p' "$out")" = "$llmq chat $made" ] || fault "quantize does not print the next command"
+for word in size bits error took; do grep -q "^$word " "$out" || fault "quantize prints no line '$word'"; done
+run 0 run "$made" -p "Once upon a time" -n 20 --temp 0 -q
+grep -q '^Once upon a time' "$out" || fault "the quantized model does not run"
+run 0 perplexity "$made" -f "$work/text" --ctx 64 --chunks 4 --json -q --base "$gguf"
+json "perplexity with a base" "0 <= doc['kl_mean'] < 1 and 0.3 < doc['top1'] <= 1 and abs(doc['ppl'] - doc['base_ppl'] - doc['dppl']) < 0.05 * doc['ppl']"
+before=$(cksum <"$made")
+fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
+[ "$before" = "$(cksum <"$made")" ] || fault "a refused job changed the file that was there"
+run 0 quantize "$work/llama.bin" --rtn -o "$made" --force --report-json "$work/report.json" -q
+python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
+[ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
+fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
+fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"
+
+section "places that cannot be written"
+fails "$work/no/such" convert "$gguf" -o "$work/no/such/folder.gguf"
+if [ -w /dev/full ]; then
+    checks=$((checks + 1))
+    "$llmq" inspect "$gguf" >/dev/full 2>"$err"
+    [ $? -eq 1 ] || fault "a full stdout is not an error"
+else
+    skip "full stdout: no /dev/full"
+fi
+mkdir "$work/readonly" && chmod 555 "$work/readonly" && chmod 755 "$work"
+as_user=()
+if [ "$(id -u)" -eq 0 ]; then
+    if command -v setpriv >/dev/null && setpriv --reuid=65534 --regid=65534 --clear-groups test -x "$llmq" -a -r "$gguf" 2>/dev/null; then
+        as_user=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+    else
+        as_user=(none)
+    fi
+fi
+if [ "${as_user[0]:-}" = none ]; then
+    skip "read-only output folder: root may write everywhere, and no other user can read the program"
+else
+    checks=$((checks + 1))
+    ${as_user[@]+"${as_user[@]}"} "$llmq" convert "$gguf" -o "$work/readonly/x.gguf" >"$out" 2>"$err"
+    [ $? -eq 1 ] || fault "a read-only folder is not an error"
+    says "$work/readonly" "convert into a read-only folder"
+fi
+mkdir "$work/small"
+if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=512k tmpfs "$work/small" 2>/dev/null; then
+    mounted=$work/small
+    run 1 convert "$gguf" -o "$work/small/x.gguf" && says "$work/small" "convert onto a full disk"
+    run 1 quantize "$gguf" --rtn --type q8_0 -o "$work/small/y.gguf"
+    checks=$((checks + 1))
+    [ -z "$(ls -A "$work/small")" ] || fault "a full disk: something was left: $(ls "$work/small")"
+else
+    skip "full disk: a tmpfs cannot be mounted here"
+fi
+
+section "interrupts"
+# Ctrl-C while a long job runs: status 130, no output file left.
+interrupted() { # interrupted WHAT ARGS...; stdin from $input
+    local what=$1 pid status
+    shift
+    checks=$((checks + 1))
+    "$llmq" "$@" <>"$input" >"$out" 2>"$err" &
+    pid=$!
+    sleep 0.7
+    kill -INT $pid 2>/dev/null || { wait $pid; fault "$what: over before it could be interrupted"; return; }
+    wait $pid
+    status=$?
+    [ $status -eq 130 ] || fault "$what: exit status $status after Ctrl-C instead of 130"
+}
+# A background job of a script starts with SIGINT ignored; llmq installs its handler all the same.
+mkfifo "$work/fifo" && input=$work/fifo
+interrupted "chat that waits for a line" chat "$gguf" -q
+interrupted "run that waits for its prompt" run "$gguf" -q
+input=/dev/null
+interrupted "bench" bench "$gguf" -p 0 -n 400 -r 1000 -q
+for _ in $(seq 400); do cat "$work/text"; done >"$work/longtext"
+interrupted "perplexity" perplexity "$gguf" -f "$work/longtext" --ctx 64 -q
+interrupted "quantize" quantize "$gguf" --gptq --tokens 4000000 --calib "$work/longtext" -o "$work/int.gguf" -q
+[ -z "$(find "$work" -name 'int.gguf*')" ] || fault "an interrupted quantize left a file"
+
+echo "$checks checks, $faults faults"
+[ "$faults" -eq 0 ]
