@@ -183,7 +183,8 @@ static void model_type(const bench *b, char *buf, size_t cap) {
     char size[32];
     double p = (double)b->info.n_params;
     if (p >= 1e9) snprintf(size, sizeof size, "%.2fB", p / 1e9);
-    else snprintf(size, sizeof size, "%.0fM", p / 1e6);
+    else if (p >= 1e6) snprintf(size, sizeof size, "%.0fM", p / 1e6);
+    else snprintf(size, sizeof size, "%.0fK", p / 1e3);
     snprintf(buf, cap, "%s %s %s", b->info.arch, size, llmq_type_name(b->info.main_type));
 }
 

@@ -54,6 +54,10 @@ fails() { # fails WORD ARGS...: a failed job that names WORD
     shift
     run 1 "$@" && says "$word" "llmq $*"
 }
+starts() { # starts WHAT WANTED FILE: the file begins with this text
+    checks=$((checks + 1))
+    [ "$2" = "$(head -c ${#2} "$3")" ] || { fault "$1"; printf '    wanted: %s\n    got:    %s\n' "$2" "$(cat "$3")"; }
+}
 same() { # same WHAT WANTED FILE
     checks=$((checks + 1))
     [ "$2" = "$(cat "$3")" ] || { fault "$1"; printf '    wanted: %s\n    got:    %s\n' "$2" "$(cat "$3")"; }
@@ -136,18 +140,24 @@ fails "$work/missing.bin" run "$bin" --tokenizer "$work/missing.bin" -p x
 section "a text, word for word"
 story='Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.'
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q
-same "run on the llama2.c file" "$story" "$out"
+starts "run on the llama2.c file" "$story" "$out"
+cp "$out" "$work/story"
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q --threads 1 --kv-type f16
-same "run with one thread" "$story" "$out"
+starts "run with one thread" "$story" "$out"
 printf 'Once upon a time\n' >"$work/prompt"
 input=$work/prompt
 run 0 run "$bin" --tokenizer "$tok" -n 80 --temp 0 -q
-same "run with the prompt on stdin" "$story" "$out"
+same "run with the prompt on stdin" "$(cat "$work/story")" "$out"
 input=/dev/null
 gguf="$work/stories 260K.gguf"
 run 0 convert "$bin" --tokenizer "$tok" -o "$gguf" --type f32
 run 0 run "$gguf" -p "Once upon a time" -n 80 --temp 0 -q
-same "run on the F32 GGUF" "$story" "$out"
+same "run on the F32 GGUF" "$(cat "$work/story")" "$out"
+# A text ends by itself at BOS, as in llama2.c: in the .bin and in the GGUF.
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n -1 --temp 0 && cp "$out" "$work/whole"
+grep -q 'context' "$err" && fault "the story of the .bin does not end by itself"
+run 0 run "$gguf" -p "Once upon a time" -n -1 --temp 0
+same "the whole story on the GGUF" "$(cat "$work/whole")" "$out"
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 5 --temp 0 --stats
 grep -q 'generated 5 tokens' "$err" || fault "--stats does not count 5 tokens"
 for seed in 7 8; do
