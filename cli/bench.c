@@ -28,7 +28,7 @@ static const opt_def bench_defs[] = {
     OPT_ROW_INTS("--depth", "-d", "N,...", bench_opts, depth, 0, 1 << 24, "tokens in the cache before each test (default 0)"),
     OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, 1 << 16, "sequences at once: only 1 in this version"),
     OPT_ROW_INT("--repetitions", "-r", "N", bench_opts, repeats, 1, MAX_REPEATS, "timed repetitions of each test (default 5)"),
-    OPT_ROW_ENUM("--kv-type", NULL, bench_opts, kv_type, "f16|q8_0", "storage of the KV cache (default f16)"),
+    OPT_ROW_ENUM("--kv-type", NULL, bench_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f16)"),
     OPT_ROW_FLAG("--md", NULL, bench_opts, format, FORMAT_MD, "a Markdown table (the default)"),
     OPT_ROW_FLAG("--json", NULL, bench_opts, format, FORMAT_JSON, "a JSON list with llama-bench's field names"),
     OPT_ROW_FLAG("--csv", NULL, bench_opts, format, FORMAT_CSV, "comma-separated values"),
@@ -165,7 +165,7 @@ static llmq_status open_session(bench *b, const bench_opts *o, llmq_err *err) {
     llmq_session_params_default(&params);
     params.n_ctx = longest + depth;
     params.n_threads = b->threads;
-    params.kv_type = o->kv_type == 1 ? LLMQ_KV_Q8_0 : LLMQ_KV_F16;
+    params.kv_type = (llmq_kv_type)o->kv_type; /* the choices are in the order of the enum */
     return llmq_session_create(b->model, &params, &b->session, err);
 }
 
@@ -331,7 +331,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     if (rc != CLI_GO_ON) goto done;
     b.repeats = opts.repeats;
     b.threads = common.threads ? (int)common.threads : llmq_cpu_count();
-    b.kv_name = opts.kv_type == 1 ? "q8_0" : "f16";
+    b.kv_name = opts.kv_type == LLMQ_KV_F32 ? "f32" : opts.kv_type == LLMQ_KV_Q8_0 ? "q8_0" : "f16";
     cli_progress_init(&b.progress, "tokens", common.quiet);
     llmq_status status = default_list(&opts.prompt, 512) && default_list(&opts.gen, 128) && default_list(&opts.depth, 0)
                              ? LLMQ_OK

@@ -16,7 +16,7 @@ const opt_def gen_defs[] = {
     OPT_ROW_REAL("--min-p", NULL, "X", gen_opts, min_p, 0, 1, "drop tokens less probable than X times the best (0: off)"),
     OPT_ROW_REAL("--repeat-penalty", NULL, "X", gen_opts, repeat_penalty, 0.01, 10, "divide the logits of recent tokens by X (1: off)"),
     OPT_ROW_INT("--seed", "-s", "N", gen_opts, seed, 0, 9e18, "the same seed gives the same text (default: from the clock)"),
-    OPT_ROW_ENUM("--kv-type", NULL, gen_opts, kv_type, "f16|q8_0", "storage of the KV cache (default f16)"),
+    OPT_ROW_ENUM("--kv-type", NULL, gen_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f16)"),
     OPT_ROW_FLAG("--stats", NULL, gen_opts, stats, 1, "print token counts and speed after each answer"),
     OPT_ROW_LATER("--lookup", "lookup decoding comes later"),
     OPT_ROW_LATER("--draft", "speculative decoding with a draft model comes later"),
@@ -36,7 +36,7 @@ llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts 
     llmq_session_params_default(&params);
     params.n_ctx = g->ctx;
     params.n_threads = (int)common->threads;
-    params.kv_type = g->kv_type == 1 ? LLMQ_KV_Q8_0 : LLMQ_KV_F16;
+    params.kv_type = (llmq_kv_type)g->kv_type; /* the choices are in the order of the enum */
     llmq_status status = llmq_session_create(model, &params, out, err);
     if (status) return status;
     llmq_sampler_params sampler = {

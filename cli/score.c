@@ -17,7 +17,7 @@ static const opt_def score_defs[] = {
     OPT_ROW_HEAD("options"),
     OPT_ROW_INTS("--tokens", NULL, "IDS", score_opts, tokens, 0, 1 << 30, "token ids: 1,5,7 (llmq tokenize makes them)"),
     OPT_ROW_INT("--greedy", NULL, "N", score_opts, greedy, 0, 1 << 24, "continue by the N most probable tokens, one after the other"),
-    OPT_ROW_ENUM("--kv-type", NULL, score_opts, kv_type, "f16|q8_0", "storage of the KV cache (default f16)"),
+    OPT_ROW_ENUM("--kv-type", NULL, score_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f32: exact scores)"),
     OPT_ROW_FLAG("--json", NULL, score_opts, json, 1, "one JSON document: next_logprobs, last_logits, greedy"),
     OPT_ROW_END,
 };
@@ -65,7 +65,7 @@ static llmq_status compute(llmq_model *model, const score_opts *opts, const comm
     llmq_session_params_default(&params);
     params.n_ctx = (int64_t)s->n + opts->greedy;
     params.n_threads = (int)common->threads;
-    params.kv_type = opts->kv_type == 1 ? LLMQ_KV_Q8_0 : LLMQ_KV_F16;
+    params.kv_type = (llmq_kv_type)opts->kv_type; /* the choices are in the order of the enum */
     llmq_status status = llmq_session_create(model, &params, &session, err);
     if (!status) status = llmq_session_append_all(session, s->tokens, s->n, 0, take_logits, s, err);
     if (!status) status = continue_greedy(s, session, opts->greedy, err);
@@ -115,7 +115,7 @@ static int print_text(const score *s) {
 }
 
 static int run(const cli_command *cmd, int argc, char **argv) {
-    score_opts opts = {0};
+    score_opts opts = {.kv_type = LLMQ_KV_F32};
     common_opts common = {0};
     const opt_set sets[] = {{score_defs, &opts}, {common_defs, &common}};
     const char *path;

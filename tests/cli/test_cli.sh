@@ -95,7 +95,7 @@ bad "did you mean --temp?" run model.gguf --tmep 1
 bad "-n" run model.gguf -n many
 bad "--top-p" run model.gguf --top-p 1.5
 bad "--ctx" run model.gguf --ctx -5
-bad "f16|q8_0" chat model.gguf --kv-type q4_0
+bad "f16|q8_0|f32" chat model.gguf --kv-type q4_0
 bad "--draft" chat model.gguf --draft small.gguf
 bad "--lookup" run model.gguf --lookup
 bad "cuda" run model.gguf -p x --device cuda:0
