@@ -31,9 +31,9 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--tune", "tuning comes later"),
     OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
     OPT_ROW_HEAD("grid"),
-    OPT_ROW_INT("--bits", NULL, "4|8", quantize_opts, bits, 2, 8, "bits of a weight when --type is not given (default 4)"),
+    OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8, "bits of a weight when --type is not given (default 4)"),
     OPT_ROW_TEXT("--type", NULL, "T", quantize_opts, type,
-                 "storage type of every matrix inside the layers: q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0 (default: the best of --bits whose block divides the rows)"),
+                 "storage type of every matrix inside the layers: q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ... (default: the best of --bits whose block divides the rows)"),
     OPT_ROW_TEXTS("--keep", NULL, "PATTERN=TYPE", quantize_opts, keep,
                   "tensors whose GGUF name matches get this type, e.g. 'blk.0.*=f16' (repeatable, the first match decides)"),
     OPT_ROW_LATER("--group", "group sizes of Hugging Face formats come later; a GGUF type has its own"),
@@ -88,8 +88,7 @@ static int check_types(const cli_command *cmd, const quantize_opts *o) {
         if (llmq_type_from_name(equals + 1) == LLMQ_TYPE_NONE) return opt_bad(cmd, "--keep '%s': no storage type '%s'", o->keep.v[i], equals + 1);
     }
     if (o->bits && o->bits != 2 && o->bits != 3 && o->bits != 4 && o->bits != 8)
-        return opt_bad(cmd, "--bits %lld: it takes 4 or 8", (long long)o->bits);
-    if (o->bits == 2 || o->bits == 3) return opt_bad(cmd, "--bits %lld is not in this version: 4 and 8 are", (long long)o->bits);
+        return opt_bad(cmd, "--bits %lld: it takes 2, 3, 4 or 8", (long long)o->bits);
     if (o->emit && strcmp(o->emit, "gguf")) return opt_bad(cmd, "--emit '%s' is not in this version: only gguf is", o->emit);
     return CLI_GO_ON;
 }

@@ -113,7 +113,7 @@ bad "--emit" convert model.gguf -o x.gguf --emit gptq
 bad "--for" inspect model.gguf --for vllm
 bad "exclude" quantize model.gguf --gptq --rtn
 bad "awq" quantize model.gguf --method awq
-bad "--bits 3" quantize model.gguf --bits 3
+bad "--bits 5" quantize model.gguf --bits 5
 bad "--type" quantize model.gguf --type nonsense
 bad "PATTERN=TYPE" quantize model.gguf --keep q4_0
 bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
