@@ -195,6 +195,25 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
     return EXIT_OK;
 }
 
+/* A file that holds a tokenizer and no weights is worth a look too. */
+static llmq_status open_model(const char *path, const common_opts *common, llmq_model **out, llmq_err *err) {
+    llmq_model_params params;
+    llmq_model_params_default(&params);
+    params.no_weights = true;
+    params.tokenizer = common->tokenizer;
+    llmq_status status = llmq_model_open(path, &params, out, err);
+    if (status != LLMQ_E_FORMAT) return status;
+    llmq_model *vocab = NULL;
+    params.vocab_only = true;
+    if (llmq_model_open(path, &params, &vocab, NULL)) return status;
+    if (llmq_model_n_tensors(vocab) > 0) {
+        llmq_model_close(vocab);
+        return status;
+    }
+    *out = vocab;
+    return LLMQ_OK;
+}
+
 static int run(const cli_command *cmd, int argc, char **argv) {
     inspect_opts opts = {0};
     common_opts common = {0};
@@ -205,11 +224,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     if (rc != CLI_GO_ON) return rc;
     llmq_err err = {0};
     llmq_model *model = NULL;
-    llmq_model_params params;
-    llmq_model_params_default(&params);
-    params.no_weights = true;
-    params.tokenizer = common.tokenizer;
-    if (llmq_model_open(path, &params, &model, &err)) return cli_fail_err(&err);
+    if (open_model(path, &common, &model, &err)) return cli_fail_err(&err);
     llmq_model_info info;
     llmq_model_get_info(model, &info);
     type_sum sums[LLMQ_TYPE_COUNT] = {{0}};
