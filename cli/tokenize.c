@@ -57,7 +57,12 @@ static llmq_status decode(const llmq_model *model, const char *text, int flags, 
     int32_t *ids = NULL;
     size_t n = 0, len = 0;
     char *bytes = NULL;
+    llmq_model_info info;
+    llmq_model_get_info(model, &info);
     llmq_status status = parse_ids(text, &ids, &n, err);
+    for (size_t i = 0; !status && i < n; i++)
+        if (ids[i] >= info.n_vocab)
+            status = cli_set_err(err, LLMQ_E_FORMAT, "stdin: id %d is outside the vocabulary of %lld tokens", ids[i], (long long)info.n_vocab);
     if (!status && n) status = llmq_decode(model, ids, n, flags, &bytes, &len, err);
     if (!status && len) fwrite(bytes, 1, len, stdout);
     llmq_free(bytes);

@@ -222,7 +222,7 @@ cp "$bin" "$work/llama.bin" && cp "$tok" "$work/tokenizer.bin"
 run 0 quantize "$work/llama.bin" --gptq --bits 4 --tokens 2048 --plan
 [ -z "$(find "$work" -name 'llama-*.gguf*')" ] || fault "--plan wrote a file"
 grep -q 'blk.0.ffn_down.weight' "$out" || fault "--plan lists no tensors"
-run 0 quantize "$work/llama.bin" --gptq --bits 4
+run 0 quantize "$work/llama.bin" --gptq --bits 4 --tokens 4096
 made=$(sed -n 's/^wrote *//p' "$out")
 [ -f "$made" ] || fault "quantize did not say what it wrote"
 [ "$(dirname "$made")" = "$work" ] || fault "the output is not beside the source"
@@ -268,7 +268,7 @@ else
     says "$work/readonly" "convert into a read-only folder"
 fi
 mkdir "$work/small"
-if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=512k tmpfs "$work/small" 2>/dev/null; then
+if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=64k tmpfs "$work/small" 2>/dev/null; then
     mounted=$work/small
     run 1 convert "$gguf" -o "$work/small/x.gguf" && says "$work/small" "convert onto a full disk"
     run 1 quantize "$gguf" --rtn --type q8_0 -o "$work/small/y.gguf"
