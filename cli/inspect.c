@@ -169,10 +169,23 @@ static void print_tensors(const llmq_model *model) {
     }
 }
 
+static void print_meta(const llmq_model *model) {
+    const char *key, *value;
+    putchar('\n');
+    for (size_t i = 0; llmq_model_meta(model, i, &key, &value); i++) printf("%-44s %s\n", key, value);
+}
+
 static int print_text(const llmq_model *model, const llmq_model_info *m, const type_sum *sums, const inspect_opts *o) {
     char a[32], b[32];
     printf("%s\n", m->path);
     printf("container     %s\n", m->container);
+    if (llmq_model_n_tensors(model) == 0) {
+        printf("model         %s, no weights: a vocabulary only\n", m->arch ? m->arch : "?");
+        printf("vocabulary    %s tokens\n", cli_count(m->n_vocab, a));
+        printf("tokenizer     %s\n", m->tokenizer);
+        if (o->meta) print_meta(model);
+        return EXIT_OK;
+    }
     printf("model         %s%s%s, %s weights\n", m->arch, m->name && *m->name ? ", " : "", m->name ? m->name : "", cli_count(m->n_params, a));
     printf("shape         %lld layers, width %lld, %lld heads (%lld for keys and values) of %lld, feed-forward %lld\n", (long long)m->n_layer,
            (long long)m->n_embd, (long long)m->n_head, (long long)m->n_head_kv, (long long)m->head_dim, (long long)m->n_ff);
@@ -187,11 +200,7 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
     print_types(sums);
     print_memory(m, o->ctx);
     if (o->tensors) print_tensors(model);
-    if (o->meta) {
-        const char *key, *value;
-        putchar('\n');
-        for (size_t i = 0; llmq_model_meta(model, i, &key, &value); i++) printf("%-44s %s\n", key, value);
-    }
+    if (o->meta) print_meta(model);
     return EXIT_OK;
 }
 
