@@ -11,9 +11,11 @@ text=data/heldout.txt
 
 say() { printf '\n== %s\n' "$1"; }
 show() { # prints a command as one would type it, then runs it
-    printf '$'
-    printf ' %q' "$@"
-    printf '\n'
+    local word line='$'
+    for word; do
+        if [[ $word =~ ^[[:alnum:]_./:=,-]+$ ]]; then line+=" $word"; else line+=" \"$word\""; fi
+    done
+    printf '%s\n' "$line"
     "$@"
 }
 
