@@ -37,7 +37,7 @@ void cli_interrupts_at_prompt(bool at_prompt);
 
 /* ---- progress (progress.c): a bar on a terminal, a line now and then elsewhere, nothing when quiet */
 typedef struct cli_progress {
-    const char *unit; /* of done and total, for the rate: "windows"; NULL: percent only */
+    const char *unit; /* of done and total, for the rate: "windows", "bytes"; NULL: percent only */
     bool quiet, terminal, shown;
     double started, last_time, last_fraction;
 } cli_progress;

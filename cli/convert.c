@@ -32,7 +32,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
         return opt_bad(cmd, "--type '%s': no such storage type; f32, f16, bf16, q8_0, q4_0 are some", opts.type);
     llmq_err err = {0};
     cli_progress progress;
-    cli_progress_init(&progress, NULL, common.quiet);
+    cli_progress_init(&progress, "bytes", common.quiet);
     llmq_convert_params params;
     llmq_convert_params_default(&params);
     params.type = opts.type;
