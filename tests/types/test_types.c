@@ -327,13 +327,13 @@ static void test_fit_quality(void **state) {
     }
 }
 
-/* The best scale there is for codes -8..7, by trying very many. */
-static double exhaustive_q4_0(const llmq_type_info *t, const float *x, const float *w) {
+/* The least error of a block of type t over very many scales. */
+static double exhaustive(const llmq_type_info *t, const float *x, const float *w) {
     float amax = 0;
     double best = INFINITY;
     for (int i = 0; i < QK; i++) amax = fmaxf(amax, fabsf(x[i]));
     for (int k = -1500; k <= 1500; k++) {
-        llmq_grid grid = {.scale = {f16_to_f32(f32_to_f16(amax / 8 * 1.2f * (float)k / 1500))}};
+        llmq_grid grid = {.scale = {f16_to_f32(f32_to_f16(amax / -t->levels[0] * 1.5f * (float)k / 1500))}};
         if (grid.scale[0] != 0.0f) best = fmin(best, block_error(t, &grid, x, w));
     }
     return best;
@@ -341,8 +341,8 @@ static double exhaustive_q4_0(const llmq_type_info *t, const float *x, const flo
 
 static void test_fit_is_near_the_optimum(void **state) {
     (void)state;
-    static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_IQ4_NL};
-    for (int k = 0; k < 2; k++) {
+    static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q5_0, LLMQ_TYPE_IQ4_NL};
+    for (int k = 0; k < 3; k++) {
         const llmq_type_info *t = type_info(types[k]);
         double mine = 0, best = 0;
         for (int b = 0; b < 60; b++) {
@@ -354,15 +354,7 @@ static void test_fit_is_near_the_optimum(void **state) {
             }
             t->fit(x, w, &grid);
             mine += block_error(t, &grid, x, w);
-            if (t->id == LLMQ_TYPE_Q4_0) {
-                best += exhaustive_q4_0(t, x, w);
-            } else {
-                float y[QK];
-                memcpy(y, x, sizeof y);
-                for (int i = 0; i < QK; i++) y[i] = x[i] * 8 / 127; /* the same range of scales */
-                double e = exhaustive_q4_0(t, y, w) * (127.0 / 8) * (127.0 / 8);
-                best += e;
-            }
+            best += exhaustive(t, x, w);
         }
         print_message("%s: error %.4f of the optimum\n", t->name, mine / best);
         assert_true(mine < 1.02 * best);
