@@ -132,6 +132,7 @@ SIMD_FN float softmax_step(float *s, int64_t n, int64_t lo, int64_t hi, float *m
 /* VF_N values of a cache row from dimension i on. */
 SIMD_FN vf kv_load(int type, const uint8_t *row, int64_t dim, int64_t i) {
     if (type == KV_F16) return vf_load_f16(row + 2 * i);
+    if (type == KV_F32) return vf_load((const float *)row + i);
     uint16_t half;
     memcpy(&half, row + dim + 2 * (i / KV_GROUP), sizeof half);
     return vf_mul(vf_load_i8(row + i), vf_set1(_cvtsh_ss(half)));
@@ -213,6 +214,9 @@ static void attend_tiles(const attn_call *c, const attn_item *it, const attn_spa
         if (c->kv->type == KV_F16) {
             load_keys(KV_F16, c, it, key, n, sp->k);
             load_values(KV_F16, c, it, key, n, sp->v);
+        } else if (c->kv->type == KV_F32) {
+            load_keys(KV_F32, c, it, key, n, sp->k);
+            load_values(KV_F32, c, it, key, n, sp->v);
         } else {
             load_keys(KV_Q8, c, it, key, n, sp->k);
             load_values(KV_Q8, c, it, key, n, sp->v);
@@ -305,6 +309,7 @@ static void attend_few(const attn_call *c, const attn_item *it, const attn_space
     for (int64_t key = it->key; key < it->key_end; key += ATTN_FEW_SPLIT) {
         int64_t n = it->key_end - key < ATTN_FEW_SPLIT ? it->key_end - key : ATTN_FEW_SPLIT;
         if (c->kv->type == KV_F16) few_step(KV_F16, c, it, sp, key, n);
+        else if (c->kv->type == KV_F32) few_step(KV_F32, c, it, sp, key, n);
         else few_step(KV_Q8, c, it, sp, key, n);
     }
     rows_finish(c, it, sp);

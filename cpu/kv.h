@@ -1,6 +1,5 @@
 /* The KV cache of the CPU backend, the same for every ISA: (n_head_kv, n_ctx, head_dim), so that a head's keys are one
- * stream. A row of f16: head_dim halfs. A row of q8_0: head_dim int8 codes, then one f16 scale for every 32 of them. f32: head_dim floats;
- * every ISA leaves that to the C version. */
+ * stream. A row of f16: head_dim halfs. A row of q8_0: head_dim int8 codes, then one f16 scale for every 32 of them. f32: head_dim floats. */
 #ifndef LLMQ_CPU_KV_H
 #define LLMQ_CPU_KV_H
 

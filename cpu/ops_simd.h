@@ -112,6 +112,10 @@ SIMD_FN void kv_group_store_q8(const float *x, uint8_t *codes, uint8_t *scale_ou
 }
 
 SIMD_FN void kv_row_store_simd(int type, const float *x, uint8_t *row, int head_dim) {
+    if (type == KV_F32) {
+        memcpy(row, x, (size_t)head_dim * sizeof *x);
+        return;
+    }
     if (type == KV_Q8) {
         for (int g = 0; g < head_dim / KV_GROUP; g++) kv_group_store_q8(x + g * KV_GROUP, row + g * KV_GROUP, row + head_dim + 2 * g);
         return;
