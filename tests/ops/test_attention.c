@@ -36,6 +36,10 @@ static void cache_round(const float *x, double *y, int n, int kv_type) {
         for (int i = 0; i < n; i++) y[i] = f16_to_f32(f32_to_f16(x[i]));
         return;
     }
+    if (kv_type == 2) {
+        for (int i = 0; i < n; i++) y[i] = x[i];
+        return;
+    }
     for (int g = 0; g < n; g += 32) {
         float max = 0;
         for (int i = 0; i < 32; i++) max = fmaxf(max, fabsf(x[g + i]));
@@ -166,6 +170,9 @@ static void test_odd_shapes(void **state) {
     check_case((attn_case){24, 1, 48, 0, 600, 1, 0});
     check_case((attn_case){5, 1, 112, 0, 600, 1, 128});
     check_case((attn_case){40, 1, 32, 1, 20, 17, 0});
+    check_case((attn_case){9, 3, 64, 2, 0, 130, 0}); /* f32 cache */
+    check_case((attn_case){6, 2, 80, 2, 700, 1, 100});
+    check_case((attn_case){2, 1, 20, 2, 40, 9, 0});
 }
 
 /* Scores so large that all but one key vanish, and equal scores. */
