@@ -22,7 +22,7 @@
 #define PANEL_COLS 128
 #define BF16_COLS 256 /* columns of two packed tiles in L1 */
 #define TILE 8        /* tokens of a register tile */
-#define FEW 8         /* up to so many tokens by dot products */
+#define FEW 100000         /* up to so many tokens by dot products */
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
@@ -253,8 +253,9 @@ static void many(const llmq_worker *worker, const llmq_weight *w, int kind, cons
 static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t stride = act_bf16_stride(w->cols), tile_words = layout_bf16_tile_bytes(w->cols) / 4, begin, end;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t k = 0; k < stride; k += BF16_COLS) {
-        int64_t n = stride - k < BF16_COLS ? stride - k : BF16_COLS;
+    int64_t cols = (w->cols + 31) / 32 * 32; /* padded with zeros on both sides */
+    for (int64_t k = 0; k < cols; k += BF16_COLS) {
+        int64_t n = cols - k < BF16_COLS ? cols - k : BF16_COLS;
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
             const uint32_t *w0 = (const uint32_t *)w->packed + r / 16 * tile_words + k / 2 * 16;
             const uint32_t *w1 = w->rows - r > 16 ? w0 + tile_words : w0;

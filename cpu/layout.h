@@ -50,8 +50,9 @@ static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
                        (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups, (int)(left < len ? left : len)};
 }
 
-/* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. */
-static inline int64_t act_bf16_stride(int64_t cols) { return (cols + 31) / 32 * 32; }
+/* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a register
+ * tile would otherwise compete for the same few sets of the L1 cache. */
+static inline int64_t act_bf16_stride(int64_t cols) { return ((cols + 31) / 32 | 1) * 32; }
 
 void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a); /* plain C */
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols);
@@ -102,7 +103,7 @@ static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64
     int64_t unit = l->two_level ? 256 : 32, parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
     return (n + unit - 1) / unit * unit;
 }
-static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return act_bf16_stride(cols) * 32; }
+static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return (cols + 31) / 32 * 1024; }
 
 /* weight_prepare and weight_release of the SIMD backends: quantized types are repacked, float types stay native
  * (pack_bf16: are rounded to LAYOUT_BF16). */
