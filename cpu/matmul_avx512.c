@@ -382,6 +382,11 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                 b.q += k / 32 * b.n * 32;
                 b.group += k / 32 * b.n;
                 o.y = y + t * ldy + r;
+                /* Tokens lie far apart in y: fetch the lines of the next tile while this one is worked on. */
+                for (int64_t i = t + ACT_BLOCK; i < t + 2 * ACT_BLOCK && i < a->n_tok; i++) {
+                    _mm_prefetch((const char *)(y + i * ldy + r), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(y + i * ldy + r + 16), _MM_HINT_T0);
+                }
                 gemm[b.n - 1](&p, b, n, &o);
             }
         }
