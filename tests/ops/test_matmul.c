@@ -225,6 +225,7 @@ static void test_float(void **state) {
     const int64_t cols[] = {1, 7, 15, 16, 17, 65, 128, 172, 300};
     for (int i = 0; i < 3; i++)
         for (size_t k = 0; k < N_TOKENS; k++) check_shape(types[i], 1 + (int64_t)rng() % 70, cols[rng() % 9], tokens[k], k % 2);
+    for (int i = 0; i < 3; i++) check_shape(types[i], 21, 2107, 70, true); /* several blocks of columns and tokens */
 }
 
 /* Rounding activations to 8 bits may cost what it costs and no more. */
