@@ -205,15 +205,26 @@ static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const l
     }
 }
 
+INLINE void to_bf16(int kind, const char *src, uint16_t *dst, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        __mmask16 m = mask_of(n - i);
+        _mm256_mask_storeu_epi16(dst + i, m, (__m256i)_mm512_cvtneps_pbh(load_w_mask(kind, src + i * elem_bytes(kind), m)));
+    }
+}
+
+void dense_to_bf16_avx512(llmq_type type, const void *src, uint16_t *dst, int64_t n) {
+    if (type == LLMQ_TYPE_F32) to_bf16(FLOAT32, src, dst, n);
+    else if (type == LLMQ_TYPE_F16) to_bf16(FLOAT16, src, dst, n);
+    else memcpy(dst, src, (size_t)n * 2);
+}
+
 void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a) {
     int64_t stride = act_bf16_stride(a->cols), begin, end;
     worker_range(worker, a->n_tok, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
         uint16_t *out = (uint16_t *)a->bf16 + t * stride;
-        for (int64_t c = 0; c < stride; c += 16) {
-            __m512 x = _mm512_maskz_loadu_ps(mask_of(a->cols - c), a->x + t * a->cols + c);
-            _mm256_storeu_si256((__m256i *)(out + c), (__m256i)_mm512_cvtneps_pbh(x));
-        }
+        to_bf16(FLOAT32, (const char *)(a->x + t * a->cols), out, a->cols);
+        memset(out + a->cols, 0, (size_t)(stride - a->cols) * 2);
     }
 }
 

@@ -29,7 +29,7 @@ typedef struct act_group {
     int32_t start_lo; /* as start, of the first 16 */
 } act_group;
 
-#define ACT_FEW 8   /* up to so many tokens form one block */
+#define ACT_FEW 16 /* up to so many tokens form one block */
 #define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
 
 typedef struct act_block {
@@ -105,9 +105,12 @@ static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64
 }
 static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return (cols + 31) / 32 * 1024; }
 
-/* weight_prepare and weight_release of the SIMD backends: quantized types are repacked, float types stay native
- * (pack_bf16: are rounded to LAYOUT_BF16). */
-llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, bool pack_bf16, llmq_team *team, llmq_err *err);
+/* n elements of a float type (src at any address) rounded to bf16. */
+typedef void cpu_to_bf16_fn(llmq_type type, const void *src, uint16_t *dst, int64_t n);
+
+/* weight_prepare and weight_release of the SIMD backends: quantized types are repacked, float types stay native or, if
+ * to_bf16 is given, are rounded to LAYOUT_BF16. */
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team, llmq_err *err);
 void cpu_weight_release(llmq_weight *w);
 /* Checks t and fills the fields of w that every layout has. */
 llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err);

@@ -22,6 +22,7 @@
 #define PANEL_COLS 512
 #define TILE 3 /* tokens of a register tile; divides ACT_BLOCK */
 #define PREFETCH 1024
+#define FEW 8 /* up to so many tokens without a panel */
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
@@ -418,12 +419,12 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
 
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
     (void)flags; /* without bf16 products there is nothing to gain from PREP_BF16 */
-    return cpu_weight_pack(w, t, false, team, err);
+    return cpu_weight_pack(w, t, NULL, team, err);
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     if (!cpu_layout_of(w->layout)) dense_matmul_avx2(worker, w, a, y, ldy);
-    else if (a->n_tok <= ACT_FEW) matmul_few(worker, w, a, y, ldy);
+    else if (a->n_tok <= FEW) matmul_few(worker, w, a, y, ldy);
     else matmul_many(worker, w, a, y, ldy);
 }
 

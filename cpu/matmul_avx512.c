@@ -436,7 +436,7 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
 /* ---- entries */
 
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
-    return cpu_weight_pack(w, t, flags & PREP_BF16, team, err);
+    return cpu_weight_pack(w, t, flags & PREP_BF16 ? dense_to_bf16_avx512 : NULL, team, err);
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {

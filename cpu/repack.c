@@ -5,7 +5,10 @@
 
 #include "core/half.h"
 #include "core/mem.h"
+#include "types/blocks.h"
 #include "types/type.h"
+
+#define PACK_COLS 256 /* a multiple of every block */
 
 const cpu_layout *cpu_layout_of(int layout) {
     static const cpu_layout table[LAYOUT_BF16] = {
@@ -105,55 +108,46 @@ static void put_scales(const cpu_layout *l, const llmq_type_info *info, const ll
     }
 }
 
-/* Row r of a tile through the type's own unpack. */
-static void pack_row(const cpu_layout *l, const llmq_type_info *info, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
-    uint8_t *scales = tile + layout_code_bytes(l, cols), codes[TYPE_MAX_BLOCK];
-    int shift = l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
+/* The following put n columns, from column k on, of row r into a tile. n is a multiple of the block. */
+
+/* Through the type's own unpack. */
+static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
     int64_t step = layout_scale_step(l) * (l->two_level ? 1 : info->block_len / 32);
-    for (int64_t k = 0; k < cols; k += info->block_len, row += info->block_bytes, scales += step) {
+    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / info->block_len * step, codes[TYPE_MAX_BLOCK];
+    int shift = l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
+    for (int64_t end = k + n; k < end; k += info->block_len, block += info->block_bytes, scales += step) {
         llmq_grid grid;
-        info->unpack(row, &grid, codes);
+        info->unpack(block, &grid, codes);
         for (int i = 0; shift && i < info->block_len; i++) codes[i] = (uint8_t)(codes[i] + shift);
         for (int i = 0; i < info->block_len; i += 32) put_codes(l->bits, codes + i, tile + (k + i) / 32 * l->bits * 64, r);
         put_scales(l, info, &grid, scales, r);
     }
 }
 
-/* Q4_0, IQ4_NL: {f16 d; u8 qs[16]}, Q4_1: {f16 d, m; qs}: qs is a group of the 4-bit plane already. */
-static void pack_row_nibbles(const cpu_layout *l, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
-    uint8_t *scales = tile + layout_code_bytes(l, cols), *out = tile + 4 * r;
-    int head = l->mins ? 4 : 2;
-    for (int64_t k = 0; k < cols; k += 32, row += head + 16, out += 256) {
-        memcpy(scales + 2 * r, row, 2);
-        scales += 32;
-        if (l->mins) {
-            memcpy(scales + 2 * r, row + 2, 2);
-            scales += 32;
-        }
-        for (int j = 0; j < 4; j++) store_word(out + 64 * j, load_word(row + head + 4 * j));
+/* Q4_0 and IQ4_NL (d, qs), Q4_1 (d, m, qs): qs is a group of the 4-bit plane already. */
+static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
+    int head = l->mins ? (int)offsetof(block_q4_1, qs) : (int)offsetof(block_q4_0, qs);
+    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / 32 * layout_scale_step(l) + 2 * r, *out = tile + k * 8 + 4 * r;
+    for (int64_t g = 0; g < n / 32; g++, block += head + QK / 2, out += 256, scales += layout_scale_step(l)) {
+        memcpy(scales, block, 2);
+        if (l->mins) memcpy(scales + 32, block + 2, 2);
+        for (int j = 0; j < 4; j++) store_word(out + 64 * j, load_word(block + head + 4 * j));
     }
 }
 
-/* Q8_0: {f16 d; i8 qs[32]}. */
-static void pack_row_q8_0(const cpu_layout *l, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
-    uint8_t *scales = tile + layout_code_bytes(l, cols) + 2 * r, *out = tile + 4 * r;
-    for (int64_t k = 0; k < cols; k += 32, row += 34, out += 512, scales += 32) {
-        memcpy(scales, row, 2);
-        for (int j = 0; j < 8; j++) store_word(out + 64 * j, load_word(row + 2 + 4 * j) ^ 0x80808080u);
+static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
+    uint8_t *scales = tile + layout_code_bytes(l, cols) + k + 2 * r, *out = tile + k * 16 + 4 * r;
+    for (int64_t g = 0; g < n / 32; g++, block += sizeof(block_q8_0), out += 512, scales += 32) {
+        memcpy(scales, block, 2);
+        for (int j = 0; j < 8; j++) store_word(out + 64 * j, load_word(block + 2 + 4 * j) ^ 0x80808080u);
     }
 }
 
-static void pack_row_bf16(const llmq_type_info *info, const uint8_t *row, int64_t cols, uint8_t *tile, int r) {
-    float x[64];
-    size_t size = info->id == LLMQ_TYPE_F32 ? 4 : 2;
-    for (int64_t k = 0; k < cols; k += 64) {
-        int64_t n = cols - k < 64 ? cols - k : 64;
-        info->to_f32(row + (size_t)k * size, x, n);
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t h = f32_to_bf16(x[i]);
-            memcpy(tile + (k + i) / 2 * 64 + 4 * r + (i & 1) * 2, &h, 2);
-        }
-    }
+static void pack_bf16(cpu_to_bf16_fn *to_bf16, llmq_type type, const uint8_t *row, int64_t k, int64_t n, uint8_t *tile, int r) {
+    uint16_t h[PACK_COLS + 1];
+    to_bf16(type, row + k * (type == LLMQ_TYPE_F32 ? 4 : 2), h, n);
+    h[n] = 0; /* the partner of an odd last column */
+    for (int64_t i = 0; i < n; i += 2) memcpy(tile + (k + i) * 32 + 4 * r, h + i, 4);
 }
 
 /* ---- the job */
@@ -162,36 +156,46 @@ typedef struct pack_job {
     llmq_weight *w;
     const llmq_type_info *info;
     int64_t row_bytes, tile_bytes;
+    cpu_to_bf16_fn *to_bf16;
 } pack_job;
 
+static void pack_part(const pack_job *job, int64_t row, int64_t k, int64_t n, uint8_t *tile, int r) {
+    const llmq_weight *w = job->w;
+    const llmq_type_info *info = job->info;
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    const uint8_t *data = (const uint8_t *)w->native.data + row * job->row_bytes;
+    const uint8_t *block = data + k / info->block_len * info->block_bytes;
+    switch (info->id) {
+    case LLMQ_TYPE_Q4_0:
+    case LLMQ_TYPE_Q4_1:
+    case LLMQ_TYPE_IQ4_NL: pack_nibbles(l, block, w->cols, k, n, tile, r); break;
+    case LLMQ_TYPE_Q8_0: pack_q8_0(l, block, w->cols, k, n, tile, r); break;
+    default:
+        if (l) pack_blocks(l, info, block, w->cols, k, n, tile, r);
+        else pack_bf16(job->to_bf16, info->id, data, k, n, tile, r);
+    }
+}
+
+/* Some columns of 16 rows at a time: what they fill stays in the L1 cache until it is full. */
 static void pack_worker(const llmq_worker *worker, void *arg) {
     const pack_job *job = arg;
     const llmq_weight *w = job->w;
-    const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t begin, end;
     worker_range(worker, (w->rows + 15) / 16, 1, &begin, &end);
     for (int64_t tile = begin; tile < end; tile++) {
         uint8_t *out = (uint8_t *)w->packed + tile * job->tile_bytes;
-        for (int r = 0; r < 16 && tile * 16 + r < w->rows; r++) {
-            const uint8_t *row = (const uint8_t *)w->native.data + (tile * 16 + r) * job->row_bytes;
-            switch (job->info->id) {
-            case LLMQ_TYPE_Q4_0:
-            case LLMQ_TYPE_Q4_1:
-            case LLMQ_TYPE_IQ4_NL: pack_row_nibbles(l, row, w->cols, out, r); break;
-            case LLMQ_TYPE_Q8_0: pack_row_q8_0(l, row, w->cols, out, r); break;
-            default:
-                if (l) pack_row(l, job->info, row, w->cols, out, r);
-                else pack_row_bf16(job->info, row, w->cols, out, r);
-            }
+        for (int64_t k = 0; k < w->cols; k += PACK_COLS) {
+            int64_t n = w->cols - k < PACK_COLS ? w->cols - k : PACK_COLS;
+            for (int r = 0; r < 16 && tile * 16 + r < w->rows; r++) pack_part(job, tile * 16 + r, k, n, out, r);
         }
     }
 }
 
-llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, bool pack_bf16, llmq_team *team, llmq_err *err) {
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team, llmq_err *err) {
     LLMQ_TRY(cpu_weight_init(w, t, err));
-    pack_job job = {w, type_info(t->type), type_row_bytes(t->type, w->cols), 0};
+    pack_job job = {w, type_info(t->type), type_row_bytes(t->type, w->cols), 0, to_bf16};
     if (type_is_float(job.info)) {
-        if (!pack_bf16) return LLMQ_OK;
+        if (!to_bf16) return LLMQ_OK;
         w->layout = LAYOUT_BF16;
         w->act = ACT_BF16;
         job.tile_bytes = layout_bf16_tile_bytes(w->cols);
