@@ -86,11 +86,12 @@ static double dot_f32(const float *w, const float *x, int64_t n) {
 }
 
 static void row_float(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r, const llmq_acts *a, float *y, int64_t ldy) {
-    float seg[SEGMENT];
+    float seg[SEGMENT], stored[SEGMENT]; /* rows of a file may lie at any address: copied before they are read as numbers */
     int64_t size = info->id == LLMQ_TYPE_F32 ? 4 : 2;
     for (int64_t k = 0; k < w->cols; k += SEGMENT) {
         int64_t n = w->cols - k < SEGMENT ? w->cols - k : SEGMENT;
-        info->to_f32(row + k * size, seg, n);
+        memcpy(stored, row + k * size, (size_t)(n * size));
+        info->to_f32(stored, seg, n);
         for (int64_t t = 0; t < a->n_tok; t++) y[t * ldy + r] += (float)dot_f32(seg, a->x + t * a->cols + k, n);
     }
 }

@@ -64,8 +64,9 @@ static llmq_tensor random_tensor(llmq_type type, int64_t rows, int64_t cols, voi
     char *data = buffer + (type_is_float(info) ? 1 : 0);
     if (type_is_float(info)) {
         for (int64_t i = 0; i < rows * cols; i++) {
-            float x = uniform(-1, 1);
-            info->from_f32(&x, data + i * (bytes / (rows * cols)), 1);
+            float x = uniform(-1, 1), stored;
+            info->from_f32(&x, &stored, 1);
+            memcpy(data + i * (bytes / (rows * cols)), &stored, (size_t)(bytes / (rows * cols)));
         }
     } else {
         for (int64_t b = 0; b < bytes / info->block_bytes; b++) random_block(info, (uint8_t *)data + b * info->block_bytes);
@@ -142,8 +143,9 @@ static double worst(const float *y, const double *want, const double *mag, int64
 static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, double *want, double *mag) {
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), row_bytes = type_row_bytes(t->type, cols);
     float *w = malloc((size_t)cols * sizeof *w);
+    void *row = malloc((size_t)row_bytes);
     for (int64_t r = 0; r < rows; r++) {
-        type_to_f32(t->type, (const char *)t->data + r * row_bytes, w, cols);
+        type_to_f32(t->type, memcpy(row, (const char *)t->data + r * row_bytes, (size_t)row_bytes), w, cols);
         for (int64_t i = 0; i < a->n_tok; i++) {
             double sum = bias ? (double)bias[r] : 0, m = fabs(sum);
             int64_t len = act_block_len(a->n_tok), at = i % len;
@@ -158,7 +160,7 @@ static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *
             mag[i * rows + r] = m;
         }
     }
-    free(w);
+    free(w), free(row);
 }
 
 /* One shape on every ISA and team. */
