@@ -1,5 +1,5 @@
-/* Byte-level BPE ("gpt2" in GGUF): pieces of the pre-tokenizer, as bytes, are merged by rank. The vocabulary stores tokens
- * in the GPT-2 byte alphabet; here they are turned into bytes once, when the tokenizer is made. */
+/* Byte-level BPE ("gpt2" in GGUF): pieces of the pre-tokenizer, as bytes, are merged by rank. The vocabulary stores
+ * tokens in the GPT-2 byte alphabet; here they are turned into bytes once, when the tokenizer is made. */
 #include <stdio.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -9,7 +9,8 @@
 static llmq_status decode_tokens(llmq_tokenizer *tok, llmq_err *err) {
     for (size_t i = 0; i < tok->n_vocab; i++) {
         tok->bytes[i] = tok->text[i];
-        if (tok->type[i] == TOKEN_CONTROL || tok->type[i] == TOKEN_USER_DEFINED || tok->type[i] == TOKEN_UNUSED) continue;
+        if (tok->type[i] == TOKEN_CONTROL || tok->type[i] == TOKEN_USER_DEFINED || tok->type[i] == TOKEN_UNUSED)
+            continue;
         size_t n = 0;
         char *bytes = arena_alloc(tok->arena, tok->text[i].len + 1, 1);
         if (!bytes) return mem_error(err, tok->text[i].len, "a vocabulary");
@@ -24,9 +25,11 @@ static llmq_status decode_tokens(llmq_tokenizer *tok, llmq_err *err) {
 static llmq_status read_merges(llmq_tokenizer *tok, const tok_index *by_text, const llmq_meta *meta, llmq_err *err) {
     const llmq_meta_value *v = meta_find(meta, "tokenizer.ggml.merges");
     if (!v || v->type != META_ARRAY || v->arr.type != META_STR)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.merges is missing or no array of strings, so a \"gpt2\" "
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "tokenizer.ggml.merges is missing or no array of strings, so a \"gpt2\" "
                          "tokenizer cannot be built; convert the model again");
-    if (v->arr.n >= TOK_NO_RANK) return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.merges has %zu entries", v->arr.n);
+    if (v->arr.n >= TOK_NO_RANK)
+        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.merges has %zu entries", v->arr.n);
     LLMQ_TRY(tok_merges_create(&tok->merges, v->arr.n, err));
     const llmq_str *lines = v->arr.data;
     char whole[1024];
@@ -46,13 +49,16 @@ static llmq_status read_merges(llmq_tokenizer *tok, const tok_index *by_text, co
 static llmq_status choose_pretok(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err) {
     const char *name = meta_get_str(meta, "tokenizer.ggml.pre");
     if (!name) {
-        llmq_log(LLMQ_LOG_WARN, "tokenizer.ggml.pre is missing: the text may be split into other tokens than the model knows");
+        llmq_log(LLMQ_LOG_WARN,
+                 "tokenizer.ggml.pre is missing: the text may be split into other tokens than the model knows");
         name = "default";
     }
     const struct pretok_row *row = pretok_find(name);
     if (!row)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "llmq does not know the pre-tokenizer '%.100s' (tokenizer.ggml.pre); "
-                         "a tokenizer.json of a known kind can be given instead", name);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "llmq does not know the pre-tokenizer '%.100s' (tokenizer.ggml.pre); "
+                         "a tokenizer.json of a known kind can be given instead",
+                         name);
     tok->traits = pretok_row_traits(row);
     meta_get_bool(meta, "llmq.tokenizer.nfc", &tok->traits.nfc);
     meta_get_bool(meta, "llmq.tokenizer.ignore_merges", &tok->traits.ignore_merges);
@@ -83,8 +89,8 @@ done:
     return status;
 }
 
-/* One piece to ids at the end of enc->ids. Bytes that are no token vanish, as in the other implementations: SmolLM2, for one,
- * has no carriage return. */
+/* One piece to ids at the end of enc->ids. Bytes that are no token vanish, as in the other implementations: SmolLM2,
+ * for one, has no carriage return. */
 static llmq_status encode_piece(void *arg, const char *piece, size_t len, llmq_err *err) {
     tok_encoder *enc = arg;
     const llmq_tokenizer *tok = enc->tok;
@@ -117,9 +123,11 @@ static llmq_status normalize(tok_encoder *enc, const char **text, size_t *len, l
     for (size_t i = 0; i < *len && ascii; i++) ascii = (uint8_t)(*text)[i] < 0x80;
     if (ascii) return LLMQ_OK;
     uint8_t *nfc = NULL;
-    utf8proc_ssize_t n = utf8proc_map((const uint8_t *)*text, (utf8proc_ssize_t)*len, &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (n < 0) return n == UTF8PROC_ERROR_NOMEM ? mem_error(err, *len * 4, "normalizing a text")
-                                                : llmq_fail(err, LLMQ_E_FORMAT, "utf8proc: %s", utf8proc_errmsg(n));
+    utf8proc_ssize_t n =
+        utf8proc_map((const uint8_t *)*text, (utf8proc_ssize_t)*len, &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    if (n < 0)
+        return n == UTF8PROC_ERROR_NOMEM ? mem_error(err, *len * 4, "normalizing a text")
+                                         : llmq_fail(err, LLMQ_E_FORMAT, "utf8proc: %s", utf8proc_errmsg(n));
     char *copy = NULL;
     bool changed = (size_t)n != *len || memcmp(nfc, *text, *len) != 0;
     if (changed && !enc->arena) enc->arena = arena_create();

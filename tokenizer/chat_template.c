@@ -1,6 +1,7 @@
-/* Chat templates. Models carry Jinja programs; llmq knows the families that nearly all of them belong to by marks in their
- * text, and renders each family by a few lines of C. Inside a family templates differ in small ways that change tokens
- * (a default system message, a space after [INST], a date): each such variant is a row of the table, told by its own marks.
+/* Chat templates. Models carry Jinja programs; llmq knows the families that nearly all of them belong to by marks in
+ * their text, and renders each family by a few lines of C. Inside a family templates differ in small ways that change
+ * tokens (a default system message, a space after [INST], a date): each such variant is a row of the table, told by its
+ * own marks.
  *
  * The rows' texts are those of the templates, tests/tokenizer/test_chat_template.c compares with the Jinja2 library. */
 #define _POSIX_C_SOURCE 200809L /* localtime_r */
@@ -29,11 +30,11 @@ typedef struct render_job {
 typedef void render_fn(render_job *job);
 
 enum {
-    T_BOS = 1,         /* begins with BOS */
-    T_TRIM = 2,        /* contents are stripped of white space */
-    T_THINK = 4,       /* Qwen3: earlier thoughts are left out, an answer after the last question gets an empty thought */
-    T_DATE_FIXED = 8,  /* Llama 3.1: a system block with "26 Jul 2024" */
-    T_DATE_TODAY = 16, /* Llama 3.2: the same with today's date */
+    T_BOS = 1,   /* begins with BOS */
+    T_TRIM = 2,  /* contents are stripped of white space */
+    T_THINK = 4, /* Qwen3: earlier thoughts are left out, an answer after the last question gets an empty thought */
+    T_DATE_FIXED = 8,    /* Llama 3.1: a system block with "26 Jul 2024" */
+    T_DATE_TODAY = 16,   /* Llama 3.2: the same with today's date */
     T_SYSTEM_LAST = 32,  /* Mistral: the system message goes before the last user message, not the first */
     T_SYSTEM_BLOCK = 64, /* Mistral v7: [SYSTEM_PROMPT] */
     T_ALWAYS_OPEN = 128, /* Llama 3's first template opens an assistant turn whether asked to or not */
@@ -45,11 +46,11 @@ struct llmq_chat_template {
     const char *marks[4]; /* all must occur in the Jinja text; "!x": x must not */
     render_fn *render;
     int flags;
-    const char *system;                     /* default system message, NULL: none */
+    const char *system;                      /* default system message, NULL: none */
     const char *open, *close, *answer, *end; /* around the contents of user and assistant (mistral, zephyr) */
 };
 
-/* ---- text --------------------------------------------------------------------------------------------------------- */
+/* ---- text -------------------------------------------------------------------------------------------------------- */
 
 static void put_n(text_out *out, const char *s, size_t len) {
     if (out->failed) return;
@@ -68,7 +69,9 @@ static void put_n(text_out *out, const char *s, size_t len) {
     out->s[out->len] = 0;
 }
 
-static void put(render_job *job, const char *s) { put_n(&job->out, s, strlen(s)); }
+static void put(render_job *job, const char *s) {
+    put_n(&job->out, s, strlen(s));
+}
 
 /* White space as Python's str.strip has it. */
 static bool is_python_space(uint32_t c) {
@@ -83,7 +86,8 @@ static llmq_str trimmed(const char *text) {
         len -= n;
     }
     for (;;) { /* the last character begins at most 4 bytes before the end */
-        for (n = 1; n < 4 && n < len && ((uint8_t)text[len - n] & 0xc0) == 0x80; n++) {}
+        for (n = 1; n < 4 && n < len && ((uint8_t)text[len - n] & 0xc0) == 0x80; n++) {
+        }
         if (!len || utf8_char(text + len - n, n) != n || !is_python_space(utf8_codepoint(text + len - n, n))) break;
         len -= n;
     }
@@ -95,8 +99,12 @@ static void put_content(render_job *job, const char *content, bool trim) {
     put_n(&job->out, s.s, s.len);
 }
 
-static bool is_role(const chat_message *m, const char *role) { return !strcmp(m->role, role); }
-static bool flag(const render_job *job, int f) { return job->t->flags & f; }
+static bool is_role(const chat_message *m, const char *role) {
+    return !strcmp(m->role, role);
+}
+static bool flag(const render_job *job, int f) {
+    return job->t->flags & f;
+}
 
 /* The index of the last user message, n if there is none. */
 static size_t last_user(const render_job *job) {
@@ -105,9 +113,10 @@ static size_t last_user(const render_job *job) {
     return job->n;
 }
 
-/* ---- ChatML ------------------------------------------------------------------------------------------------------- */
+/* ---- ChatML ------------------------------------------------------------------------------------------------------ */
 
-/* Qwen3's template takes thoughts out of answers and puts one, maybe empty, before an answer that follows the last question. */
+/* Qwen3's template takes thoughts out of answers and puts one, maybe empty, before an answer that follows the last
+ * question. */
 static void put_qwen3_answer(render_job *job, size_t i, size_t last_query) {
     const char *content = job->messages[i].content, *answer = content, *thought = "", *mark;
     size_t n_thought = 0;
@@ -143,14 +152,16 @@ static void render_chatml(render_job *job) {
         put(job, "<|im_start|>");
         put(job, m->role);
         put(job, "\n");
-        if (flag(job, T_THINK) && is_role(m, "assistant")) put_qwen3_answer(job, i, last_query);
-        else put_content(job, m->content, flag(job, T_TRIM));
+        if (flag(job, T_THINK) && is_role(m, "assistant"))
+            put_qwen3_answer(job, i, last_query);
+        else
+            put_content(job, m->content, flag(job, T_TRIM));
         put(job, "<|im_end|>\n");
     }
     if (job->add_assistant) put(job, "<|im_start|>assistant\n");
 }
 
-/* ---- Llama -------------------------------------------------------------------------------------------------------- */
+/* ---- Llama ------------------------------------------------------------------------------------------------------- */
 
 static void render_llama2(render_job *job) {
     const char *system = job->n && is_role(&job->messages[0], "system") ? job->messages[0].content : NULL;
@@ -187,7 +198,8 @@ static void put_llama3_turn(render_job *job, const char *role) {
 
 /* Llama 3.1 and 3.2 open with a system block in any case. */
 static void put_llama31_system(render_job *job, const char *system) {
-    static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                         "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
     char date[32] = "26 Jul 2024";
     time_t now = (time_t)job->now;
     struct tm tm;
@@ -215,7 +227,7 @@ static void render_llama3(render_job *job) {
     if (job->add_assistant || flag(job, T_ALWAYS_OPEN)) put_llama3_turn(job, "assistant");
 }
 
-/* ---- Mistral ------------------------------------------------------------------------------------------------------ */
+/* ---- Mistral ----------------------------------------------------------------------------------------------------- */
 
 static void render_mistral(render_job *job) {
     size_t i = 0, first_user = 0;
@@ -250,7 +262,7 @@ static void render_mistral(render_job *job) {
     }
 }
 
-/* ---- Gemma -------------------------------------------------------------------------------------------------------- */
+/* ---- Gemma ------------------------------------------------------------------------------------------------------- */
 
 /* The system message goes before the first user message, as in Gemma 3; Gemma 2's own template refuses one. */
 static void render_gemma(render_job *job) {
@@ -273,7 +285,7 @@ static void render_gemma(render_job *job) {
     if (job->add_assistant) put(job, "<start_of_turn>model\n");
 }
 
-/* ---- Zephyr, Phi-3 ------------------------------------------------------------------------------------------------ */
+/* ---- Zephyr, Phi-3 ----------------------------------------------------------------------------------------------- */
 
 static void render_zephyr(render_job *job) {
     for (size_t i = 0; i < job->n; i++) {
@@ -284,12 +296,15 @@ static void render_zephyr(render_job *job) {
         put(job, job->t->end ? job->t->end : job->eos);
         put(job, "\n");
     }
-    if (job->add_assistant) put(job, "<|assistant|>\n");
-    else if (job->t->end) put(job, job->eos);
+    if (job->add_assistant)
+        put(job, "<|assistant|>\n");
+    else if (job->t->end)
+        put(job, job->eos);
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
+/* clang-format off */
 #define CHATML_ROWS(mark, flags, system)                                                                               \
     {"chatml", {"<|im_start|>", mark, "bos_token"}, render_chatml, (flags) | T_BOS, system, 0, 0, 0, 0},               \
     {"chatml", {"<|im_start|>", mark, "!bos_token"}, render_chatml, flags, system, 0, 0, 0, 0}
@@ -328,6 +343,7 @@ static const llmq_chat_template templates[] = {
     {"phi3", {"<|user|>", "<|assistant|>", "<|end|>", "![gMASK]"}, render_zephyr, 0, 0, 0, 0, 0, "<|end|>"},
     {"zephyr", {"<|user|>", "<|assistant|>", "eos_token", "![gMASK]"}, render_zephyr, 0, 0, 0, 0, 0, 0},
 };
+/* clang-format on */
 
 static bool has_marks(const llmq_chat_template *t, const char *jinja) {
     for (size_t i = 0; i < 4 && t->marks[i]; i++) {
@@ -343,13 +359,20 @@ const llmq_chat_template *chat_template_detect(const char *jinja) {
     return NULL;
 }
 
-const char *chat_template_name(const llmq_chat_template *t) { return t->name; }
+const char *chat_template_name(const llmq_chat_template *t) {
+    return t->name;
+}
 
-llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_message *messages, size_t n, bool add_assistant,
-                                    const char *bos, const char *eos, int64_t now, char **out, bool *has_bos_out,
-                                    llmq_err *err) {
-    render_job job = {.t = t, .messages = messages, .n = n, .add_assistant = add_assistant, .bos = bos ? bos : "",
-                      .eos = eos ? eos : "", .now = now};
+llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_message *messages, size_t n,
+                                    bool add_assistant, const char *bos, const char *eos, int64_t now, char **out,
+                                    bool *has_bos_out, llmq_err *err) {
+    render_job job = {.t = t,
+                      .messages = messages,
+                      .n = n,
+                      .add_assistant = add_assistant,
+                      .bos = bos ? bos : "",
+                      .eos = eos ? eos : "",
+                      .now = now};
     put(&job, t->flags & T_BOS ? job.bos : "");
     t->render(&job);
     if (job.out.failed) {
@@ -361,7 +384,8 @@ llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_mess
     return LLMQ_OK;
 }
 
-llmq_status chat_template_render(const llmq_chat_template *t, const chat_message *messages, size_t n, bool add_assistant,
-                                 const char *bos, const char *eos, char **out, bool *has_bos_out, llmq_err *err) {
+llmq_status chat_template_render(const llmq_chat_template *t, const chat_message *messages, size_t n,
+                                 bool add_assistant, const char *bos, const char *eos, char **out, bool *has_bos_out,
+                                 llmq_err *err) {
     return chat_template_render_at(t, messages, n, add_assistant, bos, eos, (int64_t)time(NULL), out, has_bos_out, err);
 }

@@ -19,8 +19,8 @@ static bool drops_space(const llmq_tokenizer *tok, const char *s, size_t len) {
     return tok->space_prefix != PREFIX_NONE && len && s[0] == ' ';
 }
 
-llmq_status tokenizer_decode(const llmq_tokenizer *tok, const int32_t *ids, size_t n, int flags, char **out, size_t *len_out,
-                             llmq_err *err) {
+llmq_status tokenizer_decode(const llmq_tokenizer *tok, const int32_t *ids, size_t n, int flags, char **out,
+                             size_t *len_out, llmq_err *err) {
     bool special = flags & LLMQ_TOK_SPECIAL;
     const char *s;
     size_t len, total = 0, at = 0;
@@ -64,7 +64,9 @@ llmq_detok *detok_create(const llmq_tokenizer *tok) {
     return d;
 }
 
-void detok_destroy(llmq_detok *d) { mem_free(d); }
+void detok_destroy(llmq_detok *d) {
+    mem_free(d);
+}
 
 /* Bytes that a character with these first bytes still lacks; 0 if they cannot begin one. */
 static bool may_become_char(const char *s, size_t len) {

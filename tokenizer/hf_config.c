@@ -29,8 +29,10 @@ static int64_t find_token(const llmq_meta *meta, const char *text) {
 static llmq_status read_token_names(const json_t *config, llmq_meta *meta, llmq_err *err) {
     static const struct {
         const char *json, *key;
-    } names[] = {{"bos_token", "tokenizer.ggml.bos_token_id"}, {"eos_token", "tokenizer.ggml.eos_token_id"},
-                 {"unk_token", "tokenizer.ggml.unknown_token_id"}, {"pad_token", "tokenizer.ggml.padding_token_id"}};
+    } names[] = {{"bos_token", "tokenizer.ggml.bos_token_id"},
+                 {"eos_token", "tokenizer.ggml.eos_token_id"},
+                 {"unk_token", "tokenizer.ggml.unknown_token_id"},
+                 {"pad_token", "tokenizer.ggml.padding_token_id"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         int64_t id = find_token(meta, token_text(config, names[i].json));
         if (id >= 0) LLMQ_TRY(meta_set_u32(meta, names[i].key, (uint32_t)id, err));
@@ -61,7 +63,8 @@ static llmq_status read_tokenizer_config(const char *path, llmq_meta *meta, llmq
     llmq_status status = LLMQ_OK;
     LLMQ_TRY(hf_load_json(path, &config, err));
     LLMQ_TRY_GOTO(read_token_names(config, meta, err));
-    const json_t *add_bos = json_object_get(config, "add_bos_token"), *add_eos = json_object_get(config, "add_eos_token");
+    const json_t *add_bos = json_object_get(config, "add_bos_token"),
+                 *add_eos = json_object_get(config, "add_eos_token");
     if (json_is_boolean(add_bos))
         LLMQ_TRY_GOTO(meta_set_bool(meta, "tokenizer.ggml.add_bos_token", json_is_true(add_bos), err));
     if (json_is_boolean(add_eos))
@@ -119,10 +122,13 @@ llmq_status tokenizer_read_hf(const char *dir, int64_t n_vocab, llmq_meta *meta,
     if (!path_join(path, sizeof path, dir, "tokenizer.json"))
         return llmq_fail(err, LLMQ_E_ARG, "%.200s...: the path is too long", dir);
     if (!file_exists(path))
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s has no tokenizer.json, the only form of Hugging Face tokenizer that llmq "
-                         "reads; save it with transformers' AutoTokenizer (use_fast) to get one", dir);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "%s has no tokenizer.json, the only form of Hugging Face tokenizer that llmq "
+                         "reads; save it with transformers' AutoTokenizer (use_fast) to get one",
+                         dir);
     LLMQ_TRY(tokenizer_read_json(path, n_vocab, meta, err));
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        if (path_join(path, sizeof path, dir, files[i].name) && file_exists(path)) LLMQ_TRY(files[i].read(path, meta, err));
+        if (path_join(path, sizeof path, dir, files[i].name) && file_exists(path))
+            LLMQ_TRY(files[i].read(path, meta, err));
     return LLMQ_OK;
 }

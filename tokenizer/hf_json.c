@@ -1,14 +1,14 @@
 /* tokenizer.json (Hugging Face "tokenizers") to GGUF's metadata keys.
  *
- * Two kinds are read. Byte-level BPE: the pre_tokenizer is a chain of isolated splits that ends in ByteLevel; the chain's
- * patterns are looked up in the table of pretok.c. SentencePiece BPE (byte_fallback, spaces as U+2581): the list of merges
- * becomes scores, the score of a token being minus the rank of the first merge that makes it, which is how such files were
- * made from SentencePiece models in the first place.
+ * Two kinds are read. Byte-level BPE: the pre_tokenizer is a chain of isolated splits that ends in ByteLevel; the
+ * chain's patterns are looked up in the table of pretok.c. SentencePiece BPE (byte_fallback, spaces as U+2581): the
+ * list of merges becomes scores, the score of a token being minus the rank of the first merge that makes it, which is
+ * how such files were made from SentencePiece models in the first place.
  *
  * Where a tokenizer.json says something that GGUF's keys cannot say, keys of our own carry it: llmq.tokenizer.nfc and
- * llmq.tokenizer.ignore_merges (where they differ from the pre-tokenizer's row), llmq.tokenizer.metaspace ("first", "always":
- * Metaspace's places for the space before a text differ from SentencePiece's), llmq.token_strip (added tokens that eat spaces:
- * bit 0 before, bit 1 after). */
+ * llmq.tokenizer.ignore_merges (where they differ from the pre-tokenizer's row), llmq.tokenizer.metaspace ("first",
+ * "always": Metaspace's places for the space before a text differ from SentencePiece's), llmq.token_strip (added tokens
+ * that eat spaces: bit 0 before, bit 1 after). */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,9 +34,13 @@ typedef struct hf_vocab {
     bool spm, any_strip;
 } hf_vocab;
 
-static const char *string_of(const json_t *object, const char *key) { return json_string_value(json_object_get(object, key)); }
+static const char *string_of(const json_t *object, const char *key) {
+    return json_string_value(json_object_get(object, key));
+}
 
-static bool is_true(const json_t *object, const char *key) { return json_is_true(json_object_get(object, key)); }
+static bool is_true(const json_t *object, const char *key) {
+    return json_is_true(json_object_get(object, key));
+}
 
 static bool has_type(const json_t *object, const char *type) {
     const char *t = string_of(object, "type");
@@ -54,26 +58,33 @@ llmq_status hf_load_json(const char *path, json_t **out, llmq_err *err) {
         goto done;
     }
     root = json_loadb((const char *)map.data, map.size, JSON_ALLOW_NUL, &at);
-    if (!root) status = llmq_fail(err, LLMQ_E_FORMAT, "%s: line %d: %s", path, at.line, at.text);
-    else if (!json_is_object(root)) status = llmq_fail(err, LLMQ_E_FORMAT, "%s: this is no JSON object", path);
+    if (!root)
+        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: line %d: %s", path, at.line, at.text);
+    else if (!json_is_object(root))
+        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: this is no JSON object", path);
 done:
     file_unmap(&map);
-    if (status) json_decref(root);
-    else *out = root;
+    if (status)
+        json_decref(root);
+    else
+        *out = root;
     return status;
 }
 
 /* A part of the file that llmq cannot do, shown as it stands there. */
 static llmq_status unsupported(const hf_vocab *v, const char *what, const json_t *part, llmq_err *err) {
     char *text = part ? json_dumps(part, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    llmq_status status = llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: llmq does not know this %s: %.500s", v->path, what, text ? text : "");
+    llmq_status status =
+        llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: llmq does not know this %s: %.500s", v->path, what, text ? text : "");
     free(text);
     return status;
 }
 
-/* ---- vocabulary --------------------------------------------------------------------------------------------------- */
+/* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
-static bool valid_id(json_int_t id) { return id >= 0 && id < MAX_TOKENS; }
+static bool valid_id(json_int_t id) {
+    return id >= 0 && id < MAX_TOKENS;
+}
 
 /* The number of tokens: the model's, or as many as the file has ids for. */
 static llmq_status count_tokens(hf_vocab *v, const json_t *vocab, const json_t *added, int64_t n_vocab, llmq_err *err) {
@@ -84,9 +95,10 @@ static llmq_status count_tokens(hf_vocab *v, const json_t *vocab, const json_t *
     json_object_foreach((json_t *)vocab, piece, id) {
         json_int_t x = json_is_integer(id) ? json_integer_value(id) : -1;
         if (!valid_id(x) || (n_vocab > 0 && x >= n_vocab))
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: model.vocab: token '%.60s' has id %lld, but there are %lld tokens; is it "
-                             "the tokenizer of another model?", v->path, piece, (long long)x,
-                             (long long)(n_vocab > 0 ? n_vocab : MAX_TOKENS));
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: model.vocab: token '%.60s' has id %lld, but there are %lld tokens; is it "
+                             "the tokenizer of another model?",
+                             v->path, piece, (long long)x, (long long)(n_vocab > 0 ? n_vocab : MAX_TOKENS));
         if (x > max) max = x;
     }
     json_array_foreach((json_t *)added, i, id) {
@@ -96,11 +108,14 @@ static llmq_status count_tokens(hf_vocab *v, const json_t *vocab, const json_t *
         if (x > max) max = x;
     }
     v->n = n_vocab > 0 ? (size_t)n_vocab : (size_t)(max + 1);
-    if (!v->n || v->n > MAX_TOKENS) return llmq_fail(err, LLMQ_E_FORMAT, "%s: a vocabulary of %zu tokens", v->path, v->n);
+    if (!v->n || v->n > MAX_TOKENS)
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: a vocabulary of %zu tokens", v->path, v->n);
     return LLMQ_OK;
 }
 
-static bool looks_like_byte(const char *s) { return strlen(s) == 6 && !strncmp(s, "<0x", 3) && s[5] == '>'; }
+static bool looks_like_byte(const char *s) {
+    return strlen(s) == 6 && !strncmp(s, "<0x", 3) && s[5] == '>';
+}
 
 static llmq_status add_added_tokens(hf_vocab *v, const json_t *added, llmq_err *err) {
     json_t *t;
@@ -117,17 +132,20 @@ static llmq_status add_added_tokens(hf_vocab *v, const json_t *added, llmq_err *
         v->tokens[id] = (llmq_str){s, json_string_length(content)};
         if (v->types[id] != TOKEN_UNKNOWN && v->types[id] != TOKEN_BYTE)
             v->types[id] = is_true(t, "special") ? TOKEN_CONTROL : TOKEN_USER_DEFINED;
-        v->strip[id] = (uint8_t)((is_true(t, "lstrip") ? TOK_STRIP_LEFT : 0) | (is_true(t, "rstrip") ? TOK_STRIP_RIGHT : 0));
+        v->strip[id] =
+            (uint8_t)((is_true(t, "lstrip") ? TOK_STRIP_LEFT : 0) | (is_true(t, "rstrip") ? TOK_STRIP_RIGHT : 0));
         if (v->strip[id]) v->any_strip = true;
     }
-    if (beyond) llmq_log(LLMQ_LOG_WARN, "%s: %zu added tokens have no row in the model and are left out", v->path, beyond);
+    if (beyond)
+        llmq_log(LLMQ_LOG_WARN, "%s: %zu added tokens have no row in the model and are left out", v->path, beyond);
     return LLMQ_OK;
 }
 
 static llmq_status read_vocab(hf_vocab *v, int64_t n_vocab, llmq_err *err) {
     json_t *vocab = json_object_get(v->model, "vocab"), *added = json_object_get(v->root, "added_tokens"), *id;
     const char *piece, *unk = string_of(v->model, "unk_token");
-    if (!json_is_object(vocab)) return llmq_fail(err, LLMQ_E_FORMAT, "%s: model.vocab is missing or no object", v->path);
+    if (!json_is_object(vocab))
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: model.vocab is missing or no object", v->path);
     LLMQ_TRY(count_tokens(v, vocab, added, n_vocab, err));
     v->tokens = mem_zalloc(v->n, sizeof *v->tokens);
     v->types = mem_zalloc(v->n, sizeof *v->types);
@@ -156,7 +174,7 @@ static llmq_status read_vocab(hf_vocab *v, int64_t n_vocab, llmq_err *err) {
     return LLMQ_OK;
 }
 
-/* ---- merges ------------------------------------------------------------------------------------------------------- */
+/* ---- merges ------------------------------------------------------------------------------------------------------ */
 
 /* One merge, "a b" or ["a", "b"], as its two parts. */
 static bool merge_parts(const json_t *m, llmq_str *a, llmq_str *b) {
@@ -240,7 +258,7 @@ done:
     return status;
 }
 
-/* ---- normalizer and pre_tokenizer --------------------------------------------------------------------------------- */
+/* ---- normalizer and pre_tokenizer -------------------------------------------------------------------------------- */
 
 typedef struct text_rules {
     const char *patterns[8];
@@ -278,8 +296,10 @@ static llmq_status read_normalizer(const hf_vocab *v, const json_t *n, text_rule
     return unsupported(v, "normalizer", n, err);
 }
 
-static llmq_status add_pattern(const hf_vocab *v, const json_t *p, const char *pattern, text_rules *rules, llmq_err *err) {
-    if (rules->n_patterns == sizeof rules->patterns / sizeof *rules->patterns) return unsupported(v, "pre_tokenizer", p, err);
+static llmq_status add_pattern(const hf_vocab *v, const json_t *p, const char *pattern, text_rules *rules,
+                               llmq_err *err) {
+    if (rules->n_patterns == sizeof rules->patterns / sizeof *rules->patterns)
+        return unsupported(v, "pre_tokenizer", p, err);
     rules->patterns[rules->n_patterns++] = pattern;
     return LLMQ_OK;
 }
@@ -292,7 +312,8 @@ static llmq_status read_split(const hf_vocab *v, const json_t *p, text_rules *ru
         return rules->spaces_replaced && s && !strcmp(s, " ") ? LLMQ_OK : unsupported(v, "pre_tokenizer", p, err);
     }
     bool inverted = is_true(p, "invert");
-    bool isolated = behavior && ((!strcmp(behavior, "Isolated") && !inverted) || (!strcmp(behavior, "Removed") && inverted));
+    bool isolated =
+        behavior && ((!strcmp(behavior, "Isolated") && !inverted) || (!strcmp(behavior, "Removed") && inverted));
     if (!regex || !isolated) return unsupported(v, "pre_tokenizer", p, err);
     return add_pattern(v, p, regex, rules, err);
 }
@@ -330,7 +351,8 @@ static llmq_status read_pre_tokenizer(const hf_vocab *v, const json_t *p, text_r
 static llmq_status write_pre(const hf_vocab *v, const text_rules *rules, llmq_err *err) {
     pretok_traits want = {.nfc = rules->nfc, .ignore_merges = is_true(v->model, "ignore_merges")};
     const char *name = pretok_detect(rules->patterns, rules->n_patterns, want);
-    if (!rules->byte_level || !name) return unsupported(v, "pre_tokenizer", json_object_get(v->root, "pre_tokenizer"), err);
+    if (!rules->byte_level || !name)
+        return unsupported(v, "pre_tokenizer", json_object_get(v->root, "pre_tokenizer"), err);
     pretok_traits traits = pretok_row_traits(pretok_find(name));
     LLMQ_TRY(meta_set_str(v->meta, "tokenizer.ggml.pre", name, err));
     if (traits.nfc != want.nfc) LLMQ_TRY(meta_set_bool(v->meta, "llmq.tokenizer.nfc", want.nfc, err));
@@ -339,7 +361,7 @@ static llmq_status write_pre(const hf_vocab *v, const text_rules *rules, llmq_er
     return LLMQ_OK;
 }
 
-/* ---- special ids of tokenizer.json itself -------------------------------------------------------------------------- */
+/* ---- special ids of tokenizer.json itself ------------------------------------------------------------------------ */
 
 static llmq_status set_id(const hf_vocab *v, const char *key, int64_t id, llmq_err *err) {
     if (id < 0 || (size_t)id >= v->n) return LLMQ_OK;
@@ -358,11 +380,12 @@ static int64_t template_token(const json_t *processor, size_t at) {
 static llmq_status read_post_processor(const hf_vocab *v, const json_t *p, llmq_err *err) {
     json_t *part;
     size_t i;
-    json_array_foreach(json_object_get(p, "processors"), i, part)
-        if (has_type(part, "TemplateProcessing")) return read_post_processor(v, part, err);
+    json_array_foreach(json_object_get(p, "processors"), i,
+                       part) if (has_type(part, "TemplateProcessing")) return read_post_processor(v, part, err);
     size_t n = json_array_size(json_object_get(p, "single"));
     bool is_template = has_type(p, "TemplateProcessing") && n > 0;
-    int64_t first = is_template ? template_token(p, 0) : -1, last = is_template && n > 1 ? template_token(p, n - 1) : -1;
+    int64_t first = is_template ? template_token(p, 0) : -1,
+            last = is_template && n > 1 ? template_token(p, n - 1) : -1;
     LLMQ_TRY(meta_set_bool(v->meta, "tokenizer.ggml.add_bos_token", first >= 0, err));
     LLMQ_TRY(meta_set_bool(v->meta, "tokenizer.ggml.add_eos_token", last >= 0, err));
     LLMQ_TRY(set_id(v, "tokenizer.ggml.bos_token_id", first, err));
@@ -370,7 +393,8 @@ static llmq_status read_post_processor(const hf_vocab *v, const json_t *p, llmq_
 }
 
 static llmq_status write_eot(const hf_vocab *v, llmq_err *err) {
-    static const char *const names[] = {"<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endofturn|>", "<EOT>"};
+    static const char *const names[] = {"<|eot_id|>", "<|im_end|>",    "<end_of_turn>",
+                                        "<|end|>",    "<|endofturn|>", "<EOT>"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         int32_t id = tok_index_find(&v->index, names[i], strlen(names[i]));
         if (id >= 0 && (v->types[id] == TOKEN_CONTROL || v->types[id] == TOKEN_USER_DEFINED))
@@ -379,18 +403,22 @@ static llmq_status write_eot(const hf_vocab *v, llmq_err *err) {
     return LLMQ_OK;
 }
 
-/* ---- the whole file ----------------------------------------------------------------------------------------------- */
+/* ---- the whole file ---------------------------------------------------------------------------------------------- */
 
 static llmq_status check_model(hf_vocab *v, llmq_err *err) {
     v->model = json_object_get(v->root, "model");
     const char *type = string_of(v->model, "type");
     if (!json_is_object(v->model)) return llmq_fail(err, LLMQ_E_FORMAT, "%s: model is missing or no object", v->path);
     if (type ? strcmp(type, "BPE") != 0 : !json_is_array(json_object_get(v->model, "merges")))
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: model.type is \"%.60s\"; llmq reads BPE", v->path, type ? type : "?");
-    const char *prefix = string_of(v->model, "continuing_subword_prefix"), *suffix = string_of(v->model, "end_of_word_suffix");
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: model.type is \"%.60s\"; llmq reads BPE", v->path,
+                         type ? type : "?");
+    const char *prefix = string_of(v->model, "continuing_subword_prefix"),
+               *suffix = string_of(v->model, "end_of_word_suffix");
     if ((prefix && *prefix) || (suffix && *suffix))
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: model.continuing_subword_prefix and end_of_word_suffix are not "
-                         "supported", v->path);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "%s: model.continuing_subword_prefix and end_of_word_suffix are not "
+                         "supported",
+                         v->path);
     if (!json_is_array(json_object_get(v->model, "merges")))
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: model.merges is missing or no array", v->path);
     json_t *pre = json_object_get(v->root, "pre_tokenizer"), *part;
@@ -406,10 +434,13 @@ static llmq_status write_model(hf_vocab *v, llmq_err *err) {
     const json_t *merges = json_object_get(v->model, "merges");
     LLMQ_TRY(read_normalizer(v, json_object_get(v->root, "normalizer"), &rules, err));
     LLMQ_TRY(read_pre_tokenizer(v, json_object_get(v->root, "pre_tokenizer"), &rules, err));
-    if (v->spm && !rules.spaces_replaced) return unsupported(v, "normalizer", json_object_get(v->root, "normalizer"), err);
+    if (v->spm && !rules.spaces_replaced)
+        return unsupported(v, "normalizer", json_object_get(v->root, "normalizer"), err);
     LLMQ_TRY(meta_set_str(v->meta, "tokenizer.ggml.model", v->spm ? "llama" : "gpt2", err));
-    if (v->spm) LLMQ_TRY(meta_set_str(v->meta, "tokenizer.ggml.pre", "default", err));
-    else LLMQ_TRY(write_pre(v, &rules, err));
+    if (v->spm)
+        LLMQ_TRY(meta_set_str(v->meta, "tokenizer.ggml.pre", "default", err));
+    else
+        LLMQ_TRY(write_pre(v, &rules, err));
     LLMQ_TRY(meta_set_strs(v->meta, "tokenizer.ggml.tokens", v->tokens, v->n, err));
     if (v->spm) LLMQ_TRY(write_scores(v, merges, err));
     LLMQ_TRY(meta_set_array(v->meta, "tokenizer.ggml.token_type", META_I32, v->types, v->n, err));

@@ -1,5 +1,6 @@
 /* What the files of the tokenizer share: the vocabulary, the merge engine, pre-tokenizers, and the state of one call of
- * encode. Everything in llmq_tokenizer is constant after tokenizer_create, so that calls from many threads need no lock. */
+ * encode. Everything in llmq_tokenizer is constant after tokenizer_create, so that calls from many threads need no
+ * lock. */
 #ifndef LLMQ_TOKENIZER_INTERNAL_H
 #define LLMQ_TOKENIZER_INTERNAL_H
 
@@ -33,8 +34,8 @@ size_t utf8_valid(const char *s, size_t len);
 size_t utf8_encode(uint32_t codepoint, char out[4]);
 uint32_t utf8_codepoint(const char *s, size_t len); /* of a valid character */
 
-/* The GPT-2 byte alphabet: every byte as a printable character. text -> bytes; false (nothing written) if a character is
- * not in the alphabet. out has room for len bytes. */
+/* The GPT-2 byte alphabet: every byte as a printable character. text -> bytes; false (nothing written) if a character
+ * is not in the alphabet. out has room for len bytes. */
 bool byte_alphabet_decode(const char *text, size_t len, char *out, size_t *len_out);
 size_t byte_alphabet_char(uint8_t byte, char out[4]);
 
@@ -88,7 +89,8 @@ llmq_status pretok_create(const struct pretok_row *row, tok_pretok **out, llmq_e
 void pretok_destroy(tok_pretok *pretok);
 typedef llmq_status pretok_fn(void *arg, const char *piece, size_t len, llmq_err *err);
 /* Splits valid UTF-8; every byte of text is in exactly one piece. */
-llmq_status pretok_split(const tok_pretok *pretok, const char *text, size_t len, pretok_fn *fn, void *arg, llmq_err *err);
+llmq_status pretok_split(const tok_pretok *pretok, const char *text, size_t len, pretok_fn *fn, void *arg,
+                         llmq_err *err);
 
 /* ---- the tokenizer */
 typedef enum tok_kind { TOK_BPE, TOK_SPM } tok_kind;
@@ -101,13 +103,15 @@ typedef struct tok_special {
     bool control; /* only with LLMQ_TOK_SPECIAL */
 } tok_special;
 
-/* Where SPM puts a space before the text: before each run between special tokens (SentencePiece, and what GGUF can say);
- * only where the run does not begin with a space (Metaspace "always"); and of these only at the very beginning ("first"). */
+/* Where SPM puts a space before the text: before each run between special tokens (SentencePiece, and what GGUF can
+ * say); only where the run does not begin with a space (Metaspace "always"); and of these only at the very beginning
+ * ("first"). */
 struct llmq_tokenizer {
     tok_kind kind;
     llmq_arena *arena;
     size_t n_vocab;
-    llmq_str *text;  /* (n_vocab + n_extra) as in the metadata; SPM: then characters that are no token, only parts of some */
+    llmq_str
+        *text; /* (n_vocab + n_extra) as in the metadata; SPM: then characters that are no token, only parts of some */
     llmq_str *bytes; /* (n_vocab) what a token decodes to */
     uint8_t *type;   /* (n_vocab) */
     bool *is_end;    /* (n_vocab) */
@@ -117,16 +121,16 @@ struct llmq_tokenizer {
     char describe[64];
 
     tok_merges merges;
-    tok_index index;     /* BPE: whole pieces as bytes (ignore_merges); SPM: characters and tokens as text */
+    tok_index index;      /* BPE: whole pieces as bytes (ignore_merges); SPM: characters and tokens as text */
     int32_t byte_id[256]; /* BPE: the token of one byte; SPM: the byte token. -1: none */
 
-    tok_special *specials;       /* (n_specials) sorted by first byte, then longest first */
+    tok_special *specials; /* (n_specials) sorted by first byte, then longest first */
     size_t n_specials;
     uint32_t special_first[257]; /* where the specials of a first byte begin */
 
     tok_pretok *pretok; /* BPE */
     pretok_traits traits;
-    bool spm_splittable; /* no token has a space after a non-space: text may be cut before each word */
+    bool spm_splittable;    /* no token has a space after a non-space: text may be cut before each word */
     int32_t spm_ascii[128]; /* SPM: symbol of an ASCII character, -1: none */
 };
 
@@ -161,8 +165,8 @@ llmq_status spm_init(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err);
 llmq_status spm_encode(tok_encoder *enc, const char *text, size_t len, bool space_prefix, llmq_err *err);
 
 /* ---- chat templates: chat_template_render at a given time (seconds since 1970), for templates that print the date */
-llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_message *messages, size_t n, bool add_assistant,
-                                    const char *bos, const char *eos, int64_t now, char **out, bool *has_bos_out,
-                                    llmq_err *err);
+llmq_status chat_template_render_at(const llmq_chat_template *t, const chat_message *messages, size_t n,
+                                    bool add_assistant, const char *bos, const char *eos, int64_t now, char **out,
+                                    bool *has_bos_out, llmq_err *err);
 
 #endif

@@ -1,6 +1,6 @@
-/* llama2.c's tokenizer.bin: u32 longest piece, then for each id f32 score, i32 length, bytes. Nothing says how many there
- * are, nor what they are: id 0 is <unk>, 1 "\n<s>\n", 2 "\n</s>\n", 3..258 the texts "<0x00>".."<0xFF>" of the byte tokens,
- * the rest pieces of SentencePiece with plain spaces. */
+/* llama2.c's tokenizer.bin: u32 longest piece, then for each id f32 score, i32 length, bytes. Nothing says how many
+ * there are, nor what they are: id 0 is <unk>, 1 "\n<s>\n", 2 "\n</s>\n", 3..258 the texts "<0x00>".."<0xFF>" of the
+ * byte tokens, the rest pieces of SentencePiece with plain spaces. */
 #include <stdio.h>
 #include <string.h>
 
@@ -66,22 +66,28 @@ static llmq_status parse(const llmq_map *map, const char *path, size_t n_vocab, 
         float score;
         int32_t len;
         if (map->size - pos < 8)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: the file ends after %zu tokens%s; is it cut short, or the tokenizer of "
-                             "another model?", path, v->n, n_vocab ? ", fewer than the model has" : "");
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: the file ends after %zu tokens%s; is it cut short, or the tokenizer of "
+                             "another model?",
+                             path, v->n, n_vocab ? ", fewer than the model has" : "");
         memcpy(&score, map->data + pos, 4);
         memcpy(&len, map->data + pos + 4, 4);
         pos += 8;
         if (len < 0 || (size_t)len > map->size - pos)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: token %zu claims %d bytes, %zu are left in the file; it is cut short or "
-                             "no tokenizer.bin", path, v->n, len, map->size - pos);
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: token %zu claims %d bytes, %zu are left in the file; it is cut short or "
+                             "no tokenizer.bin",
+                             path, v->n, len, map->size - pos);
         if (score != score || v->n == MAX_TOKENS)
             return llmq_fail(err, LLMQ_E_FORMAT, "%s: token %zu: this is no tokenizer.bin", path, v->n);
         LLMQ_TRY(add(v, (const char *)map->data + pos, (size_t)len, score, err));
         pos += (size_t)len;
     }
     if (pos != map->size)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: %zu bytes follow the %zu tokens of the model; it is the tokenizer of another "
-                         "model", path, map->size - pos, v->n);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: %zu bytes follow the %zu tokens of the model; it is the tokenizer of another "
+                         "model",
+                         path, map->size - pos, v->n);
     if (v->n < 3) return llmq_fail(err, LLMQ_E_FORMAT, "%s: only %zu tokens", path, v->n);
     return LLMQ_OK;
 }

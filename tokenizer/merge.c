@@ -1,10 +1,10 @@
-/* The merge engine of both kinds of BPE: repeatedly replaces the adjacent pair of lowest rank by its merged token. Pairs are
- * keyed by ids, so no strings are built while merging.
+/* The merge engine of both kinds of BPE: repeatedly replaces the adjacent pair of lowest rank by its merged token.
+ * Pairs are keyed by ids, so no strings are built while merging.
  *
  * A few symbols (nearly every word): ranks of all adjacent pairs in an array, a linear search for the least, memmove.
- * Many symbols (a long run without a boundary, SentencePiece on a whole text): a doubly linked list over the symbols and a
- * heap of rank << 32 | position. An entry is stale, and skipped, when its position's pair has another rank by now. A symbol
- * that was swallowed by its left neighbour has rank TOK_NO_RANK, so its entries are stale too. */
+ * Many symbols (a long run without a boundary, SentencePiece on a whole text): a doubly linked list over the symbols
+ * and a heap of rank << 32 | position. An entry is stale, and skipped, when its position's pair has another rank by
+ * now. A symbol that was swallowed by its left neighbour has rank TOK_NO_RANK, so its entries are stale too. */
 #include <string.h>
 
 #include "tokenizer/internal.h"
@@ -31,7 +31,9 @@ void tok_merges_destroy(tok_merges *merges) {
     merges->slots = NULL;
 }
 
-static inline uint64_t pair_key(int32_t left, int32_t right) { return (uint64_t)(uint32_t)left << 32 | (uint32_t)right; }
+static inline uint64_t pair_key(int32_t left, int32_t right) {
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
 
 static inline size_t pair_slot(const tok_merges *m, uint64_t key) {
     return (size_t)((key ^ key >> 29) * 0x9e3779b97f4a7c15u >> m->shift);
@@ -116,12 +118,14 @@ static llmq_status scratch_reserve(merge_scratch *s, size_t n, llmq_err *err) {
     s->next = mem_alloc(n, sizeof *s->next);
     s->merged = mem_alloc(n, sizeof *s->merged);
     s->heap = mem_alloc(n, 3 * sizeof *s->heap); /* n - 1 pairs, and two more for each of at most n - 1 merges */
-    if (!s->rank || !s->prev || !s->next || !s->merged || !s->heap) return mem_error(err, n * 40, "merging a long piece");
+    if (!s->rank || !s->prev || !s->next || !s->merged || !s->heap)
+        return mem_error(err, n * 40, "merging a long piece");
     s->cap = n;
     return LLMQ_OK;
 }
 
-static void update_pair(const tok_merges *m, merge_scratch *s, const int32_t *ids, size_t n, uint32_t i, size_t *n_heap) {
+static void update_pair(const tok_merges *m, merge_scratch *s, const int32_t *ids, size_t n, uint32_t i,
+                        size_t *n_heap) {
     s->rank[i] = s->next[i] < n ? find(m, ids[i], ids[s->next[i]], &s->merged[i]) : TOK_NO_RANK;
     if (s->rank[i] != TOK_NO_RANK) heap_push(s->heap, n_heap, (uint64_t)s->rank[i] << 32 | i);
 }

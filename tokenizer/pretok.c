@@ -1,10 +1,10 @@
-/* Pre-tokenizers: byte-level BPE never merges across the pieces that these patterns cut a text into. A row is a sequence of
- * steps; each step cuts every piece of the step before at the matches of its pattern, and what lies between matches stays a
- * piece ("Split" with behavior "Isolated" in tokenizer.json). Patterns are written as they stand in tokenizer.json files,
- * so that the same table serves to recognize them.
+/* Pre-tokenizers: byte-level BPE never merges across the pieces that these patterns cut a text into. A row is a
+ * sequence of steps; each step cuts every piece of the step before at the matches of its pattern, and what lies between
+ * matches stays a piece ("Split" with behavior "Isolated" in tokenizer.json). Patterns are written as they stand in
+ * tokenizer.json files, so that the same table serves to recognize them.
  *
- * PCRE2 agrees with the regular expressions of Hugging Face's library but for \s: under UCP it also takes U+180E. So \s and
- * \S are replaced by the characters of Unicode's White_Space before the pattern is compiled. */
+ * PCRE2 agrees with the regular expressions of Hugging Face's library but for \s: under UCP it also takes U+180E. So \s
+ * and \S are replaced by the characters of Unicode's White_Space before the pattern is compiled. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
@@ -13,6 +13,7 @@
 
 #include "tokenizer/internal.h"
 
+/* clang-format off */
 #define WHITE_SPACE "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 
 #define CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -38,6 +39,7 @@
     "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"
 #define SEED_CODER                                                                                                     \
     CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+/* clang-format on */
 /* ASCII punctuation is \p{P} and nine symbols. */
 #define PUNCTUATION "[\\p{P}\\$\\+<=>\\^~\\|]+"
 
@@ -49,6 +51,7 @@ struct pretok_row {
     pretok_traits traits; /* nfc, ignore_merges, add_bos */
 };
 
+/* clang-format off */
 /* Of rows with the same steps and traits the first gives its name to a tokenizer.json. */
 static const struct pretok_row rows[] = {
     {"gpt-2", {GPT2}, {0, 0, 0}},
@@ -117,6 +120,7 @@ static const struct pretok_row rows[] = {
     {"bailingmoe2", {BAILING}, {0, 0, 0}},
     {"llada-moe", {BAILING}, {0, 0, 0}},
 };
+/* clang-format on */
 
 const struct pretok_row *pretok_find(const char *name) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -124,7 +128,9 @@ const struct pretok_row *pretok_find(const char *name) {
     return NULL;
 }
 
-pretok_traits pretok_row_traits(const struct pretok_row *row) { return row->traits; }
+pretok_traits pretok_row_traits(const struct pretok_row *row) {
+    return row->traits;
+}
 
 /* Equal patterns; a raw CR or LF in theirs is the escape in ours. */
 static bool same_pattern(const char *ours, const char *theirs) {
@@ -197,8 +203,8 @@ static llmq_status compile_step(tok_pretok *pretok, const char *pattern, llmq_er
     pcre2_code *re = pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
     if (!re) {
         if (code == PCRE2_ERROR_HEAP_FAILED) return mem_error(err, 0, "a pre-tokenizer");
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "PCRE2 cannot compile pre-tokenizer pattern '%.200s' (error %d at %zu)",
-                         pattern, code, at);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "PCRE2 cannot compile pre-tokenizer pattern '%.200s' (error %d at %zu)", pattern, code, at);
     }
     pretok->steps[pretok->n_steps++] = re;
     if (pcre2_jit_compile(re, PCRE2_JIT_COMPLETE)) pretok->jit = false;
@@ -233,8 +239,8 @@ typedef struct splitter {
     void *arg;
 } splitter;
 
-/* The next match of a step at or after `from`. JIT code needs a machine stack of fixed size only for nested groups; where
- * it is too small the interpreter, which takes heap memory, answers. */
+/* The next match of a step at or after `from`. JIT code needs a machine stack of fixed size only for nested groups;
+ * where it is too small the interpreter, which takes heap memory, answers. */
 static int next_match(const splitter *s, size_t step, const char *text, size_t len, size_t from) {
     pcre2_code *re = s->pretok->steps[step];
     int rc = PCRE2_ERROR_JIT_STACKLIMIT;
@@ -250,7 +256,8 @@ static llmq_status split_step(const splitter *s, size_t step, const char *text, 
     while (pos < len) {
         int rc = next_match(s, step, text, len, pos);
         if (rc == PCRE2_ERROR_NOMATCH) break;
-        if (rc < 0) return llmq_fail(err, LLMQ_E_MEMORY, "splitting a text of %zu bytes failed (PCRE2 error %d)", len, rc);
+        if (rc < 0)
+            return llmq_fail(err, LLMQ_E_MEMORY, "splitting a text of %zu bytes failed (PCRE2 error %d)", len, rc);
         const PCRE2_SIZE *at = pcre2_get_ovector_pointer(s->match[step]);
         if (at[1] <= at[0]) break; /* no pattern of ours matches nothing */
         if (at[0] > pos) LLMQ_TRY(split_step(s, step + 1, text + pos, at[0] - pos, err));
@@ -260,7 +267,8 @@ static llmq_status split_step(const splitter *s, size_t step, const char *text, 
     return pos < len ? split_step(s, step + 1, text + pos, len - pos, err) : LLMQ_OK;
 }
 
-llmq_status pretok_split(const tok_pretok *pretok, const char *text, size_t len, pretok_fn *fn, void *arg, llmq_err *err) {
+llmq_status pretok_split(const tok_pretok *pretok, const char *text, size_t len, pretok_fn *fn, void *arg,
+                         llmq_err *err) {
     splitter s = {.pretok = pretok, .fn = fn, .arg = arg};
     llmq_status status = LLMQ_OK;
     for (size_t i = 0; i < pretok->n_steps; i++) {

@@ -1,19 +1,22 @@
-/* SentencePiece BPE ("llama" in GGUF): spaces become U+2581, characters are merged to the token of highest score, and what
- * is no token in the end is spelled by byte tokens.
+/* SentencePiece BPE ("llama" in GGUF): spaces become U+2581, characters are merged to the token of highest score, and
+ * what is no token in the end is spelled by byte tokens.
  *
- * Merging by "the text of both, joined, is a token" is turned into merging by pairs of ids when the tokenizer is made: each
- * token is cut everywhere into two parts that are tokens or single characters. A character that is no token itself, but a
- * part of one, gets an id beyond the vocabulary. The rank of a pair is the place of its token's score among all different
- * scores, so equal scores stay equal and the leftmost wins, as in SentencePiece. */
+ * Merging by "the text of both, joined, is a token" is turned into merging by pairs of ids when the tokenizer is made:
+ * each token is cut everywhere into two parts that are tokens or single characters. A character that is no token
+ * itself, but a part of one, gets an id beyond the vocabulary. The rank of a pair is the place of its token's score
+ * among all different scores, so equal scores stay equal and the leftmost wins, as in SentencePiece. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tokenizer/internal.h"
 
-#define MAX_PIECE 512 /* bytes of a token that may come about by merging; longer ones are only found as added tokens */
+#define MAX_PIECE 512 /* bytes of a token that may come about by merging; longer ones are only found as added tokens   \
+                       */
 
-static bool mergeable(uint8_t type) { return type == TOKEN_NORMAL || type == TOKEN_USER_DEFINED || type == TOKEN_UNUSED; }
+static bool mergeable(uint8_t type) {
+    return type == TOKEN_NORMAL || type == TOKEN_USER_DEFINED || type == TOKEN_UNUSED;
+}
 
 /* "<0x0A>" -> 10; -1 for other texts. */
 static int byte_of_text(llmq_str text) {
@@ -90,8 +93,10 @@ static int by_score(const void *a, const void *b) {
 static llmq_status rank_tokens(const llmq_tokenizer *tok, const llmq_meta *meta, uint32_t *rank, llmq_err *err) {
     const llmq_meta_value *v = meta_find(meta, "tokenizer.ggml.scores");
     if (!v || v->type != META_ARRAY || v->arr.type != META_F32 || v->arr.n != tok->n_vocab)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.scores must hold one f32 for each of the %zu tokens; convert "
-                         "the model again", tok->n_vocab);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "tokenizer.ggml.scores must hold one f32 for each of the %zu tokens; convert "
+                         "the model again",
+                         tok->n_vocab);
     scored *order = mem_alloc(tok->n_vocab, sizeof *order);
     if (!order) return mem_error(err, tok->n_vocab * sizeof *order, "a vocabulary");
     const float *scores = v->arr.data;
@@ -163,8 +168,10 @@ static size_t to_symbols(const llmq_tokenizer *tok, const char *text, size_t len
     size_t n = 0;
     for (size_t i = 0; i < len;) {
         size_t c = utf8_char(text + i, len - i);
-        if (c == 1) sym[n] = tok->spm_ascii[(uint8_t)text[i]];
-        else sym[n] = c ? tok_index_find(&tok->index, text + i, c) : -1;
+        if (c == 1)
+            sym[n] = tok->spm_ascii[(uint8_t)text[i]];
+        else
+            sym[n] = c ? tok_index_find(&tok->index, text + i, c) : -1;
         if (sym[n] < 0) sym[n] = -2 - (int32_t)i;
         n++;
         i += c ? c : 1;

@@ -6,14 +6,16 @@
 #include "llmq.h"
 #include "tokenizer/internal.h"
 
-/* ---- creation ----------------------------------------------------------------------------------------------------- */
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
 
 static llmq_status read_texts(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err) {
     const llmq_meta_value *v = meta_find(meta, "tokenizer.ggml.tokens");
     if (!v || v->type != META_ARRAY || v->arr.type != META_STR || !v->arr.n)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.tokens is missing, empty or no array of strings; convert the "
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "tokenizer.ggml.tokens is missing, empty or no array of strings; convert the "
                          "model again or give its tokenizer.json");
-    if (v->arr.n > INT32_MAX / 4) return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.tokens has %zu entries", v->arr.n);
+    if (v->arr.n > INT32_MAX / 4)
+        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.tokens has %zu entries", v->arr.n);
     size_t n = v->arr.n, extra = tok->kind == TOK_SPM ? n : 0;
     const llmq_str *strs = v->arr.data;
     tok->n_vocab = n;
@@ -34,10 +36,13 @@ static llmq_status read_types(llmq_tokenizer *tok, const llmq_meta *meta, llmq_e
     memset(tok->type, TOKEN_NORMAL, tok->n_vocab);
     const llmq_meta_value *v = meta_find(meta, "tokenizer.ggml.token_type");
     if (!v) return LLMQ_OK;
-    bool fits = v->type == META_ARRAY && (v->arr.type == META_I32 || v->arr.type == META_U32) && v->arr.n == tok->n_vocab;
+    bool fits =
+        v->type == META_ARRAY && (v->arr.type == META_I32 || v->arr.type == META_U32) && v->arr.n == tok->n_vocab;
     if (!fits)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tokenizer.ggml.token_type must hold one i32 for each of the %zu tokens; "
-                         "convert the model again", tok->n_vocab);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "tokenizer.ggml.token_type must hold one i32 for each of the %zu tokens; "
+                         "convert the model again",
+                         tok->n_vocab);
     const int32_t *types = v->arr.data;
     for (size_t i = 0; i < tok->n_vocab; i++)
         if (types[i] > 0 && types[i] <= TOKEN_BYTE) tok->type[i] = (uint8_t)types[i];
@@ -45,22 +50,40 @@ static llmq_status read_types(llmq_tokenizer *tok, const llmq_meta *meta, llmq_e
 }
 
 /* A token id under a key; -1 where it is absent or -1. fallback where absent. */
-static llmq_status read_id(const llmq_tokenizer *tok, const llmq_meta *meta, const char *key, int32_t fallback, int32_t *out,
-                           llmq_err *err) {
+static llmq_status read_id(const llmq_tokenizer *tok, const llmq_meta *meta, const char *key, int32_t fallback,
+                           int32_t *out, llmq_err *err) {
     int64_t id = fallback;
     meta_get_i64(meta, key, &id);
     if (id == UINT32_MAX) id = -1; /* -1 written as u32 */
     if (id < -1 || id >= (int64_t)tok->n_vocab)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s is %lld, but the vocabulary has %zu tokens", key, (long long)id, tok->n_vocab);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s is %lld, but the vocabulary has %zu tokens", key, (long long)id,
+                         tok->n_vocab);
     *out = (int32_t)id;
     return LLMQ_OK;
 }
 
 /* Tokens that end a turn or a text in every model that has them. */
 static const char *const end_texts[] = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
-    "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<|endofturn|>", "<|eos|>",
-    "<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>", /* DeepSeek's, with U+FF5C and U+2581 */
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<|endofturn|>",
+    "<|eos|>",
+    ("<\xef\xbd\x9c"
+     "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"), /* DeepSeek, with U+FF5C and U+2581 */
 };
 
 static bool ends_by_text(const llmq_tokenizer *tok, size_t id) {
@@ -102,10 +125,10 @@ static llmq_status read_ids(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err
     meta_get_bool(meta, "tokenizer.ggml.add_bos_token", &tok->add_bos);
     meta_get_bool(meta, "tokenizer.ggml.add_eos_token", &tok->add_eos);
     meta_get_bool(meta, "tokenizer.ggml.add_space_prefix", &prefix);
-    tok->space_prefix = !prefix || !spm                         ? PREFIX_NONE
-                        : !metaspace                            ? PREFIX_RUNS
-                        : !strcmp(metaspace, "first")           ? PREFIX_FIRST
-                                                                : PREFIX_WORDS;
+    tok->space_prefix = !prefix || !spm               ? PREFIX_NONE
+                        : !metaspace                  ? PREFIX_RUNS
+                        : !strcmp(metaspace, "first") ? PREFIX_FIRST
+                                                      : PREFIX_WORDS;
     return read_ends(tok, meta, err);
 }
 
@@ -117,7 +140,8 @@ static int by_first_byte_and_length(const void *a, const void *b) {
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-/* Tokens that are found in a text before anything else. In GGUF files SPM's added tokens may have U+2581 for a space. */
+/* Tokens that are found in a text before anything else. In GGUF files SPM's added tokens may have U+2581 for a space.
+ */
 static llmq_status build_specials(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err) {
     const llmq_meta_value *v = meta_find(meta, "llmq.token_strip");
     bool has_strip = v && v->type == META_ARRAY && v->arr.type == META_U8 && v->arr.n == tok->n_vocab;
@@ -144,13 +168,19 @@ static llmq_status build_specials(llmq_tokenizer *tok, const llmq_meta *meta, ll
 static llmq_status choose_kind(llmq_tokenizer *tok, const llmq_meta *meta, llmq_err *err) {
     const char *model = meta_get_str(meta, "tokenizer.ggml.model");
     if (!model || !strcmp(model, "none"))
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "the model has no tokenizer (tokenizer.ggml.model is %s); give one with a "
-                         "tokenizer.json or tokenizer.bin", model ? "\"none\"" : "absent");
-    if (!strcmp(model, "gpt2")) tok->kind = TOK_BPE;
-    else if (!strcmp(model, "llama")) tok->kind = TOK_SPM;
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "the model has no tokenizer (tokenizer.ggml.model is %s); give one with a "
+                         "tokenizer.json or tokenizer.bin",
+                         model ? "\"none\"" : "absent");
+    if (!strcmp(model, "gpt2"))
+        tok->kind = TOK_BPE;
+    else if (!strcmp(model, "llama"))
+        tok->kind = TOK_SPM;
     else
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tokenizer.ggml.model is \"%.60s\"; llmq knows \"gpt2\" (byte-level BPE) "
-                         "and \"llama\" (SentencePiece BPE)", model);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "tokenizer.ggml.model is \"%.60s\"; llmq knows \"gpt2\" (byte-level BPE) "
+                         "and \"llama\" (SentencePiece BPE)",
+                         model);
     return LLMQ_OK;
 }
 
@@ -190,15 +220,23 @@ void tokenizer_destroy(llmq_tokenizer *tok) {
     mem_free(tok);
 }
 
-int64_t tokenizer_n_vocab(const llmq_tokenizer *tok) { return (int64_t)tok->n_vocab; }
-const char *tokenizer_describe(const llmq_tokenizer *tok) { return tok->describe; }
-int32_t tokenizer_bos(const llmq_tokenizer *tok) { return tok->bos; }
-bool tokenizer_adds_bos(const llmq_tokenizer *tok) { return tok->add_bos && tok->bos >= 0; }
+int64_t tokenizer_n_vocab(const llmq_tokenizer *tok) {
+    return (int64_t)tok->n_vocab;
+}
+const char *tokenizer_describe(const llmq_tokenizer *tok) {
+    return tok->describe;
+}
+int32_t tokenizer_bos(const llmq_tokenizer *tok) {
+    return tok->bos;
+}
+bool tokenizer_adds_bos(const llmq_tokenizer *tok) {
+    return tok->add_bos && tok->bos >= 0;
+}
 bool tokenizer_is_end(const llmq_tokenizer *tok, int32_t id) {
     return id >= 0 && (size_t)id < tok->n_vocab && tok->is_end[id];
 }
 
-/* ---- encoding ----------------------------------------------------------------------------------------------------- */
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
 
 llmq_status encoder_reserve(tok_encoder *enc, size_t n, llmq_err *err) {
     if (enc->cap - enc->n >= n) return LLMQ_OK;
@@ -243,7 +281,9 @@ static const tok_special *special_at(const llmq_tokenizer *tok, const char *s, s
     return NULL;
 }
 
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+static bool is_space(char c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
 
 /* Plain text between special tokens; first: the text begins with it. */
 static llmq_status encode_plain(tok_encoder *enc, const char *s, size_t len, bool first, llmq_err *err) {
@@ -295,12 +335,13 @@ static llmq_status create_cache(tok_encoder *enc, size_t len, llmq_err *err) {
     return LLMQ_OK;
 }
 
-llmq_status tokenizer_encode(const llmq_tokenizer *tok, const char *text, size_t len, int flags, int32_t **out, size_t *n_out,
-                             llmq_err *err) {
+llmq_status tokenizer_encode(const llmq_tokenizer *tok, const char *text, size_t len, int flags, int32_t **out,
+                             size_t *n_out, llmq_err *err) {
     tok_encoder enc = {.tok = tok};
     llmq_status status = LLMQ_OK;
     if (len > TOK_MAX_TEXT)
-        return llmq_fail(err, LLMQ_E_ARG, "a text of %zu bytes is too long to encode at once (at most %zu)", len, TOK_MAX_TEXT);
+        return llmq_fail(err, LLMQ_E_ARG, "a text of %zu bytes is too long to encode at once (at most %zu)", len,
+                         TOK_MAX_TEXT);
     LLMQ_TRY_GOTO(create_cache(&enc, len, err));
     LLMQ_TRY_GOTO(encoder_reserve(&enc, len / 4 + 8, err));
     if ((flags & LLMQ_TOK_BOS) && tokenizer_adds_bos(tok)) LLMQ_TRY_GOTO(encoder_push(&enc, tok->bos, err));

@@ -49,7 +49,9 @@ void tok_index_add(tok_index *index, int32_t id) {
     index->slots[i] = (uint32_t)id + 1;
 }
 
-static bool is_continuation(char c) { return ((uint8_t)c & 0xc0) == 0x80; }
+static bool is_continuation(char c) {
+    return ((uint8_t)c & 0xc0) == 0x80;
+}
 
 size_t utf8_char(const char *s, size_t len) {
     if (!len) return 0;
@@ -102,7 +104,9 @@ uint32_t utf8_codepoint(const char *s, size_t len) {
 }
 
 /* Printable bytes stand for themselves; the 68 others, in order, are U+0100, U+0101, ... */
-static bool is_printable(uint32_t b) { return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xff && b != 0xad); }
+static bool is_printable(uint32_t b) {
+    return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xff && b != 0xad);
+}
 
 size_t byte_alphabet_char(uint8_t byte, char out[4]) {
     if (is_printable(byte)) return utf8_encode(byte, out);

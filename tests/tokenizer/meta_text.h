@@ -3,11 +3,11 @@
 #define LLMQ_TESTS_TOKENIZER_META_TEXT_H
 
 #define _POSIX_C_SOURCE 200809L
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,12 +62,15 @@ static inline llmq_meta *meta_text_open(const char *name) {
     size_t n_keys = 0;
     while (getline(&line, &cap, f) > 0) {
         assert_int_equal(sscanf(line, "%127s %15s %zu", key, kind, &n), 3);
-        if (!strcmp(kind, "u32")) meta_set_u32(meta, key, (uint32_t)n, NULL);
-        else if (!strcmp(kind, "bool")) meta_set_bool(meta, key, n, NULL);
+        if (!strcmp(kind, "u32"))
+            meta_set_u32(meta, key, (uint32_t)n, NULL);
+        else if (!strcmp(kind, "bool"))
+            meta_set_bool(meta, key, n, NULL);
         else if (!strcmp(kind, "str")) {
             meta_text_line(f, &line, &cap);
             meta_set_str(meta, key, line, NULL);
-        } else meta_text_array(f, meta, key, kind, n);
+        } else
+            meta_text_array(f, meta, key, kind, n);
         n_keys++;
     }
     free(line);

@@ -25,10 +25,11 @@ static int unload(void **state) {
 }
 
 static const char *family_of(const char *name) {
-    static const char *const families[][2] = {{"chatml", "chatml"}, {"smollm2", "chatml"}, {"qwen", "chatml"}, {"Qwen", "chatml"},
-        {"hermes", "chatml"}, {"LFM2", "chatml"}, {"llama2", "llama2"}, {"llama3", "llama3"}, {"meta-llama", "llama3"},
-        {"mistral", "mistral"}, {"Mistral", "mistral"}, {"gemma", "gemma"}, {"google-gemma", "gemma"}, {"zephyr", "zephyr"},
-        {"microsoft-Phi", "phi3"}};
+    static const char *const families[][2] = {
+        {"chatml", "chatml"},      {"smollm2", "chatml"},  {"qwen", "chatml"},       {"Qwen", "chatml"},
+        {"hermes", "chatml"},      {"LFM2", "chatml"},     {"llama2", "llama2"},     {"llama3", "llama3"},
+        {"meta-llama", "llama3"},  {"mistral", "mistral"}, {"Mistral", "mistral"},   {"gemma", "gemma"},
+        {"google-gemma", "gemma"}, {"zephyr", "zephyr"},   {"microsoft-Phi", "phi3"}};
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
         if (!strncmp(name, families[i][0], strlen(families[i][0]))) return families[i][1];
     return "?";
@@ -38,8 +39,8 @@ static char *render(const llmq_chat_template *t, const json_t *item, bool *has_b
     chat_message messages[8];
     json_t *m;
     size_t i, n = 0;
-    json_array_foreach(json_object_get(item, "messages"), i, m)
-        messages[n++] = (chat_message){json_string_value(json_object_get(m, "role")), json_string_value(json_object_get(m, "content"))};
+    json_array_foreach(json_object_get(item, "messages"), i, m) messages[n++] =
+        (chat_message){json_string_value(json_object_get(m, "role")), json_string_value(json_object_get(m, "content"))};
     char *out = NULL;
     bool add = json_is_true(json_object_get(item, "add_generation_prompt"));
     assert_int_equal(chat_template_render_at(t, messages, n, add, "<s>", "</s>", NOON, &out, has_bos, NULL), LLMQ_OK);
@@ -61,7 +62,8 @@ static void test_goldens(void **state) {
             char *out = render(t, item, &has_bos);
             /* Mistral Small's own default system message is long and has a date in it; llmq leaves it out. */
             bool shortened = strstr(name, "Mistral-Small") && strstr(expected, "You are Mistral Small 3");
-            if (!shortened && strcmp(out, expected)) fail_msg("%s, case %zu:\n%s\ninstead of\n%s", name, j, out, expected);
+            if (!shortened && strcmp(out, expected))
+                fail_msg("%s, case %zu:\n%s\ninstead of\n%s", name, j, out, expected);
             assert_int_equal(has_bos, !strncmp(expected, "<s>", 3));
             n += !shortened;
             mem_free(out);
@@ -75,7 +77,8 @@ static void test_not_recognized(void **state) {
     assert_null(chat_template_detect(NULL));
     assert_null(chat_template_detect(""));
     assert_null(chat_template_detect("{{ messages[0].content }}"));
-    assert_null(chat_template_detect("[gMASK]<sop>{% for m in messages %}<|user|><|assistant|>{{ eos_token }}{% endfor %}"));
+    assert_null(
+        chat_template_detect("[gMASK]<sop>{% for m in messages %}<|user|><|assistant|>{{ eos_token }}{% endfor %}"));
 }
 
 /* No messages, and a system message alone, must not read past the array. */
@@ -102,7 +105,8 @@ static void test_out_of_memory(void **state) {
     const chat_message m = {"user", "x"};
     char *out = NULL;
     bool has_bos;
-    const llmq_chat_template *t = chat_template_detect(json_string_value(json_object_get(json_array_get(goldens, 0), "template")));
+    const llmq_chat_template *t =
+        chat_template_detect(json_string_value(json_object_get(json_array_get(goldens, 0), "template")));
     assert_non_null(t);
     mem_fail_after(1);
     llmq_status status = chat_template_render(t, &m, 1, true, "", "", &out, &has_bos, NULL);

@@ -1,5 +1,5 @@
-/* Prose, code and random Unicode in four real vocabularies, against ids of Hugging Face's library; and what must hold for
- * any bytes: decoding gives the text back, streaming never shows half a character. */
+/* Prose, code and random Unicode in four real vocabularies, against ids of Hugging Face's library; and what must hold
+ * for any bytes: decoding gives the text back, streaming never shows half a character. */
 #include "tests/tokenizer/meta_text.h"
 
 #include "tokenizer/internal.h"
@@ -52,8 +52,14 @@ static uint32_t next_random(uint32_t *x) {
 
 /* Bytes with valid characters among them; some special tokens too. */
 static size_t random_bytes(uint32_t *seed, char *out, size_t cap) {
-    static const char *const chunks[] = {"<|im_end|>", "<|begin_of_text|>", "</s>", "\xe2\x96\x81", " the", "\xf0\x9f\x99\x82", "\xf0\x9f",
-                                         "\xed\xa0\x80", "\xc0\xaf", "\xef\xbb\xbf", "123", "'s", "\r\n", "  ", "e\xcc\x81", "\xff"};
+    static const char *const chunks[] = {"<|im_end|>", "<|begin_of_text|>",
+                                         "</s>",       "\xe2\x96\x81",
+                                         " the",       "\xf0\x9f\x99\x82",
+                                         "\xf0\x9f",   "\xed\xa0\x80",
+                                         "\xc0\xaf",   "\xef\xbb\xbf",
+                                         "123",        "'s",
+                                         "\r\n",       "  ",
+                                         "e\xcc\x81",  "\xff"};
     size_t n = 0, want = next_random(seed) % cap;
     while (n < want) {
         if (next_random(seed) % 3) {
@@ -91,8 +97,8 @@ static void test_any_bytes_come_back(void **state) {
     }
 }
 
-/* U+2581 comes back as a space, qwen2's text is normalized, SmolLM2 lacks a byte: here only that nothing breaks, and that
- * decoded text encodes to itself. */
+/* U+2581 comes back as a space, qwen2's text is normalized, SmolLM2 lacks a byte: here only that nothing breaks, and
+ * that decoded text encodes to itself. */
 static void test_any_bytes_are_survived(void **state) {
     (void)state;
     uint32_t seed = 99;
@@ -119,8 +125,10 @@ static void check_stream(const llmq_tokenizer *tok, const int32_t *ids, size_t n
     llmq_detok *d = detok_create(tok);
     assert_non_null(d);
     for (size_t i = 0; i <= n; i++) {
-        if (i < n) detok_put(d, ids[i], &s, &len);
-        else detok_finish(d, &s, &len);
+        if (i < n)
+            detok_put(d, ids[i], &s, &len);
+        else
+            detok_finish(d, &s, &len);
         assert_int_equal(utf8_valid(s, len), len);
         assert_int_equal(strlen(s) <= len, 1);
         if (at + len > n * 64) joined = realloc(joined, (at + len) * 2 + n * 64 + 16);
@@ -178,7 +186,8 @@ static void test_stream_replaces(void **state) {
     detok_put(d, 0x9f + 3, &s, &len);
     assert_int_equal(len, 0);
     detok_put(d, 'A' + 3, &s, &len);
-    assert_string_equal(s, "\xef\xbf\xbd" "A");
+    assert_string_equal(s, "\xef\xbf\xbd"
+                           "A");
     detok_put(d, 0xe0 + 3, &s, &len);
     detok_put(d, 0x80 + 3, &s, &len); /* E0 80 begins nothing, and 80 alone is nothing */
     assert_string_equal(s, "\xef\xbf\xbd\xef\xbf\xbd");
@@ -257,7 +266,8 @@ static void test_long_words(void **state) {
 
 static void test_out_of_memory(void **state) {
     (void)state;
-    static const char text[] = "A longer text with \xc3\xa9, e\xcc\x81 and 12345 numbers, so that buffers grow more than once.";
+    static const char text[] =
+        "A longer text with \xc3\xa9, e\xcc\x81 and 12345 numbers, so that buffers grow more than once.";
     char repeated[50 * sizeof text], *back;
     size_t n, len = 0;
     for (int i = 0; i < 50; i++, len += sizeof text - 1) memcpy(repeated + len, text, sizeof text - 1);
@@ -282,10 +292,15 @@ static void test_out_of_memory(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens), cmocka_unit_test(test_any_bytes_come_back), cmocka_unit_test(test_any_bytes_are_survived),
-        cmocka_unit_test(test_stream_of_text), cmocka_unit_test(test_stream_of_garbage), cmocka_unit_test(test_stream_replaces),
-        cmocka_unit_test(test_special_tokens), cmocka_unit_test(test_bos), cmocka_unit_test(test_long_words),
-        cmocka_unit_test(test_out_of_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_goldens),
+                                       cmocka_unit_test(test_any_bytes_come_back),
+                                       cmocka_unit_test(test_any_bytes_are_survived),
+                                       cmocka_unit_test(test_stream_of_text),
+                                       cmocka_unit_test(test_stream_of_garbage),
+                                       cmocka_unit_test(test_stream_replaces),
+                                       cmocka_unit_test(test_special_tokens),
+                                       cmocka_unit_test(test_bos),
+                                       cmocka_unit_test(test_long_words),
+                                       cmocka_unit_test(test_out_of_memory)};
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -1,4 +1,5 @@
-/* tokenizer.json files of every kind that llmq reads, made and encoded by Hugging Face's library; then what is wrong in them. */
+/* tokenizer.json files of every kind that llmq reads, made and encoded by Hugging Face's library; then what is wrong in
+ * them. */
 #include "tests/tokenizer/meta_text.h"
 
 #include <jansson.h>
@@ -38,7 +39,8 @@ static void remove_file(const char *name) {
 
 static int unload(void **state) {
     (void)state;
-    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja"};
+    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                                        "special_tokens_map.json", "chat_template.jinja"};
     for (size_t i = 0; i < 5; i++) remove_file(files[i]);
     rmdir(dir);
     json_decref(cases);
@@ -54,14 +56,15 @@ static void write_json(const char *name, const json_t *json) {
 static const json_t *case_named(const char *name) {
     json_t *c;
     size_t i;
-    json_array_foreach(cases, i, c)
-        if (!strcmp(json_string_value(json_object_get(c, "name")), name)) return c;
+    json_array_foreach(cases, i, c) if (!strcmp(json_string_value(json_object_get(c, "name")), name)) return c;
     fail_msg("no case %s", name);
     return NULL;
 }
 
 /* A copy of a case's tokenizer that may be changed. */
-static json_t *tokenizer_of(const char *name) { return json_deep_copy(json_object_get(case_named(name), "tokenizer")); }
+static json_t *tokenizer_of(const char *name) {
+    return json_deep_copy(json_object_get(case_named(name), "tokenizer"));
+}
 
 static void check_row(const char *name, const llmq_tokenizer *tok, const json_t *row) {
     const json_t *text = json_object_get(row, "text"), *expected = json_object_get(row, "ids");
@@ -69,10 +72,13 @@ static void check_row(const char *name, const llmq_tokenizer *tok, const json_t 
     int32_t *ids = NULL;
     size_t n = 0, len = 0;
     char *back = NULL;
-    assert_int_equal(tokenizer_encode(tok, json_string_value(text), json_string_length(text), LLMQ_TOK_BOS | LLMQ_TOK_SPECIAL, &ids, &n, NULL), LLMQ_OK);
+    assert_int_equal(tokenizer_encode(tok, json_string_value(text), json_string_length(text),
+                                      LLMQ_TOK_BOS | LLMQ_TOK_SPECIAL, &ids, &n, NULL),
+                     LLMQ_OK);
     for (size_t i = 0; i < n && i < json_array_size(expected); i++) {
         json_int_t id = json_integer_value(json_array_get(expected, i));
-        if (ids[i] != id) fail_msg("%s: '%s': token %zu is %d, not %d", name, json_string_value(text), i, ids[i], (int)id);
+        if (ids[i] != id)
+            fail_msg("%s: '%s': token %zu is %d, not %d", name, json_string_value(text), i, ids[i], (int)id);
     }
     if (n != json_array_size(expected)) fail_msg("%s: '%s': %zu tokens", name, json_string_value(text), n);
     assert_int_equal(tokenizer_decode(tok, ids, n, 0, &back, &len, NULL), LLMQ_OK);
@@ -91,7 +97,8 @@ static void test_cases(void **state) {
         llmq_tokenizer *tok = NULL;
         llmq_err err = {0};
         write_json("tokenizer.json", json_object_get(c, "tokenizer"));
-        if (tokenizer_read_json(json_path, 0, meta, &err) || tokenizer_create(meta, &tok, &err)) fail_msg("%s: %s", name, err.msg);
+        if (tokenizer_read_json(json_path, 0, meta, &err) || tokenizer_create(meta, &tok, &err))
+            fail_msg("%s: %s", name, err.msg);
         const char *pre = strstr(name, "spm") ? "default" : meta_get_str(meta, "tokenizer.ggml.pre");
         if (!strstr(name, "spm") && strncmp(name, pre, strlen(pre))) fail_msg("%s is taken for %s", name, pre);
         json_array_foreach(json_object_get(c, "rows"), j, row) check_row(name, tok, row);
@@ -143,9 +150,12 @@ static void test_refusals(void **state) {
         {"gpt-2", "pre_tokenizer", NULL, "{\"type\": \"Whitespace\"}", LLMQ_E_UNSUPPORTED, "Whitespace"},
         {"gpt-2", "pre_tokenizer", "add_prefix_space", "true", LLMQ_E_UNSUPPORTED, "add_prefix_space"},
         {"llama-bpe", "pre_tokenizer", "pretokenizers",
-         "[{\"type\": \"Split\", \"pattern\": {\"Regex\": \"my own (pattern)\"}, \"behavior\": \"Isolated\", \"invert\": false}, "
-         "{\"type\": \"ByteLevel\", \"use_regex\": false}]", LLMQ_E_UNSUPPORTED, "my own (pattern)"},
-        {"llama-bpe", "pre_tokenizer", "pretokenizers", "[{\"type\": \"Split\", \"pattern\": {\"String\": \" \"}}]", LLMQ_E_UNSUPPORTED, "Split"},
+         "[{\"type\": \"Split\", \"pattern\": {\"Regex\": \"my own (pattern)\"}, \"behavior\": \"Isolated\", "
+         "\"invert\": false}, "
+         "{\"type\": \"ByteLevel\", \"use_regex\": false}]",
+         LLMQ_E_UNSUPPORTED, "my own (pattern)"},
+        {"llama-bpe", "pre_tokenizer", "pretokenizers", "[{\"type\": \"Split\", \"pattern\": {\"String\": \" \"}}]",
+         LLMQ_E_UNSUPPORTED, "Split"},
         {"spm-prepend", "normalizer", NULL, "null", LLMQ_E_UNSUPPORTED, "normalizer"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -183,7 +193,8 @@ static void test_mutated_json(void **state) {
     (void)state;
     uint32_t x = 1;
     for (int round = 0; round < 300; round++) {
-        char *text = json_dumps(json_object_get(json_array_get(cases, round % json_array_size(cases)), "tokenizer"), JSON_COMPACT);
+        char *text = json_dumps(json_object_get(json_array_get(cases, round % json_array_size(cases)), "tokenizer"),
+                                JSON_COMPACT);
         size_t len = strlen(text), n;
         for (int k = 0; k < 1 + round % 5; k++) {
             x ^= x << 13, x ^= x >> 17, x ^= x << 5;
@@ -220,7 +231,8 @@ static void test_padding_and_rows_beyond(void **state) {
     assert_int_equal(types[n + (size_t)added + 9], TOKEN_UNUSED);
     assert_int_equal(types[n], TOKEN_CONTROL);
     assert_int_equal(types[n + (size_t)added - 1], TOKEN_USER_DEFINED);
-    assert_int_equal(tokenizer_read_json(json_path, (int64_t)n + 1, meta, NULL), LLMQ_OK); /* added tokens without a row are left out */
+    assert_int_equal(tokenizer_read_json(json_path, (int64_t)n + 1, meta, NULL),
+                     LLMQ_OK); /* added tokens without a row are left out */
     assert_int_equal(meta_find(meta, "tokenizer.ggml.tokens")->arr.n, n + 1);
     meta_destroy(meta);
     json_decref(tokenizer);
@@ -228,9 +240,12 @@ static void test_padding_and_rows_beyond(void **state) {
 
 static void test_side_files(void **state) {
     (void)state;
-    static const char config[] = "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"pad_token\": null, \"add_bos_token\": true,"
-        "\"add_eos_token\": false, \"chat_template\": [{\"name\": \"default\", \"template\": \"D\"}, {\"name\": \"tool_use\", \"template\": \"T\"}]}";
-    static const char generation[] = "{\"eos_token_id\": [7, 9, \"x\"]}", map[] = "{\"eos_token\": \"<|end|>\", \"unk_token\": \"<|end|>\"}";
+    static const char config[] =
+        "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"pad_token\": null, \"add_bos_token\": true,"
+        "\"add_eos_token\": false, \"chat_template\": [{\"name\": \"default\", \"template\": \"D\"}, {\"name\": "
+        "\"tool_use\", \"template\": \"T\"}]}";
+    static const char generation[] = "{\"eos_token_id\": [7, 9, \"x\"]}",
+                      map[] = "{\"eos_token\": \"<|end|>\", \"unk_token\": \"<|end|>\"}";
     write_json("tokenizer.json", json_object_get(case_named("qwen2"), "tokenizer"));
     write_file("tokenizer_config.json", config, strlen(config));
     write_file("generation_config.json", generation, strlen(generation));
@@ -241,14 +256,17 @@ static void test_side_files(void **state) {
     assert_int_equal(tokenizer_read_hf(dir, 0, meta, NULL), LLMQ_OK);
     assert_string_equal(meta_get_str(meta, "tokenizer.chat_template"), "D");
     assert_string_equal(meta_get_str(meta, "tokenizer.chat_template.tool_use"), "T");
-    assert_true(meta_get_i64(meta, "tokenizer.ggml.bos_token_id", &bos) && meta_get_i64(meta, "tokenizer.ggml.eos_token_id", &eos));
-    assert_true(meta_get_i64(meta, "tokenizer.ggml.unknown_token_id", &unk) && meta_get_i64(meta, "tokenizer.ggml.eot_token_id", &eot));
+    assert_true(meta_get_i64(meta, "tokenizer.ggml.bos_token_id", &bos) &&
+                meta_get_i64(meta, "tokenizer.ggml.eos_token_id", &eos));
+    assert_true(meta_get_i64(meta, "tokenizer.ggml.unknown_token_id", &unk) &&
+                meta_get_i64(meta, "tokenizer.ggml.eot_token_id", &eot));
     assert_int_equal(eos, bos + 1);
     assert_int_equal(unk, bos + 2);
     assert_int_equal(eot, bos + 2);
     assert_int_equal(tokenizer_create(meta, &tok, NULL), LLMQ_OK);
     assert_true(tokenizer_adds_bos(tok));
-    assert_true(tokenizer_is_end(tok, 7) && tokenizer_is_end(tok, 9) && tokenizer_is_end(tok, (int32_t)eos) && tokenizer_is_end(tok, (int32_t)eot));
+    assert_true(tokenizer_is_end(tok, 7) && tokenizer_is_end(tok, 9) && tokenizer_is_end(tok, (int32_t)eos) &&
+                tokenizer_is_end(tok, (int32_t)eot));
     assert_false(tokenizer_is_end(tok, 8));
     tokenizer_destroy(tok);
     write_file("chat_template.jinja", "file", 4);
@@ -302,9 +320,13 @@ static void test_out_of_memory(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cases), cmocka_unit_test(test_refusals), cmocka_unit_test(test_truncated_json), cmocka_unit_test(test_mutated_json),
-        cmocka_unit_test(test_padding_and_rows_beyond), cmocka_unit_test(test_side_files), cmocka_unit_test(test_broken_side_files),
-        cmocka_unit_test(test_out_of_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases),
+                                       cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_truncated_json),
+                                       cmocka_unit_test(test_mutated_json),
+                                       cmocka_unit_test(test_padding_and_rows_beyond),
+                                       cmocka_unit_test(test_side_files),
+                                       cmocka_unit_test(test_broken_side_files),
+                                       cmocka_unit_test(test_out_of_memory)};
     return cmocka_run_group_tests(tests, load, unload);
 }

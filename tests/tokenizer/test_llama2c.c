@@ -1,4 +1,5 @@
-/* llama2.c's tokenizer.bin: ids as llama2.c's own greedy algorithm gives them, here written down in its plainest form. */
+/* llama2.c's tokenizer.bin: ids as llama2.c's own greedy algorithm gives them, here written down in its plainest form.
+ */
 #include "tests/tokenizer/meta_text.h"
 
 #include <unistd.h>
@@ -71,8 +72,17 @@ static llmq_tokenizer *open_tok512(llmq_meta *meta) {
 
 static void test_same_ids(void **state) {
     (void)state;
-    static const char *const texts[] = {"Once upon a time", "", " ", "a", "  two spaces", "One day, Lily met a Shoggoth.\nHe said: \"Hi!\"", "caf\xc3\xa9 \xe2\x82\xac 5",
-        "\xf0\x9f\x99\x82\t\t!", "the the the thethethe", "zzzzzzzzzzzz qqqq", "There was a little girl named Lily. She loved to play outside in the park."};
+    static const char *const texts[] = {"Once upon a time",
+                                        "",
+                                        " ",
+                                        "a",
+                                        "  two spaces",
+                                        "One day, Lily met a Shoggoth.\nHe said: \"Hi!\"",
+                                        "caf\xc3\xa9 \xe2\x82\xac 5",
+                                        "\xf0\x9f\x99\x82\t\t!",
+                                        "the the the thethethe",
+                                        "zzzzzzzzzzzz qqqq",
+                                        "There was a little girl named Lily. She loved to play outside in the park."};
     static const int32_t once[] = {403, 407, 261, 378};
     plain_vocab v;
     int32_t expected[512], *ids;
@@ -119,8 +129,8 @@ static void test_settings(void **state) {
     meta_destroy(meta);
 }
 
-/* Every file that ends early is refused when the number of tokens is known; without it only cuts inside a token show. The
- * file is the first 60 tokens. */
+/* Every file that ends early is refused when the number of tokens is known; without it only cuts inside a token show.
+ * The file is the first 60 tokens. */
 static void test_truncated(void **state) {
     (void)state;
     char path[600];
@@ -164,7 +174,7 @@ static void test_wrong_model(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_ids), cmocka_unit_test(test_settings), cmocka_unit_test(test_truncated),
-                                       cmocka_unit_test(test_wrong_model)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_ids), cmocka_unit_test(test_settings),
+                                       cmocka_unit_test(test_truncated), cmocka_unit_test(test_wrong_model)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,7 +17,17 @@ static llmq_meta *small_bpe(void) {
 
 /* Pieces of SentencePiece; 'x' and 'z' are no tokens, but parts of one. */
 static llmq_meta *small_spm(void) {
-    static const llmq_str tokens[] = {{"<unk>", 5}, {"<s>", 3}, {"</s>", 4}, {"\xe2\x96\x81", 3}, {"a", 1}, {"xz", 2}, {"\xe2\x96\x81" "a", 4}, {"aa", 2}, {"axz", 3}};
+    static const llmq_str tokens[] = {{"<unk>", 5},
+                                      {"<s>", 3},
+                                      {"</s>", 4},
+                                      {"\xe2\x96\x81", 3},
+                                      {"a", 1},
+                                      {"xz", 2},
+                                      {"\xe2\x96\x81"
+                                       "a",
+                                       4},
+                                      {"aa", 2},
+                                      {"axz", 3}};
     static const int32_t types[] = {2, 3, 3, 1, 1, 1, 1, 1, 1};
     static const float scores[] = {0, 0, 0, -9, -9, -3, -2, -1, -4};
     llmq_meta *meta = meta_create();
@@ -45,7 +55,7 @@ static void check_encode(llmq_meta *meta, const char *text, int flags, const int
 static void test_small_bpe(void **state) {
     (void)state;
     check_encode(small_bpe(), "abcab", 0, (int32_t[]){4, 3}, 2);
-    check_encode(small_bpe(), "acb?c", 0, (int32_t[]){0, 2, 1, 2}, 4); /* '?' is no token */
+    check_encode(small_bpe(), "acb?c", 0, (int32_t[]){0, 2, 1, 2}, 4);   /* '?' is no token */
     check_encode(small_bpe(), "a<e>b<eot>", 0, (int32_t[]){0, 1, 6}, 3); /* "<e>" has no bytes in this vocabulary */
     check_encode(small_bpe(), "a<e>b<eot>", LLMQ_TOK_SPECIAL, (int32_t[]){0, 5, 1, 6}, 4);
 }
@@ -56,8 +66,11 @@ static void test_small_spm(void **state) {
     check_encode(small_spm(), "aa", 0, (int32_t[]){3, 7}, 2);
     check_encode(small_spm(), "aaa", 0, (int32_t[]){3, 7, 4}, 3); /* of equal pairs the leftmost: not a, aa */
     check_encode(small_spm(), "xz", 0, (int32_t[]){3, 5}, 2);     /* merged from two characters that are no tokens */
-    check_encode(small_spm(), "z", 0, (int32_t[]){3, 0}, 2);      /* which alone are unknown: there are no byte tokens */
-    check_encode(small_spm(), "\xc3\xa9" "a", 0, (int32_t[]){3, 0, 4}, 3);
+    check_encode(small_spm(), "z", 0, (int32_t[]){3, 0}, 2); /* which alone are unknown: there are no byte tokens */
+    check_encode(small_spm(),
+                 "\xc3\xa9"
+                 "a",
+                 0, (int32_t[]){3, 0, 4}, 3);
     check_encode(small_spm(), "<s>a", LLMQ_TOK_SPECIAL, (int32_t[]){1, 6}, 2);
     llmq_meta *meta = small_spm();
     meta_set_bool(meta, "tokenizer.ggml.add_space_prefix", false, NULL);
@@ -83,7 +96,8 @@ static void test_refused(void **state) {
         meta_set_str(meta, "tokenizer.ggml.model", models[i], NULL);
         check_refused(meta, LLMQ_E_UNSUPPORTED, "tokenizer.ggml.model");
     }
-    static const char *const needed[][2] = {{"tokenizer.ggml.model", "absent"}, {"tokenizer.ggml.tokens", "tokenizer.ggml.tokens"},
+    static const char *const needed[][2] = {{"tokenizer.ggml.model", "absent"},
+                                            {"tokenizer.ggml.tokens", "tokenizer.ggml.tokens"},
                                             {"tokenizer.ggml.merges", "tokenizer.ggml.merges"}};
     for (size_t i = 0; i < 3; i++) {
         llmq_meta *meta = small_bpe();
@@ -102,7 +116,8 @@ static void test_refused(void **state) {
     meta = small_spm();
     meta_set_array(meta, "tokenizer.ggml.scores", META_F32, (float[]){1}, 1, NULL);
     check_refused(meta, LLMQ_E_FORMAT, "scores");
-    static const char *const ids[] = {"bos_token_id", "eos_token_id", "unknown_token_id", "eot_token_id", "eom_token_id"};
+    static const char *const ids[] = {"bos_token_id", "eos_token_id", "unknown_token_id", "eot_token_id",
+                                      "eom_token_id"};
     for (size_t i = 0; i < 5; i++) {
         char key[128];
         meta = small_bpe();
@@ -138,9 +153,11 @@ static void test_pre_tokenizer_names(void **state) {
     static const struct {
         const char *pre;
         size_t n; /* tokens of "1234" where "1234", "123", "4" are tokens besides digits */
-    } rows[] = {{"gpt-2", 1}, {"phi-2", 1}, {"olmo", 1}, {"llama-bpe", 2}, {"llama3", 2}, {"dbrx", 2}, {"glm4", 2}, {"gpt-4o", 2}, {"deepseek-v3", 2},
-                {"qwen2", 4}, {"qwen35", 4}, {"stablelm2", 4}, {"smollm", 4}, {"starcoder", 4}, {"command-r", 4}, {"tekken", 4}, {"default", 2}};
-    static const llmq_str tokens[] = {{"1", 1}, {"2", 1}, {"3", 1}, {"4", 1}, {"12", 2}, {"123", 3}, {"1234", 4}}, merges[] = {{"1 2", 3}, {"12 3", 4}, {"123 4", 5}};
+    } rows[] = {{"gpt-2", 1},  {"phi-2", 1},     {"olmo", 1},        {"llama-bpe", 2}, {"llama3", 2}, {"dbrx", 2},
+                {"glm4", 2},   {"gpt-4o", 2},    {"deepseek-v3", 2}, {"qwen2", 4},     {"qwen35", 4}, {"stablelm2", 4},
+                {"smollm", 4}, {"starcoder", 4}, {"command-r", 4},   {"tekken", 4},    {"default", 2}};
+    static const llmq_str tokens[] = {{"1", 1}, {"2", 1}, {"3", 1}, {"4", 1}, {"12", 2}, {"123", 3}, {"1234", 4}},
+                          merges[] = {{"1 2", 3}, {"12 3", 4}, {"123 4", 5}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         llmq_meta *meta = meta_create();
         llmq_tokenizer *tok = NULL;
@@ -177,7 +194,11 @@ static void test_out_of_memory(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_small_bpe), cmocka_unit_test(test_small_spm), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_tolerated), cmocka_unit_test(test_pre_tokenizer_names), cmocka_unit_test(test_out_of_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_small_bpe),
+                                       cmocka_unit_test(test_small_spm),
+                                       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_tolerated),
+                                       cmocka_unit_test(test_pre_tokenizer_names),
+                                       cmocka_unit_test(test_out_of_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,7 +9,8 @@ static void check_line(const llmq_tokenizer *tok, const char *text, size_t len, 
     size_t n = 0, i = 0;
     assert_int_equal(tokenizer_encode(tok, text, len, 0, &ids, &n, NULL), LLMQ_OK);
     for (char *p = strtok(line, " "); p; p = strtok(NULL, " "), i++)
-        if (i >= n || ids[i] != atoi(p)) fail_msg("'%.*s': token %zu is %d, not %s", (int)len, text, i, i < n ? ids[i] : -1, p);
+        if (i >= n || ids[i] != atoi(p))
+            fail_msg("'%.*s': token %zu is %d, not %s", (int)len, text, i, i < n ? ids[i] : -1, p);
     if (i != n) fail_msg("'%.*s': %zu tokens, not %zu", (int)len, text, n, i);
     mem_free(ids);
 }
@@ -49,6 +50,7 @@ static void test_qwen2(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama_bpe), cmocka_unit_test(test_llama_spm), cmocka_unit_test(test_qwen2)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama_bpe), cmocka_unit_test(test_llama_spm),
+                                       cmocka_unit_test(test_qwen2)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
