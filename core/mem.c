@@ -48,14 +48,17 @@ char *mem_strdup(const char *s) {
     return copy;
 }
 
-void *mem_alloc_big(size_t bytes) {
+static void *map_anonymous(size_t bytes, int advice) {
     if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
     size_t huge = (size_t)2 << 20, size = size_align(bytes, 4096);
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
-    if (size >= huge) madvise(p, size, MADV_HUGEPAGE);
+    if (size >= huge) madvise(p, size, advice);
     return p;
 }
+
+void *mem_alloc_big(size_t bytes) { return map_anonymous(bytes, MADV_HUGEPAGE); }
+void *mem_alloc_lazy(size_t bytes) { return map_anonymous(bytes, MADV_NOHUGEPAGE); }
 
 void mem_free_big(void *p, size_t bytes) {
     if (p) munmap(p, size_align(bytes, 4096));

@@ -24,6 +24,8 @@ void mem_free(void *p); /* NULL allowed */
 char *mem_strdup(const char *s);
 /* Large blocks for weights: huge pages where the system gives them. Freed by mem_free_big with the same size. */
 void *mem_alloc_big(size_t bytes);
+/* Zeros of which only small pages that are touched take memory: for what may stay mostly unused. Freed by mem_free_big. */
+void *mem_alloc_lazy(size_t bytes);
 void mem_free_big(void *p, size_t bytes);
 
 /* The usual error for a failed allocation. */

@@ -251,7 +251,7 @@ static llmq_status create_kv(llmq_forward *f, llmq_kv_type kv_type, llmq_err *er
     size_t one = size_align(f->model->ops->kv_bytes((int)kv_type, f->n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
     if (!size_mul(one, 2 * (size_t)hp->n_layer, &f->kv_bytes)) f->kv_bytes = SIZE_MAX;
     f->kv = mem_zalloc((size_t)hp->n_layer, sizeof *f->kv);
-    f->kv_block = mem_alloc_big(f->kv_bytes);
+    f->kv_block = mem_alloc_lazy(f->kv_bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
     if (!f->kv || !f->kv_block) return mem_error(err, f->kv_bytes, "the KV cache");
     for (int64_t l = 0; l < hp->n_layer; l++) {
         uint8_t *k = (uint8_t *)f->kv_block + 2 * one * (size_t)l;
@@ -264,7 +264,7 @@ static llmq_status create_kv(llmq_forward *f, llmq_kv_type kv_type, llmq_err *er
 static llmq_status create_buffers(llmq_forward *f, llmq_kv_type kv_type, llmq_err *err) {
     LLMQ_TRY(create_kv(f, kv_type, err));
     size_t rope_bytes = (size_t)f->n_ctx * (size_t)f->model->hp.n_rot * sizeof *f->rope;
-    f->rope = mem_alloc_big(rope_bytes);
+    f->rope = mem_alloc_lazy(rope_bytes);
     if (!f->rope) return mem_error(err, rope_bytes, "the RoPE table");
     f->rope_bytes = rope_bytes;
     f->lanes = mem_zalloc((size_t)team_size(f->team), sizeof *f->lanes);
