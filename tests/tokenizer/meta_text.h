@@ -3,11 +3,13 @@
 #define LLMQ_TESTS_TOKENIZER_META_TEXT_H
 
 #define _POSIX_C_SOURCE 200809L
-#include <cmocka.h>
+/* clang-format off: cmocka.h needs the first four before it */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <cmocka.h>
+/* clang-format on */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
