@@ -264,6 +264,8 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w) {
     if (role >= ROLE_Q && role <= ROLE_O) w->bias = run->vec[ROLE_Q_BIAS + (role - ROLE_Q)];
 }
 
+const float *calib_run_hidden(const llmq_calib_run *run) { return run->x; }
+
 int64_t calib_run_dropped(const llmq_calib_run *run) {
     int64_t n = 0;
     for (int64_t t = 0; t < run->n_tok; t++) n += run->bad[t];

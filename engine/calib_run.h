@@ -23,6 +23,8 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower triangle;
  * NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
+/* (tokens, n_embd) the residual stream as it is now; borrowed. */
+const float *calib_run_hidden(const llmq_calib_run *run);
 /* Tokens that were left out somewhere. */
 int64_t calib_run_dropped(const llmq_calib_run *run);
 
