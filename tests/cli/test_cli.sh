@@ -278,6 +278,10 @@ else
     skip "full disk: a tmpfs cannot be mounted here"
 fi
 
+section "a terminal"
+checks=$((checks + 1))
+python3 "$(dirname "$0")/terminal.py" "$llmq" "$gguf" "$work/text" || faults=$((faults + 1))
+
 section "interrupts"
 # Ctrl-C while a long job runs: status 130, no output file left.
 interrupted() { # interrupted WHAT ARGS...; stdin from $input
