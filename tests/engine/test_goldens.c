@@ -12,6 +12,7 @@
 #include <jansson.h>
 
 #include "engine/session.h"
+#include "llmq_quant.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama-bias", "llama3", "linear", "yarn", "yarn-factor", "mistral", "qwen2", "qwen3"};
 static const char *const isas[] = {"c", "avx2", "avx512"};
@@ -172,6 +173,31 @@ static void test_rounded_caches(void **state) {
     }
 }
 
+/* A GGUF made from the folder gives the same logits: row order, RoPE settings, biases, window and tied head all survive. */
+static void test_after_conversion(void **state) {
+    (void)state;
+    const char out[] = LLMQ_TEST_TMP "/engine_golden.gguf";
+    for (int i = 0; i < N_NAMES; i++) {
+        char path[512];
+        golden g;
+        llmq_err err = {0};
+        llmq_convert_params params;
+        llmq_convert_result result;
+        llmq_model *model = NULL;
+        read_golden(names[i], &g);
+        snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, names[i]);
+        llmq_convert_params_default(&params);
+        params.force = true;
+        if (llmq_convert(path, out, &params, &result, &err) != LLMQ_OK) fail_msg("%s: %s", names[i], err.msg);
+        if (llmq_model_open(out, NULL, &model, &err) != LLMQ_OK) fail_msg("%s: %s", names[i], err.msg);
+        llmq_session *s = open_session(model, (llmq_session_params){.kv_type = LLMQ_KV_F32});
+        assert_int_equal(llmq_session_sync(s, g.tokens, g.n_tokens, NULL), LLMQ_OK);
+        check_logits(&g, names[i], "as GGUF", s, 1e-4);
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+    }
+}
+
 /* Every position's logits are bitwise the same on any number of threads. */
 static void test_threads_do_not_matter(void **state) {
     (void)state;
@@ -193,6 +219,7 @@ static void test_threads_do_not_matter(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_transformers),
+        cmocka_unit_test(test_after_conversion),
         cmocka_unit_test(test_rounded_caches),
         cmocka_unit_test(test_threads_do_not_matter),
     };
