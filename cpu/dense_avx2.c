@@ -21,7 +21,9 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
-INLINE int64_t elem_bytes(int kind) { return kind == FLOAT32 ? 4 : 2; }
+INLINE int64_t elem_bytes(int kind) {
+    return kind == FLOAT32 ? 4 : 2;
+}
 
 INLINE __m256 load_w(int kind, const char *p) {
     if (kind == FLOAT32) return _mm256_loadu_ps((const float *)p);
@@ -45,7 +47,8 @@ INLINE float sum8(__m256 v) {
 
 /* ---- few tokens: row dot products */
 
-INLINE void dot_tile(int kind, int nr, int nt, const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy) {
+INLINE void dot_tile(int kind, int nr, int nt, const char *row, int64_t row_bytes, const float *x, int64_t cols,
+                     const float *bias, float *y, int64_t ldy) {
     __m256 f[4][2], v[2];
     int64_t k = 0;
     UNROLL for (int i = 0; i < nr; i++) {
@@ -70,18 +73,21 @@ INLINE void dot_tile(int kind, int nr, int nt, const char *row, int64_t row_byte
     }
 }
 
-typedef void dot_fn(const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy);
+typedef void dot_fn(const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y,
+                    int64_t ldy);
 
 #define DOT_EACH(Y, kind) Y(kind, 1, 1) Y(kind, 1, 2) Y(kind, 4, 1) Y(kind, 4, 2)
-#define DOT_DEFINE(kind, nr, nt)                                                                                                                          \
-    static void dot_##kind##_##nr##_##nt(const char *row, int64_t row_bytes, const float *x, int64_t cols, const float *bias, float *y, int64_t ldy) { \
-        dot_tile(kind, nr, nt, row, row_bytes, x, cols, bias, y, ldy);                                                                                    \
+#define DOT_DEFINE(kind, nr, nt)                                                                                       \
+    static void dot_##kind##_##nr##_##nt(const char *row, int64_t row_bytes, const float *x, int64_t cols,             \
+                                         const float *bias, float *y, int64_t ldy) {                                   \
+        dot_tile(kind, nr, nt, row, row_bytes, x, cols, bias, y, ldy);                                                 \
     }
 #define DOT_NAME(kind, nr, nt) [nr == 4][nt - 1] = dot_##kind##_##nr##_##nt,
 DOT_EACH(DOT_DEFINE, FLOAT32)
 DOT_EACH(DOT_DEFINE, FLOAT16)
 DOT_EACH(DOT_DEFINE, BFLOAT16)
-static dot_fn *const dot_fns[3][2][2] = {{DOT_EACH(DOT_NAME, FLOAT32)}, {DOT_EACH(DOT_NAME, FLOAT16)}, {DOT_EACH(DOT_NAME, BFLOAT16)}};
+static dot_fn *const dot_fns[3][2][2] = {
+    {DOT_EACH(DOT_NAME, FLOAT32)}, {DOT_EACH(DOT_NAME, FLOAT16)}, {DOT_EACH(DOT_NAME, BFLOAT16)}};
 
 static void few(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t row_bytes = w->cols * elem_bytes(kind), begin, end;
@@ -90,8 +96,8 @@ static void few(const llmq_worker *worker, const llmq_weight *w, int kind, const
         int nr = end - r >= 4 ? 4 : 1;
         for (int64_t t = 0; t < a->n_tok; t += 2) {
             int nt = a->n_tok - t < 2 ? 1 : 2;
-            dot_fns[kind][nr == 4][nt - 1]((const char *)w->native.data + r * row_bytes, row_bytes, a->x + t * w->cols, w->cols,
-                                           w->bias ? w->bias + r : NULL, y + t * ldy + r, ldy);
+            dot_fns[kind][nr == 4][nt - 1]((const char *)w->native.data + r * row_bytes, row_bytes, a->x + t * w->cols,
+                                           w->cols, w->bias ? w->bias + r : NULL, y + t * ldy + r, ldy);
         }
         r += nr;
     }
@@ -128,7 +134,8 @@ INLINE void fill_panel_kind(int kind, const llmq_weight *w, int64_t r, int64_t k
             const char *p = (const char *)w->native.data + (r + 8 * half) * row_bytes + (k0 + k) * elem_bytes(kind);
             UNROLL for (int i = 0; i < 8; i++) {
                 bool inside = r + 8 * half + i < w->rows;
-                v[i] = inside && n - k >= 8 ? load_w(kind, p + i * row_bytes) : load_w_part(kind, p + i * row_bytes, inside ? n - k : 0);
+                v[i] = inside && n - k >= 8 ? load_w(kind, p + i * row_bytes)
+                                            : load_w_part(kind, p + i * row_bytes, inside ? n - k : 0);
             }
             transpose8(v);
             UNROLL for (int i = 0; i < 8; i++) _mm256_store_ps(panel + (k + i) * 16 + 8 * half, v[i]);
@@ -137,9 +144,12 @@ INLINE void fill_panel_kind(int kind, const llmq_weight *w, int64_t r, int64_t k
 }
 
 static void fill_panel(int kind, const llmq_weight *w, int64_t r, int64_t k0, int64_t n, float *panel) {
-    if (kind == FLOAT32) fill_panel_kind(FLOAT32, w, r, k0, n, panel);
-    else if (kind == FLOAT16) fill_panel_kind(FLOAT16, w, r, k0, n, panel);
-    else fill_panel_kind(BFLOAT16, w, r, k0, n, panel);
+    if (kind == FLOAT32)
+        fill_panel_kind(FLOAT32, w, r, k0, n, panel);
+    else if (kind == FLOAT16)
+        fill_panel_kind(FLOAT16, w, r, k0, n, panel);
+    else
+        fill_panel_kind(BFLOAT16, w, r, k0, n, panel);
 }
 
 /* f (nt, 16) += panel (n, 16) x (nt, n) with stride ldx. */
@@ -166,9 +176,9 @@ INLINE void gemm_f32(int nt, const float *panel, const float *x, int64_t ldx, in
 typedef void gemm_fn(const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]);
 
 #define WIDTHS(Y) Y(1) Y(2) Y(3) Y(4) Y(5) Y(6)
-#define GEMM_DEFINE(nt)                                                                                              \
-    static void gemm_f32_##nt(const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]) {       \
-        gemm_f32(nt, panel, x, ldx, n, f);                                                                           \
+#define GEMM_DEFINE(nt)                                                                                                \
+    static void gemm_f32_##nt(const float *panel, const float *x, int64_t ldx, int64_t n, float f[TILE][16]) {         \
+        gemm_f32(nt, panel, x, ldx, n, f);                                                                             \
     }
 #define GEMM_NAME(nt) gemm_f32_##nt,
 WIDTHS(GEMM_DEFINE)
@@ -187,7 +197,8 @@ static void many(const llmq_worker *worker, const llmq_weight *w, int kind, cons
                 _Alignas(32) float f[TILE][16] = {{0}};
                 int nt = a->n_tok - t0 < TILE ? (int)(a->n_tok - t0) : TILE;
                 float *out = y + t0 * ldy + r;
-                for (int t = 0; t < nt && (k > 0 || w->bias); t++) memcpy(f[t], k > 0 ? out + t * ldy : w->bias + r, row_floats);
+                for (int t = 0; t < nt && (k > 0 || w->bias); t++)
+                    memcpy(f[t], k > 0 ? out + t * ldy : w->bias + r, row_floats);
                 gemm_fns[nt - 1](panel, a->x + t0 * w->cols + k, w->cols, n, f);
                 for (int t = 0; t < nt; t++) memcpy(out + t * ldy, f[t], row_floats);
             }
@@ -197,6 +208,8 @@ static void many(const llmq_worker *worker, const llmq_weight *w, int kind, cons
 
 void dense_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;
-    if (a->n_tok <= FEW) few(worker, w, kind, a, y, ldy);
-    else many(worker, w, kind, a, y, ldy);
+    if (a->n_tok <= FEW)
+        few(worker, w, kind, a, y, ldy);
+    else
+        many(worker, w, kind, a, y, ldy);
 }

@@ -25,8 +25,12 @@
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
-INLINE int64_t elem_bytes(int kind) { return kind == FLOAT32 ? 4 : 2; }
-INLINE __mmask16 mask_of(int64_t left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1); }
+INLINE int64_t elem_bytes(int kind) {
+    return kind == FLOAT32 ? 4 : 2;
+}
+INLINE __mmask16 mask_of(int64_t left) {
+    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+}
 
 INLINE __m512 load_w(int kind, const char *p) {
     if (kind == FLOAT32) return _mm512_loadu_ps(p);
@@ -48,7 +52,8 @@ INLINE __m512 load_w_mask(int kind, const char *p, __mmask16 m) {
 INLINE __m128 sum_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
     __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); /* a b a b in each quarter */
     __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd)), hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd)),
+            hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
     __m512 s = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
     return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
@@ -105,8 +110,10 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
 typedef void dot_fn(const dot_args *d);
 
 #define DOT_ROWS(Y, kind, nr) Y(kind, nr, 1) Y(kind, nr, 2) Y(kind, nr, 3) Y(kind, nr, 4) Y(kind, nr, 5) Y(kind, nr, 6)
-#define DOT_DEFINE(kind, nr, nt) \
-    static void dot_##kind##_##nr##_##nt(const dot_args *d) { dot_tile(kind, nr, nt, d); }
+#define DOT_DEFINE(kind, nr, nt)                                                                                       \
+    static void dot_##kind##_##nr##_##nt(const dot_args *d) {                                                          \
+        dot_tile(kind, nr, nt, d);                                                                                     \
+    }
 #define DOT_NAME(kind, nr, nt) dot_##kind##_##nr##_##nt,
 #define DOT_KIND(kind) DOT_ROWS(DOT_DEFINE, kind, 1) DOT_ROWS(DOT_DEFINE, kind, 4)
 #define DOT_TABLE(kind) {{DOT_ROWS(DOT_NAME, kind, 1)}, {DOT_ROWS(DOT_NAME, kind, 4)}},
@@ -121,7 +128,8 @@ static int64_t tokens_at_once(int64_t words, int64_t tile) {
     return n > tile ? n : tile;
 }
 
-static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y, int64_t ldy) {
+static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y,
+                        int64_t ldy) {
     int64_t step = tokens_at_once(w->cols, DOT_TOKENS), begin, end;
     /* Columns: with many tokens so many that 4 rows stay in the L1 cache. */
     int64_t k_step = a->n_tok > DOT_TOKENS ? W_BYTES / 4 / elem_bytes(kind) : w->cols;
@@ -130,7 +138,10 @@ static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kin
         int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;
         for (int64_t r = begin, nr; r < end; r += nr) {
             nr = end - r >= 4 ? 4 : 1;
-            dot_args d = {.row_bytes = w->cols * elem_bytes(kind), .ldx = w->cols, .bias = w->bias ? w->bias + r : NULL, .ldy = ldy};
+            dot_args d = {.row_bytes = w->cols * elem_bytes(kind),
+                          .ldx = w->cols,
+                          .bias = w->bias ? w->bias + r : NULL,
+                          .ldy = ldy};
             for (int64_t k = 0; k < w->cols; k += k_step) {
                 d.row = (const char *)w->native.data + r * d.row_bytes + k * elem_bytes(kind);
                 d.cols = w->cols - k < k_step ? w->cols - k : k_step;
@@ -155,7 +166,8 @@ typedef struct tile_out {
 } tile_out;
 
 /* w0, w1 (n pairs, 16 rows) pairs of bf16; x (nt, n pairs) with stride ldx pairs. */
-INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n, const tile_out *o) {
+INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
+                      const tile_out *o) {
     __m512 f[TILE][2];
     UNROLL for (int i = 0; i < 2; i++) {
         __m512 start = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
@@ -175,12 +187,14 @@ INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint
     }
 }
 
-typedef void gemm_bf16_fn(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n, const tile_out *o);
+typedef void gemm_bf16_fn(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
+                          const tile_out *o);
 
 #define WIDTHS(Y) Y(1) Y(2) Y(3) Y(4) Y(5) Y(6) Y(7) Y(8)
-#define BF16_DEFINE(nt)                                                                                                                       \
-    static void gemm_bf16_##nt(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n, const tile_out *o) {       \
-        gemm_bf16(nt, w0, w1, x, ldx, n, o);                                                                                                  \
+#define BF16_DEFINE(nt)                                                                                                \
+    static void gemm_bf16_##nt(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,      \
+                               const tile_out *o) {                                                                    \
+        gemm_bf16(nt, w0, w1, x, ldx, n, o);                                                                           \
     }
 #define BF16_NAME(nt) gemm_bf16_##nt,
 WIDTHS(BF16_DEFINE)
@@ -195,11 +209,13 @@ static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const l
         int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
             const uint32_t *w0 = (const uint32_t *)w->packed + r / 16 * tile_words;
-            const uint32_t *w1 = w->rows - r > 16 ? w0 + tile_words : w0; /* a missing half repeats the first and is not stored */
+            const uint32_t *w1 =
+                w->rows - r > 16 ? w0 + tile_words : w0; /* a missing half repeats the first and is not stored */
             tile_out o = {NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL};
             for (int64_t t = t0; t < stop; t += TILE) {
                 o.y = y + t * ldy + r;
-                gemm_bf16_fns[(stop - t < TILE ? stop - t : TILE) - 1](w0, w1, (const uint32_t *)a->bf16 + t * stride / 2, stride / 2, pairs, &o);
+                gemm_bf16_fns[(stop - t < TILE ? stop - t : TILE) - 1](
+                    w0, w1, (const uint32_t *)a->bf16 + t * stride / 2, stride / 2, pairs, &o);
             }
         }
     }
@@ -208,14 +224,18 @@ static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const l
 INLINE void to_bf16(int kind, const char *src, uint16_t *dst, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 m = mask_of(n - i);
-        _mm256_mask_storeu_epi16(dst + i, m, (__m256i)_mm512_cvtneps_pbh(load_w_mask(kind, src + i * elem_bytes(kind), m)));
+        _mm256_mask_storeu_epi16(dst + i, m,
+                                 (__m256i)_mm512_cvtneps_pbh(load_w_mask(kind, src + i * elem_bytes(kind), m)));
     }
 }
 
 void dense_to_bf16_avx512(llmq_type type, const void *src, uint16_t *dst, int64_t n) {
-    if (type == LLMQ_TYPE_F32) to_bf16(FLOAT32, src, dst, n);
-    else if (type == LLMQ_TYPE_F16) to_bf16(FLOAT16, src, dst, n);
-    else memcpy(dst, src, (size_t)n * 2);
+    if (type == LLMQ_TYPE_F32)
+        to_bf16(FLOAT32, src, dst, n);
+    else if (type == LLMQ_TYPE_F16)
+        to_bf16(FLOAT16, src, dst, n);
+    else
+        memcpy(dst, src, (size_t)n * 2);
 }
 
 void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a) {

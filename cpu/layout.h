@@ -29,7 +29,7 @@ typedef struct act_group {
     int32_t start_lo; /* as start, of the first 16 */
 } act_group;
 
-#define ACT_FEW 16 /* up to so many tokens form one block */
+#define ACT_FEW 16  /* up to so many tokens form one block */
 #define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
 
 typedef struct act_block {
@@ -38,21 +38,30 @@ typedef struct act_block {
     int n;
 } act_block;
 
-static inline int64_t act_groups(int64_t cols) { return (cols + 31) / 32; }
-static inline int64_t act_block_len(int64_t n_tok) { return n_tok <= ACT_FEW ? n_tok : ACT_BLOCK; }
-static inline size_t act_group_offset(int64_t n_tok, int64_t cols) { return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64; }
+static inline int64_t act_groups(int64_t cols) {
+    return (cols + 31) / 32;
+}
+static inline int64_t act_block_len(int64_t n_tok) {
+    return n_tok <= ACT_FEW ? n_tok : ACT_BLOCK;
+}
+static inline size_t act_group_offset(int64_t n_tok, int64_t cols) {
+    return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64;
+}
 
 /* The block that starts at token first (a multiple of act_block_len). */
 static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
     int64_t len = act_block_len(a->n_tok), groups = act_groups(a->cols), left = a->n_tok - first;
     const char *base = a->q8;
     return (act_block){(const int8_t *)base + first * groups * 32,
-                       (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups, (int)(left < len ? left : len)};
+                       (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups,
+                       (int)(left < len ? left : len)};
 }
 
-/* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a register
- * tile would otherwise compete for the same few sets of the L1 cache. */
-static inline int64_t act_bf16_stride(int64_t cols) { return ((cols + 31) / 32 | 1) * 32; }
+/* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a
+ * register tile would otherwise compete for the same few sets of the L1 cache. */
+static inline int64_t act_bf16_stride(int64_t cols) {
+    return ((cols + 31) / 32 | 1) * 32;
+}
 
 void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a); /* plain C */
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols);
@@ -60,18 +69,18 @@ size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols);
 /* ---- weights */
 
 /*        type    bits group two_level mins codebook zero */
-#define CPU_LAYOUTS(X)             \
-    X(Q4_0, 4, 32, 0, 0, 0, 8)     \
-    X(Q4_1, 4, 32, 0, 1, 0, 0)     \
-    X(Q5_0, 5, 32, 0, 0, 0, 16)    \
-    X(Q5_1, 5, 32, 0, 1, 0, 0)     \
-    X(Q8_0, 8, 32, 0, 0, 0, 128)   \
-    X(Q2_K, 2, 16, 1, 1, 0, 0)     \
-    X(Q3_K, 3, 16, 1, 0, 0, 4)     \
-    X(Q4_K, 4, 32, 1, 1, 0, 0)     \
-    X(Q5_K, 5, 32, 1, 1, 0, 0)     \
-    X(Q6_K, 6, 16, 1, 0, 0, 32)    \
-    X(IQ4_NL, 4, 32, 0, 0, 1, 128) \
+#define CPU_LAYOUTS(X)                                                                                                 \
+    X(Q4_0, 4, 32, 0, 0, 0, 8)                                                                                         \
+    X(Q4_1, 4, 32, 0, 1, 0, 0)                                                                                         \
+    X(Q5_0, 5, 32, 0, 0, 0, 16)                                                                                        \
+    X(Q5_1, 5, 32, 0, 1, 0, 0)                                                                                         \
+    X(Q8_0, 8, 32, 0, 0, 0, 128)                                                                                       \
+    X(Q2_K, 2, 16, 1, 1, 0, 0)                                                                                         \
+    X(Q3_K, 3, 16, 1, 0, 0, 4)                                                                                         \
+    X(Q4_K, 4, 32, 1, 1, 0, 0)                                                                                         \
+    X(Q5_K, 5, 32, 1, 1, 0, 0)                                                                                         \
+    X(Q6_K, 6, 16, 1, 0, 0, 32)                                                                                        \
+    X(IQ4_NL, 4, 32, 0, 0, 1, 128)                                                                                     \
     X(IQ4_XS, 4, 32, 1, 0, 1, 128)
 
 enum {
@@ -79,7 +88,7 @@ enum {
 #define X(type, bits, group, two_level, mins, codebook, zero) LAYOUT_##type,
     CPU_LAYOUTS(X)
 #undef X
-    LAYOUT_BF16 /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
+        LAYOUT_BF16 /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
 };
 
 typedef struct cpu_layout {
@@ -91,7 +100,9 @@ typedef struct cpu_layout {
 
 const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and LAYOUT_BF16 */
 
-static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) { return cols / 32 * l->bits * 64; }
+static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
+    return cols / 32 * l->bits * 64;
+}
 static inline int64_t layout_scale_step(const cpu_layout *l) {
     return (1 + l->mins) * (32 + (l->two_level ? 256 / l->group * 16 : 0));
 }
@@ -103,14 +114,17 @@ static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64
     int64_t unit = l->two_level ? 256 : 32, parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
     return (n + unit - 1) / unit * unit;
 }
-static inline int64_t layout_bf16_tile_bytes(int64_t cols) { return (cols + 31) / 32 * 1024; }
+static inline int64_t layout_bf16_tile_bytes(int64_t cols) {
+    return (cols + 31) / 32 * 1024;
+}
 
 /* n elements of a float type (src at any address) rounded to bf16. */
 typedef void cpu_to_bf16_fn(llmq_type type, const void *src, uint16_t *dst, int64_t n);
 
 /* weight_prepare and weight_release of the SIMD backends: quantized types are repacked, float types stay native or, if
  * to_bf16 is given, are rounded to LAYOUT_BF16. */
-llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team, llmq_err *err);
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team,
+                            llmq_err *err);
 void cpu_weight_release(llmq_weight *w);
 /* Checks t and fills the fields of w that every layout has. */
 llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err);

@@ -1,8 +1,9 @@
 /* AVX2 kernels for the interleaved quantized layouts (layout.h): the AVX-512 kernels' twin for CPUs without VNNI.
  *
- * vpmaddubsw multiplies unsigned codes with signed activations and adds pairs in saturating 16 bits. Codes of b bits give
- * at most (2^b - 1) * 127 * 2 for a pair, so up to 8 words (b <= 4), 4 (b = 5) or 2 (b = 6) add up exactly in 16 bits before
- * they are widened. Signed operands (Q8_0, codebooks) go as |w| and activation * sign(w): one word at a time. */
+ * vpmaddubsw multiplies unsigned codes with signed activations and adds pairs in saturating 16 bits. Codes of b bits
+ * give at most (2^b - 1) * 127 * 2 for a pair, so up to 8 words (b <= 4), 4 (b = 5) or 2 (b = 6) add up exactly in 16
+ * bits before they are widened. Signed operands (Q8_0, codebooks) go as |w| and activation * sign(w): one word at a
+ * time. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -28,9 +29,15 @@
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
 #define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
 
-INLINE __m256i load_i(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE __m256 load_half8(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-INLINE __m256 load_sc8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+INLINE __m256i load_i(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+INLINE __m256 load_half8(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE __m256 load_sc8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 INLINE __m256i bcast4(const int8_t *q) {
     int32_t v;
     memcpy(&v, q, 4);
@@ -82,10 +89,14 @@ static __m256i code_table(const cpu_layout *l) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)type_info(l->type)->levels));
 }
 
-INLINE bool is_signed(int bits, bool codebook) { return bits == 8 || codebook; }
+INLINE bool is_signed(int bits, bool codebook) {
+    return bits == 8 || codebook;
+}
 
 /* Words whose products add up exactly in 16 bits. */
-INLINE int exact_words(int bits, bool codebook) { return is_signed(bits, codebook) ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : 2; }
+INLINE int exact_words(int bits, bool codebook) {
+    return is_signed(bits, codebook) ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+}
 
 INLINE __m256i products(bool sign, __m256i w, __m256i x) {
     return sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
@@ -98,13 +109,16 @@ INLINE __m256i dot_words(int bits, bool codebook, int n_words, const __m256i *u,
     __m256i acc = start;
     UNROLL for (int j = 0; j < n_words; j += exact) {
         __m256i s = products(sign, u[j], bcast4(q + 4 * j));
-        UNROLL for (int i = 1; i < exact; i++) s = _mm256_add_epi16(s, products(sign, u[j + i], bcast4(q + 4 * (j + i))));
+        UNROLL for (int i = 1; i < exact; i++) s =
+            _mm256_add_epi16(s, products(sign, u[j + i], bcast4(q + 4 * (j + i))));
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(s, _mm256_set1_epi16(1)));
     }
     return acc;
 }
 
-INLINE int log2_of(int zero) { return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : 5; }
+INLINE int log2_of(int zero) {
+    return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : 5;
+}
 
 /* Start value of an integer sum: act_group's, scaled from 128 to the zero point of unsigned codes. */
 INLINE __m256i start_of(int bits, bool codebook, int zero, int32_t start) {
@@ -119,8 +133,10 @@ typedef struct scale_walk {
     __m256 d[2], dmin[2];
 } scale_walk;
 
-/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) or its parts where group is 16. */
-INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m256 w[2][2], __m256 m[2][2]) {
+/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) or its parts where group is 16.
+ */
+INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m256 w[2][2],
+                        __m256 m[2][2]) {
     if (!two_level) {
         UNROLL for (int h = 0; h < 2; h++) {
             w[0][h] = load_half8(s->p + 16 * h);
@@ -156,7 +172,8 @@ INLINE float part_dsum(int group, const act_group *ag, int i) {
 /* ---- few tokens */
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,
+                      __m256 out[2][2]) {
     const uint8_t *p = tile;
     scale_walk walk = {.p = tile + cols / 32 * bits * 64};
     __m256 f[2][2];
@@ -174,7 +191,8 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
                 UNROLL for (int i = 0; i < 32 / group; i++) {
                     __m256i start = start_of(bits, codebook, zero, part_start(group, ag, i));
                     __m256i sum = dot_words(bits, codebook, group / 4, u + 4 * i, q + 16 * i, start);
-                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(w[i][h], _mm256_set1_ps(ag->d)), f[t][h]);
+                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(w[i][h], _mm256_set1_ps(ag->d)),
+                                              f[t][h]);
                     if (mins) f[t][h] = _mm256_fmadd_ps(m[i][h], _mm256_set1_ps(part_dsum(group, ag, i)), f[t][h]);
                 }
             }
@@ -188,12 +206,14 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 
 typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]);
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                                 \
-    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                            \
-    }                                                                                                                         \
-    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                            \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
+    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,                    \
+                             __m256 out[2][2]) {                                                                       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                     \
+    }                                                                                                                  \
+    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,                    \
+                             __m256 out[2][2]) {                                                                       \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                     \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -236,13 +256,14 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
 
 /* 16 rows of weights ready for the register tile. */
 typedef struct panel {
-    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];              /* (words, 64) */
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];       /* per group */
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];        /* (words, 64) */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
     _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
 } panel;
 
 /* Columns k0 .. k0+n of one tile. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) {
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table,
+                        panel *out) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
     int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
     scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
@@ -254,7 +275,8 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         UNROLL for (int h = 0; h < 2; h++) {
             __m256i u[8];
             decode(bits, codebook, table, p + 32 * h, u);
-            UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h), u[j]);
+            UNROLL for (int j = 0; j < 8; j++)
+                _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h), u[j]);
             UNROLL for (int i = 0; i < parts; i++) {
                 _mm256_store_ps(&out->scale[g * parts + i][8 * h], w[i][h]);
                 if (mins) _mm256_store_ps(&out->offset[g * parts + i][8 * h], m[i][h]);
@@ -266,7 +288,8 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
 /* f (tokens, 2) += panel x nt tokens of the block from t0 on, over n columns; b points at its first group of them.
  * f stays in memory: 6 sums, 2 words of weights and their helpers fill the 16 registers. */
 INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
-    int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook) < words ? exact_words(bits, codebook) : words;
+    int parts = 32 / group, words = group / 4,
+        exact = exact_words(bits, codebook) < words ? exact_words(bits, codebook) : words;
     bool sign = is_signed(bits, codebook);
     const uint8_t *code = w->code;
     const __m256i ones = _mm256_set1_epi16(1);
@@ -275,8 +298,8 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0
         const act_group *ag = b.group + s / parts * b.n + t0;
         const int8_t *q = b.q + (s / parts * b.n + t0) * 32 + s % parts * 16;
         __m256i acc[TILE][2];
-        UNROLL for (int t = 0; t < nt; t++)
-            acc[t][0] = acc[t][1] = start_of(bits, codebook, zero, part_start(group, ag + t, (int)(s % parts)));
+        UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] =
+            start_of(bits, codebook, zero, part_start(group, ag + t, (int)(s % parts)));
         UNROLL for (int j = 0; j < words; j += exact) {
             __m256i sum[TILE][2];
             UNROLL for (int i = j; i < j + exact; i++) {
@@ -296,8 +319,11 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0
             __m256 d = _mm256_set1_ps(ag[t].d);
             UNROLL for (int h = 0; h < 2; h++) {
                 __m256 v = _mm256_load_ps(f[t] + 8 * h);
-                v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]), _mm256_mul_ps(_mm256_load_ps(w->scale[s] + 8 * h), d), v);
-                if (mins) v = _mm256_fmadd_ps(_mm256_load_ps(w->offset[s] + 8 * h), _mm256_set1_ps(part_dsum(group, ag + t, (int)(s % parts))), v);
+                v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]),
+                                    _mm256_mul_ps(_mm256_load_ps(w->scale[s] + 8 * h), d), v);
+                if (mins)
+                    v = _mm256_fmadd_ps(_mm256_load_ps(w->offset[s] + 8 * h),
+                                        _mm256_set1_ps(part_dsum(group, ag + t, (int)(s % parts))), v);
                 _mm256_store_ps(f[t] + 8 * h, v);
             }
         }
@@ -309,36 +335,38 @@ typedef struct tile_fns {
     void (*gemm[TILE])(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]);
 } tile_fns;
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                        \
-    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) { \
-        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out);                    \
-    }                                                                                                                \
-    static void gemm1_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
-        gemm_tile(bits, group, two_level, mins, codebook, zero, 1, w, b, t0, n, f);                                  \
-    }                                                                                                                \
-    static void gemm2_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
-        gemm_tile(bits, group, two_level, mins, codebook, zero, 2, w, b, t0, n, f);                                  \
-    }                                                                                                                \
-    static void gemm3_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                    \
-        gemm_tile(bits, group, two_level, mins, codebook, zero, 3, w, b, t0, n, f);                                  \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) {   \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out);                      \
+    }                                                                                                                  \
+    static void gemm1_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                      \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 1, w, b, t0, n, f);                                    \
+    }                                                                                                                  \
+    static void gemm2_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                      \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 2, w, b, t0, n, f);                                    \
+    }                                                                                                                  \
+    static void gemm3_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                      \
+        gemm_tile(bits, group, two_level, mins, codebook, zero, 3, w, b, t0, n, f);                                    \
     }
 CPU_LAYOUTS(X)
 #undef X
 
 static const tile_fns tiles[LAYOUT_BF16] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
     [LAYOUT_##type] = {unpack_##type, {gemm1_##type, gemm2_##type, gemm3_##type}},
     CPU_LAYOUTS(X)
 #undef X
 };
 
 /* y (nt tokens, 16 rows) (+)= panel x tokens t0 .. of the block. */
-static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n, int64_t r, bool first, float *y, int64_t ldy) {
+static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n,
+                        int64_t r, bool first, float *y, int64_t ldy) {
     _Alignas(32) float f[TILE][16];
     int nt = b.n - t0 < TILE ? b.n - t0 : TILE;
     int64_t left = w->rows - r < 16 ? w->rows - r : 16;
     memset(f, 0, sizeof f);
-    for (int t = 0; t < nt && (!first || w->bias); t++) memcpy(f[t], first ? w->bias + r : y + t * ldy, (size_t)left * sizeof(float));
+    for (int t = 0; t < nt && (!first || w->bias); t++)
+        memcpy(f[t], first ? w->bias + r : y + t * ldy, (size_t)left * sizeof(float));
     fns->gemm[nt - 1](p, b, t0, n, f);
     for (int t = 0; t < nt; t++) memcpy(y + t * ldy, f[t], (size_t)left * sizeof(float));
 }
@@ -358,7 +386,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                 act_block b = act_block_at(a, t);
                 b.q += k / 32 * b.n * 32;
                 b.group += k / 32 * b.n;
-                for (int t0 = 0; t0 < b.n; t0 += TILE) panel_times(fns, w, &p, b, t0, n, r, k == 0, y + (t + t0) * ldy + r, ldy);
+                for (int t0 = 0; t0 < b.n; t0 += TILE)
+                    panel_times(fns, w, &p, b, t0, n, r, k == 0, y + (t + t0) * ldy + r, ldy);
             }
         }
     }
@@ -373,7 +402,8 @@ INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
     __m256i mag = _mm256_setzero_si256(), i[4];
     UNROLL for (int k = 0; k < 4; k++) {
         v[k] = _mm256_loadu_ps(x + 8 * k);
-        mag = _mm256_max_epi32(mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
+        mag = _mm256_max_epi32(
+            mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
     }
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128(mag), _mm256_extracti128_si256(mag, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
@@ -423,9 +453,12 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!cpu_layout_of(w->layout)) dense_matmul_avx2(worker, w, a, y, ldy);
-    else if (a->n_tok <= FEW) matmul_few(worker, w, a, y, ldy);
-    else matmul_many(worker, w, a, y, ldy);
+    if (!cpu_layout_of(w->layout))
+        dense_matmul_avx2(worker, w, a, y, ldy);
+    else if (a->n_tok <= FEW)
+        matmul_few(worker, w, a, y, ldy);
+    else
+        matmul_many(worker, w, a, y, ldy);
 }
 
 void cpu_fill_matmul_avx2(llmq_backend_ops *ops) {

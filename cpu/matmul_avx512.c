@@ -4,10 +4,11 @@
  * starts at -zero * sum(activations) instead of 0.
  *
  * Few tokens (decode, memory-bound): codes are taken apart in registers, one tile of 16 rows = one vector of results.
- * More tokens: a panel of 32 rows x up to 512 columns is taken apart once into L1, as bytes 128 too large for every type
- * alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
+ * More tokens: a panel of 32 rows x up to 512 columns is taken apart once into L1, as bytes 128 too large for every
+ * type alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
  *
- * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers. */
+ * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers.
+ */
 #include <immintrin.h>
 #include <string.h>
 
@@ -31,9 +32,15 @@
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
 #define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
 
-INLINE __m512i load_i(const void *p) { return _mm512_loadu_si512(p); }
-INLINE __m512 load_half16(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-INLINE __m512 load_sc16(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE __m512i load_i(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+INLINE __m512 load_half16(const uint8_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+INLINE __m512 load_sc16(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 
 /* 4 activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its uses and
  * then spend more loads than products. */
@@ -141,7 +148,8 @@ INLINE int log2_of(int zero) {
 }
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0,
+                      __m512 out[4]) {
     const uint8_t *p = tile;
     scale_walk walk = {tile + cols / 32 * bits * 64, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[4];
@@ -185,30 +193,32 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 
 typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]);
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                              \
-    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                         \
-    }                                                                                                                      \
-    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                         \
-    }                                                                                                                      \
-    static void gemv3_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 3, tile, cols, table, b, t0, out);                         \
-    }                                                                                                                      \
-    static void gemv4_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 4, tile, cols, table, b, t0, out);                         \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
+    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                     \
+    }                                                                                                                  \
+    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                     \
+    }                                                                                                                  \
+    static void gemv3_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 3, tile, cols, table, b, t0, out);                     \
+    }                                                                                                                  \
+    static void gemv4_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
+        gemv_tile(bits, group, two_level, mins, codebook, zero, 4, tile, cols, table, b, t0, out);                     \
     }
 CPU_LAYOUTS(X)
 #undef X
 
 static gemv_fn *const gemv_fns[LAYOUT_BF16][4] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
     [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type},
     CPU_LAYOUTS(X)
 #undef X
 };
 
-INLINE __mmask16 row_mask(int64_t left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1); }
+INLINE __mmask16 row_mask(int64_t left) {
+    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+}
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
@@ -223,7 +233,8 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
         for (int t0 = 0; t0 < b.n; t0 += 4) {
             int nt = b.n - t0 < 4 ? b.n - t0 : 4;
             gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
-            for (int t = 0; t < nt; t++) _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
+            for (int t = 0; t < nt; t++)
+                _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
         }
     }
 }
@@ -232,16 +243,18 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
 
 /* 32 rows of weights ready for the register tile; rows r and r + 16 of a word lie side by side. */
 typedef struct panel {
-    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];             /* (words, 2, 64), 128 too large */
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS];       /* per group */
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];       /* (words, 2, 64), 128 too large */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
     _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
 } panel;
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half) {
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
+                        panel *out, int half) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
     int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
-    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(), _mm512_setzero_ps()};
+    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
+                       _mm512_setzero_ps()};
     __m512i shift = _mm512_set1_epi8((char)(128 - zero));
     int halves = 32 / group;
     for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
@@ -263,9 +276,10 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
 
 typedef void unpack_fn(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half);
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                                    \
-    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half) {  \
-        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out, half);                          \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out,     \
+                              int half) {                                                                              \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out, half);                \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -277,8 +291,8 @@ static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
 };
 
 /* One group's integer sums (tokens, 2) go to the float sums. */
-INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const float *scale, const float *offset, const float *d, const float *dsum,
-                  int64_t stride) {
+INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const float *scale, const float *offset,
+                  const float *d, const float *dsum, int64_t stride) {
     __m512 s0 = _mm512_load_ps(scale), s1 = _mm512_load_ps(scale + 16);
     UNROLL for (int t = 0; t < nt; t++) {
         __m512 dt = _mm512_set1_ps(d[t * stride]);
@@ -334,8 +348,10 @@ INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b
     __m512 f[6][2];
     UNROLL for (int t = 0; t < nt; t++) {
         UNROLL for (int i = 0; i < 2; i++) {
-            if (!o->first) f[t][i] = _mm512_maskz_loadu_ps(o->mask[i], o->y + t * o->ldy + 16 * i);
-            else f[t][i] = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
+            if (!o->first)
+                f[t][i] = _mm512_maskz_loadu_ps(o->mask[i], o->y + t * o->ldy + 16 * i);
+            else
+                f[t][i] = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
         }
     }
     gemm_tile(group, mins, nt, w, b, n, f);
@@ -346,10 +362,11 @@ INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b
 
 typedef void gemm_fn(const panel *w, act_block b, int64_t n, const tile_out *o);
 
-#define GEMM_WIDTHS(Y, group, mins) Y(group, mins, 1) Y(group, mins, 2) Y(group, mins, 3) Y(group, mins, 4) Y(group, mins, 5) Y(group, mins, 6)
-#define GEMM_DEFINE(group, mins, nt)                                                                                 \
-    static void gemm_##group##_##mins##_##nt(const panel *w, act_block b, int64_t n, const tile_out *o) {            \
-        gemm_block(group, mins, nt, w, b, n, o);                                                                     \
+#define GEMM_WIDTHS(Y, group, mins)                                                                                    \
+    Y(group, mins, 1) Y(group, mins, 2) Y(group, mins, 3) Y(group, mins, 4) Y(group, mins, 5) Y(group, mins, 6)
+#define GEMM_DEFINE(group, mins, nt)                                                                                   \
+    static void gemm_##group##_##mins##_##nt(const panel *w, act_block b, int64_t n, const tile_out *o) {              \
+        gemm_block(group, mins, nt, w, b, n, o);                                                                       \
     }
 #define GEMM_NAME(group, mins, nt) gemm_##group##_##mins##_##nt,
 GEMM_WIDTHS(GEMM_DEFINE, 32, 0)
@@ -376,7 +393,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             bool pair = w->rows - r > 16; /* otherwise the second half repeats the first and is not stored */
             unpack(tile, w->cols, k, n, table, &p, 0);
             unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
-            tile_out o = {NULL, ldy, {row_mask(w->rows - r), row_mask(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
+            tile_out o = {
+                NULL, ldy, {row_mask(w->rows - r), row_mask(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
                 act_block b = act_block_at(a, t);
                 b.q += k / 32 * b.n * 32;
@@ -398,7 +416,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
 /* As quantize_group of the C backend, to the bit. */
 INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
     const __m512i abs_mask = _mm512_set1_epi32(0x7fffffff);
-    __m512 x0 = _mm512_maskz_loadu_ps(row_mask(n), x), x1 = n > 16 ? _mm512_maskz_loadu_ps(row_mask(n - 16), x + 16) : _mm512_setzero_ps();
+    __m512 x0 = _mm512_maskz_loadu_ps(row_mask(n), x),
+           x1 = n > 16 ? _mm512_maskz_loadu_ps(row_mask(n - 16), x + 16) : _mm512_setzero_ps();
     /* Magnitudes of floats order as integers; NaN is above infinity. */
     uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), abs_mask),
                                                              _mm512_and_si512(_mm512_castps_si512(x1), abs_mask)));
@@ -423,7 +442,8 @@ static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
         act_block b = act_block_at(a, t / len * len);
         for (i += stop - g; g < stop; g++) {
             int64_t at = g * b.n + t % len;
-            quantize_group(a->x + t * a->cols + 32 * g, a->cols - 32 * g, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+            quantize_group(a->x + t * a->cols + 32 * g, a->cols - 32 * g, (int8_t *)b.q + at * 32,
+                           (act_group *)b.group + at);
         }
     }
 }
@@ -440,9 +460,12 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!cpu_layout_of(w->layout)) dense_matmul_avx512(worker, w, a, y, ldy);
-    else if (a->n_tok <= ACT_FEW) matmul_few(worker, w, a, y, ldy);
-    else matmul_many(worker, w, a, y, ldy);
+    if (!cpu_layout_of(w->layout))
+        dense_matmul_avx512(worker, w, a, y, ldy);
+    else if (a->n_tok <= ACT_FEW)
+        matmul_few(worker, w, a, y, ldy);
+    else
+        matmul_many(worker, w, a, y, ldy);
 }
 
 void cpu_fill_matmul_avx512(llmq_backend_ops *ops) {

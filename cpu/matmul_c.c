@@ -1,6 +1,6 @@
-/* Plain C weights, activations and matmul: the oracle. Weights stay native rows. Quantized rows are taken apart by their
- * type's own unpack and multiplied with the int8 activations in integers, one exact sum for each group; float rows in f32.
- * Readable before fast: one row at a time, taken apart once for all tokens. */
+/* Plain C weights, activations and matmul: the oracle. Weights stay native rows. Quantized rows are taken apart by
+ * their type's own unpack and multiplied with the int8 activations in integers, one exact sum for each group; float
+ * rows in f32. Readable before fast: one row at a time, taken apart once for all tokens. */
 #include <math.h>
 #include <string.h>
 
@@ -25,7 +25,8 @@ size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     return 0;
 }
 
-/* One group: n <= 32 inputs, the rest zero. Non-finite inputs make d non-finite, so that they are seen in the result. */
+/* One group: n <= 32 inputs, the rest zero. Non-finite inputs make d non-finite, so that they are seen in the result.
+ */
 static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
     float amax = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -38,8 +39,10 @@ static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
     for (int64_t i = 0; i < 32; i++) {
         int32_t v = i < n && finite ? (int32_t)nearbyintf(x[i] * inverse) : 0;
         q[i] = (int8_t)v;
-        if (i < 16) lo += v;
-        else hi += v;
+        if (i < 16)
+            lo += v;
+        else
+            hi += v;
     }
     float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
     *group = (act_group){d, -128 * (lo + hi), d * (float)(lo + hi), -128 * lo};
@@ -52,7 +55,8 @@ static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
         int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
         act_block b = act_block_at(a, t / len * len);
         int64_t at = g * b.n + t % len;
-        quantize_group(a->x + t * a->cols + 32 * g, left < 32 ? left : 32, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+        quantize_group(a->x + t * a->cols + 32 * g, left < 32 ? left : 32, (int8_t *)b.q + at * 32,
+                       (act_group *)b.group + at);
     }
 }
 
@@ -85,8 +89,10 @@ static double dot_f32(const float *w, const float *x, int64_t n) {
     return sum;
 }
 
-static void row_float(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r, const llmq_acts *a, float *y, int64_t ldy) {
-    float seg[SEGMENT], stored[SEGMENT]; /* rows of a file may lie at any address: copied before they are read as numbers */
+static void row_float(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r, const llmq_acts *a,
+                      float *y, int64_t ldy) {
+    float seg[SEGMENT],
+        stored[SEGMENT]; /* rows of a file may lie at any address: copied before they are read as numbers */
     int64_t size = info->id == LLMQ_TYPE_F32 ? 4 : 2;
     for (int64_t k = 0; k < w->cols; k += SEGMENT) {
         int64_t n = w->cols - k < SEGMENT ? w->cols - k : SEGMENT;
@@ -128,12 +134,14 @@ static double dot_segment(const row_segment *s, int group_len, act_block b, int 
             dot += s->level[c + i] * q[i];
             total += q[i];
         }
-        sum += (double)b.group[at].d * ((double)s->scale[c / group_len] * dot + (double)s->offset[c / group_len] * total);
+        sum +=
+            (double)b.group[at].d * ((double)s->scale[c / group_len] * dot + (double)s->offset[c / group_len] * total);
     }
     return sum;
 }
 
-static void row_quantized(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r, const llmq_acts *a, float *y, int64_t ldy) {
+static void row_quantized(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r,
+                          const llmq_acts *a, float *y, int64_t ldy) {
     row_segment s;
     for (int64_t k = 0; k < w->cols; k += SEGMENT) {
         int64_t n = w->cols - k < SEGMENT ? w->cols - k : SEGMENT;
@@ -152,8 +160,10 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
     for (int64_t r = begin; r < end; r++) {
         const char *row = (const char *)w->native.data + r * row_bytes;
         for (int64_t t = 0; t < a->n_tok; t++) y[t * ldy + r] = w->bias ? w->bias[r] : 0.0f;
-        if (type_is_float(info)) row_float(w, info, row, r, a, y, ldy);
-        else row_quantized(w, info, row, r, a, y, ldy);
+        if (type_is_float(info))
+            row_float(w, info, row, r, a, y, ldy);
+        else
+            row_quantized(w, info, row, r, a, y, ldy);
     }
 }
 

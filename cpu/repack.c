@@ -1,4 +1,5 @@
-/* Makes the interleaved weight layouts (layout.h) from native rows. Baseline code: SIMD backends of any ISA share it. */
+/* Makes the interleaved weight layouts (layout.h) from native rows. Baseline code: SIMD backends of any ISA share it.
+ */
 #include "cpu/layout.h"
 
 #include <string.h>
@@ -12,7 +13,7 @@
 
 const cpu_layout *cpu_layout_of(int layout) {
     static const cpu_layout table[LAYOUT_BF16] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) \
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
     [LAYOUT_##type] = {LLMQ_TYPE_##type, bits, group, two_level, mins, codebook, zero},
         CPU_LAYOUTS(X)
 #undef X
@@ -29,13 +30,21 @@ static int layout_for(llmq_type type) {
 llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err) {
     const llmq_type_info *info = type_info(t->type);
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), row_bytes, bytes;
-    if (!info) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %d has no kernels; quantize it to another type", t->name, (int)t->type);
+    if (!info)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %d has no kernels; quantize it to another type",
+                         t->name, (int)t->type);
     if (rows <= 0 || cols <= 0 || (row_bytes = type_row_bytes(t->type, cols)) < 0)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tensor %s: %lld columns are not whole blocks of %s; quantize it to another type", t->name,
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "tensor %s: %lld columns are not whole blocks of %s; quantize it to another type", t->name,
                          (long long)cols, info->name);
     if (!t->data || !i64_mul(row_bytes, rows, &bytes) || bytes > t->bytes)
-        return llmq_fail(err, LLMQ_E_FORMAT, "tensor %s: its data is missing or too short; download the file again", t->name);
-    *w = (llmq_weight){.native = *t, .rows = rows, .cols = cols, .act = type_is_float(info) ? ACT_F32 : ACT_Q8, .layout = LAYOUT_NATIVE};
+        return llmq_fail(err, LLMQ_E_FORMAT, "tensor %s: its data is missing or too short; download the file again",
+                         t->name);
+    *w = (llmq_weight){.native = *t,
+                       .rows = rows,
+                       .cols = cols,
+                       .act = type_is_float(info) ? ACT_F32 : ACT_Q8,
+                       .layout = LAYOUT_NATIVE};
     return LLMQ_OK;
 }
 
@@ -46,7 +55,9 @@ static inline uint32_t load_word(const uint8_t *p) {
     memcpy(&v, p, 4);
     return v;
 }
-static inline void store_word(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
+static inline void store_word(uint8_t *p, uint32_t v) {
+    memcpy(p, &v, 4);
+}
 static inline void store_half(uint8_t *p, float x) {
     uint16_t h = f32_to_f16(x);
     memcpy(p, &h, 2);
@@ -111,23 +122,28 @@ static void put_scales(const cpu_layout *l, const llmq_type_info *info, const ll
 /* The following put n columns, from column k on, of row r into a tile. n is a multiple of the block. */
 
 /* Through the type's own unpack. */
-static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
+static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const uint8_t *block, int64_t cols, int64_t k,
+                        int64_t n, uint8_t *tile, int r) {
     int64_t step = layout_scale_step(l) * (l->two_level ? 1 : info->block_len / 32);
     uint8_t *scales = tile + layout_code_bytes(l, cols) + k / info->block_len * step, codes[TYPE_MAX_BLOCK];
-    int shift = l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
+    int shift =
+        l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
     for (int64_t end = k + n; k < end; k += info->block_len, block += info->block_bytes, scales += step) {
         llmq_grid grid;
         info->unpack(block, &grid, codes);
         for (int i = 0; shift && i < info->block_len; i++) codes[i] = (uint8_t)(codes[i] + shift);
-        for (int i = 0; i < info->block_len; i += 32) put_codes(l->bits, codes + i, tile + (k + i) / 32 * l->bits * 64, r);
+        for (int i = 0; i < info->block_len; i += 32)
+            put_codes(l->bits, codes + i, tile + (k + i) / 32 * l->bits * 64, r);
         put_scales(l, info, &grid, scales, r);
     }
 }
 
 /* Q4_0 and IQ4_NL (d, qs), Q4_1 (d, m, qs): qs is a group of the 4-bit plane already. */
-static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
+static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile,
+                         int r) {
     int head = l->mins ? (int)offsetof(block_q4_1, qs) : (int)offsetof(block_q4_0, qs);
-    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / 32 * layout_scale_step(l) + 2 * r, *out = tile + k * 8 + 4 * r;
+    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / 32 * layout_scale_step(l) + 2 * r,
+            *out = tile + k * 8 + 4 * r;
     for (int64_t g = 0; g < n / 32; g++, block += head + QK / 2, out += 256, scales += layout_scale_step(l)) {
         memcpy(scales, block, 2);
         if (l->mins) memcpy(scales + 32, block + 2, 2);
@@ -135,7 +151,8 @@ static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t cols
     }
 }
 
-static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile, int r) {
+static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile,
+                      int r) {
     uint8_t *scales = tile + layout_code_bytes(l, cols) + k + 2 * r, *out = tile + k * 16 + 4 * r;
     for (int64_t g = 0; g < n / 32; g++, block += sizeof(block_q8_0), out += 512, scales += 32) {
         memcpy(scales, block, 2);
@@ -143,7 +160,8 @@ static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, i
     }
 }
 
-static void pack_bf16(cpu_to_bf16_fn *to_bf16, llmq_type type, const uint8_t *row, int64_t k, int64_t n, uint8_t *tile, int r) {
+static void pack_bf16(cpu_to_bf16_fn *to_bf16, llmq_type type, const uint8_t *row, int64_t k, int64_t n, uint8_t *tile,
+                      int r) {
     uint16_t h[PACK_COLS + 1];
     to_bf16(type, row + k * (type == LLMQ_TYPE_F32 ? 4 : 2), h, n);
     h[n] = 0; /* the partner of an odd last column */
@@ -171,8 +189,10 @@ static void pack_part(const pack_job *job, int64_t row, int64_t k, int64_t n, ui
     case LLMQ_TYPE_IQ4_NL: pack_nibbles(l, block, w->cols, k, n, tile, r); break;
     case LLMQ_TYPE_Q8_0: pack_q8_0(l, block, w->cols, k, n, tile, r); break;
     default:
-        if (l) pack_blocks(l, info, block, w->cols, k, n, tile, r);
-        else pack_bf16(job->to_bf16, info->id, data, k, n, tile, r);
+        if (l)
+            pack_blocks(l, info, block, w->cols, k, n, tile, r);
+        else
+            pack_bf16(job->to_bf16, info->id, data, k, n, tile, r);
     }
 }
 
@@ -191,7 +211,8 @@ static void pack_worker(const llmq_worker *worker, void *arg) {
     }
 }
 
-llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team, llmq_err *err) {
+llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn *to_bf16, llmq_team *team,
+                            llmq_err *err) {
     LLMQ_TRY(cpu_weight_init(w, t, err));
     pack_job job = {w, type_info(t->type), type_row_bytes(t->type, w->cols), 0, to_bf16};
     if (type_is_float(job.info)) {
@@ -202,15 +223,19 @@ llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn
     } else {
         w->layout = layout_for(t->type);
         if (w->layout == LAYOUT_NATIVE)
-            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %s has no kernels; quantize it to another type", t->name, job.info->name);
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "tensor %s: type %s has no kernels; quantize it to another type",
+                             t->name, job.info->name);
         job.tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols);
     }
-    if (!size_mul((size_t)((w->rows + 15) / 16), (size_t)job.tile_bytes, &w->packed_bytes)) return mem_error(err, SIZE_MAX, t->name);
+    if (!size_mul((size_t)((w->rows + 15) / 16), (size_t)job.tile_bytes, &w->packed_bytes))
+        return mem_error(err, SIZE_MAX, t->name);
     /* Fresh pages are zero: rows past the last one have scale 0. */
     w->packed = mem_alloc_big(w->packed_bytes);
     if (!w->packed) return mem_error(err, w->packed_bytes, t->name);
-    if (team) team_run(team, pack_worker, &job);
-    else pack_worker(&(llmq_worker){0, 1, NULL}, &job);
+    if (team)
+        team_run(team, pack_worker, &job);
+    else
+        pack_worker(&(llmq_worker){0, 1, NULL}, &job);
     return LLMQ_OK;
 }
 

@@ -2,7 +2,8 @@
  *   repack    seconds per 10^9 weights
  *   1, 4      tokens: GB/s of weights in their layout (memory- or cache-bound: compare with the read loop)
  *   16, 512   tokens: GMAC/s (compare with the product peak of the machine)
- * Best of several runs. One thread is timed by its processor time, so that a busy machine disturbs it less. The default 24576 x 2048 lies outside the caches. */
+ * Best of several runs. One thread is timed by its processor time, so that a busy machine disturbs it less. The default
+ * 24576 x 2048 lies outside the caches. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,16 +51,19 @@ static llmq_tensor make_tensor(llmq_type type, int64_t rows, int64_t cols, void 
         for (int64_t b = 0; b < some * row_bytes / info->block_bytes; b++) {
             llmq_grid grid;
             uint8_t codes[TYPE_MAX_BLOCK], *block = data + b * info->block_bytes;
-            for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)((seed = seed * 1664525u + 1013904223u) >> 13);
+            for (int i = 0; i < info->block_bytes; i++)
+                block[i] = (uint8_t)((seed = seed * 1664525u + 1013904223u) >> 13);
             info->unpack(block, &grid, codes);
             grid.d = grid.scale[0] = 0.5f;
             grid.dmin = grid.offset[0] = 0.25f;
             info->pack(&grid, codes, block);
         }
     }
-    for (int64_t r = some; r < rows; r++) memcpy(data + r * row_bytes, data + (r % some) * row_bytes, (size_t)row_bytes);
+    for (int64_t r = some; r < rows; r++)
+        memcpy(data + r * row_bytes, data + (r % some) * row_bytes, (size_t)row_bytes);
     *data_out = data;
-    return (llmq_tensor){.name = "w", .type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}, .bytes = rows * row_bytes, .data = data};
+    return (llmq_tensor){
+        .name = "w", .type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}, .bytes = rows * row_bytes, .data = data};
 }
 
 static double now(const llmq_team *team) {
@@ -91,7 +95,8 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     return best;
 }
 
-static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type type, int flags, int64_t rows, int64_t cols) {
+static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type type, int flags, int64_t rows,
+                       int64_t cols) {
     void *data;
     llmq_weight w;
     llmq_err err;
@@ -102,16 +107,20 @@ static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type t
         free(data);
         return;
     }
-    double prepare = now(team) - t0, n = (double)rows * (double)cols, bytes = (double)(w.packed ? w.packed_bytes : (size_t)t.bytes);
-    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags ? "+bf16" : "     ", w.packed ? prepare / n * 1e9 : 0.0, bytes * 8 / n);
-    printf(" GEMV 1: %5.1f  4: %5.1f GB/s", bytes / measure(ops, team, &w, 1) / 1e9, bytes / measure(ops, team, &w, 4) / 1e9);
+    double prepare = now(team) - t0, n = (double)rows * (double)cols,
+           bytes = (double)(w.packed ? w.packed_bytes : (size_t)t.bytes);
+    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags ? "+bf16" : "     ",
+           w.packed ? prepare / n * 1e9 : 0.0, bytes * 8 / n);
+    printf(" GEMV 1: %5.1f  4: %5.1f GB/s", bytes / measure(ops, team, &w, 1) / 1e9,
+           bytes / measure(ops, team, &w, 4) / 1e9);
     ops->weight_release(&w);
     t.dims[1] = rows < 2048 ? rows : 2048; /* GEMM: compute-bound, a smaller matrix does */
     if (ops->weight_prepare(&w, &t, flags, team, &err) == LLMQ_OK) {
         const int64_t toks[] = {8, 16, 64, 512};
         printf("  GEMM");
         for (int i = 0; i < (int)(sizeof toks / sizeof *toks); i++)
-            printf(" %d: %5.0f", (int)toks[i], (double)toks[i] * (double)(t.dims[1] * cols) / measure(ops, team, &w, toks[i]) / 1e9);
+            printf(" %d: %5.0f", (int)toks[i],
+                   (double)toks[i] * (double)(t.dims[1] * cols) / measure(ops, team, &w, toks[i]) / 1e9);
         printf(" GMAC/s\n");
         ops->weight_release(&w);
     }
@@ -125,8 +134,8 @@ int main(int argc, char **argv) {
     const char *only = argc > 5 ? argv[5] : NULL;
     llmq_team *team;
     if (!ops || team_create(argc > 2 ? atoi(argv[2]) : 0, &team, NULL) != LLMQ_OK) return 1;
-    printf("%s, %d threads, %lld x %lld, read loop %.1f GB/s\n", ops->isa, team_size(team), (long long)rows, (long long)cols,
-           backend_read_bandwidth(team, (size_t)256 << 20) / 1e9);
+    printf("%s, %d threads, %lld x %lld, read loop %.1f GB/s\n", ops->isa, team_size(team), (long long)rows,
+           (long long)cols, backend_read_bandwidth(team, (size_t)256 << 20) / 1e9);
     for (size_t i = 0; type_at(i); i++) {
         const llmq_type_info *info = type_at(i);
         if (only && strcmp(only, info->name) != 0) continue;

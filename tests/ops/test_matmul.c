@@ -1,11 +1,11 @@
 /* Matmul of every ISA against the C oracle, and the oracle against double arithmetic on the dequantized operands: every
  * storage type, odd rows and columns, few and many tokens, teams of 1..3, guarded outputs, bias. */
+#include <cmocka.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,9 @@ static uint32_t rng(void) {
     rng_state = rng_state * 6364136223846793005u + 1442695040888963407u;
     return (uint32_t)(rng_state >> 33);
 }
-static float uniform(float lo, float hi) { return lo + (hi - lo) * (float)(rng() & 0xffffff) / 16777216.0f; }
+static float uniform(float lo, float hi) {
+    return lo + (hi - lo) * (float)(rng() & 0xffffff) / 16777216.0f;
+}
 
 static llmq_team *teams[3];
 
@@ -36,7 +38,8 @@ static bool isa_ops(int i, llmq_backend_ops *ops) {
         cpu_fill_matmul_avx2(ops);
         return true;
     }
-    if (i == 2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16")) {
+    if (i == 2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512bf16")) {
         ops->isa = "avx512";
         cpu_fill_matmul_avx512(ops);
         return true;
@@ -69,10 +72,12 @@ static llmq_tensor random_tensor(llmq_type type, int64_t rows, int64_t cols, voi
             memcpy(data + i * (bytes / (rows * cols)), &stored, (size_t)(bytes / (rows * cols)));
         }
     } else {
-        for (int64_t b = 0; b < bytes / info->block_bytes; b++) random_block(info, (uint8_t *)data + b * info->block_bytes);
+        for (int64_t b = 0; b < bytes / info->block_bytes; b++)
+            random_block(info, (uint8_t *)data + b * info->block_bytes);
     }
     *buffer_out = buffer;
-    return (llmq_tensor){.name = "w", .type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}, .bytes = bytes, .data = data};
+    return (llmq_tensor){
+        .name = "w", .type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}, .bytes = bytes, .data = data};
 }
 
 static float *random_floats(int64_t n, float lo, float hi) {
@@ -102,7 +107,8 @@ static void run_worker(const llmq_worker *worker, void *arg) {
 #define PAD 3 /* floats between rows of y, and after the last */
 
 /* y (n_tok, rows + PAD), all guards checked. a keeps the filled activations (freed by the caller). */
-static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x, int64_t n_tok, int n_team, llmq_acts *a) {
+static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x,
+                  int64_t n_tok, int n_team, llmq_acts *a) {
     llmq_weight w;
     llmq_err err;
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), ldy = rows + PAD;
@@ -186,13 +192,14 @@ static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_to
                 } else if (a.q8) { /* activations are the same bits everywhere */
                     size_t groups = (size_t)(n_tok * act_groups(cols));
                     assert_memory_equal(a.q8, first.q8, groups * 32);
-                    assert_memory_equal((char *)a.q8 + act_group_offset(n_tok, cols), (char *)first.q8 + act_group_offset(n_tok, cols),
-                                        groups * sizeof(act_group));
+                    assert_memory_equal((char *)a.q8 + act_group_offset(n_tok, cols),
+                                        (char *)first.q8 + act_group_offset(n_tok, cols), groups * sizeof(act_group));
                     mem_free(a.q8);
                 }
                 double e = worst(y, want, mag, n_tok, rows);
                 if (!(e < 1e-6))
-                    fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops.isa, type_info(type)->name, (int)rows, (int)cols, (int)n_tok, e);
+                    fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops.isa, type_info(type)->name, (int)rows,
+                             (int)cols, (int)n_tok, e);
             } else {
                 assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
                 free(y);
@@ -226,7 +233,8 @@ static void test_float(void **state) {
     const llmq_type types[] = {LLMQ_TYPE_F32, LLMQ_TYPE_F16, LLMQ_TYPE_BF16};
     const int64_t cols[] = {1, 7, 15, 16, 17, 65, 128, 172, 300};
     for (int i = 0; i < 3; i++)
-        for (size_t k = 0; k < N_TOKENS; k++) check_shape(types[i], 1 + (int64_t)rng() % 70, cols[rng() % 9], tokens[k], k % 2);
+        for (size_t k = 0; k < N_TOKENS; k++)
+            check_shape(types[i], 1 + (int64_t)rng() % 70, cols[rng() % 9], tokens[k], k % 2);
     for (int i = 0; i < 3; i++) check_shape(types[i], 21, 2107, 70, true); /* several blocks of columns and tokens */
 }
 
@@ -262,20 +270,25 @@ static void test_bf16(void **state) {
         llmq_backend_ops ops;
         if (!isa_ops(isa, &ops)) continue;
         for (int i = 0; i < 18; i++) {
-            int64_t rows = 1 + (int64_t)rng() % 70, cols = 1 + (int64_t)rng() % 600, n_tok = tokens[(size_t)i % N_TOKENS];
+            int64_t rows = 1 + (int64_t)rng() % 70, cols = 1 + (int64_t)rng() % 600,
+                    n_tok = tokens[(size_t)i % N_TOKENS];
             void *buffer;
             llmq_tensor t = random_tensor(types[i % 3], rows, cols, &buffer);
             float *x = random_floats(n_tok * cols, -2, 2), *bias = random_floats(rows, -1, 1), *y1 = NULL;
-            double *want = malloc((size_t)(n_tok * rows) * sizeof *want), *mag = malloc((size_t)(n_tok * rows) * sizeof *mag);
+            double *want = malloc((size_t)(n_tok * rows) * sizeof *want),
+                   *mag = malloc((size_t)(n_tok * rows) * sizeof *mag);
             for (int team = 1; team <= 3; team++) {
                 llmq_acts a;
                 float *y = run(&ops, &t, PREP_BF16, bias, x, n_tok, team, &a);
                 a.q8 = NULL;
                 reference(&t, bias, &a, want, mag);
-                assert_true(worst(y, want, mag, n_tok, rows) < 0.008); /* two roundings of 2^-9 each, at worst aligned */
+                assert_true(worst(y, want, mag, n_tok, rows) <
+                            0.008); /* two roundings of 2^-9 each, at worst aligned */
                 if (y1) assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
-                if (!y1) y1 = y;
-                else free(y);
+                if (!y1)
+                    y1 = y;
+                else
+                    free(y);
             }
             free(y1), free(buffer), free(x), free(bias), free(want), free(mag);
         }
@@ -380,8 +393,10 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quantized),       cmocka_unit_test(test_float),    cmocka_unit_test(test_activation_error), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_odd_activations), cmocka_unit_test(test_refusals), cmocka_unit_test(test_packed_size),
+        cmocka_unit_test(test_quantized),        cmocka_unit_test(test_float),
+        cmocka_unit_test(test_activation_error), cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_odd_activations),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_size),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
