@@ -1,11 +1,13 @@
 /* Matmul of every ISA against the C oracle, and the oracle against double arithmetic on the dequantized operands: every
  * storage type, odd rows and columns, few and many tokens, teams of 1..3, guarded outputs, bias. */
-#include <cmocka.h>
-#include <math.h>
+/* clang-format off */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <cmocka.h>
+/* clang-format on */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
