@@ -15,8 +15,7 @@ typedef struct common_opts {
     const char *device, *tokenizer;
     int quiet, verbose;
 } common_opts;
-extern const opt_def common_defs[]; /* every option of common_opts */
-extern const opt_def text_defs[];   /* for commands that compute nothing: no --threads, no --device */
+extern const opt_def common_defs[];
 
 /* After parsing: checks --device, sets the log receiver. CLI_GO_ON or an exit status. */
 int cli_start(const cli_command *cmd, const common_opts *common);

@@ -9,21 +9,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#define COMMON_TEXT_ROWS                                                                                               \
-    OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,                                                  \
-                 "take the tokenizer from a tokenizer.bin, tokenizer.json or GGUF instead of the model's own"),        \
-    OPT_ROW_FLAG("--quiet", "-q", common_opts, quiet, 1, "no progress, no statistics, no warnings"),                   \
-    OPT_ROW_FLAG("--verbose", "-v", common_opts, verbose, 1, "say more about what is being done")
-
 const opt_def common_defs[] = {
     OPT_ROW_HEAD("common options"),
     OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, 1024, "threads to compute with (default: physical cores)"),
     OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device, "where to compute (default auto; this version has the CPU only)"),
-    COMMON_TEXT_ROWS,
+    OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
+                 "take the tokenizer from a tokenizer.bin, tokenizer.json or GGUF instead of the model's own"),
+    OPT_ROW_FLAG("--quiet", "-q", common_opts, quiet, 1, "no progress, no statistics, no warnings"),
+    OPT_ROW_FLAG("--verbose", "-v", common_opts, verbose, 1, "say more about what is being done"),
     OPT_ROW_END,
 };
-
-const opt_def text_defs[] = {OPT_ROW_HEAD("common options"), COMMON_TEXT_ROWS, OPT_ROW_END};
 
 /* ---- messages */
 

@@ -44,6 +44,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_convert_result result = {0};
     llmq_status status = llmq_convert(path, opts.out, &params, &result, &err);
     cli_progress_finish(&progress);
+    if (status == LLMQ_E_INTERRUPTED) return cli_fail("interrupted: nothing was written"), EXIT_INTERRUPTED;
     if (status) return cli_fail_err(&err);
     char bytes[32];
     printf("%s: %s, %lld tensors exact, %lld rounded\n", opts.out, cli_bytes((double)result.out_bytes, bytes),

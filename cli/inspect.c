@@ -226,7 +226,7 @@ static llmq_status open_model(const char *path, const common_opts *common, llmq_
 static int run(const cli_command *cmd, int argc, char **argv) {
     inspect_opts opts = {0};
     common_opts common = {0};
-    const opt_set sets[] = {{inspect_defs, &opts}, {text_defs, &common}};
+    const opt_set sets[] = {{inspect_defs, &opts}, {common_defs, &common}};
     const char *path;
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);

@@ -203,6 +203,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_quant_result result = {0};
     llmq_status status = llmq_quantize(path, &params, &result, &err);
     cli_progress_finish(&progress);
+    if (status == LLMQ_E_INTERRUPTED) return cli_fail("interrupted: nothing was written"), EXIT_INTERRUPTED;
     if (status) return cli_fail_err(&err);
     if (opts.plan) {
         print_plan(&result);

@@ -85,7 +85,7 @@ static llmq_status encode(const llmq_model *model, const char *text, size_t len,
 static int run(const cli_command *cmd, int argc, char **argv) {
     tokenize_opts opts = {0};
     common_opts common = {0};
-    const opt_set sets[] = {{tokenize_defs, &opts}, {text_defs, &common}};
+    const opt_set sets[] = {{tokenize_defs, &opts}, {common_defs, &common}};
     const char *path;
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);

@@ -90,6 +90,11 @@ for c in $commands; do
     bad "MODEL is missing" "$c"
     bad "too many" "$c" one.gguf two.gguf
     bad "--tokenizer" "$c" model.gguf --tokenizer
+    bad "--threads" "$c" model.gguf --threads none
+    case $c in # what these need besides MODEL is asked for first
+    perplexity | score | convert) ;;
+    *) bad "cuda" "$c" model.gguf --device cuda ;;
+    esac
 done
 bad "did you mean --temp?" run model.gguf --tmep 1
 bad "-n" run model.gguf -n many
@@ -305,6 +310,7 @@ interrupted "bench" bench "$gguf" -p 0 -n 400 -r 1000 -q
 for _ in $(seq 400); do cat "$work/text"; done >"$work/longtext"
 interrupted "perplexity" perplexity "$gguf" -f "$work/longtext" --ctx 64 -q
 interrupted "quantize" quantize "$gguf" --gptq --tokens 4000000 --calib "$work/longtext" -o "$work/int.gguf" -q
+grep -q 'nothing was written' "$err" || fault "an interrupted quantize does not say that nothing was written"
 [ -z "$(find "$work" -name 'int.gguf*')" ] || fault "an interrupted quantize left a file"
 
 echo "$checks checks, $faults faults"
