@@ -33,25 +33,25 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
 
 /* Up to n tokens of the beginning of text. Only as much of it as that takes is encoded: a prefix of a few bytes a token,
  * doubled until it is enough, cut at the end of a line so that the cut does not make tokens of its own. */
-static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, size_t len, int64_t n, int32_t **out, size_t *n_out,
-                                 llmq_err *err) {
+static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, size_t len, int flags, int64_t n, int32_t **out,
+                                 size_t *n_out, llmq_err *err) {
     for (size_t take = (size_t)n * 6 + 4096;; take *= 2) {
         size_t end = take < len ? take : len;
         while (end < len && end > take / 2 && text[end - 1] != '\n') end--;
-        LLMQ_TRY(tokenizer_encode(tok, text, end, 0, out, n_out, err));
+        LLMQ_TRY(tokenizer_encode(tok, text, end, flags, out, n_out, err));
         if (end == len || *n_out >= (size_t)n) return LLMQ_OK;
         mem_free(*out);
     }
 }
 
 /* Windows [begin, begin + n) of calib from text; *made_out: how many it gave. */
-static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size_t len, llmq_calib *calib, int64_t begin, int64_t n,
-                               int64_t *made_out, llmq_err *err) {
+static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size_t len, int flags, llmq_calib *calib, int64_t begin,
+                               int64_t n, int64_t *made_out, llmq_err *err) {
     int32_t *ids = NULL;
     size_t n_ids = 0;
     bool bos = tokenizer_adds_bos(tok) && tokenizer_bos(tok) >= 0;
     int64_t take = calib->ctx - bos;
-    LLMQ_TRY(encode_prefix(tok, text, len, n * take, &ids, &n_ids, err));
+    LLMQ_TRY(encode_prefix(tok, text, len, flags, n * take, &ids, &n_ids, err));
     int64_t have = (int64_t)n_ids / take;
     *made_out = have < n ? have : n;
     for (int64_t w = 0; w < *made_out; w++) {
@@ -63,21 +63,34 @@ static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size
     return LLMQ_OK;
 }
 
-static llmq_status read_source(const llmq_tokenizer *tok, const text_source *source, llmq_calib *calib, int64_t n, llmq_err *err) {
+static bool is_chat(const char *path) {
+    size_t n = strlen(path);
+    return n > 6 && !strcmp(path + n - 6, ".jsonl");
+}
+
+static llmq_status read_source(const llmq_model *model, const text_source *source, llmq_calib *calib, int64_t n, llmq_err *err) {
     llmq_map map = {0};
+    llmq_status status = LLMQ_OK;
     size_t len;
+    int64_t made = 0;
+    char *chat = NULL;
     const char *text = calib_default_text(&len), *name = source->path[0] ? source->path : "the calibration text that ships with llmq";
     if (source->path[0]) {
         LLMQ_TRY(file_map(source->path, &map, err));
         text = map.data ? (const char *)map.data : "";
         len = map.size;
     }
-    int64_t made = 0;
-    llmq_status status = cut_windows(tok, text, len, calib, calib->n_windows, n, &made, err);
-    if (status == LLMQ_OK && made < n)
+    if (is_chat(source->path)) {
+        LLMQ_TRY_GOTO(calib_chat_text(model, source->path, text, len, &chat, &len, err));
+        text = chat;
+    }
+    LLMQ_TRY_GOTO(cut_windows(model->tok, text, len, chat ? LLMQ_TOK_SPECIAL : 0, calib, calib->n_windows, n, &made, err));
+    if (made < n)
         llmq_log(LLMQ_LOG_WARN, "%s gives %lld windows of %lld tokens, not the %lld asked for: calibrating on those; more text helps",
                  name, (long long)made, (long long)calib->ctx, (long long)n);
     calib->n_windows += made;
+done:
+    mem_free(chat);
     file_unmap(&map);
     return status;
 }
@@ -114,7 +127,7 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
     for (size_t i = 0; i < n_sources; i++) {
         before += sources[i].weight;
         int64_t until = i + 1 == n_sources ? n_windows : (int64_t)((double)n_windows * before / weights + 0.5);
-        if (until > planned) LLMQ_TRY_GOTO(read_source(tok, &sources[i], out, until - planned, err));
+        if (until > planned) LLMQ_TRY_GOTO(read_source(model, &sources[i], out, until - planned, err));
         planned = until;
     }
     if (out->n_windows == 0)

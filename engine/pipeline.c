@@ -247,7 +247,6 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
     return LLMQ_OK;
 }
 
-/* A matrix whose calibration rows number zero is rounded plainly: method_rtn needs nothing. */
 static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, bool keep_ready, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     const llmq_tensor *t = &p->ex->tensors[index];
@@ -373,8 +372,12 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
 static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     if (!p->method->needs_gram) return LLMQ_OK;
-    LLMQ_TRY(calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, params->calib_ctx, &p->calib, err));
-    int64_t cols = 0;
+    int64_t cols = 0, ctx = params->calib_ctx;
+    if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
+        ctx = p->model->hp.n_ctx_train;
+        llmq_log(LLMQ_LOG_INFO, "calibrating on windows of %lld tokens, the model's context", (long long)ctx);
+    }
+    LLMQ_TRY(calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, ctx, &p->calib, err));
     for (int site = 0; site < SITE_COUNT; site++) {
         int64_t n = calib_site_cols(&p->model->hp, (llmq_site_id)site);
         cols = n > cols ? n : cols;

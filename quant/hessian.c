@@ -259,9 +259,9 @@ llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q,
     team_run(p->team, error_worker, &job);
     double weights = total(job.energy, job.n_rows);
     double error = total(job.energy + job.n_rows, job.n_rows), rtn = total(job.energy + 2 * job.n_rows, job.n_rows);
-    if (isfinite(weights) && isfinite(error) && isfinite(rtn)) {
-        report->error = weights > 0 ? error / weights : 0;
-        report->rtn_error = weights > 0 ? rtn / weights : 0;
+    if (isfinite(weights) && isfinite(error) && isfinite(rtn) && weights > 0) {
+        report->error = error / weights;
+        report->rtn_error = rtn / weights;
     }
 done:
     quantized_destroy(job.rtn);

@@ -139,7 +139,7 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     llmq_feedback f = {.failed = true};
     gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p->rows)};
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
-    if (!p->gram || p->n_tokens <= 0)
+    if (!p->gram)
         return llmq_fail(err, LLMQ_E_ARG, "%s: gptq needs calibration text; give --calib FILE or use --rtn", p->name);
     LLMQ_TRY(hessian_check_weights(p, err));
     LLMQ_TRY_GOTO(hessian_factor(p, p->damp < 0 ? DEFAULT_DAMP : p->damp, &f, err));
@@ -148,13 +148,16 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     if (f.failed) {
         report->fell_back = true;
         snprintf(report->note, sizeof report->note, "plain rounding: %s",
-                 f.dead == p->cols ? "its inputs were always zero" : "the Hessian could not be factored");
+                 p->n_tokens <= 0      ? "none of its inputs was finite"
+                 : f.dead == p->cols ? "its inputs were always zero"
+                                     : "the Hessian could not be factored");
         rtn_matrix(p, f.usable_diag ? f.importance : NULL, out);
     } else {
         if (f.dead)
             snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
         job.importance = f.importance;
         LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
+        mem_note_peak();
         team_run(p->team, gptq_worker, &job);
     }
     LLMQ_TRY_GOTO(hessian_errors(p, out, report, err));

@@ -532,6 +532,42 @@ static void calibration_text_is_cut_into_windows(void **state) {
     model_close(model);
 }
 
+/* Conversations become the text of the model's template, turn by turn, with its special tokens as tokens. */
+static void conversations_go_through_the_template(void **state) {
+    (void)state;
+    llmq_model_params open = {.tokenizer = STORIES_TOK, .no_weights = true};
+    llmq_model *model;
+    llmq_calib calib;
+    llmq_err err = {0};
+    const char *path = LLMQ_TEST_TMP "/jobs-calib.jsonl", *const files[] = {path};
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    for (int i = 0; i < 40; i++)
+        fprintf(f, "%s{\"role\": \"user\", \"content\": \"Who has a cat?\"}, {\"role\": \"assistant\", \"content\": \"Lily has.\"}]%s\n",
+                i % 2 ? "[" : "{\"messages\": [", i % 2 ? "" : "}\n");
+    fclose(f);
+    assert_int_equal(model_open(STORIES, &open, &model, NULL), LLMQ_OK);
+    assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_E_UNSUPPORTED); /* no template */
+    model->chat = chat_template_detect("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
+    assert_non_null(model->chat);
+    char *text;
+    size_t len;
+    const char *line = "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"assistant\", \"content\": \"B\"}]}\n\n";
+    assert_int_equal(calib_chat_text(model, path, line, strlen(line), &text, &len, &err), LLMQ_OK);
+    assert_non_null(strstr(text, "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>"));
+    assert_int_equal(strlen(text), len);
+    mem_free(text);
+    assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_OK);
+    assert_int_equal(calib.n_windows, 4);
+    calib_clear(&calib);
+    const char *const bad[] = {"{\"messages\": []}", "[1, 2]", "{\"role\": 3}", "[{\"role\": \"user\"}]", "nonsense", "[", "\n\n{}"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(calib_chat_text(model, path, bad[i], strlen(bad[i]), &text, &len, &err), LLMQ_E_FORMAT);
+        assert_non_null(strstr(err.msg, i == 6 ? "line 3" : "line 1"));
+    }
+    model_close(model);
+}
+
 static void running_out_of_memory_leaves_nothing(void **state) {
     (void)state;
     llmq_quant_params p = quantize_params();
@@ -570,6 +606,7 @@ int main(void) {
         cmocka_unit_test(quantize_plans_and_refuses),
         cmocka_unit_test(the_output_has_a_name_of_its_own),
         cmocka_unit_test(calibration_text_is_cut_into_windows),
+        cmocka_unit_test(conversations_go_through_the_template),
         cmocka_unit_test(running_out_of_memory_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
