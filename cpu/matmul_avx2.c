@@ -152,7 +152,7 @@ INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int
         }
         s->p += mins ? 64 : 32;
     }
-    UNROLL for (int i = 0; i < 32 / group; i++) {
+    for (int i = 0; i < 32 / group; i++) {
         UNROLL for (int h = 0; h < 2; h++) {
             w[i][h] = _mm256_mul_ps(load_sc8(s->p + 8 * h), s->d[h]);
             if (mins) m[i][h] = _mm256_mul_ps(load_sc8(s->p + 16 + 8 * h), s->dmin[h]);
@@ -188,7 +188,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
             UNROLL for (int t = 0; t < nt; t++) {
                 const int8_t *q = b.q + (g * b.n + t0 + t) * 32;
                 const act_group *ag = b.group + g * b.n + t0 + t;
-                UNROLL for (int i = 0; i < 32 / group; i++) {
+                for (int i = 0; i < 32 / group; i++) {
                     __m256i start = start_of(bits, codebook, zero, part_start(group, ag, i));
                     __m256i sum = dot_words(bits, codebook, group / 4, u + 4 * i, q + 16 * i, start);
                     f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(w[i][h], _mm256_set1_ps(ag->d)),

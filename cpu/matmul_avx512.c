@@ -131,7 +131,7 @@ INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int
             s->p += 32;
         }
     }
-    UNROLL for (int h = 0; h < 32 / group; h++) {
+    for (int h = 0; h < 32 / group; h++) {
         w[h] = _mm512_mul_ps(load_sc16(s->p), s->d);
         s->p += 16;
         if (mins) {
