@@ -1,5 +1,5 @@
-/* llmq bench: speed in the sense of llama-bench. pp: one prompt of n tokens; tg: n tokens one after the other; both after
- * `depth` tokens that are in the cache already. A warm-up run goes before the timed repetitions. */
+/* llmq bench: speed in the sense of llama-bench. pp: one prompt of n tokens; tg: n tokens one after the other; both
+ * after `depth` tokens that are in the cache already. A warm-up run goes before the timed repetitions. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdlib.h>
@@ -24,10 +24,13 @@ enum { FORMAT_MD, FORMAT_JSON, FORMAT_CSV };
 static const opt_def bench_defs[] = {
     OPT_ROW_HEAD("options"),
     OPT_ROW_INTS("--n-prompt", "-p", "N,...", bench_opts, prompt, 0, 1 << 24, "prompt lengths (default 512; 0: none)"),
-    OPT_ROW_INTS("--n-gen", "-n", "N,...", bench_opts, gen, 0, 1 << 24, "numbers of generated tokens (default 128; 0: none)"),
-    OPT_ROW_INTS("--depth", "-d", "N,...", bench_opts, depth, 0, 1 << 24, "tokens in the cache before each test (default 0)"),
+    OPT_ROW_INTS("--n-gen", "-n", "N,...", bench_opts, gen, 0, 1 << 24,
+                 "numbers of generated tokens (default 128; 0: none)"),
+    OPT_ROW_INTS("--depth", "-d", "N,...", bench_opts, depth, 0, 1 << 24,
+                 "tokens in the cache before each test (default 0)"),
     OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, 1 << 16, "sequences at once: only 1 in this version"),
-    OPT_ROW_INT("--repetitions", "-r", "N", bench_opts, repeats, 1, MAX_REPEATS, "timed repetitions of each test (default 5)"),
+    OPT_ROW_INT("--repetitions", "-r", "N", bench_opts, repeats, 1, MAX_REPEATS,
+                "timed repetitions of each test (default 5)"),
     OPT_ROW_ENUM("--kv-type", NULL, bench_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f16)"),
     OPT_ROW_FLAG("--md", NULL, bench_opts, format, FORMAT_MD, "a Markdown table (the default)"),
     OPT_ROW_FLAG("--json", NULL, bench_opts, format, FORMAT_JSON, "a JSON list with llama-bench's field names"),
@@ -61,7 +64,9 @@ typedef struct bench {
 
 /* ---- measuring */
 
-static int64_t test_tokens(const bench_test *t) { return t->n_prompt + t->n_gen; }
+static int64_t test_tokens(const bench_test *t) {
+    return t->n_prompt + t->n_gen;
+}
 
 static llmq_status step(bench *b, const bench_test *t, llmq_err *err) {
     llmq_session_truncate(b->session, t->n_depth);
@@ -135,8 +140,10 @@ static llmq_status plan(bench *b, const bench_opts *o, llmq_err *err) {
     for (size_t d = 0; d < o->depth.n; d++)
         for (size_t i = 0; i < o->prompt.n + o->gen.n; i++) {
             bench_test t = {.n_depth = o->depth.v[d]};
-            if (i < o->prompt.n) t.n_prompt = o->prompt.v[i];
-            else t.n_gen = o->gen.v[i - o->prompt.n];
+            if (i < o->prompt.n)
+                t.n_prompt = o->prompt.v[i];
+            else
+                t.n_gen = o->gen.v[i - o->prompt.n];
             if (!test_tokens(&t)) continue;
             t.samples = calloc((size_t)b->repeats, sizeof *t.samples);
             if (!t.samples) return cli_set_err(err, LLMQ_E_MEMORY, "out of memory for the samples");
@@ -182,9 +189,12 @@ static llmq_status measure_all(bench *b, const bench_opts *o, llmq_err *err) {
 static void model_type(const bench *b, char *buf, size_t cap) {
     char size[32];
     double p = (double)b->info.n_params;
-    if (p >= 1e9) snprintf(size, sizeof size, "%.2fB", p / 1e9);
-    else if (p >= 1e6) snprintf(size, sizeof size, "%.0fM", p / 1e6);
-    else snprintf(size, sizeof size, "%.0fK", p / 1e3);
+    if (p >= 1e9)
+        snprintf(size, sizeof size, "%.2fB", p / 1e9);
+    else if (p >= 1e6)
+        snprintf(size, sizeof size, "%.0fM", p / 1e6);
+    else
+        snprintf(size, sizeof size, "%.0fK", p / 1e3);
     snprintf(buf, cap, "%s %s %s", b->info.arch, size, llmq_type_name(b->info.main_type));
 }
 
@@ -193,7 +203,8 @@ static void test_name(const bench_test *t, char *buf, size_t cap) {
     if (t->n_depth) snprintf(buf + n, cap - (size_t)n, " @ d%lld", (long long)t->n_depth);
 }
 
-/* Share of the measured read bandwidth that generation used; prompts read a weight for many tokens, so it says nothing there. */
+/* Share of the measured read bandwidth that generation used; prompts read a weight for many tokens, so it says nothing
+ * there. */
 static double bandwidth_share(const bench *b, const bench_test *t) {
     if (!t->n_gen || b->bandwidth <= 0) return NAN;
     return t->avg_ts * (double)b->info.bytes_per_token / b->bandwidth;
@@ -208,10 +219,13 @@ static int print_md(const bench *b) {
         const bench_test *t = &b->tests[i];
         double share = bandwidth_share(b, t);
         test_name(t, name, sizeof name);
-        printf("| %s | %s | %.2f M | cpu %s | %d | %s | %s | %.2f ± %.2f | ", type, cli_bytes((double)b->info.weight_bytes, bytes),
-               (double)b->info.n_params / 1e6, llmq_cpu_isa(), b->threads, b->kv_name, name, t->avg_ts, t->stddev_ts);
-        if (isfinite(share)) printf("%.0f %% |\n", 100 * share);
-        else printf("|\n");
+        printf("| %s | %s | %.2f M | cpu %s | %d | %s | %s | %.2f ± %.2f | ", type,
+               cli_bytes((double)b->info.weight_bytes, bytes), (double)b->info.n_params / 1e6, llmq_cpu_isa(),
+               b->threads, b->kv_name, name, t->avg_ts, t->stddev_ts);
+        if (isfinite(share))
+            printf("%.0f %% |\n", 100 * share);
+        else
+            printf("|\n");
     }
     char per_token[32];
     printf("\n%s of weights are read for each generated token; read bandwidth measured in this run: %.2f GB/s.\n",
@@ -222,11 +236,12 @@ static int print_md(const bench *b) {
 static json_t *row_json(const bench *b, const bench_test *t) {
     char type[96];
     model_type(b, type, sizeof type);
-    json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:s, s:s, s:I, s:I, s:I, s:s}", "build_version", llmq_version(),
-                            "backends", "CPU", "cpu_isa", llmq_cpu_isa(), "model_filename", b->info.path, "model_type", type, "model_arch",
-                            b->info.arch, "model_size", (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params,
-                            "n_threads", b->threads, "type_k", b->kv_name, "type_v", b->kv_name, "n_prompt", (json_int_t)t->n_prompt,
-                            "n_gen", (json_int_t)t->n_gen, "n_depth", (json_int_t)t->n_depth, "test_time", t->when);
+    json_t *row = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:s, s:s, s:I, s:I, s:I, s:s}", "build_version", llmq_version(),
+        "backends", "CPU", "cpu_isa", llmq_cpu_isa(), "model_filename", b->info.path, "model_type", type, "model_arch",
+        b->info.arch, "model_size", (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params,
+        "n_threads", b->threads, "type_k", b->kv_name, "type_v", b->kv_name, "n_prompt", (json_int_t)t->n_prompt,
+        "n_gen", (json_int_t)t->n_gen, "n_depth", (json_int_t)t->n_depth, "test_time", t->when);
     if (!row) return NULL;
     json_t *ns = json_array(), *ts = json_array();
     for (int64_t i = 0; i < b->repeats; i++) {
@@ -264,17 +279,18 @@ static void put_field(const char *text) {
 static int print_csv(const bench *b) {
     char type[96];
     model_type(b, type, sizeof type);
-    printf("model_filename,model_type,model_size,model_n_params,n_threads,type_k,type_v,n_prompt,n_gen,n_depth,test_time,"
-           "avg_ns,stddev_ns,avg_ts,stddev_ts,bytes_per_token,read_bandwidth\n");
+    printf(
+        "model_filename,model_type,model_size,model_n_params,n_threads,type_k,type_v,n_prompt,n_gen,n_depth,test_time,"
+        "avg_ns,stddev_ns,avg_ts,stddev_ts,bytes_per_token,read_bandwidth\n");
     for (size_t i = 0; i < b->n_tests; i++) {
         const bench_test *t = &b->tests[i];
         put_field(b->info.path);
         putchar(',');
         put_field(type);
         printf(",%lld,%lld,%d,%s,%s,%lld,%lld,%lld,%s,%.0f,%.0f,%.6f,%.6f,%lld,%.0f\n", (long long)b->info.weight_bytes,
-               (long long)b->info.n_params, b->threads, b->kv_name, b->kv_name, (long long)t->n_prompt, (long long)t->n_gen,
-               (long long)t->n_depth, t->when, t->avg_ns, t->stddev_ns, t->avg_ts, t->stddev_ts, (long long)b->info.bytes_per_token,
-               b->bandwidth);
+               (long long)b->info.n_params, b->threads, b->kv_name, b->kv_name, (long long)t->n_prompt,
+               (long long)t->n_gen, (long long)t->n_depth, t->when, t->avg_ns, t->stddev_ns, t->avg_ts, t->stddev_ts,
+               (long long)b->info.bytes_per_token, b->bandwidth);
     }
     return EXIT_OK;
 }
@@ -327,7 +343,9 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
     for (size_t i = 0; rc == CLI_GO_ON && i < opts.batch.n; i++)
-        if (opts.batch.v[i] != 1) rc = opt_bad(cmd, "--batch %lld: several sequences at once are not in this version", (long long)opts.batch.v[i]);
+        if (opts.batch.v[i] != 1)
+            rc = opt_bad(cmd, "--batch %lld: several sequences at once are not in this version",
+                         (long long)opts.batch.v[i]);
     if (rc != CLI_GO_ON) goto done;
     b.repeats = opts.repeats;
     b.threads = common.threads ? (int)common.threads : llmq_cpu_count();
@@ -342,7 +360,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
         status = measure_all(&b, &opts, &err);
         cli_progress_finish(&b.progress);
     }
-    if (!status) rc = opts.format == FORMAT_JSON ? print_json(&b) : opts.format == FORMAT_CSV ? print_csv(&b) : print_md(&b);
+    if (!status)
+        rc = opts.format == FORMAT_JSON ? print_json(&b) : opts.format == FORMAT_CSV ? print_csv(&b) : print_md(&b);
     if (!status && opts.plot) status = draw(&b, opts.plot, &err);
     if (status) rc = cli_fail_err(&err);
 done:
@@ -354,9 +373,12 @@ const cli_command cmd_bench = {
     .name = "bench",
     .usage = "MODEL [-p 512] [-n 128] [-r 5] [options]",
     .summary = "speed of prompts and of generation",
-    .about = "Measures prompt processing (pp512: one prompt of 512 tokens) and generation (tg128: 128 tokens one after the other) "
-             "as llama-bench does: a warm-up, then -r timed repetitions, mean and standard deviation. -p, -n and --depth take "
-             "lists. For generation it also says what part of the memory's read bandwidth, measured in the same run, the weights used.",
+    .about = "Measures prompt processing (pp512: one prompt of 512 tokens) and generation (tg128: 128 tokens one after "
+             "the other) "
+             "as llama-bench does: a warm-up, then -r timed repetitions, mean and standard deviation. -p, -n and "
+             "--depth take "
+             "lists. For generation it also says what part of the memory's read bandwidth, measured in the same run, "
+             "the weights used.",
     .examples = "  llmq bench model.gguf\n"
                 "  llmq bench model.gguf -p 128,512 -n 64 --depth 0,2048 --threads 2 --json\n",
     .run = run,

@@ -1,5 +1,5 @@
-/* llmq chat: a conversation. Every turn renders the whole conversation and hands it to llmq_session_sync, which runs only
- * what the cache does not hold yet. */
+/* llmq chat: a conversation. Every turn renders the whole conversation and hands it to llmq_session_sync, which runs
+ * only what the cache does not hold yet. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <stdlib.h>
@@ -89,13 +89,15 @@ static llmq_status encode_fitting(chat *c, int32_t **ids, size_t *n_ids, llmq_er
         llmq_status status = encode(c, ids, n_ids, err);
         if (status || *n_ids + reserve <= n_ctx) {
             if (!status && dropped)
-                cli_note("the context of %zu tokens is full: the oldest %zu message%s dropped", n_ctx, dropped, dropped == 1 ? " is" : "s are");
+                cli_note("the context of %zu tokens is full: the oldest %zu message%s dropped", n_ctx, dropped,
+                         dropped == 1 ? " is" : "s are");
             return status;
         }
         size_t first = c->n_system, count = c->n - first > 2 ? 2 : c->n - first - 1;
         if (!count) {
             if (*n_ids < n_ctx) return LLMQ_OK; /* alone it fits, with less room for the answer */
-            status = cli_set_err(err, LLMQ_E_CONTEXT, "this message makes %zu tokens and the context holds %zu: shorten it or use --ctx",
+            status = cli_set_err(err, LLMQ_E_CONTEXT,
+                                 "this message makes %zu tokens and the context holds %zu: shorten it or use --ctx",
                                  *n_ids, n_ctx);
             llmq_free(*ids);
             *ids = NULL;
@@ -257,7 +259,8 @@ static llmq_status converse(chat *c, const char *system, bool quiet, llmq_err *e
     return status;
 }
 
-static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const gen_opts *gen, const common_opts *common, llmq_err *err) {
+static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const gen_opts *gen,
+                                const common_opts *common, llmq_err *err) {
     chat c = {.model = model, .gen = gen};
     llmq_model_info info;
     llmq_model_get_info(model, &info);
@@ -273,7 +276,8 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
     if (!status) status = reset(&c, system, err);
     if (!status) status = converse(&c, system, common->quiet, err);
     if (!common->quiet && c.total_seconds > 0)
-        cli_note("%lld tokens generated, %.1f t/s", (long long)c.total_tokens, (double)c.total_tokens / c.total_seconds);
+        cli_note("%lld tokens generated, %.1f t/s", (long long)c.total_tokens,
+                 (double)c.total_tokens / c.total_seconds);
     drop(&c, 0, c.n);
     free(c.messages);
     free(c.cache.ids);
@@ -303,9 +307,11 @@ const cli_command cmd_chat = {
     .name = "chat",
     .usage = "MODEL [--system TEXT] [options]",
     .summary = "talk with a model",
-    .about = "A conversation with the model's own chat template (ChatML, Llama 2, Llama 3, Mistral, Gemma and Zephyr are "
-             "recognized). Lines come from the keyboard, or from stdin when that is not a terminal: each line is one message, "
-             "each answer goes to stdout. When the context is full the oldest messages are dropped, and llmq says so.",
+    .about =
+        "A conversation with the model's own chat template (ChatML, Llama 2, Llama 3, Mistral, Gemma and Zephyr are "
+        "recognized). Lines come from the keyboard, or from stdin when that is not a terminal: each line is one "
+        "message, "
+        "each answer goes to stdout. When the context is full the oldest messages are dropped, and llmq says so.",
     .examples = "  llmq chat model.gguf\n"
                 "  llmq chat model.gguf --system \"You are terse.\" --temp 0.7 --seed 1\n"
                 "  echo \"Name three rivers.\" | llmq chat model.gguf --temp 0\n",

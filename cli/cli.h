@@ -21,10 +21,10 @@ extern const opt_def common_defs[];
 int cli_start(const cli_command *cmd, const common_opts *common);
 
 /* ---- messages: one line on stderr each */
-int cli_fail(const char *fmt, ...) LLMQ_PRINTF(1, 2);          /* "llmq: ..."; returns 1 */
-int cli_fail_err(const llmq_err *err);                         /* a library error; returns 1, 2 or 130 by its status */
-void cli_note(const char *fmt, ...) LLMQ_PRINTF(1, 2);         /* "llmq: ..." without failing */
-const char *cli_program(void);                                 /* as the user typed it */
+int cli_fail(const char *fmt, ...) LLMQ_PRINTF(1, 2);  /* "llmq: ..."; returns 1 */
+int cli_fail_err(const llmq_err *err);                 /* a library error; returns 1, 2 or 130 by its status */
+void cli_note(const char *fmt, ...) LLMQ_PRINTF(1, 2); /* "llmq: ..." without failing */
+const char *cli_program(void);                         /* as the user typed it */
 void cli_set_program(const char *argv0);
 
 /* ---- interrupts: the first Ctrl-C asks, the second leaves at once */
@@ -41,7 +41,8 @@ typedef struct cli_progress {
     double started, last_time, last_fraction;
 } cli_progress;
 void cli_progress_init(cli_progress *p, const char *unit, bool quiet);
-bool cli_progress_update(void *user, double done, double total, const char *what, double seconds_left); /* llmq_progress_fn */
+bool cli_progress_update(void *user, double done, double total, const char *what,
+                         double seconds_left); /* llmq_progress_fn */
 void cli_progress_finish(cli_progress *p);
 void cli_progress_hide(void); /* takes the bar off the terminal before another line is written to stderr */
 bool cli_color(FILE *stream); /* a terminal, and NO_COLOR is unset */
@@ -61,7 +62,7 @@ const char *cli_count(int64_t n, char buf[32]);
 /* path as a shell word: quoted only where it must be. */
 const char *cli_quote(const char *path, char *buf, size_t cap);
 
-extern const cli_command cmd_chat, cmd_run, cmd_bench, cmd_perplexity, cmd_score, cmd_tokenize, cmd_inspect, cmd_convert,
-    cmd_quantize;
+extern const cli_command cmd_chat, cmd_run, cmd_bench, cmd_perplexity, cmd_score, cmd_tokenize, cmd_inspect,
+    cmd_convert, cmd_quantize;
 
 #endif

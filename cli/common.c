@@ -11,8 +11,10 @@
 
 const opt_def common_defs[] = {
     OPT_ROW_HEAD("common options"),
-    OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, 1024, "threads to compute with (default: physical cores)"),
-    OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device, "where to compute (default auto; this version has the CPU only)"),
+    OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, 1024,
+                "threads to compute with (default: physical cores)"),
+    OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device,
+                 "where to compute (default auto; this version has the CPU only)"),
     OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
                  "take the tokenizer from a tokenizer.bin, tokenizer.json or GGUF instead of the model's own"),
     OPT_ROW_FLAG("--quiet", "-q", common_opts, quiet, 1, "no progress, no statistics, no warnings"),
@@ -28,7 +30,9 @@ void cli_set_program(const char *argv0) {
     if (argv0 && *argv0) program = argv0;
 }
 
-const char *cli_program(void) { return program; }
+const char *cli_program(void) {
+    return program;
+}
 
 static void print_line(const char *fmt, va_list args) {
     cli_progress_hide();
@@ -80,7 +84,8 @@ int cli_start(const cli_command *cmd, const common_opts *common) {
     const char *device = common->device;
     if (device && strcmp(device, "cpu") && strcmp(device, "auto")) {
         if (strncmp(device, "cuda", 4) == 0)
-            return opt_bad(cmd, "--device %s: this version of llmq computes on the CPU only; leave the option out", device);
+            return opt_bad(cmd, "--device %s: this version of llmq computes on the CPU only; leave the option out",
+                           device);
         return opt_bad(cmd, "--device '%s': it takes cpu or auto", device);
     }
     llmq_log_set(receive_log, (void *)common);
@@ -108,9 +113,15 @@ void cli_interrupts_init(void) {
     sigaction(SIGINT, &action, NULL);
 }
 
-bool cli_interrupted(void) { return interrupt_count != 0; }
-void cli_interrupts_clear(void) { interrupt_count = 0; }
-void cli_interrupts_at_prompt(bool at_prompt) { prompting = at_prompt; }
+bool cli_interrupted(void) {
+    return interrupt_count != 0;
+}
+void cli_interrupts_clear(void) {
+    interrupt_count = 0;
+}
+void cli_interrupts_at_prompt(bool at_prompt) {
+    prompting = at_prompt;
+}
 
 /* ---- models and files */
 
@@ -141,8 +152,10 @@ llmq_status cli_read_file(const char *path, char **out, size_t *len_out, llmq_er
     if (!text) {
         status = cli_set_err(err, LLMQ_E_MEMORY, "%s: out of memory while reading", path);
     } else if (ferror(f)) {
-        if (cli_interrupted()) status = cli_set_err(err, LLMQ_E_INTERRUPTED, "interrupted");
-        else status = cli_set_err(err, LLMQ_E_IO, "%s: %s", is_stdin ? "stdin" : path, strerror(errno));
+        if (cli_interrupted())
+            status = cli_set_err(err, LLMQ_E_INTERRUPTED, "interrupted");
+        else
+            status = cli_set_err(err, LLMQ_E_IO, "%s: %s", is_stdin ? "stdin" : path, strerror(errno));
         free(text);
     } else {
         text[len] = '\0';
@@ -174,8 +187,10 @@ const char *cli_bytes(double bytes, char buf[32]) {
 
 const char *cli_clock(double seconds, char buf[32]) {
     int64_t s = seconds > 0 && seconds < 1e9 ? (int64_t)(seconds + 0.5) : 0;
-    if (s >= 3600) snprintf(buf, 32, "%d:%02d:%02d", (int)(s / 3600), (int)(s / 60 % 60), (int)(s % 60));
-    else snprintf(buf, 32, "%d:%02d", (int)(s / 60), (int)(s % 60));
+    if (s >= 3600)
+        snprintf(buf, 32, "%d:%02d:%02d", (int)(s / 3600), (int)(s / 60 % 60), (int)(s % 60));
+    else
+        snprintf(buf, 32, "%d:%02d", (int)(s / 60), (int)(s % 60));
     return buf;
 }
 

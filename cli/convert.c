@@ -56,8 +56,10 @@ const cli_command cmd_convert = {
     .name = "convert",
     .usage = "MODEL -o OUT.gguf [--type T]",
     .summary = "a model in another container or storage type",
-    .about = "Writes a model as a GGUF file that llama.cpp reads too, tokenizer included. Values stay exactly as they are unless "
-             "--type asks for fewer bits; the last line says how many tensors had to be rounded. For 4 bits with calibration see "
+    .about = "Writes a model as a GGUF file that llama.cpp reads too, tokenizer included. Values stay exactly as they "
+             "are unless "
+             "--type asks for fewer bits; the last line says how many tensors had to be rounded. For 4 bits with "
+             "calibration see "
              "llmq quantize.",
     .examples = "  llmq convert ./SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16\n"
                 "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n",

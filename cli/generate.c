@@ -8,14 +8,21 @@ enum { PREFILL_STEP = 512 }; /* tokens between two looks at Ctrl-C */
 
 const opt_def gen_defs[] = {
     OPT_ROW_HEAD("generation"),
-    OPT_ROW_INT("--predict", "-n", "N", gen_opts, n, -1, 1 << 30, "most tokens to generate (-1: until the model ends or the context is full)"),
-    OPT_ROW_INT("--ctx", "-c", "N", gen_opts, ctx, 0, 1 << 30, "context in tokens (default: the model's own, at most 4096)"),
-    OPT_ROW_REAL("--temp", NULL, "X", gen_opts, temperature, 0, 100, "temperature; 0 takes the most probable token each time"),
+    OPT_ROW_INT("--predict", "-n", "N", gen_opts, n, -1, 1 << 30,
+                "most tokens to generate (-1: until the model ends or the context is full)"),
+    OPT_ROW_INT("--ctx", "-c", "N", gen_opts, ctx, 0, 1 << 30,
+                "context in tokens (default: the model's own, at most 4096)"),
+    OPT_ROW_REAL("--temp", NULL, "X", gen_opts, temperature, 0, 100,
+                 "temperature; 0 takes the most probable token each time"),
     OPT_ROW_INT("--top-k", NULL, "N", gen_opts, top_k, 0, 1 << 30, "sample from the N most probable tokens (0: off)"),
-    OPT_ROW_REAL("--top-p", NULL, "X", gen_opts, top_p, 0, 1, "sample from the tokens that make up this probability (1: off)"),
-    OPT_ROW_REAL("--min-p", NULL, "X", gen_opts, min_p, 0, 1, "drop tokens less probable than X times the best (0: off)"),
-    OPT_ROW_REAL("--repeat-penalty", NULL, "X", gen_opts, repeat_penalty, 0.01, 10, "divide the logits of recent tokens by X (1: off)"),
-    OPT_ROW_INT("--seed", "-s", "N", gen_opts, seed, 0, 9e18, "the same seed gives the same text (default: from the clock)"),
+    OPT_ROW_REAL("--top-p", NULL, "X", gen_opts, top_p, 0, 1,
+                 "sample from the tokens that make up this probability (1: off)"),
+    OPT_ROW_REAL("--min-p", NULL, "X", gen_opts, min_p, 0, 1,
+                 "drop tokens less probable than X times the best (0: off)"),
+    OPT_ROW_REAL("--repeat-penalty", NULL, "X", gen_opts, repeat_penalty, 0.01, 10,
+                 "divide the logits of recent tokens by X (1: off)"),
+    OPT_ROW_INT("--seed", "-s", "N", gen_opts, seed, 0, 9e18,
+                "the same seed gives the same text (default: from the clock)"),
     OPT_ROW_ENUM("--kv-type", NULL, gen_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f16)"),
     OPT_ROW_FLAG("--stats", NULL, gen_opts, stats, 1, "print token counts and speed after each answer"),
     OPT_ROW_LATER("--lookup", "lookup decoding comes later"),
@@ -27,11 +34,18 @@ const opt_def gen_defs[] = {
 void gen_opts_init(gen_opts *g) {
     llmq_sampler_params s;
     llmq_sampler_params_default(&s);
-    *g = (gen_opts){.n = -2, .top_k = s.top_k, .seed = -1, .repeat_last_n = s.repeat_last_n, .temperature = (double)s.temperature,
-                    .top_p = (double)s.top_p, .min_p = (double)s.min_p, .repeat_penalty = (double)s.repeat_penalty};
+    *g = (gen_opts){.n = -2,
+                    .top_k = s.top_k,
+                    .seed = -1,
+                    .repeat_last_n = s.repeat_last_n,
+                    .temperature = (double)s.temperature,
+                    .top_p = (double)s.top_p,
+                    .min_p = (double)s.min_p,
+                    .repeat_penalty = (double)s.repeat_penalty};
 }
 
-llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts *common, llmq_session **out, llmq_err *err) {
+llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts *common, llmq_session **out,
+                        llmq_err *err) {
     llmq_session_params params;
     llmq_session_params_default(&params);
     params.n_ctx = g->ctx;
@@ -40,8 +54,12 @@ llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts 
     llmq_status status = llmq_session_create(model, &params, out, err);
     if (status) return status;
     llmq_sampler_params sampler = {
-        .temperature = (float)g->temperature, .top_k = (int)g->top_k, .top_p = (float)g->top_p, .min_p = (float)g->min_p,
-        .repeat_penalty = (float)g->repeat_penalty, .repeat_last_n = (int)g->repeat_last_n,
+        .temperature = (float)g->temperature,
+        .top_k = (int)g->top_k,
+        .top_p = (float)g->top_p,
+        .min_p = (float)g->min_p,
+        .repeat_penalty = (float)g->repeat_penalty,
+        .repeat_last_n = (int)g->repeat_last_n,
         .seed = g->seed >= 0 ? (uint64_t)g->seed : (uint64_t)time(NULL) * 2654435761u,
     };
     llmq_session_set_sampler(*out, &sampler);
@@ -79,8 +97,10 @@ static llmq_status hold(gen_cache *cache, const int32_t *ids, size_t n, llmq_err
     return LLMQ_OK;
 }
 
-/* In steps, so that Ctrl-C ends a long prefill; each step holds the whole part that the cache has in common with prompt. */
-static llmq_status prefill(llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n, gen_result *r, llmq_err *err) {
+/* In steps, so that Ctrl-C ends a long prefill; each step holds the whole part that the cache has in common with
+ * prompt. */
+static llmq_status prefill(llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n, gen_result *r,
+                           llmq_err *err) {
     size_t done = 0;
     while (done < n - 1 && done < cache->n && cache->ids[done] == prompt[done]) done++;
     cache->n = done;
@@ -136,10 +156,13 @@ static llmq_status generate(const llmq_model *model, llmq_session *session, gen_
 llmq_status gen_run(const llmq_model *model, llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n,
                     int64_t limit, bool follow_on, gen_result *out, llmq_err *err) {
     *out = (gen_result){0};
-    if (!n) return cli_set_err(err, LLMQ_E_ARG, "the prompt is empty and the tokenizer adds no BOS: give it at least one token of text");
+    if (!n)
+        return cli_set_err(err, LLMQ_E_ARG,
+                           "the prompt is empty and the tokenizer adds no BOS: give it at least one token of text");
     if (n > (size_t)llmq_session_n_ctx(session))
-        return cli_set_err(err, LLMQ_E_CONTEXT, "the prompt has %zu tokens and the context holds %lld: make it larger with --ctx",
-                           n, (long long)llmq_session_n_ctx(session));
+        return cli_set_err(err, LLMQ_E_CONTEXT,
+                           "the prompt has %zu tokens and the context holds %lld: make it larger with --ctx", n,
+                           (long long)llmq_session_n_ctx(session));
     llmq_stream *stream = NULL;
     const char *text;
     size_t len;
@@ -160,8 +183,8 @@ done:
     return status;
 }
 
-llmq_status gen_encode_chat(const llmq_model *model, const llmq_message *messages, size_t n, int32_t **ids, size_t *n_ids,
-                            bool *recognized_out, llmq_err *err) {
+llmq_status gen_encode_chat(const llmq_model *model, const llmq_message *messages, size_t n, int32_t **ids,
+                            size_t *n_ids, bool *recognized_out, llmq_err *err) {
     char *text = NULL;
     bool has_bos = false;
     llmq_status status = llmq_chat_render(model, messages, n, true, &text, recognized_out, &has_bos, err);

@@ -12,7 +12,8 @@ typedef struct gen_opts {
 extern const opt_def gen_defs[];
 void gen_opts_init(gen_opts *g); /* the library's defaults */
 
-llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts *common, llmq_session **out, llmq_err *err);
+llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts *common, llmq_session **out,
+                        llmq_err *err);
 
 typedef enum gen_stop { GEN_END, GEN_LIMIT, GEN_CONTEXT, GEN_INTERRUPTED } gen_stop;
 
@@ -31,14 +32,14 @@ typedef struct gen_cache {
     size_t n, cap;
 } gen_cache;
 
-/* Runs the prompt and generates to stdout until the model ends its text, `limit` tokens (< 0: no limit), a full context or
- * Ctrl-C. follow_on: the text goes on from the prompt's own (a leading space of the first token is kept). */
-llmq_status gen_run(const llmq_model *model, llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n, int64_t limit,
-                    bool follow_on, gen_result *out, llmq_err *err);
+/* Runs the prompt and generates to stdout until the model ends its text, `limit` tokens (< 0: no limit), a full context
+ * or Ctrl-C. follow_on: the text goes on from the prompt's own (a leading space of the first token is kept). */
+llmq_status gen_run(const llmq_model *model, llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n,
+                    int64_t limit, bool follow_on, gen_result *out, llmq_err *err);
 
 /* Messages or plain text to tokens. *recognized_out: whether the model has a template that llmq knows. */
-llmq_status gen_encode_chat(const llmq_model *model, const llmq_message *messages, size_t n, int32_t **ids, size_t *n_ids,
-                            bool *recognized_out, llmq_err *err);
+llmq_status gen_encode_chat(const llmq_model *model, const llmq_message *messages, size_t n, int32_t **ids,
+                            size_t *n_ids, bool *recognized_out, llmq_err *err);
 
 /* "prompt 35 tokens, 290 t/s; generated 80 tokens, 193 t/s" on stderr. */
 void gen_print_stats(const gen_result *r);

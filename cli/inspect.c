@@ -15,7 +15,8 @@ static const opt_def inspect_defs[] = {
     OPT_ROW_FLAG("--json", NULL, inspect_opts, json, 1, "one JSON document"),
     OPT_ROW_FLAG("--tensors", NULL, inspect_opts, tensors, 1, "list every tensor"),
     OPT_ROW_FLAG("--meta", NULL, inspect_opts, meta, 1, "list the metadata"),
-    OPT_ROW_INT("--ctx", "-c", "N", inspect_opts, ctx, 1, 1 << 30, "context for the memory table (default: the model's own, at most 4096)"),
+    OPT_ROW_INT("--ctx", "-c", "N", inspect_opts, ctx, 1, 1 << 30,
+                "context for the memory table (default: the model's own, at most 4096)"),
     OPT_ROW_LATER("--for", "the compatibility check comes later"),
     OPT_ROW_END,
 };
@@ -24,7 +25,10 @@ static const opt_def inspect_defs[] = {
 static const struct {
     const char *name, *key;
     double weight_bits, kv_bits; /* kv_bits 0: no such cache */
-} memory_rows[] = {{"FP32", "fp32", 32, 32}, {"FP16", "fp16", 16, 16}, {"INT8 (8.5 bits)", "int8", 8.5, 8.5}, {"4-bit (4.5 bits)", "int4", 4.5, 0}};
+} memory_rows[] = {{"FP32", "fp32", 32, 32},
+                   {"FP16", "fp16", 16, 16},
+                   {"INT8 (8.5 bits)", "int8", 8.5, 8.5},
+                   {"4-bit (4.5 bits)", "int4", 4.5, 0}};
 enum { N_MEMORY_ROWS = sizeof memory_rows / sizeof *memory_rows };
 
 typedef struct type_sum {
@@ -47,8 +51,12 @@ static void sum_types(const llmq_model *model, type_sum sums[LLMQ_TYPE_COUNT]) {
     }
 }
 
-static double bits_per(int64_t bytes, int64_t params) { return params > 0 ? 8.0 * (double)bytes / (double)params : 0; }
-static double kv_bytes(const llmq_model_info *m, int64_t ctx, double bits) { return (double)m->kv_bytes_per_token * (double)ctx * bits / 16; }
+static double bits_per(int64_t bytes, int64_t params) {
+    return params > 0 ? 8.0 * (double)bytes / (double)params : 0;
+}
+static double kv_bytes(const llmq_model_info *m, int64_t ctx, double bits) {
+    return (double)m->kv_bytes_per_token * (double)ctx * bits / 16;
+}
 
 /* ---- JSON */
 
@@ -56,8 +64,10 @@ static json_t *memory_json(const llmq_model_info *m, int64_t ctx) {
     json_t *memory = json_object();
     for (int i = 0; i < N_MEMORY_ROWS; i++) {
         json_t *row = json_object();
-        json_object_set_new(row, "weights", json_integer((json_int_t)((double)m->n_params * memory_rows[i].weight_bits / 8)));
-        if (memory_rows[i].kv_bits) json_object_set_new(row, "kv", json_integer((json_int_t)kv_bytes(m, ctx, memory_rows[i].kv_bits)));
+        json_object_set_new(row, "weights",
+                            json_integer((json_int_t)((double)m->n_params * memory_rows[i].weight_bits / 8)));
+        if (memory_rows[i].kv_bits)
+            json_object_set_new(row, "kv", json_integer((json_int_t)kv_bytes(m, ctx, memory_rows[i].kv_bits)));
         json_object_set_new(memory, memory_rows[i].key, row);
     }
     return memory;
@@ -103,18 +113,30 @@ static int print_json(const llmq_model *model, const llmq_model_info *m, const t
     const struct {
         const char *key;
         int64_t value;
-    } numbers[] = {{"n_vocab", m->n_vocab}, {"n_embd", m->n_embd}, {"n_layer", m->n_layer}, {"n_head", m->n_head}, {"n_head_kv", m->n_head_kv},
-                   {"head_dim", m->head_dim}, {"n_ff", m->n_ff}, {"n_ctx_train", m->n_ctx_train}, {"n_params", m->n_params},
-                   {"weight_bytes", m->weight_bytes}, {"matrix_params", m->matrix_params}, {"matrix_bytes", m->matrix_bytes},
-                   {"kv_bytes_per_token", m->kv_bytes_per_token}, {"bytes_per_token", m->bytes_per_token},
-                   {"n_tensors", (int64_t)llmq_model_n_tensors(model)}, {"ctx", o->ctx}};
+    } numbers[] = {{"n_vocab", m->n_vocab},
+                   {"n_embd", m->n_embd},
+                   {"n_layer", m->n_layer},
+                   {"n_head", m->n_head},
+                   {"n_head_kv", m->n_head_kv},
+                   {"head_dim", m->head_dim},
+                   {"n_ff", m->n_ff},
+                   {"n_ctx_train", m->n_ctx_train},
+                   {"n_params", m->n_params},
+                   {"weight_bytes", m->weight_bytes},
+                   {"matrix_params", m->matrix_params},
+                   {"matrix_bytes", m->matrix_bytes},
+                   {"kv_bytes_per_token", m->kv_bytes_per_token},
+                   {"bytes_per_token", m->bytes_per_token},
+                   {"n_tensors", (int64_t)llmq_model_n_tensors(model)},
+                   {"ctx", o->ctx}};
     set_text(doc, "path", m->path);
     set_text(doc, "container", m->container);
     set_text(doc, "arch", m->arch);
     set_text(doc, "name", m->name);
     set_text(doc, "tokenizer", m->tokenizer);
     set_text(doc, "chat_template", m->chat_template);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) json_object_set_new(doc, numbers[i].key, json_integer(numbers[i].value));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        json_object_set_new(doc, numbers[i].key, json_integer(numbers[i].value));
     json_object_set_new(doc, "rope_theta", cli_json_real(m->rope_theta));
     json_object_set_new(doc, "tied_head", json_boolean(m->tied_head));
     json_object_set_new(doc, "bits_per_weight", cli_json_real(bits_per(m->weight_bytes, m->n_params)));
@@ -142,10 +164,12 @@ static void print_memory(const llmq_model_info *m, int64_t ctx) {
         double weights = (double)m->n_params * memory_rows[i].weight_bits / 8;
         /* There is no 4-bit cache: such a model usually runs beside one at 16 bits. */
         double kv = kv_bytes(m, ctx, memory_rows[i].kv_bits ? memory_rows[i].kv_bits : 16);
-        printf("%-18s %12s %20s %12s\n", memory_rows[i].name, cli_bytes(weights, a), cli_bytes(kv, b), cli_bytes(weights + kv, c));
+        printf("%-18s %12s %20s %12s\n", memory_rows[i].name, cli_bytes(weights, a), cli_bytes(kv, b),
+               cli_bytes(weights + kv, c));
     }
     double kv = kv_bytes(m, ctx, 16);
-    printf("%-18s %12s %20s %12s\n", "this file", cli_bytes((double)m->weight_bytes, a), cli_bytes(kv, b), cli_bytes((double)m->weight_bytes + kv, c));
+    printf("%-18s %12s %20s %12s\n", "this file", cli_bytes((double)m->weight_bytes, a), cli_bytes(kv, b),
+           cli_bytes((double)m->weight_bytes + kv, c));
 }
 
 static void print_types(const type_sum *sums) {
@@ -153,8 +177,9 @@ static void print_types(const type_sum *sums) {
     printf("\n%-10s %8s %16s %12s %8s\n", "type", "tensors", "weights", "bytes", "bits");
     for (int i = 0; i < LLMQ_TYPE_COUNT; i++)
         if (sums[i].tensors)
-            printf("%-10s %8lld %16s %12s %8.3f\n", llmq_type_name((llmq_type)i), (long long)sums[i].tensors, cli_count(sums[i].params, params),
-                   cli_bytes((double)sums[i].bytes, bytes), bits_per(sums[i].bytes, sums[i].params));
+            printf("%-10s %8lld %16s %12s %8.3f\n", llmq_type_name((llmq_type)i), (long long)sums[i].tensors,
+                   cli_count(sums[i].params, params), cli_bytes((double)sums[i].bytes, bytes),
+                   bits_per(sums[i].bytes, sums[i].params));
 }
 
 static void print_tensors(const llmq_model *model) {
@@ -164,7 +189,8 @@ static void print_tensors(const llmq_model *model) {
     for (size_t i = 0; i < llmq_model_n_tensors(model); i++) {
         if (llmq_model_tensor(model, i, &t)) continue;
         int o = 0;
-        for (int d = 0; d < t.n_dims; d++) o += snprintf(dims + o, sizeof dims - (size_t)o, "%s%lld", d ? " x " : "", (long long)t.dims[d]);
+        for (int d = 0; d < t.n_dims; d++)
+            o += snprintf(dims + o, sizeof dims - (size_t)o, "%s%lld", d ? " x " : "", (long long)t.dims[d]);
         printf("%-44s %-8s %22s %12s\n", t.name, llmq_type_name(t.type), dims, cli_bytes((double)t.bytes, bytes));
     }
 }
@@ -186,17 +212,19 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
         if (o->meta) print_meta(model);
         return EXIT_OK;
     }
-    printf("model         %s%s%s, %s weights\n", m->arch, m->name && *m->name ? ", " : "", m->name ? m->name : "", cli_count(m->n_params, a));
-    printf("shape         %lld layers, width %lld, %lld heads (%lld for keys and values) of %lld, feed-forward %lld\n", (long long)m->n_layer,
-           (long long)m->n_embd, (long long)m->n_head, (long long)m->n_head_kv, (long long)m->head_dim, (long long)m->n_ff);
+    printf("model         %s%s%s, %s weights\n", m->arch, m->name && *m->name ? ", " : "", m->name ? m->name : "",
+           cli_count(m->n_params, a));
+    printf("shape         %lld layers, width %lld, %lld heads (%lld for keys and values) of %lld, feed-forward %lld\n",
+           (long long)m->n_layer, (long long)m->n_embd, (long long)m->n_head, (long long)m->n_head_kv,
+           (long long)m->head_dim, (long long)m->n_ff);
     printf("vocabulary    %s tokens, %s head\n", cli_count(m->n_vocab, a), m->tied_head ? "tied" : "separate");
     printf("context       %s tokens in training, rope base %g\n", cli_count(m->n_ctx_train, a), m->rope_theta);
     printf("tokenizer     %s\n", m->tokenizer);
     printf("template      %s\n", m->chat_template ? m->chat_template : "none that llmq knows");
     printf("weights       %s, %.3f bits per weight (%.3f inside the layers)\n", cli_bytes((double)m->weight_bytes, a),
            bits_per(m->weight_bytes, m->n_params), bits_per(m->matrix_bytes, m->matrix_params));
-    printf("generation    reads %s of weights a token; the f16 cache grows by %s a token\n", cli_bytes((double)m->bytes_per_token, a),
-           cli_bytes((double)m->kv_bytes_per_token, b));
+    printf("generation    reads %s of weights a token; the f16 cache grows by %s a token\n",
+           cli_bytes((double)m->bytes_per_token, a), cli_bytes((double)m->kv_bytes_per_token, b));
     print_types(sums);
     print_memory(m, o->ctx);
     if (o->tensors) print_tensors(model);
@@ -248,7 +276,8 @@ const cli_command cmd_inspect = {
     .name = "inspect",
     .usage = "MODEL [--tensors] [--meta] [--ctx N] [--json]",
     .summary = "what is in a model file",
-    .about = "Prints architecture, tokenizer, storage types, bits per weight, and the memory that weights and KV cache take at 32, "
+    .about = "Prints architecture, tokenizer, storage types, bits per weight, and the memory that weights and KV cache "
+             "take at 32, "
              "16, 8 and 4 bits.",
     .examples = "  llmq inspect model.gguf --ctx 8192\n  llmq inspect ./SmolLM2-135M-Instruct --tensors --json\n",
     .run = run,

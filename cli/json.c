@@ -13,4 +13,6 @@ int cli_json_print(json_t *doc, size_t flags) {
     return EXIT_OK;
 }
 
-json_t *cli_json_real(double v) { return isfinite(v) ? json_real(v) : json_null(); }
+json_t *cli_json_real(double v) {
+    return isfinite(v) ? json_real(v) : json_null();
+}

@@ -5,8 +5,8 @@
 #include <locale.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cmd_quantize, &cmd_chat,     &cmd_run,     &cmd_bench,   &cmd_perplexity,
-                                              &cmd_inspect,  &cmd_convert,  &cmd_tokenize, &cmd_score};
+static const cli_command *const commands[] = {&cmd_quantize, &cmd_chat,    &cmd_run,      &cmd_bench, &cmd_perplexity,
+                                              &cmd_inspect,  &cmd_convert, &cmd_tokenize, &cmd_score};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static const char *const later_commands[] = {"train", "template", "serve"};
@@ -15,10 +15,11 @@ static void print_help(void) {
     printf("llmq: quantizes language models to 4 bits and runs them on CPUs\n\n"
            "usage: llmq COMMAND [options]\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++) printf("  %-12s %s\n", commands[i]->name, commands[i]->summary);
-    printf("\nllmq COMMAND --help explains a command; llmq --version prints the version.\n\n"
-           "MODEL is a GGUF file, a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin.\n"
-           "Exit status: 0 success, 1 failed, 2 bad usage, 130 interrupted. Data goes to stdout, the rest to stderr.\n"
-           "Environment: LLMQ_ISA=c|avx2|avx512 limits the CPU kernels; NO_COLOR turns colors off.\n");
+    printf(
+        "\nllmq COMMAND --help explains a command; llmq --version prints the version.\n\n"
+        "MODEL is a GGUF file, a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin.\n"
+        "Exit status: 0 success, 1 failed, 2 bad usage, 130 interrupted. Data goes to stdout, the rest to stderr.\n"
+        "Environment: LLMQ_ISA=c|avx2|avx512 limits the CPU kernels; NO_COLOR turns colors off.\n");
 }
 
 static const cli_command *find_command(const char *name) {
@@ -42,8 +43,10 @@ static int unknown_command(const char *name) {
             best_distance = distance;
         }
     }
-    if (best) fprintf(stderr, "llmq: unknown command '%s'; did you mean %s? (see llmq --help)\n", name, best);
-    else fprintf(stderr, "llmq: unknown command '%s' (see llmq --help)\n", name);
+    if (best)
+        fprintf(stderr, "llmq: unknown command '%s'; did you mean %s? (see llmq --help)\n", name, best);
+    else
+        fprintf(stderr, "llmq: unknown command '%s' (see llmq --help)\n", name);
     return EXIT_USAGE;
 }
 

@@ -68,9 +68,19 @@ bool opt_parse_size(const char *text, int64_t *out) {
     static const struct {
         const char *name;
         double bytes;
-    } units[] = {{"", 1},       {"B", 1},         {"K", 1024},          {"KB", 1e3}, {"KIB", 1024}, {"M", 1048576},
-                 {"MB", 1e6},   {"MIB", 1048576}, {"G", 1073741824},    {"GB", 1e9}, {"GIB", 1073741824},
-                 {"TB", 1e12}, {"TIB", 1099511627776.0}};
+    } units[] = {{"", 1},
+                 {"B", 1},
+                 {"K", 1024},
+                 {"KB", 1e3},
+                 {"KIB", 1024},
+                 {"M", 1048576},
+                 {"MB", 1e6},
+                 {"MIB", 1048576},
+                 {"G", 1073741824},
+                 {"GB", 1e9},
+                 {"GIB", 1073741824},
+                 {"TB", 1e12},
+                 {"TIB", 1099511627776.0}};
     char *end;
     double v = strtod(text, &end);
     if (end == text || !isfinite(v) || v < 0) return false;
@@ -105,13 +115,18 @@ static bool parse_choice(const char *choices, const char *text, int *out) {
 /* The words for what an option takes, for the message about a value that is none. */
 static const char *range_text(const opt_def *d, char *buf, size_t cap) {
     const char *what = d->kind == OPT_REAL ? "number" : d->kind == OPT_INTS ? "list of whole numbers" : "whole number";
-    if (d->min > -1e15 && d->max < 1e15) snprintf(buf, cap, "a %s from %.10g to %.10g", what, d->min, d->max);
-    else if (d->min > -1e15) snprintf(buf, cap, "a %s of at least %.10g", what, d->min);
-    else snprintf(buf, cap, "a %s", what);
+    if (d->min > -1e15 && d->max < 1e15)
+        snprintf(buf, cap, "a %s from %.10g to %.10g", what, d->min, d->max);
+    else if (d->min > -1e15)
+        snprintf(buf, cap, "a %s of at least %.10g", what, d->min);
+    else
+        snprintf(buf, cap, "a %s", what);
     return buf;
 }
 
-static bool in_range(const opt_def *d, double v) { return v >= d->min && v <= d->max; }
+static bool in_range(const opt_def *d, double v) {
+    return v >= d->min && v <= d->max;
+}
 
 static int store_ints(const cli_command *cmd, const opt_def *d, cli_ints *list, const char *text) {
     char want[96];
@@ -126,7 +141,8 @@ static int store_ints(const cli_command *cmd, const opt_def *d, cli_ints *list, 
         v[i] = strtoll(p, &end, 10);
         if (end == p || errno || (*end && *end != ',') || !in_range(d, (double)v[i])) {
             free(v);
-            return opt_bad(cmd, "%s '%.60s': it takes %s, such as 1,5,7", d->name, text, range_text(d, want, sizeof want));
+            return opt_bad(cmd, "%s '%.60s': it takes %s, such as 1,5,7", d->name, text,
+                           range_text(d, want, sizeof want));
         }
         p = end + (*end == ',');
     }
@@ -159,7 +175,8 @@ static int store(const cli_command *cmd, const opt_def *d, void *base, const cha
     }
     case OPT_TEXT: *(const char **)field = text; return CLI_GO_ON;
     case OPT_ENUM:
-        if (!parse_choice(d->choices, text, field)) return opt_bad(cmd, "%s '%s': it takes %s", d->name, text, d->choices);
+        if (!parse_choice(d->choices, text, field))
+            return opt_bad(cmd, "%s '%s': it takes %s", d->name, text, d->choices);
         return CLI_GO_ON;
     case OPT_INTS: return store_ints(cmd, d, field, text);
     case OPT_TEXTS: {
@@ -224,8 +241,10 @@ static void print_help(const cli_command *cmd, const opt_set *sets, size_t n_set
     print_wrapped(cmd->about, 0, 0);
     for (size_t s = 0; s < n_sets; s++)
         for (const opt_def *d = sets[s].defs; d->kind != OPT_END; d++) {
-            if (d->kind == OPT_HEAD) printf("\n%s:\n", d->help);
-            else if (d->kind != OPT_LATER) print_option(d);
+            if (d->kind == OPT_HEAD)
+                printf("\n%s:\n", d->help);
+            else if (d->kind != OPT_LATER)
+                print_option(d);
         }
     printf("  -h, --help%*sthis text\n", HELP_COLUMN - 12, "");
     if (cmd->examples) printf("\nexamples:\n%s", cmd->examples);
@@ -287,7 +306,8 @@ static int parse_option(const cli_command *cmd, const opt_set *sets, size_t n_se
     return store(cmd, &typed, base, value);
 }
 
-int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char **model_out) {
+int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
+              const char **model_out) {
     *model_out = NULL;
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {

@@ -1,5 +1,5 @@
-/* Options as tables. A table row names an option, the field of a struct that it fills, the values it takes and the words
- * that explain it; the same rows parse the command line and print the help, so the two cannot disagree. */
+/* Options as tables. A table row names an option, the field of a struct that it fills, the values it takes and the
+ * words that explain it; the same rows parse the command line and print the help, so the two cannot disagree. */
 #ifndef LLMQ_CLI_OPTIONS_H
 #define LLMQ_CLI_OPTIONS_H
 
@@ -43,23 +43,35 @@ typedef struct cli_texts {
     size_t n;
 } cli_texts;
 
-#define OPT_ROW_HEAD(text) {.kind = OPT_HEAD, .help = text}
+#define OPT_ROW_HEAD(text)                                                                                             \
+    { .kind = OPT_HEAD, .help = text }
 #define OPT_ROW_FLAG(nm, al, type, field, val, text)                                                                   \
-    {.kind = OPT_FLAG, .name = nm, .alias = al, .offset = offsetof(type, field), .value = val, .help = text}
+    { .kind = OPT_FLAG, .name = nm, .alias = al, .offset = offsetof(type, field), .value = val, .help = text }
 #define OPT_ROW_INT(nm, al, ar, type, field, lo, hi, text)                                                             \
-    {.kind = OPT_INT, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi, .help = text}
+    {                                                                                                                  \
+        .kind = OPT_INT, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi,    \
+        .help = text                                                                                                   \
+    }
 #define OPT_ROW_REAL(nm, al, ar, type, field, lo, hi, text)                                                            \
-    {.kind = OPT_REAL, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi, .help = text}
+    {                                                                                                                  \
+        .kind = OPT_REAL, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi,   \
+        .help = text                                                                                                   \
+    }
 #define OPT_ROW_TEXT(nm, al, ar, type, field, text)                                                                    \
-    {.kind = OPT_TEXT, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .help = text}
+    { .kind = OPT_TEXT, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .help = text }
 #define OPT_ROW_ENUM(nm, al, type, field, list, text)                                                                  \
-    {.kind = OPT_ENUM, .name = nm, .alias = al, .offset = offsetof(type, field), .choices = list, .help = text}
+    { .kind = OPT_ENUM, .name = nm, .alias = al, .offset = offsetof(type, field), .choices = list, .help = text }
 #define OPT_ROW_INTS(nm, al, ar, type, field, lo, hi, text)                                                            \
-    {.kind = OPT_INTS, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi, .help = text}
+    {                                                                                                                  \
+        .kind = OPT_INTS, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .min = lo, .max = hi,   \
+        .help = text                                                                                                   \
+    }
 #define OPT_ROW_TEXTS(nm, al, ar, type, field, text)                                                                   \
-    {.kind = OPT_TEXTS, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .help = text}
-#define OPT_ROW_LATER(nm, text) {.kind = OPT_LATER, .name = nm, .help = text}
-#define OPT_ROW_END {.kind = OPT_END}
+    { .kind = OPT_TEXTS, .name = nm, .alias = al, .arg = ar, .offset = offsetof(type, field), .help = text }
+#define OPT_ROW_LATER(nm, text)                                                                                        \
+    { .kind = OPT_LATER, .name = nm, .help = text }
+#define OPT_ROW_END                                                                                                    \
+    { .kind = OPT_END }
 
 typedef struct opt_set {
     const opt_def *defs;
@@ -79,7 +91,8 @@ enum { CLI_GO_ON = -1 };
 
 /* Parses argv[1..): one positional argument (MODEL) and the options of the sets. CLI_GO_ON, or the exit status to leave
  * with: 0 after --help, 2 after a message about bad usage. */
-int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char **model_out);
+int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
+              const char **model_out);
 
 /* "llmq: CMD: MESSAGE (llmq CMD --help)" on stderr; returns 2. */
 int opt_bad(const cli_command *cmd, const char *fmt, ...);

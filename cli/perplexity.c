@@ -16,12 +16,14 @@ static const opt_def ppl_defs[] = {
     OPT_ROW_TEXT("--file", "-f", "TEXT", ppl_opts, file, "the text file (-: stdin)"),
     OPT_ROW_INT("--ctx", "-c", "N", ppl_opts, ctx, 8, 1 << 24, "tokens of one window (default 512)"),
     OPT_ROW_INT("--chunks", NULL, "N", ppl_opts, chunks, 0, 1 << 30, "use only the first N windows (default: all)"),
-    OPT_ROW_ENUM("--stride", NULL, ppl_opts, stride, "half|full",
-                 "half: score the second half of each window, as llama-perplexity does (default); full: score all of it"),
+    OPT_ROW_ENUM(
+        "--stride", NULL, ppl_opts, stride, "half|full",
+        "half: score the second half of each window, as llama-perplexity does (default); full: score all of it"),
     OPT_ROW_TEXT("--base", NULL, "MODEL0", ppl_opts, base,
                  "compare with this model in the same run: KL divergence, top-1 agreement, paired difference"),
     OPT_ROW_FLAG("--json", NULL, ppl_opts, json, 1,
-                 "one JSON document: ppl, ppl_stderr, tokens, chunks; with --base also base_ppl, kl_mean, kl_p99, top1, dppl, dppl_ci95"),
+                 "one JSON document: ppl, ppl_stderr, tokens, chunks; with --base also base_ppl, kl_mean, kl_p99, "
+                 "top1, dppl, dppl_ci95"),
     OPT_ROW_END,
 };
 
@@ -96,8 +98,10 @@ const cli_command cmd_perplexity = {
     .name = "perplexity",
     .usage = "MODEL -f TEXT [options]",
     .summary = "how well a model predicts a text, alone or against another model",
-    .about = "Perplexity as llama.cpp's llama-perplexity defines it: the text is cut into windows of --ctx tokens and the second "
-             "half of each window is scored (--stride full scores all of it). With --base both models read the same windows in "
+    .about = "Perplexity as llama.cpp's llama-perplexity defines it: the text is cut into windows of --ctx tokens and "
+             "the second "
+             "half of each window is scored (--stride full scores all of it). With --base both models read the same "
+             "windows in "
              "one process.",
     .examples = "  llmq perplexity model.gguf -f wiki.test.raw --chunks 40\n"
                 "  llmq perplexity model-gptq-q4_0.gguf -f wiki.test.raw --base model-f16.gguf --json\n",

@@ -12,6 +12,7 @@ typedef struct plot_bar {
 } plot_bar;
 
 /* Writes bars from top to bottom, longest = largest value. */
-llmq_status plot_bars(const char *path, const char *title, const char *unit, const plot_bar *bars, size_t n, llmq_err *err);
+llmq_status plot_bars(const char *path, const char *title, const char *unit, const plot_bar *bars, size_t n,
+                      llmq_err *err);
 
 #endif

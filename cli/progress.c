@@ -35,12 +35,16 @@ static void describe(const cli_progress *p, double done, double total, double le
     if (total > 0) o += (size_t)snprintf(buf + o, cap - o, "%3.0f %%", 100 * done / total);
     if (p->unit && seconds > 0.5 && done > 0) {
         char rate[32];
-        if (strcmp(p->unit, "bytes") == 0) o += (size_t)snprintf(buf + o, cap - o, "  %s/s", cli_bytes(done / seconds, rate));
-        else o += (size_t)snprintf(buf + o, cap - o, "  %.3g %s/s", done / seconds, p->unit);
+        if (strcmp(p->unit, "bytes") == 0)
+            o += (size_t)snprintf(buf + o, cap - o, "  %s/s", cli_bytes(done / seconds, rate));
+        else
+            o += (size_t)snprintf(buf + o, cap - o, "  %.3g %s/s", done / seconds, p->unit);
     }
     if (left < 0 && total > 0 && done > 0 && seconds > 1) left = seconds * (total - done) / done;
-    if (left >= 0) snprintf(buf + o, cap - o, "  %s left", cli_clock(left, clock));
-    else snprintf(buf + o, cap - o, "  %s", cli_clock(seconds, clock));
+    if (left >= 0)
+        snprintf(buf + o, cap - o, "  %s left", cli_clock(left, clock));
+    else
+        snprintf(buf + o, cap - o, "  %s", cli_clock(seconds, clock));
 }
 
 static void draw_bar(cli_progress *p, double fraction, const char *what, const char *numbers) {

@@ -18,7 +18,8 @@ typedef struct quantize_opts {
 
 static const opt_def quantize_defs[] = {
     OPT_ROW_HEAD("method"),
-    OPT_ROW_FLAG("--gptq", NULL, quantize_opts, gptq, 1, "GPTQ: rounding errors are made up for by the weights not rounded yet (the default)"),
+    OPT_ROW_FLAG("--gptq", NULL, quantize_opts, gptq, 1,
+                 "GPTQ: rounding errors are made up for by the weights not rounded yet (the default)"),
     OPT_ROW_FLAG("--rtn", NULL, quantize_opts, rtn, 1, "round to nearest, without calibration"),
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn"),
     OPT_ROW_LATER("--nf4", "NF4 comes later; --gptq and --rtn are there"),
@@ -31,11 +32,14 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--tune", "tuning comes later"),
     OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
     OPT_ROW_HEAD("grid"),
-    OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8, "bits of a weight when --type is not given (default 4)"),
+    OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8,
+                "bits of a weight when --type is not given (default 4)"),
     OPT_ROW_TEXT("--type", NULL, "T", quantize_opts, type,
-                 "storage type of every matrix inside the layers: q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ... (default: the best of --bits whose block divides the rows)"),
-    OPT_ROW_TEXTS("--keep", NULL, "PATTERN=TYPE", quantize_opts, keep,
-                  "tensors whose GGUF name matches get this type, e.g. 'blk.0.*=f16' (repeatable, the first match decides)"),
+                 "storage type of every matrix inside the layers: q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ... (default: "
+                 "the best of --bits whose block divides the rows)"),
+    OPT_ROW_TEXTS(
+        "--keep", NULL, "PATTERN=TYPE", quantize_opts, keep,
+        "tensors whose GGUF name matches get this type, e.g. 'blk.0.*=f16' (repeatable, the first match decides)"),
     OPT_ROW_LATER("--group", "group sizes of Hugging Face formats come later; a GGUF type has its own"),
     OPT_ROW_LATER("--sym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
     OPT_ROW_LATER("--asym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
@@ -44,18 +48,24 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--target-bpw", "the choice of types by size comes later; --keep is there"),
     OPT_ROW_LATER("--target-size", "the choice of types by size comes later; --keep is there"),
     OPT_ROW_HEAD("solver"),
-    OPT_ROW_FLAG("--act-order", NULL, quantize_opts, act_order, 1, "quantize the inputs with the largest activations first (GPTQ's default)"),
+    OPT_ROW_FLAG("--act-order", NULL, quantize_opts, act_order, 1,
+                 "quantize the inputs with the largest activations first (GPTQ's default)"),
     OPT_ROW_FLAG("--no-act-order", NULL, quantize_opts, act_order, 0, "quantize the inputs in their own order"),
-    OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 10, "damping, as a part of the Hessian's mean diagonal (default: chosen by the method)"),
-    OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18, "for choices made at random (the methods of this version make none)"),
+    OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 10,
+                 "damping, as a part of the Hessian's mean diagonal (default: chosen by the method)"),
+    OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18,
+                "for choices made at random (the methods of this version make none)"),
     OPT_ROW_LATER("--smooth", "INT8 with smoothing comes later"),
     OPT_ROW_LATER("--no-smooth", "INT8 with smoothing comes later"),
     OPT_ROW_HEAD("calibration"),
-    OPT_ROW_TEXTS("--calib", NULL, "FILE", quantize_opts, calib, "text to calibrate with (repeatable; default: the text that ships with llmq)"),
+    OPT_ROW_TEXTS("--calib", NULL, "FILE", quantize_opts, calib,
+                  "text to calibrate with (repeatable; default: the text that ships with llmq)"),
     OPT_ROW_INT("--tokens", NULL, "N", quantize_opts, tokens, 1, 1 << 30, "calibration tokens (default 65536)"),
-    OPT_ROW_INT("--calib-ctx", NULL, "N", quantize_opts, calib_ctx, 8, 1 << 20, "tokens of one calibration window (default 512)"),
+    OPT_ROW_INT("--calib-ctx", NULL, "N", quantize_opts, calib_ctx, 8, 1 << 20,
+                "tokens of one calibration window (default 512)"),
     OPT_ROW_HEAD("output"),
-    OPT_ROW_TEXT("--output", "-o", "OUT", quantize_opts, out, "the file to write (default: STEM-METHOD-TYPE.gguf beside the source)"),
+    OPT_ROW_TEXT("--output", "-o", "OUT", quantize_opts, out,
+                 "the file to write (default: STEM-METHOD-TYPE.gguf beside the source)"),
     OPT_ROW_FLAG("--force", NULL, quantize_opts, force, 1, "replace OUT if it exists"),
     OPT_ROW_FLAG("--plan", NULL, quantize_opts, plan, 1, "print what would become of every tensor, and stop"),
     OPT_ROW_TEXT("--emit", NULL, "gguf", quantize_opts, emit, "output format: gguf is the only one in this version"),
@@ -72,7 +82,8 @@ static const opt_def quantize_defs[] = {
 
 static int check_method(const cli_command *cmd, quantize_opts *o) {
     if (o->gptq && o->rtn) return opt_bad(cmd, "one method, please: --gptq and --rtn exclude each other");
-    if (o->method && (o->gptq || o->rtn)) return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, o->gptq ? "gptq" : "rtn");
+    if (o->method && (o->gptq || o->rtn))
+        return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, o->gptq ? "gptq" : "rtn");
     if (o->method && strcmp(o->method, "gptq") && strcmp(o->method, "rtn"))
         return opt_bad(cmd, "--method '%s': this version has gptq and rtn", o->method);
     if (!o->method) o->method = o->rtn ? "rtn" : "gptq";
@@ -81,15 +92,19 @@ static int check_method(const cli_command *cmd, quantize_opts *o) {
 
 static int check_types(const cli_command *cmd, const quantize_opts *o) {
     if (o->type && llmq_type_from_name(o->type) == LLMQ_TYPE_NONE)
-        return opt_bad(cmd, "--type '%s': no such storage type; q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0 are some", o->type);
+        return opt_bad(cmd, "--type '%s': no such storage type; q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0 are some",
+                       o->type);
     for (size_t i = 0; i < o->keep.n; i++) {
         const char *equals = strrchr(o->keep.v[i], '=');
-        if (!equals || equals == o->keep.v[i]) return opt_bad(cmd, "--keep '%s': it takes PATTERN=TYPE, such as 'blk.0.*=f16'", o->keep.v[i]);
-        if (llmq_type_from_name(equals + 1) == LLMQ_TYPE_NONE) return opt_bad(cmd, "--keep '%s': no storage type '%s'", o->keep.v[i], equals + 1);
+        if (!equals || equals == o->keep.v[i])
+            return opt_bad(cmd, "--keep '%s': it takes PATTERN=TYPE, such as 'blk.0.*=f16'", o->keep.v[i]);
+        if (llmq_type_from_name(equals + 1) == LLMQ_TYPE_NONE)
+            return opt_bad(cmd, "--keep '%s': no storage type '%s'", o->keep.v[i], equals + 1);
     }
     if (o->bits && o->bits != 2 && o->bits != 3 && o->bits != 4 && o->bits != 8)
         return opt_bad(cmd, "--bits %lld: it takes 2, 3, 4 or 8", (long long)o->bits);
-    if (o->emit && strcmp(o->emit, "gguf")) return opt_bad(cmd, "--emit '%s' is not in this version: only gguf is", o->emit);
+    if (o->emit && strcmp(o->emit, "gguf"))
+        return opt_bad(cmd, "--emit '%s' is not in this version: only gguf is", o->emit);
     return CLI_GO_ON;
 }
 
@@ -97,7 +112,8 @@ static int check_calib(const cli_command *cmd, const quantize_opts *o) {
     for (size_t i = 0; i < o->calib.n; i++) {
         const char *file = o->calib.v[i], *colon = strrchr(file, ':'), *dot = strrchr(file, '.');
         if (strcmp(file, "self") == 0) return opt_bad(cmd, "--calib self is not in this version: give a text file");
-        if (dot && strcmp(dot, ".jsonl") == 0) return opt_bad(cmd, "--calib '%s': chat messages are not in this version: give a text file", file);
+        if (dot && strcmp(dot, ".jsonl") == 0)
+            return opt_bad(cmd, "--calib '%s': chat messages are not in this version: give a text file", file);
         if (access(file, F_OK) != 0 && colon && colon[1] && strspn(colon + 1, "0123456789.") == strlen(colon + 1))
             return opt_bad(cmd, "--calib '%s': weights of texts are not in this version: leave '%s' out", file, colon);
     }
@@ -115,22 +131,24 @@ static int cell_width(const llmq_quant_result *r) {
 static void print_plan(const llmq_quant_result *r) {
     char bytes[32], shape[48];
     int width = cell_width(r);
-    printf("%-*s  %-6s    %-6s  %-6s  %14s  %10s  %s\n", width, "tensor", "from", "to", "method", "rows x cols", "bytes", "note");
+    printf("%-*s  %-6s    %-6s  %-6s  %14s  %10s  %s\n", width, "tensor", "from", "to", "method", "rows x cols",
+           "bytes", "note");
     for (size_t i = 0; i < r->n_rows; i++) {
         const llmq_quant_row *row = &r->rows[i];
         snprintf(shape, sizeof shape, "%lld x %lld", (long long)row->rows, (long long)row->cols);
-        printf("%-*s  %-6s -> %-6s  %-6s  %14s  %10s  %s\n", width, row->name, llmq_type_name(row->from), llmq_type_name(row->to), row->method,
-               shape, cli_bytes((double)row->bytes, bytes), row->note);
+        printf("%-*s  %-6s -> %-6s  %-6s  %14s  %10s  %s\n", width, row->name, llmq_type_name(row->from),
+               llmq_type_name(row->to), row->method, shape, cli_bytes((double)row->bytes, bytes), row->note);
     }
 }
 
 static void print_sizes(const llmq_quant_result *r, bool planned) {
     char a[32], b[32], c[32];
     double out = (double)r->out_bytes;
-    printf("size       %s%s: %.2fx smaller than FP32 (%s), %.2fx smaller than FP16 (%s)\n", cli_bytes(out, a), planned ? " planned" : "",
-           out > 0 ? (double)r->f32_bytes / out : 0, cli_bytes((double)r->f32_bytes, b), out > 0 ? (double)r->f16_bytes / out : 0,
-           cli_bytes((double)r->f16_bytes, c));
-    printf("bits       %.3f per weight over the whole model, %.3f inside the layers\n", r->bits_per_weight, r->matrix_bits_per_weight);
+    printf("size       %s%s: %.2fx smaller than FP32 (%s), %.2fx smaller than FP16 (%s)\n", cli_bytes(out, a),
+           planned ? " planned" : "", out > 0 ? (double)r->f32_bytes / out : 0, cli_bytes((double)r->f32_bytes, b),
+           out > 0 ? (double)r->f16_bytes / out : 0, cli_bytes((double)r->f16_bytes, c));
+    printf("bits       %.3f per weight over the whole model, %.3f inside the layers\n", r->bits_per_weight,
+           r->matrix_bits_per_weight);
 }
 
 /* Tensors that got another type or method than the one asked for; the first few by name. */
@@ -141,10 +159,12 @@ static void print_fallbacks(const llmq_quant_result *r) {
     printf("fallbacks  %lld tensor%s not as asked:\n", (long long)r->n_fallback, r->n_fallback == 1 ? " is" : "s are");
     for (size_t i = 0; i < r->n_rows && shown < SHOWN; i++)
         if (r->rows[i].fallback) {
-            printf("             %s: %s, %s: %s\n", r->rows[i].name, llmq_type_name(r->rows[i].to), r->rows[i].method, r->rows[i].note);
+            printf("             %s: %s, %s: %s\n", r->rows[i].name, llmq_type_name(r->rows[i].to), r->rows[i].method,
+                   r->rows[i].note);
             shown++;
         }
-    if (r->n_fallback > shown) printf("             and %lld more (--plan lists them all)\n", (long long)r->n_fallback - shown);
+    if (r->n_fallback > shown)
+        printf("             and %lld more (--plan lists them all)\n", (long long)r->n_fallback - shown);
 }
 
 static void print_summary(const llmq_quant_result *r) {
@@ -152,8 +172,8 @@ static void print_summary(const llmq_quant_result *r) {
     printf("wrote      %s\n", r->out);
     print_sizes(r, false);
     if (r->mean_error >= 0 && r->calib_tokens > 0)
-        printf("error      %.5f mean relative error of a layer's outputs, %.5f by plain rounding%s\n", r->mean_error, r->mean_rtn_error,
-               r->mean_rtn_error > 0 && r->mean_error < r->mean_rtn_error ? "" : " (no better)");
+        printf("error      %.5f mean relative error of a layer's outputs, %.5f by plain rounding%s\n", r->mean_error,
+               r->mean_rtn_error, r->mean_rtn_error > 0 && r->mean_error < r->mean_rtn_error ? "" : " (no better)");
     if (r->calib_tokens > 0) {
         printf("calibrated %s tokens", cli_count(r->calib_tokens, a));
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
@@ -221,9 +241,11 @@ const cli_command cmd_quantize = {
     .name = "quantize",
     .usage = "MODEL [--gptq] [--bits 4] [-o OUT] [options]",
     .summary = "make a 4-bit model",
-    .about = "Reads a full-precision model (a Hugging Face folder, a GGUF file or a llama2.c .bin), quantizes the matrices inside its "
-             "layers with calibration text, stores the embedding and the head as Q8_0, and writes a GGUF file that llmq and "
-             "llama.cpp read. Nothing but MODEL has to be given. OUT appears only when it is whole.",
+    .about =
+        "Reads a full-precision model (a Hugging Face folder, a GGUF file or a llama2.c .bin), quantizes the matrices "
+        "inside its "
+        "layers with calibration text, stores the embedding and the head as Q8_0, and writes a GGUF file that llmq and "
+        "llama.cpp read. Nothing but MODEL has to be given. OUT appears only when it is whole.",
     .examples = "  llmq quantize ./SmolLM2-135M-Instruct --gptq\n"
                 "  llmq quantize model-f16.gguf --type q4_0 --calib text.txt --tokens 65536 -o small.gguf\n"
                 "  llmq quantize model-f16.gguf --rtn --type q8_0 --keep 'blk.0.*=f16' --plan\n",

@@ -15,15 +15,19 @@ typedef struct run_opts {
 
 static const opt_def run_defs[] = {
     OPT_ROW_HEAD("options"),
-    OPT_ROW_TEXT("--prompt", "-p", "TEXT", run_opts, prompt, "the prompt (default: all of stdin when that is not a terminal)"),
+    OPT_ROW_TEXT("--prompt", "-p", "TEXT", run_opts, prompt,
+                 "the prompt (default: all of stdin when that is not a terminal)"),
     OPT_ROW_TEXT("--file", "-f", "FILE", run_opts, file, "take the prompt from a file (-: stdin)"),
-    OPT_ROW_TEXT("--system", NULL, "TEXT", run_opts, system, "system message before the prompt, where the model has a chat template"),
+    OPT_ROW_TEXT("--system", NULL, "TEXT", run_opts, system,
+                 "system message before the prompt, where the model has a chat template"),
     OPT_ROW_FLAG("--raw", NULL, run_opts, raw, 1,
-                 "complete the text itself: no chat template, prompt and completion are printed (the default for a model without a template)"),
+                 "complete the text itself: no chat template, prompt and completion are printed (the default for a "
+                 "model without a template)"),
     OPT_ROW_END,
 };
 
-static llmq_status get_prompt(const cli_command *cmd, const run_opts *run, char **out, size_t *len, int *rc, llmq_err *err) {
+static llmq_status get_prompt(const cli_command *cmd, const run_opts *run, char **out, size_t *len, int *rc,
+                              llmq_err *err) {
     *rc = CLI_GO_ON;
     if (run->prompt && run->file) {
         *rc = opt_bad(cmd, "-p and -f exclude each other");
@@ -56,14 +60,16 @@ static llmq_status complete(llmq_model *model, const run_opts *run, const gen_op
     llmq_model_info info;
     llmq_model_get_info(model, &info);
     if (!info.chat_template) {
-        if (run->system) cli_note("%s: the model has no chat template that llmq knows: --system is not used", info.path);
+        if (run->system)
+            cli_note("%s: the model has no chat template that llmq knows: --system is not used", info.path);
         raw = true;
     }
     llmq_message messages[2] = {{"system", run->system}, {"user", prompt}};
     int skip = run->system ? 0 : 1;
     bool recognized = false;
-    llmq_status status = raw ? llmq_encode(model, prompt, len, LLMQ_TOK_BOS, &ids, &n_ids, err)
-                             : gen_encode_chat(model, messages + skip, (size_t)(2 - skip), &ids, &n_ids, &recognized, err);
+    llmq_status status =
+        raw ? llmq_encode(model, prompt, len, LLMQ_TOK_BOS, &ids, &n_ids, err)
+            : gen_encode_chat(model, messages + skip, (size_t)(2 - skip), &ids, &n_ids, &recognized, err);
     if (status) goto done;
     status = gen_session(model, gen, common, &session, err);
     if (status) goto done;
@@ -76,7 +82,8 @@ static llmq_status complete(llmq_model *model, const run_opts *run, const gen_op
     if (raw || result->n_generated) putchar('\n');
     fflush(stdout);
     if (status == LLMQ_OK && result->stop == GEN_CONTEXT)
-        cli_note("stopped: the context of %lld tokens is full (--ctx makes it larger)", (long long)llmq_session_n_ctx(session));
+        cli_note("stopped: the context of %lld tokens is full (--ctx makes it larger)",
+                 (long long)llmq_session_n_ctx(session));
 done:
     free(cache.ids);
     llmq_session_destroy(session);
@@ -115,9 +122,10 @@ const cli_command cmd_run = {
     .name = "run",
     .usage = "MODEL -p TEXT [options]",
     .summary = "one completion to stdout",
-    .about = "Prints one answer to a prompt. A model with a chat template gets the prompt as one user message and only the "
-             "answer is printed; with --raw, or for a model without a template, the text itself is continued and printed "
-             "together with its continuation.",
+    .about =
+        "Prints one answer to a prompt. A model with a chat template gets the prompt as one user message and only the "
+        "answer is printed; with --raw, or for a model without a template, the text itself is continued and printed "
+        "together with its continuation.",
     .examples = "  llmq run model.gguf -p \"Why is the sky blue?\"\n"
                 "  llmq run stories260K.bin --tokenizer tok512.bin -p \"Once upon a time\" -n 80 --temp 0\n"
                 "  llmq run model.gguf -f question.txt --system \"Answer in one line.\"\n",

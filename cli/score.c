@@ -15,9 +15,12 @@ typedef struct score_opts {
 
 static const opt_def score_defs[] = {
     OPT_ROW_HEAD("options"),
-    OPT_ROW_INTS("--tokens", NULL, "IDS", score_opts, tokens, 0, 1 << 30, "token ids: 1,5,7 (llmq tokenize makes them)"),
-    OPT_ROW_INT("--greedy", NULL, "N", score_opts, greedy, 0, 1 << 24, "continue by the N most probable tokens, one after the other"),
-    OPT_ROW_ENUM("--kv-type", NULL, score_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f32: exact scores)"),
+    OPT_ROW_INTS("--tokens", NULL, "IDS", score_opts, tokens, 0, 1 << 30,
+                 "token ids: 1,5,7 (llmq tokenize makes them)"),
+    OPT_ROW_INT("--greedy", NULL, "N", score_opts, greedy, 0, 1 << 24,
+                "continue by the N most probable tokens, one after the other"),
+    OPT_ROW_ENUM("--kv-type", NULL, score_opts, kv_type, "f16|q8_0|f32",
+                 "storage of the KV cache (default f32: exact scores)"),
     OPT_ROW_FLAG("--json", NULL, score_opts, json, 1, "one JSON document: next_logprobs, last_logits, greedy"),
     OPT_ROW_END,
 };
@@ -59,7 +62,8 @@ static llmq_status continue_greedy(score *s, llmq_session *session, int64_t n, l
     return LLMQ_OK;
 }
 
-static llmq_status compute(llmq_model *model, const score_opts *opts, const common_opts *common, score *s, llmq_err *err) {
+static llmq_status compute(llmq_model *model, const score_opts *opts, const common_opts *common, score *s,
+                           llmq_err *err) {
     llmq_session *session = NULL;
     llmq_session_params params;
     llmq_session_params_default(&params);
@@ -87,7 +91,8 @@ static llmq_status prepare(const llmq_model *model, const score_opts *opts, scor
     s->logprobs = calloc(s->n, sizeof *s->logprobs);
     s->last = calloc((size_t)info.n_vocab, sizeof *s->last);
     s->greedy = calloc((size_t)opts->greedy + 1, sizeof *s->greedy);
-    return s->logprobs && s->last && s->greedy ? LLMQ_OK : cli_set_err(err, LLMQ_E_MEMORY, "out of memory for the scores");
+    return s->logprobs && s->last && s->greedy ? LLMQ_OK
+                                               : cli_set_err(err, LLMQ_E_MEMORY, "out of memory for the scores");
 }
 
 static int print_json(const score *s) {
@@ -107,7 +112,9 @@ static int print_text(const score *s) {
         printf("%6zu  %7d  %10.5f\n", i + 1, s->tokens[i + 1], s->logprobs[i]);
         sum += s->logprobs[i];
     }
-    if (s->n > 1) printf("mean log-probability %.5f, perplexity %.4f\n", sum / (double)(s->n - 1), exp(-sum / (double)(s->n - 1)));
+    if (s->n > 1)
+        printf("mean log-probability %.5f, perplexity %.4f\n", sum / (double)(s->n - 1),
+               exp(-sum / (double)(s->n - 1)));
     if (s->n_greedy) printf("greedy");
     for (int64_t i = 0; i < s->n_greedy; i++) printf("%c%d", i ? ',' : ' ', s->greedy[i]);
     if (s->n_greedy) putchar('\n');
@@ -145,8 +152,9 @@ const cli_command cmd_score = {
     .name = "score",
     .usage = "MODEL --tokens IDS [--greedy N] [--json]",
     .summary = "log-probabilities of given tokens and a greedy continuation",
-    .about = "Runs the tokens and prints the log-probability of each one after those before it. With --json also the logits "
-             "after the last token and the greedy continuation, for comparisons with other engines.",
+    .about =
+        "Runs the tokens and prints the log-probability of each one after those before it. With --json also the logits "
+        "after the last token and the greedy continuation, for comparisons with other engines.",
     .examples = "  llmq score model.gguf --tokens 1,403,407 --greedy 8 --json\n",
     .run = run,
 };

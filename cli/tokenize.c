@@ -16,7 +16,8 @@ static const opt_def tokenize_defs[] = {
     OPT_ROW_FLAG("--bos", NULL, tokenize_opts, bos, 1, "put BOS (and EOS) where the tokenizer's own settings add it"),
     OPT_ROW_FLAG("--special", NULL, tokenize_opts, special, 1,
                  "recognize special tokens such as <|im_start|> in the text; with --decode, print them"),
-    OPT_ROW_FLAG("--decode", NULL, tokenize_opts, decode, 1, "the other way: a JSON list of ids on stdin, its bytes on stdout"),
+    OPT_ROW_FLAG("--decode", NULL, tokenize_opts, decode, 1,
+                 "the other way: a JSON list of ids on stdin, its bytes on stdout"),
     OPT_ROW_END,
 };
 
@@ -34,7 +35,9 @@ static llmq_status parse_ids(const char *text, int32_t **out, size_t *n_out, llm
         long v = strtol(p, &end, 10);
         if (end == p || errno || v < 0 || v > INT32_MAX) {
             free(ids);
-            return cli_set_err(err, LLMQ_E_FORMAT, "stdin: byte %zu: a JSON list of token ids is expected, such as [1, 5, 7]", (size_t)(p - text));
+            return cli_set_err(err, LLMQ_E_FORMAT,
+                               "stdin: byte %zu: a JSON list of token ids is expected, such as [1, 5, 7]",
+                               (size_t)(p - text));
         }
         if (n == cap) {
             cap = cap ? 2 * cap : 1024;
@@ -62,7 +65,8 @@ static llmq_status decode(const llmq_model *model, const char *text, int flags, 
     llmq_status status = parse_ids(text, &ids, &n, err);
     for (size_t i = 0; !status && i < n; i++)
         if (ids[i] >= info.n_vocab)
-            status = cli_set_err(err, LLMQ_E_FORMAT, "stdin: id %d is outside the vocabulary of %lld tokens", ids[i], (long long)info.n_vocab);
+            status = cli_set_err(err, LLMQ_E_FORMAT, "stdin: id %d is outside the vocabulary of %lld tokens", ids[i],
+                                 (long long)info.n_vocab);
     if (!status && n) status = llmq_decode(model, ids, n, flags, &bytes, &len, err);
     if (!status && len) fwrite(bytes, 1, len, stdout);
     llmq_free(bytes);
@@ -111,7 +115,8 @@ const cli_command cmd_tokenize = {
     .name = "tokenize",
     .usage = "MODEL [--bos] [--special] [--decode]",
     .summary = "text on stdin to token ids, and back",
-    .about = "Reads stdin, bytes unchanged, and prints a JSON list of token ids; with --decode the other way round. Files that "
+    .about = "Reads stdin, bytes unchanged, and prints a JSON list of token ids; with --decode the other way round. "
+             "Files that "
              "hold only a vocabulary will do.",
     .examples = "  printf 'Hello world' | llmq tokenize model.gguf\n"
                 "  echo '[19556, 905]' | llmq tokenize model.gguf --decode\n",

