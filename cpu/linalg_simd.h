@@ -228,15 +228,14 @@ typedef struct chol_job {
     int64_t bad;            /* column of a pivot that is not positive, or -1; worker 0 writes it */
 } chol_job;
 
-/* Factors the diagonal block, rows below included, one column at a time with the upper copy as contiguous operand. Returns the
- * column that failed, or -1. */
-static int64_t chol_factor(float *d, float *t, int64_t n) {
+/* Factors the n x n block d (CHOL wide) in place and writes its transpose to t. Returns the column that failed, or -1. */
+static int64_t chol_leaf(float *d, float *t, int64_t n) {
     for (int64_t c = 0; c < n; c++) {
         float pivot = d[c * CHOL + c];
         if (!(pivot > 0) || !isfinite(pivot)) return c;
-        float root = sqrtf(pivot), inv = 1.0f / root;
+        float root = sqrtf(pivot);
         d[c * CHOL + c] = t[c * CHOL + c] = root;
-        for (int64_t r = c + 1; r < n; r++) t[c * CHOL + r] = d[r * CHOL + c] *= inv;
+        for (int64_t r = c + 1; r < n; r++) t[c * CHOL + r] = d[r * CHOL + c] /= root;
         for (int64_t r = c + 1; r < n; r++) {
             float x = d[r * CHOL + c];
             for (int64_t j = c + 1; j <= r; j++) d[r * CHOL + j] -= x * t[c * CHOL + j];
@@ -245,20 +244,51 @@ static int64_t chol_factor(float *d, float *t, int64_t n) {
     return -1;
 }
 
-/* Rows of X (m, n; ldx) become X L^-T, with L' given as t (CHOL, CHOL). */
+/* Rows of X (m, n <= CHOL_SUB; ldx) become X L^-T, with L' given as t (CHOL wide). Lanes are rows: VF_N of them at a time go
+ * through a transposed copy. */
+static void chol_solve_sub(const float *t, int64_t n, float *x, int64_t ldx, int64_t m) {
+    for (int64_t r = 0; r < m; r += VF_N) {
+        vf col[CHOL_SUB];
+        int64_t rows = m - r < VF_N ? m - r : VF_N;
+        for (int64_t b = 0; b < CHOL_SUB; b += VF_N) {
+            int64_t left = n - b < 0 ? 0 : n - b < VF_N ? n - b : VF_N;
+            SIMD_UNROLL for (int i = 0; i < VF_N; i++) col[b + i] = i < rows ? vf_load_n(x + (r + i) * ldx + b, left) : vf_zero();
+            vf_transpose(col + b);
+        }
+        for (int64_t c = 0; c < n; c++) {
+            vf y = col[c] = vf_div(col[c], vf_set1(t[c * CHOL + c]));
+            for (int64_t j = c + 1; j < n; j++) col[j] = vf_fnma(y, vf_set1(t[c * CHOL + j]), col[j]);
+        }
+        for (int64_t b = 0; b < n; b += VF_N) {
+            int64_t left = n - b < VF_N ? n - b : VF_N;
+            vf_transpose(col + b);
+            SIMD_UNROLL for (int i = 0; i < VF_N; i++)
+                if (i < rows) vf_store_n(x + (r + i) * ldx + b, col[b + i], left);
+        }
+    }
+}
+
+/* The same for n <= CHOL. */
 static void chol_solve(const float *t, int64_t n, float *x, int64_t ldx, int64_t m) {
     for (int64_t s = 0; s < n; s += CHOL_SUB) {
         int64_t width = n - s < CHOL_SUB ? n - s : CHOL_SUB;
-        if (s) gemm_sub_simd(m, width, s, x, ldx, t + s, CHOL, x + s, ldx);
-        for (int64_t r = 0; r < m; r++) {
-            float *row = x + r * ldx + s;
-            for (int64_t c = 0; c < width; c++) {
-                const float *u = t + (s + c) * CHOL + s;
-                float y = row[c] /= u[c];
-                for (int64_t j = c + 1; j < width; j++) row[j] -= y * u[j];
-            }
-        }
+        gemm_sub_simd(m, width, s, x, ldx, t + s, CHOL, x + s, ldx);
+        chol_solve_sub(t + s * CHOL + s, width, x + s, ldx, m);
     }
+}
+
+/* As chol_leaf for n <= CHOL. What is above the diagonal of d is lost. */
+static int64_t chol_factor(float *d, float *t, int64_t n) {
+    for (int64_t s = 0; s < n; s += CHOL_SUB) {
+        int64_t width = n - s < CHOL_SUB ? n - s : CHOL_SUB, below = s + width;
+        gemm_sub_simd(n - s, width, s, d + s * CHOL, CHOL, t + s, CHOL, d + s * CHOL + s, CHOL);
+        int64_t bad = chol_leaf(d + s * CHOL + s, t + s * CHOL + s, width);
+        if (bad >= 0) return s + bad;
+        chol_solve_sub(t + s * CHOL + s, width, d + below * CHOL + s, CHOL, n - below);
+        for (int64_t c = s; c < below; c++)
+            for (int64_t r = below; r < n; r++) t[c * CHOL + r] = d[r * CHOL + c];
+    }
+    return -1;
 }
 
 static void chol_transpose_left(const llmq_worker *w, const chol_job *job, int64_t j0, int64_t width) {
