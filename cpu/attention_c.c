@@ -9,7 +9,9 @@
 /* One score for every key, a row of scores for each worker. */
 static size_t scores_len(const llmq_attn *a) { return size_align((size_t)(a->pos + a->n_tok), 16); }
 
-size_t attention_scratch_c(const llmq_attn *a, int n_workers) { return scores_len(a) * sizeof(float) * (size_t)n_workers; }
+size_t attention_scratch_c(const llmq_attn *a, int n_workers) {
+    return scores_len(a) * sizeof(float) * (size_t)n_workers;
+}
 
 static float kv_value(const uint8_t *row, int type, int head_dim, int i) {
     if (type == KV_Q8) return kv_q8_scale(row, head_dim, i / KV_GROUP) * (float)(int8_t)row[i];
@@ -23,7 +25,8 @@ static float kv_value(const uint8_t *row, int type, int head_dim, int i) {
     return f16_to_f32(half);
 }
 
-static void attend_one(const llmq_attn *a, const float *q, const llmq_kv *kv, int head_kv, int64_t pos, float *out, float *scores) {
+static void attend_one(const llmq_attn *a, const float *q, const llmq_kv *kv, int head_kv, int64_t pos, float *out,
+                       float *scores) {
     int64_t first = a->window > 0 && pos + 1 > a->window ? pos + 1 - a->window : 0;
     int dim = a->head_dim;
     float max = -INFINITY, sum = 0;
@@ -44,13 +47,15 @@ static void attend_one(const llmq_attn *a, const float *q, const llmq_kv *kv, in
     for (int i = 0; i < dim; i++) out[i] /= sum;
 }
 
-void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out, void *scratch) {
+void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,
+                 void *scratch) {
     float *scores = (float *)scratch + scores_len(a) * (size_t)w->id;
     int64_t begin, end;
     worker_range(w, a->n_tok * a->n_head, 1, &begin, &end);
     for (int64_t item = begin; item < end; item++) {
         int64_t t = item / a->n_head;
         int head = (int)(item % a->n_head);
-        attend_one(a, q + t * ldq + head * a->head_dim, kv, head / (a->n_head / a->n_head_kv), a->pos + t, out + item * a->head_dim, scores);
+        attend_one(a, q + t * ldq + head * a->head_dim, kv, head / (a->n_head / a->n_head_kv), a->pos + t,
+                   out + item * a->head_dim, scores);
     }
 }

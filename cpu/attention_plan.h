@@ -1,6 +1,7 @@
-/* How an attention call is cut into items. The cuts depend on the shape only, never on the number of workers, so neither do
- * results. An item is (KV head, block of queries, split of keys); a split is a range of key positions. With one split an item
- * writes its part of the output, otherwise it leaves (m, l, o) of softmax in the scratch and the splits are merged in order:
+/* How an attention call is cut into items. The cuts depend on the shape only, never on the number of workers, so
+ * neither do results. An item is (KV head, block of queries, split of keys); a split is a range of key positions. With
+ * one split an item writes its part of the output, otherwise it leaves (m, l, o) of softmax in the scratch and the
+ * splits are merged in order:
  *
  *     m = max s,  l = sum 2^(s - m),  o = sum 2^(s - m) v,   s = scale log2(e) q.k
  *
@@ -11,30 +12,32 @@
 #include "core/backend.h"
 #include "core/mem.h"
 
-#define ATTN_FEW 8          /* rows (queries times heads of the group) up to which keys are streamed */
-#define ATTN_FEW_SPLIT 128  /* keys at least in a split, streamed; also the keys of one online step */
-#define ATTN_FEW_SPLITS 64  /* splits at most, streamed */
+#define ATTN_FEW 8         /* rows (queries times heads of the group) up to which keys are streamed */
+#define ATTN_FEW_SPLIT 128 /* keys at least in a split, streamed; also the keys of one online step */
+#define ATTN_FEW_SPLITS 64 /* splits at most, streamed */
 #define ATTN_TILE_SPLIT 512
 #define ATTN_TILE_SPLITS 16
-#define ATTN_TILE_ITEMS 8   /* with so many items keys are not split */
-#define ATTN_TILE_ROWS 96   /* rows of an item, about */
-#define ATTN_TILE_MOST 8    /* at least the rows of a register tile */
-#define ATTN_KEYS 64        /* keys of one online step in tiles */
-#define ATTN_PART_EXTRA 16  /* m and l behind the o of a part */
+#define ATTN_TILE_ITEMS 8  /* with so many items keys are not split */
+#define ATTN_TILE_ROWS 96  /* rows of an item, about */
+#define ATTN_TILE_MOST 8   /* at least the rows of a register tile */
+#define ATTN_KEYS 64       /* keys of one online step in tiles */
+#define ATTN_PART_EXTRA 16 /* m and l behind the o of a part */
 
 typedef struct attn_plan {
-    int ratio;             /* query heads of one KV head */
+    int ratio; /* query heads of one KV head */
     bool few;
     int64_t q_block, n_q_blocks; /* tokens of an item */
-    int64_t split;         /* keys */
+    int64_t split;               /* keys */
     int64_t first_split, n_splits;
-    int64_t part_len;      /* floats of one row's part */
+    int64_t part_len; /* floats of one row's part */
 } attn_plan;
 
 static inline int64_t attn_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* First key that position p sees. */
-static inline int64_t attn_first_key(const llmq_attn *a, int64_t p) { return a->window > 0 && p >= a->window ? p + 1 - a->window : 0; }
+static inline int64_t attn_first_key(const llmq_attn *a, int64_t p) {
+    return a->window > 0 && p >= a->window ? p + 1 - a->window : 0;
+}
 
 static inline int64_t attn_q_block(int ratio) {
     int64_t tokens = ATTN_TILE_ROWS / ratio;

@@ -1,5 +1,6 @@
-/* Attention in vectors; included by the file of each ISA. attention_plan.h says how the work is cut. Rows are the queries of all
- * heads of one KV head, token by token, so that keys and values are read (and converted to f32) once for all of them. */
+/* Attention in vectors; included by the file of each ISA. attention_plan.h says how the work is cut. Rows are the
+ * queries of all heads of one KV head, token by token, so that keys and values are read (and converted to f32) once for
+ * all of them. */
 #include <math.h>
 
 #include "cpu/attention_plan.h"
@@ -21,10 +22,10 @@ typedef struct attn_call {
 } attn_call;
 
 typedef struct attn_item {
-    int head;            /* KV head */
-    int64_t tok, n_tok;  /* queries */
+    int head;           /* KV head */
+    int64_t tok, n_tok; /* queries */
     int64_t key, key_end;
-    int64_t part;        /* index of the split, from 0 */
+    int64_t part; /* index of the split, from 0 */
     int64_t n_rows;
 } attn_item;
 
@@ -83,8 +84,8 @@ static void rows_finish(const attn_call *c, const attn_item *it, const attn_spac
         int64_t index = item_row_out(c, it, r);
         float sum = vf_sum(vf_load(sp->l + r * VF_N));
         bool last = c->plan.n_splits == 1;
-        float *to = last ? c->out + index * dim
-                         : c->parts + (it->part * c->a->n_tok * c->a->n_head + index) * c->plan.part_len;
+        float *to =
+            last ? c->out + index * dim : c->parts + (it->part * c->a->n_tok * c->a->n_head + index) * c->plan.part_len;
         vf scale = vf_set1(last ? 1.0f / sum : 1.0f);
         for (int64_t i = 0; i < dim; i += VF_N) vf_store(to + i, vf_mul(vf_load(sp->o + r * dim + i), scale));
         if (!last) {
@@ -95,16 +96,18 @@ static void rows_finish(const attn_call *c, const attn_item *it, const attn_spac
 }
 
 /* The keys [*lo, *hi) of a step (n keys from `key`) that a row sees, relative to key. */
-SIMD_FN void row_window(const attn_call *c, const attn_item *it, int64_t row, int64_t key, int64_t n, int64_t *lo, int64_t *hi) {
-    int64_t pos = c->a->pos + it->tok + row / c->plan.ratio, first = attn_first_key(c->a, pos) - key, end = pos + 1 - key;
+SIMD_FN void row_window(const attn_call *c, const attn_item *it, int64_t row, int64_t key, int64_t n, int64_t *lo,
+                        int64_t *hi) {
+    int64_t pos = c->a->pos + it->tok + row / c->plan.ratio, first = attn_first_key(c->a, pos) - key,
+            end = pos + 1 - key;
     *lo = first < 0 ? 0 : first;
     *hi = end > n ? n : end;
 }
 
 SIMD_FN int64_t clamp_lane(int64_t x) { return x < 0 ? 0 : x > VF_N ? VF_N : x; }
 
-/* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi). Returns the factor of what
- * was summed before. */
+/* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi). Returns the factor
+ * of what was summed before. */
 SIMD_FN float softmax_step(float *s, int64_t n, int64_t lo, int64_t hi, float *m, float *l) {
     vf top = vf_set1(NO_SCORE);
     for (int64_t i = 0; i < n; i += VF_N) {
@@ -144,12 +147,12 @@ SIMD_FN void load_keys(int type, const attn_call *c, const attn_item *it, int64_
     for (int64_t j = 0; j < n; j += VF_N)
         for (int64_t i = 0; i < dim; i += VF_N) {
             vf r[VF_N];
-            SIMD_UNROLL for (int b = 0; b < VF_N; b++) {
+            UNROLL_FOR(b, VF_N) {
                 int64_t at = j + b < n ? j + b : n - 1; /* columns past the end are masked later */
                 r[b] = kv_load(type, rows + at * stride, dim, i);
             }
             vf_transpose(r);
-            SIMD_UNROLL for (int b = 0; b < VF_N; b++) vf_store(k + (i + b) * ATTN_KEYS + j, r[b]);
+            UNROLL_FOR(b, VF_N) vf_store(k + (i + b) * ATTN_KEYS + j, r[b]);
         }
 }
 
@@ -165,25 +168,27 @@ SIMD_FN void load_values(int type, const attn_call *c, const attn_item *it, int6
 static void tile_scores(const attn_space *sp, int64_t row, int64_t dim) {
     for (int64_t j = 0; j < ATTN_KEYS; j += TILE_N) {
         vf acc[TILE_M][4];
-        SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
-            SIMD_UNROLL for (int b = 0; b < TILE_NV; b++) acc[i][b] = vf_zero();
+        UNROLL_FOR(i, TILE_M)
+        UNROLL_FOR(b, TILE_NV) acc[i][b] = vf_zero();
         tile_fma(TILE_M, TILE_NV, dim, sp->q + row * dim, dim, 1, sp->k + j, ATTN_KEYS, acc);
-        SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
-            SIMD_UNROLL for (int b = 0; b < TILE_NV; b++) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
+        UNROLL_FOR(i, TILE_M)
+        UNROLL_FOR(b, TILE_NV) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
     }
 }
 
 /* o = o * factor + weights * v for TILE_M rows and nv vectors of dimensions. */
-SIMD_FN void tile_values(int nv, const float *p, int64_t n, const float *v, int64_t dim, const float *factor, float *o) {
+SIMD_FN void tile_values(int nv, const float *p, int64_t n, const float *v, int64_t dim, const float *factor,
+                         float *o) {
     vf acc[TILE_M][4];
-    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
-        SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_mul(vf_load(o + i * dim + b * VF_N), vf_set1(factor[i]));
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(b, nv) acc[i][b] = vf_mul(vf_load(o + i * dim + b * VF_N), vf_set1(factor[i]));
     tile_fma(TILE_M, nv, n, p, ATTN_KEYS, 1, v, dim, acc);
-    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
-        SIMD_UNROLL for (int b = 0; b < nv; b++) vf_store(o + i * dim + b * VF_N, acc[i][b]);
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(b, nv) vf_store(o + i * dim + b * VF_N, acc[i][b]);
 }
 
-static void tile_rows(const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key, int64_t n) {
+static void tile_rows(const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key,
+                      int64_t n) {
     int64_t dim = c->a->head_dim, lo[TILE_M], hi[TILE_M];
     float factor[TILE_M];
     bool seen = false;
@@ -194,7 +199,8 @@ static void tile_rows(const attn_call *c, const attn_item *it, const attn_space 
     if (!seen) return;
     tile_scores(sp, row, dim);
     for (int i = 0; i < TILE_M; i++)
-        factor[i] = softmax_step(sp->s + i * ATTN_KEYS, ATTN_KEYS, lo[i], hi[i], sp->m + row + i, sp->l + (row + i) * VF_N);
+        factor[i] =
+            softmax_step(sp->s + i * ATTN_KEYS, ATTN_KEYS, lo[i], hi[i], sp->m + row + i, sp->l + (row + i) * VF_N);
     float *o = sp->o + row * dim;
     int64_t i = 0;
     for (; i + TILE_N <= dim; i += TILE_N) tile_values(TILE_NV, sp->s, n, sp->v + i, dim, factor, o + i);
@@ -234,49 +240,51 @@ static void attend_tiles(const attn_call *c, const attn_item *it, const attn_spa
 #define FEW_M 2
 #endif
 
-/* Scores of m rows with n keys, four keys at a time: s (m, ATTN_FEW_SPLIT), padded to a multiple of 4 by repeating the last. */
+/* Scores of m rows with n keys, four keys at a time: s (m, ATTN_FEW_SPLIT), padded to a multiple of 4 by repeating the
+ * last. */
 SIMD_FN void few_scores(int type, int m, const uint8_t *keys, int64_t dim, int64_t n, const float *q, float *s) {
     int64_t stride = (int64_t)kv_row_bytes(type, (int)dim);
     for (int64_t j = 0; j < n; j += 4) {
         const uint8_t *row[4];
         vf acc[FEW_M][4];
-        SIMD_UNROLL for (int b = 0; b < 4; b++) row[b] = keys + (j + b < n ? j + b : n - 1) * stride;
-        SIMD_UNROLL for (int i = 0; i < m; i++)
-            SIMD_UNROLL for (int b = 0; b < 4; b++) acc[i][b] = vf_zero();
+        UNROLL_FOR(b, 4) row[b] = keys + (j + b < n ? j + b : n - 1) * stride;
+        UNROLL_FOR(i, m)
+        UNROLL_FOR(b, 4) acc[i][b] = vf_zero();
         for (int64_t d = 0; d < dim; d += VF_N) {
             vf k[4];
-            SIMD_UNROLL for (int b = 0; b < 4; b++) k[b] = kv_load(type, row[b], dim, d);
-            SIMD_UNROLL for (int i = 0; i < m; i++) {
+            UNROLL_FOR(b, 4) k[b] = kv_load(type, row[b], dim, d);
+            UNROLL_FOR(i, m) {
                 vf x = vf_load(q + i * dim + d);
-                SIMD_UNROLL for (int b = 0; b < 4; b++) acc[i][b] = vf_fma(x, k[b], acc[i][b]);
+                UNROLL_FOR(b, 4) acc[i][b] = vf_fma(x, k[b], acc[i][b]);
             }
         }
-        SIMD_UNROLL for (int i = 0; i < m; i++)
-            _mm_storeu_ps(s + i * ATTN_FEW_SPLIT + j, vf_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+        UNROLL_FOR(i, m)
+        _mm_storeu_ps(s + i * ATTN_FEW_SPLIT + j, vf_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
     }
 }
 
 /* o (m, dim) = o * factor + weights s (m, n) * values. */
-SIMD_FN void few_values(int type, int m, int nv, const uint8_t *values, int64_t dim, int64_t d, int64_t n, const float *s,
-                        const float *factor, float *o) {
+SIMD_FN void few_values(int type, int m, int nv, const uint8_t *values, int64_t dim, int64_t d, int64_t n,
+                        const float *s, const float *factor, float *o) {
     int64_t stride = (int64_t)kv_row_bytes(type, (int)dim);
     vf acc[FEW_M][4];
-    SIMD_UNROLL for (int i = 0; i < m; i++)
-        SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_mul(vf_load(o + i * dim + d + b * VF_N), vf_set1(factor[i]));
+    UNROLL_FOR(i, m)
+    UNROLL_FOR(b, nv) acc[i][b] = vf_mul(vf_load(o + i * dim + d + b * VF_N), vf_set1(factor[i]));
     for (int64_t j = 0; j < n; j++) {
         vf v[4];
-        SIMD_UNROLL for (int b = 0; b < nv; b++) v[b] = kv_load(type, values + j * stride, dim, d + b * VF_N);
-        SIMD_UNROLL for (int i = 0; i < m; i++) {
+        UNROLL_FOR(b, nv) v[b] = kv_load(type, values + j * stride, dim, d + b * VF_N);
+        UNROLL_FOR(i, m) {
             vf x = vf_set1(s[i * ATTN_FEW_SPLIT + j]);
-            SIMD_UNROLL for (int b = 0; b < nv; b++) acc[i][b] = vf_fma(x, v[b], acc[i][b]);
+            UNROLL_FOR(b, nv) acc[i][b] = vf_fma(x, v[b], acc[i][b]);
         }
     }
-    SIMD_UNROLL for (int i = 0; i < m; i++)
-        SIMD_UNROLL for (int b = 0; b < nv; b++) vf_store(o + i * dim + d + b * VF_N, acc[i][b]);
+    UNROLL_FOR(i, m)
+    UNROLL_FOR(b, nv) vf_store(o + i * dim + d + b * VF_N, acc[i][b]);
 }
 
 /* n keys from `key` on for m rows from `row` on. */
-SIMD_FN void few_rows(int type, int m, const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key, int64_t n) {
+SIMD_FN void few_rows(int type, int m, const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row,
+                      int64_t key, int64_t n) {
     int64_t dim = c->a->head_dim, padded = attn_div_up(n, VF_N) * VF_N;
     float factor[FEW_M], *o = sp->o + row * dim;
     few_scores(type, m, kv_row(c->kv->k, c->kv, it->head, key), dim, n, sp->q + row * dim, sp->s);
@@ -308,9 +316,12 @@ static void attend_few(const attn_call *c, const attn_item *it, const attn_space
     rows_start(c, it, sp);
     for (int64_t key = it->key; key < it->key_end; key += ATTN_FEW_SPLIT) {
         int64_t n = it->key_end - key < ATTN_FEW_SPLIT ? it->key_end - key : ATTN_FEW_SPLIT;
-        if (c->kv->type == KV_F16) few_step(KV_F16, c, it, sp, key, n);
-        else if (c->kv->type == KV_F32) few_step(KV_F32, c, it, sp, key, n);
-        else few_step(KV_Q8, c, it, sp, key, n);
+        if (c->kv->type == KV_F16)
+            few_step(KV_F16, c, it, sp, key, n);
+        else if (c->kv->type == KV_F32)
+            few_step(KV_F32, c, it, sp, key, n);
+        else
+            few_step(KV_Q8, c, it, sp, key, n);
     }
     rows_finish(c, it, sp);
 }
@@ -327,7 +338,8 @@ static bool item_make(const attn_call *c, int64_t index, attn_item *it) {
     it->tok = block * p->q_block;
     it->n_tok = a->n_tok - it->tok < p->q_block ? a->n_tok - it->tok : p->q_block;
     it->n_rows = it->n_tok * p->ratio;
-    int64_t from = (p->first_split + it->part) * p->split, first = attn_first_key(a, a->pos + it->tok), end = a->pos + it->tok + it->n_tok;
+    int64_t from = (p->first_split + it->part) * p->split, first = attn_first_key(a, a->pos + it->tok),
+            end = a->pos + it->tok + it->n_tok;
     it->key = from > first ? from : first;
     it->key_end = from + p->split < end ? from + p->split : end;
     return it->key < it->key_end;
@@ -346,7 +358,8 @@ static void merge_row(const attn_call *c, int64_t index) {
         const float *from = part + s * step;
         float factor = exp2f(from[dim] - max);
         sum += factor * from[dim + 1];
-        for (int64_t i = 0; i < dim; i += VF_N) vf_store(out + i, vf_fma(vf_load(from + i), vf_set1(factor), vf_load(out + i)));
+        for (int64_t i = 0; i < dim; i += VF_N)
+            vf_store(out + i, vf_fma(vf_load(from + i), vf_set1(factor), vf_load(out + i)));
     }
     for (int64_t i = 0; i < dim; i += VF_N) vf_store(out + i, vf_mul(vf_load(out + i), vf_set1(1.0f / sum)));
 }
@@ -359,8 +372,8 @@ static void run_few(const llmq_worker *w, const attn_call *c, const attn_space *
         if (item_make(c, index, &it)) attend_few(c, &it, sp);
 }
 
-/* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before every op that reads
- * what another wrote, and q is such a thing. */
+/* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before every op that
+ * reads what another wrote, and q is such a thing. */
 static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space *sp) {
     attn_item it;
     int64_t n = c->plan.n_q_blocks * c->a->n_head_kv * c->plan.n_splits, index = 0;
@@ -370,8 +383,8 @@ static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space
         if (item_make(c, index, &it)) attend_tiles(c, &it, sp);
 }
 
-static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,
-                           void *scratch) {
+static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
+                           float *out, void *scratch) {
     if (a->head_dim % 16 != 0) {
         attention_c(w, a, q, ldq, kv, out, scratch);
         return;
@@ -379,8 +392,10 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
     int64_t own = attn_worker_len(a);
     attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n};
     attn_space sp = space_make(a, (float *)scratch + own * w->id);
-    if (c.plan.few) run_few(w, &c, &sp);
-    else run_tiles(w, &c, &sp);
+    if (c.plan.few)
+        run_few(w, &c, &sp);
+    else
+        run_tiles(w, &c, &sp);
     if (c.plan.n_splits == 1) return;
     worker_barrier(w);
     int64_t begin, end;

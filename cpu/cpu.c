@@ -99,9 +99,9 @@ const llmq_backend_ops *backend_cpu_isa(const char *name) {
 
 typedef struct read_job {
     uint64_t *data;
-    int64_t n;        /* of data, a multiple of READ_LANES */
-    double best;      /* seconds of the fastest pass; worker 0 writes it */
-    uint64_t *sums;   /* one cache line a worker: keeps the loads alive */
+    int64_t n;      /* of data, a multiple of READ_LANES */
+    double best;    /* seconds of the fastest pass; worker 0 writes it */
+    uint64_t *sums; /* one cache line a worker: keeps the loads alive */
 } read_job;
 
 static uint64_t read_sum(const uint64_t *p, int64_t n) {
@@ -129,7 +129,8 @@ static void read_worker(const llmq_worker *w, void *arg) {
 
 double backend_read_bandwidth(llmq_team *team, size_t bytes) {
     bytes = bytes / (READ_LANES * sizeof(uint64_t)) * (READ_LANES * sizeof(uint64_t));
-    read_job job = {mem_alloc_big(bytes), (int64_t)(bytes / sizeof(uint64_t)), 0, mem_zalloc((size_t)team_size(team) * 8, sizeof(uint64_t))};
+    read_job job = {mem_alloc_big(bytes), (int64_t)(bytes / sizeof(uint64_t)), 0,
+                    mem_zalloc((size_t)team_size(team) * 8, sizeof(uint64_t))};
     if (job.data && job.sums) team_run(team, read_worker, &job);
     mem_free_big(job.data, bytes);
     mem_free(job.sums);

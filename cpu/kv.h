@@ -1,5 +1,6 @@
 /* The KV cache of the CPU backend, the same for every ISA: (n_head_kv, n_ctx, head_dim), so that a head's keys are one
- * stream. A row of f16: head_dim halfs. A row of q8_0: head_dim int8 codes, then one f16 scale for every 32 of them. f32: head_dim floats. */
+ * stream. A row of f16: head_dim halfs; of f32: head_dim floats; of q8_0: head_dim int8 codes, then one f16 scale for
+ * every 32 of them. */
 #ifndef LLMQ_CPU_KV_H
 #define LLMQ_CPU_KV_H
 
@@ -15,7 +16,8 @@ static inline size_t kv_row_bytes(int type, int head_dim) {
 }
 
 static inline const uint8_t *kv_row(const void *base, const llmq_kv *kv, int head, int64_t pos) {
-    return (const uint8_t *)base + ((size_t)head * (size_t)kv->n_ctx + (size_t)pos) * kv_row_bytes(kv->type, kv->head_dim);
+    return (const uint8_t *)base +
+           ((size_t)head * (size_t)kv->n_ctx + (size_t)pos) * kv_row_bytes(kv->type, kv->head_dim);
 }
 
 /* Scales sit behind head_dim bytes: even, since head_dim is a multiple of 32. */

@@ -23,8 +23,8 @@ void linalg_gram_c(const llmq_worker *w, const llmq_acts *a, bool allow_bf16, fl
     }
 }
 
-void linalg_gemm_sub_c(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
-                       int64_t ldc) {
+void linalg_gemm_sub_c(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                       float *c, int64_t ldc) {
     for (int64_t i = 0; i < m; i++)
         for (int64_t l = 0; l < k; l++) {
             float x = a[i * lda + l];
@@ -33,9 +33,10 @@ void linalg_gemm_sub_c(int64_t m, int64_t n, int64_t k, const float *a, int64_t 
 }
 
 llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err) {
-    return llmq_fail(err, LLMQ_E_NUMERIC,
-                     "a %lld x %lld matrix is not positive definite (column %lld): raise the damping or calibrate on more tokens",
-                     (long long)n, (long long)n, (long long)column);
+    return llmq_fail(
+        err, LLMQ_E_NUMERIC,
+        "a %lld x %lld matrix is not positive definite (column %lld): raise the damping or calibrate on more tokens",
+        (long long)n, (long long)n, (long long)column);
 }
 
 /* The library's own threads would fight with the team's for the cores. */
@@ -45,7 +46,8 @@ llmq_status linalg_cholesky_c(int64_t n, float *a, int64_t lda, llmq_team *team,
     (void)team;
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, blas_single_thread);
-    if (n > INT_MAX || lda > INT_MAX) return llmq_fail(err, LLMQ_E_ARG, "a matrix of %lld columns is too large", (long long)n);
+    if (n > INT_MAX || lda > INT_MAX)
+        return llmq_fail(err, LLMQ_E_ARG, "a matrix of %lld columns is too large", (long long)n);
     if (n == 0) return LLMQ_OK;
     /* The library lets NaN pass: its pivot test is "<= 0". */
     for (int64_t i = 0; i < n; i++)

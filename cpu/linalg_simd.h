@@ -9,8 +9,8 @@
 
 /* ---- C -= A B ---- */
 
-/* Blocks of A and B are copied to the stack (72 + 48 KB, or 72 + 12): rows of the operands are often a power of two apart and
- * would fight for the same sets of the caches. */
+/* Blocks of A and B are copied to the stack (72 + 48 KB, or 72 + 12): rows of the operands are often a power of two
+ * apart and would fight for the same sets of the caches. */
 #define GEMM_KC 192
 #define GEMM_MC 96
 
@@ -37,14 +37,14 @@ static void gemm_pack_b(gemm_block *g, const float *b, int64_t ldb) {
 
 SIMD_FN void gemm_tile(int nv, const gemm_block *g, int64_t row, float *c, int64_t ldc) {
     vf acc[TILE_M][4];
-    SIMD_UNROLL for (int i = 0; i < TILE_M; i++)
-        SIMD_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = vf_zero();
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
     tile_fma(TILE_M, nv, g->k, g->a + row * GEMM_KC, GEMM_KC, 1, g->b, TILE_N, acc);
     int64_t last = g->n - (nv - 1) * VF_N; /* columns of the last vector */
-    SIMD_UNROLL for (int i = 0; i < TILE_M; i++) {
+    UNROLL_FOR(i, TILE_M) {
         if (row + i >= g->m) break;
         float *to = c + (row + i) * ldc;
-        SIMD_UNROLL for (int j = 0; j < nv - 1; j++) vf_store(to + j * VF_N, vf_sub(vf_load(to + j * VF_N), acc[i][j]));
+        UNROLL_FOR(j, nv - 1) vf_store(to + j * VF_N, vf_sub(vf_load(to + j * VF_N), acc[i][j]));
         to += (nv - 1) * VF_N;
         vf_store_n(to, vf_sub(vf_load_n(to, last), acc[i][nv - 1]), last);
     }
@@ -52,17 +52,21 @@ SIMD_FN void gemm_tile(int nv, const gemm_block *g, int64_t row, float *c, int64
 
 static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
     for (int64_t row = 0; row < g->m; row += TILE_M) {
-        if (g->n <= VF_N) gemm_tile(1, g, row, c, ldc);
-        else if (TILE_NV == 2 || g->n <= 2 * VF_N) gemm_tile(2, g, row, c, ldc);
+        if (g->n <= VF_N)
+            gemm_tile(1, g, row, c, ldc);
+        else if (TILE_NV == 2 || g->n <= 2 * VF_N)
+            gemm_tile(2, g, row, c, ldc);
 #if TILE_NV == 4
-        else if (g->n <= 3 * VF_N) gemm_tile(3, g, row, c, ldc);
-        else gemm_tile(4, g, row, c, ldc);
+        else if (g->n <= 3 * VF_N)
+            gemm_tile(3, g, row, c, ldc);
+        else
+            gemm_tile(4, g, row, c, ldc);
 #endif
     }
 }
 
-static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
-                          int64_t ldc) {
+static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          float *c, int64_t ldc) {
     gemm_block g;
     for (int64_t k0 = 0; k0 < k; k0 += GEMM_KC) {
         g.k = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
@@ -79,8 +83,9 @@ static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64
 }
 
 /* ---- Gram matrix ----
- * The triangle is cut into GRAM x GRAM tiles. A worker takes a slice of the tokens, copies the columns of a tile row once and those
- * of each of its tile columns, and adds the slice's products to its tiles: x is read in order, panels stay in L1 and L2. */
+ * The triangle is cut into GRAM x GRAM tiles. A worker takes a slice of the tokens, copies the columns of a tile row
+ * once and those of each of its tile columns, and adds the slice's products to its tiles: x is read in order, panels
+ * stay in L1 and L2. */
 
 #define GRAM 96
 #if VF_N == 16
@@ -108,19 +113,21 @@ static void gram_pack_f32(const float *x, int64_t n_tok, int64_t cols, int64_t c
 }
 
 SIMD_FN void gram_tile_zero(vf acc[][4]) {
-    SIMD_UNROLL for (int i = 0; i < GRAM_M; i++)
-        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) acc[i][j] = vf_zero();
+    UNROLL_FOR(i, GRAM_M)
+    UNROLL_FOR(j, GRAM_NV) acc[i][j] = vf_zero();
 }
 
 /* Adds a register tile at (row, col) of the matrix, only on and below the diagonal and left of cols. */
 SIMD_FN void gram_tile_add(vf acc[][4], float *gram, int64_t cols, int64_t row, int64_t col) {
-    SIMD_UNROLL for (int i = 0; i < GRAM_M; i++) {
+    UNROLL_FOR(i, GRAM_M) {
         if (row + i >= cols) break;
-        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) {
+        UNROLL_FOR(j, GRAM_NV) {
             int64_t left = row + i + 1 - (col + j * VF_N);
             float *to = gram + (row + i) * cols + col + j * VF_N;
-            if (left >= VF_N) vf_store(to, vf_add(vf_load(to), acc[i][j]));
-            else if (left > 0) vf_store_n(to, vf_add(vf_load_n(to, left), acc[i][j]), left);
+            if (left >= VF_N)
+                vf_store(to, vf_add(vf_load(to), acc[i][j]));
+            else if (left > 0)
+                vf_store_n(to, vf_add(vf_load_n(to, left), acc[i][j]), left);
         }
     }
 }
@@ -129,8 +136,8 @@ SIMD_FN void gram_tile_add(vf acc[][4], float *gram, int64_t cols, int64_t row, 
 /* Tokens 2p and 2p+1 of a column side by side, as vdpbf16ps wants them; an odd last token is paired with zeros. */
 static void gram_pack_bf16(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
     int64_t width = cols - col0 < GRAM ? cols - col0 : GRAM;
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                                19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int64_t p = 0; 2 * p < n_tok; p++)
         for (int64_t j = 0; j < GRAM; j += 16) {
             int64_t left = width - j < 0 ? 0 : width - j < 16 ? width - j : 16;
@@ -144,10 +151,10 @@ static void gram_pack_bf16(const float *x, int64_t n_tok, int64_t cols, int64_t 
 SIMD_FN void gram_tile_bf16(int64_t pairs, const float *a, const float *b, vf acc[][4]) {
     for (int64_t p = 0; p < pairs; p++) {
         __m512bh col[GRAM_NV];
-        SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) col[j] = (__m512bh)_mm512_loadu_ps(b + p * GRAM + j * 16);
-        SIMD_UNROLL for (int i = 0; i < GRAM_M; i++) {
+        UNROLL_FOR(j, GRAM_NV) col[j] = (__m512bh)_mm512_loadu_ps(b + p * GRAM + j * 16);
+        UNROLL_FOR(i, GRAM_M) {
             __m512bh x = (__m512bh)_mm512_set1_ps(a[p * GRAM + i]);
-            SIMD_UNROLL for (int j = 0; j < GRAM_NV; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, col[j]);
+            UNROLL_FOR(j, GRAM_NV) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, col[j]);
         }
     }
 }
@@ -167,11 +174,13 @@ static void gram_pack(bool bf16, const float *x, int64_t n_tok, int64_t cols, in
     gram_pack_f32(x, n_tok, cols, col0, panel);
 }
 
-SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row, int64_t col) {
+SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row,
+                       int64_t col) {
     vf acc[GRAM_M][4];
     gram_tile_zero(acc);
 #if GRAM_HAS_BF16
-    if (bf16) gram_tile_bf16((n_tok + 1) / 2, a, b, acc);
+    if (bf16)
+        gram_tile_bf16((n_tok + 1) / 2, a, b, acc);
     else
 #endif
         tile_fma(GRAM_M, GRAM_NV, n_tok, a, 1, GRAM, b, GRAM, acc);
@@ -179,17 +188,22 @@ SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b,
     gram_tile_add(acc, gram, cols, row, col);
 }
 
-static void gram_block(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row0, int64_t col0) {
+static void gram_block(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols,
+                       int64_t row0, int64_t col0) {
     for (int64_t j = 0; j < GRAM && col0 + j < cols; j += GRAM_NV * VF_N)
         for (int64_t i = 0; i < GRAM && row0 + i < cols; i += GRAM_M) {
             if (row0 + i + GRAM_M <= col0 + j) continue; /* above the diagonal */
-            if (bf16) gram_tile(true, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
-            else gram_tile(false, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
+            if (bf16)
+                gram_tile(true, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
+            else
+                gram_tile(false, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
         }
 }
 
 /* Who owns tile (i, j): a tile below the diagonal counts 2, one on it 1, so i*i + 2*j comes before it of n*n. */
-SIMD_FN bool gram_mine(const llmq_worker *w, int64_t n, int64_t i, int64_t j) { return (i * i + 2 * j) * w->n / (n * n) == w->id; }
+SIMD_FN bool gram_mine(const llmq_worker *w, int64_t n, int64_t i, int64_t j) {
+    return (i * i + 2 * j) * w->n / (n * n) == w->id;
+}
 
 static void gram_add_simd(const llmq_worker *w, const llmq_acts *a, bool allow_bf16, float *gram) {
     bool bf16 = allow_bf16 && GRAM_HAS_BF16;
@@ -212,9 +226,9 @@ static void gram_add_simd(const llmq_worker *w, const llmq_acts *a, bool allow_b
 }
 
 /* ---- Cholesky ----
- * Left-looking by block columns of CHOL: everything to the left is subtracted from the block column by one long product,
- *     A[j:, J] -= L[j:, 0:j] L[J, 0:j]',
- * then its diagonal block is factored and the rows below are solved against it. Only the lower triangle is read or written. */
+ * Left-looking by block columns of CHOL: everything to the left is subtracted from the block column by one long
+ * product, A[j:, J] -= L[j:, 0:j] L[J, 0:j]', then its diagonal block is factored and the rows below are solved against
+ * it. Only the lower triangle is read or written. */
 
 #define CHOL 128
 #define CHOL_SUB 32 /* columns solved at a time */
@@ -223,12 +237,13 @@ static void gram_add_simd(const llmq_worker *w, const llmq_acts *a, bool allow_b
 typedef struct chol_job {
     int64_t n, lda;
     float *a;
-    float *left;            /* (n, CHOL): L[J, 0:j] transposed, so that it can be the right operand */
-    float *diag, *diag_t;   /* (CHOL, CHOL): the diagonal block and its transpose, zeros elsewhere */
-    int64_t bad;            /* column of a pivot that is not positive, or -1; worker 0 writes it */
+    float *left;          /* (n, CHOL): L[J, 0:j] transposed, so that it can be the right operand */
+    float *diag, *diag_t; /* (CHOL, CHOL): the diagonal block and its transpose, zeros elsewhere */
+    int64_t bad;          /* column of a pivot that is not positive, or -1; worker 0 writes it */
 } chol_job;
 
-/* Factors the n x n block d (CHOL wide) in place and writes its transpose to t. Returns the column that failed, or -1. */
+/* Factors the n x n block d (CHOL wide) in place and writes its transpose to t. Returns the column that
+ * failed, or -1. */
 static int64_t chol_leaf(float *d, float *t, int64_t n) {
     for (int64_t c = 0; c < n; c++) {
         float pivot = d[c * CHOL + c];
@@ -244,15 +259,15 @@ static int64_t chol_leaf(float *d, float *t, int64_t n) {
     return -1;
 }
 
-/* Rows of X (m, n <= CHOL_SUB; ldx) become X L^-T, with L' given as t (CHOL wide). Lanes are rows: VF_N of them at a time go
- * through a transposed copy. */
+/* Rows of X (m, n <= CHOL_SUB; ldx) become X L^-T, with L' given as t (CHOL wide). Lanes are rows: VF_N of them at a
+ * time go through a transposed copy. */
 static void chol_solve_sub(const float *t, int64_t n, float *x, int64_t ldx, int64_t m) {
     for (int64_t r = 0; r < m; r += VF_N) {
         vf col[CHOL_SUB];
         int64_t rows = m - r < VF_N ? m - r : VF_N;
         for (int64_t b = 0; b < CHOL_SUB; b += VF_N) {
             int64_t left = n - b < 0 ? 0 : n - b < VF_N ? n - b : VF_N;
-            SIMD_UNROLL for (int i = 0; i < VF_N; i++) col[b + i] = i < rows ? vf_load_n(x + (r + i) * ldx + b, left) : vf_zero();
+            UNROLL_FOR(i, VF_N) col[b + i] = i < rows ? vf_load_n(x + (r + i) * ldx + b, left) : vf_zero();
             vf_transpose(col + b);
         }
         for (int64_t c = 0; c < n; c++) {
@@ -262,8 +277,8 @@ static void chol_solve_sub(const float *t, int64_t n, float *x, int64_t ldx, int
         for (int64_t b = 0; b < n; b += VF_N) {
             int64_t left = n - b < VF_N ? n - b : VF_N;
             vf_transpose(col + b);
-            SIMD_UNROLL for (int i = 0; i < VF_N; i++)
-                if (i < rows) vf_store_n(x + (r + i) * ldx + b, col[b + i], left);
+            UNROLL_FOR(i, VF_N)
+            if (i < rows) vf_store_n(x + (r + i) * ldx + b, col[b + i], left);
         }
     }
 }
@@ -304,11 +319,13 @@ static void chol_diagonal(chol_job *job, int64_t j0, int64_t width) {
     float *block = job->a + j0 * job->lda + j0;
     memset(job->diag, 0, sizeof(float) * CHOL * CHOL);
     memset(job->diag_t, 0, sizeof(float) * CHOL * CHOL);
-    for (int64_t i = 0; i < width; i++) memcpy(job->diag + i * CHOL, block + i * job->lda, sizeof(float) * (size_t)(i + 1));
+    for (int64_t i = 0; i < width; i++)
+        memcpy(job->diag + i * CHOL, block + i * job->lda, sizeof(float) * (size_t)(i + 1));
     gemm_sub_simd(width, width, j0, job->a + j0 * job->lda, job->lda, job->left, CHOL, job->diag, CHOL);
     int64_t bad = chol_factor(job->diag, job->diag_t, width);
     if (bad >= 0) job->bad = j0 + bad;
-    for (int64_t i = 0; i < width; i++) memcpy(block + i * job->lda, job->diag + i * CHOL, sizeof(float) * (size_t)(i + 1));
+    for (int64_t i = 0; i < width; i++)
+        memcpy(block + i * job->lda, job->diag + i * CHOL, sizeof(float) * (size_t)(i + 1));
 }
 
 static void chol_worker(const llmq_worker *w, void *arg) {
@@ -321,7 +338,8 @@ static void chol_worker(const llmq_worker *w, void *arg) {
         if (w->id == 0) chol_diagonal(job, j0, width);
         for (int64_t r = below + begin; r < below + end; r += CHOL_ROWS) {
             int64_t m = below + end - r < CHOL_ROWS ? below + end - r : CHOL_ROWS;
-            gemm_sub_simd(m, width, j0, job->a + r * job->lda, job->lda, job->left, CHOL, job->a + r * job->lda + j0, job->lda);
+            gemm_sub_simd(m, width, j0, job->a + r * job->lda, job->lda, job->left, CHOL, job->a + r * job->lda + j0,
+                          job->lda);
         }
         worker_barrier(w);
         if (job->bad >= 0) return; /* everybody sees the same: it was written before the barrier */
@@ -340,8 +358,10 @@ static llmq_status cholesky_simd(int64_t n, float *a, int64_t lda, llmq_team *te
     if (!job.left) return mem_error(err, (left_len + 2 * square) * sizeof(float), "a Cholesky factorization");
     job.diag = job.left + left_len;
     job.diag_t = job.diag + square;
-    if (team) team_run(team, chol_worker, &job);
-    else chol_worker(&(llmq_worker){0, 1, NULL}, &job);
+    if (team)
+        team_run(team, chol_worker, &job);
+    else
+        chol_worker(&(llmq_worker){0, 1, NULL}, &job);
     if (job.bad >= 0) status = linalg_cholesky_error(n, job.bad, err);
     mem_free(job.left);
     return status;

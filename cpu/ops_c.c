@@ -14,8 +14,8 @@ void ops_embed_c(const llmq_worker *w, const llmq_tensor *table, const int32_t *
         type_to_f32(table->type, (const uint8_t *)table->data + tokens[t] * row_bytes, y + t * cols, cols);
 }
 
-static void rms_norm_c(const llmq_worker *w, const float *x, const float *gain, float eps, float *y, int64_t n_rows, int64_t n,
-                       int64_t stride) {
+static void rms_norm_c(const llmq_worker *w, const float *x, const float *gain, float eps, float *y, int64_t n_rows,
+                       int64_t n, int64_t stride) {
     int64_t begin, end;
     worker_range(w, n_rows, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
@@ -60,7 +60,8 @@ static void silu_mul_c(const llmq_worker *w, const float *gate, const float *up,
 
 size_t ops_kv_bytes_c(int kv_type, int64_t n_ctx, int n_head_kv, int head_dim) {
     size_t bytes;
-    if (!size_mul(kv_row_bytes(kv_type, head_dim), (size_t)n_ctx, &bytes) || !size_mul(bytes, (size_t)n_head_kv, &bytes))
+    if (!size_mul(kv_row_bytes(kv_type, head_dim), (size_t)n_ctx, &bytes) ||
+        !size_mul(bytes, (size_t)n_head_kv, &bytes))
         return SIZE_MAX; /* more than any allocation gives */
     return bytes;
 }
@@ -100,15 +101,17 @@ static void kv_row_store(int type, const float *x, uint8_t *row, int head_dim) {
     }
 }
 
-static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv, int64_t pos,
-                       int64_t n_tok) {
+static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv,
+                       int64_t pos, int64_t n_tok) {
     int64_t begin, end;
     worker_range(w, n_tok * kv->n_head_kv, 1, &begin, &end);
     for (int64_t item = begin; item < end; item++) {
         int64_t t = item / kv->n_head_kv;
         int head = (int)(item % kv->n_head_kv);
-        kv_row_store(kv->type, k + t * ldk + head * kv->head_dim, (uint8_t *)kv_row(kv->k, kv, head, pos + t), kv->head_dim);
-        kv_row_store(kv->type, v + t * ldv + head * kv->head_dim, (uint8_t *)kv_row(kv->v, kv, head, pos + t), kv->head_dim);
+        kv_row_store(kv->type, k + t * ldk + head * kv->head_dim, (uint8_t *)kv_row(kv->k, kv, head, pos + t),
+                     kv->head_dim);
+        kv_row_store(kv->type, v + t * ldv + head * kv->head_dim, (uint8_t *)kv_row(kv->v, kv, head, pos + t),
+                     kv->head_dim);
     }
 }
 

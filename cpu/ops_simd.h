@@ -5,8 +5,8 @@
 #include "cpu/ops.h"
 #include "cpu/simd.h"
 
-static void rms_norm_simd(const llmq_worker *w, const float *x, const float *gain, float eps, float *y, int64_t n_rows, int64_t n,
-                          int64_t stride) {
+static void rms_norm_simd(const llmq_worker *w, const float *x, const float *gain, float eps, float *y, int64_t n_rows,
+                          int64_t n, int64_t stride) {
     int64_t begin, end;
     worker_range(w, n_rows, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
@@ -25,8 +25,10 @@ static void rms_norm_simd(const llmq_worker *w, const float *x, const float *gai
         }
         double total = vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
         vf inv = vf_set1((float)(1.0 / sqrt(total / (double)n + eps)));
-        for (i = 0; i + VF_N <= n; i += VF_N) vf_store(out + i, vf_mul(vf_mul(vf_load(in + i), inv), vf_load(gain + i)));
-        if (i < n) vf_store_n(out + i, vf_mul(vf_mul(vf_load_n(in + i, n - i), inv), vf_load_n(gain + i, n - i)), n - i);
+        for (i = 0; i + VF_N <= n; i += VF_N)
+            vf_store(out + i, vf_mul(vf_mul(vf_load(in + i), inv), vf_load(gain + i)));
+        if (i < n)
+            vf_store_n(out + i, vf_mul(vf_mul(vf_load_n(in + i, n - i), inv), vf_load_n(gain + i, n - i)), n - i);
     }
 }
 
@@ -63,8 +65,10 @@ static void rope_simd(const llmq_worker *w, float *x, int64_t n_tok, int64_t ldx
         int64_t t = item / n_head;
         float *v = x + t * ldx + item % n_head * head_dim;
         const float *cs = cos_sin + t * n_rot;
-        if (neox) rope_halves(v, n_rot / 2, cs);
-        else rope_neighbours(v, n_rot, cs);
+        if (neox)
+            rope_halves(v, n_rot / 2, cs);
+        else
+            rope_neighbours(v, n_rot, cs);
     }
 }
 
@@ -73,8 +77,10 @@ static void add_simd(const llmq_worker *w, float *y, const float *x, int64_t n) 
     worker_range(w, n, 16, &begin, &end);
     for (int64_t i = begin; i < end; i += VF_N) {
         int64_t len = end - i < VF_N ? end - i : VF_N;
-        if (len == VF_N) vf_store(y + i, vf_add(vf_load(y + i), vf_load(x + i)));
-        else vf_store_n(y + i, vf_add(vf_load_n(y + i, len), vf_load_n(x + i, len)), len);
+        if (len == VF_N)
+            vf_store(y + i, vf_add(vf_load(y + i), vf_load(x + i)));
+        else
+            vf_store_n(y + i, vf_add(vf_load_n(y + i, len), vf_load_n(x + i, len)), len);
     }
 }
 
@@ -88,8 +94,10 @@ static void silu_mul_simd(const llmq_worker *w, const float *gate, const float *
     worker_range(w, n, 16, &begin, &end);
     for (int64_t i = begin; i < end; i += VF_N) {
         int64_t len = end - i < VF_N ? end - i : VF_N;
-        if (len == VF_N) vf_store(y + i, silu_times(vf_load(gate + i), vf_load(up + i)));
-        else vf_store_n(y + i, silu_times(vf_load_n(gate + i, len), vf_load_n(up + i, len)), len);
+        if (len == VF_N)
+            vf_store(y + i, silu_times(vf_load(gate + i), vf_load(up + i)));
+        else
+            vf_store_n(y + i, silu_times(vf_load_n(gate + i, len), vf_load_n(up + i, len)), len);
     }
 }
 
@@ -97,14 +105,14 @@ static void silu_mul_simd(const llmq_worker *w, const float *gate, const float *
 SIMD_FN void kv_group_store_q8(const float *x, uint8_t *codes, uint8_t *scale_out) {
     enum { N = KV_GROUP / VF_N };
     vf v[N], top = vf_zero(), poison = vf_zero();
-    SIMD_UNROLL for (int j = 0; j < N; j++) {
+    UNROLL_FOR(j, N) {
         v[j] = vf_load(x + j * VF_N);
         top = vf_max(vf_abs(v[j]), top);
         poison = vf_fma(v[j], vf_zero(), poison);
     }
     uint16_t half = f32_to_f16(vf_top(top) / 127.0f + vf_sum(poison));
     float scale = f16_to_f32(half), inv = scale > 0 && isfinite(scale) ? 1.0f / scale : 0.0f;
-    SIMD_UNROLL for (int j = 0; j < N; j++) {
+    UNROLL_FOR(j, N) {
         vf c = vf_min(vf_set1(127), vf_max(vf_set1(-127), vf_mul(v[j], vf_set1(inv))));
         vf_store_i8(codes + j * VF_N, inv > 0 ? c : vf_zero());
     }
@@ -117,7 +125,8 @@ SIMD_FN void kv_row_store_simd(int type, const float *x, uint8_t *row, int head_
         return;
     }
     if (type == KV_Q8) {
-        for (int g = 0; g < head_dim / KV_GROUP; g++) kv_group_store_q8(x + g * KV_GROUP, row + g * KV_GROUP, row + head_dim + 2 * g);
+        for (int g = 0; g < head_dim / KV_GROUP; g++)
+            kv_group_store_q8(x + g * KV_GROUP, row + g * KV_GROUP, row + head_dim + 2 * g);
         return;
     }
     int i = 0;
@@ -128,15 +137,17 @@ SIMD_FN void kv_row_store_simd(int type, const float *x, uint8_t *row, int head_
     }
 }
 
-static void kv_store_simd(const llmq_worker *w, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv, int64_t pos,
-                          int64_t n_tok) {
+static void kv_store_simd(const llmq_worker *w, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv,
+                          int64_t pos, int64_t n_tok) {
     int64_t begin, end;
     worker_range(w, n_tok * kv->n_head_kv, 1, &begin, &end);
     for (int64_t item = begin; item < end; item++) {
         int64_t t = item / kv->n_head_kv;
         int head = (int)(item % kv->n_head_kv);
-        kv_row_store_simd(kv->type, k + t * ldk + head * kv->head_dim, (uint8_t *)kv_row(kv->k, kv, head, pos + t), kv->head_dim);
-        kv_row_store_simd(kv->type, v + t * ldv + head * kv->head_dim, (uint8_t *)kv_row(kv->v, kv, head, pos + t), kv->head_dim);
+        kv_row_store_simd(kv->type, k + t * ldk + head * kv->head_dim, (uint8_t *)kv_row(kv->k, kv, head, pos + t),
+                          kv->head_dim);
+        kv_row_store_simd(kv->type, v + t * ldv + head * kv->head_dim, (uint8_t *)kv_row(kv->v, kv, head, pos + t),
+                          kv->head_dim);
     }
 }
 

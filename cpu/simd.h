@@ -1,5 +1,5 @@
-/* Vectors of floats for files compiled for one ISA: AVX-512 (16 lanes) or AVX2 (8 lanes) under the same names, so that one
- * text (the *_simd.h files) gives the kernels of both. Unaligned loads and stores throughout. */
+/* Vectors of floats for files compiled for one ISA: AVX-512 (16 lanes) or AVX2 (8 lanes) under the same names, so that
+ * one text (the *_simd.h files) gives the kernels of both. Unaligned loads and stores throughout. */
 #ifndef LLMQ_CPU_SIMD_H
 #define LLMQ_CPU_SIMD_H
 
@@ -9,11 +9,12 @@
 
 #define SIMD_FN static inline __attribute__((always_inline))
 
-/* Loops over register tiles: all trips known, accumulators must stay in registers. */
+/* for (i = 0..n-1) over a register tile: n is known and the loop must vanish, or the accumulators do not stay in
+ * registers. */
 #if defined(__clang__)
-#define SIMD_UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_FOR(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 #else
-#define SIMD_UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_FOR(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 #endif
 
 #if defined(__AVX512F__)
@@ -29,8 +30,8 @@ SIMD_FN vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 SIMD_FN vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 SIMD_FN vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 SIMD_FN vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-SIMD_FN vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); } /* b if one of them is NaN */
-SIMD_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } /* likewise */
+SIMD_FN vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }              /* b if one of them is NaN */
+SIMD_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }              /* likewise */
 SIMD_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a * b + c */
 SIMD_FN vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a * b */
 SIMD_FN vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -90,28 +91,30 @@ SIMD_FN void vf_load_pairs(const float *p, vf *x, vf *y) {
 SIMD_FN vf vf_dup_even(vf a) { return _mm512_moveldup_ps(a); }
 SIMD_FN vf vf_dup_odd(vf a) { return _mm512_movehdup_ps(a); }
 SIMD_FN vf vf_swap_pairs(vf a) { return _mm512_permute_ps(a, 0xb1); }
-SIMD_FN vf vf_fmaddsub(vf a, vf b, vf c) { return _mm512_fmaddsub_ps(a, b, c); } /* a * b - c in even lanes, + c in odd ones */
+SIMD_FN vf vf_fmaddsub(vf a, vf b, vf c) { return _mm512_fmaddsub_ps(a, b, c); } /* c off even lanes, onto odd */
 
 /* Rows become columns. Each step exchanges blocks twice as large: 1, 2, 4, 8 lanes. */
 SIMD_FN void vf_transpose(vf r[VF_N]) {
     vf t[16];
-    SIMD_UNROLL for (int i = 0; i < 16; i += 2) {
+    UNROLL_FOR(h, 8) {
+        const int i = 2 * h;
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    SIMD_UNROLL for (int i = 0; i < 16; i += 4) { /* r[i + j]: column j of rows i..i+3 in every 128-bit lane */
+    UNROLL_FOR(h, 4) {
+        const int i = 4 * h; /* r[i + j]: column j of rows i..i+3 in every 128-bit lane */
         r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    SIMD_UNROLL for (int j = 0; j < 4; j++) { /* lanes 0, 2 | 1, 3 of rows 0..7 and of rows 8..15 */
+    UNROLL_FOR(j, 4) { /* lanes 0, 2 | 1, 3 of rows 0..7 and of rows 8..15 */
         t[j] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0x88);
         t[j + 4] = _mm512_shuffle_f32x4(r[j], r[j + 4], 0xdd);
         t[j + 8] = _mm512_shuffle_f32x4(r[j + 8], r[j + 12], 0x88);
         t[j + 12] = _mm512_shuffle_f32x4(r[j + 8], r[j + 12], 0xdd);
     }
-    SIMD_UNROLL for (int j = 0; j < 4; j++) {
+    UNROLL_FOR(j, 4) {
         r[j] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0x88);
         r[j + 4] = _mm512_shuffle_f32x4(t[j + 4], t[j + 12], 0x88);
         r[j + 8] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0xdd);
@@ -187,7 +190,8 @@ SIMD_FN void vf_store_i8(void *p, vf x) {
 
 SIMD_FN void vf_load_pairs(const float *p, vf *x, vf *y) {
     vf a = vf_load(p), b = vf_load(p + 8); /* a0 b0 a1 b1 | ... */
-    vf lo = _mm256_permute2f128_ps(a, b, 0x20), hi = _mm256_permute2f128_ps(a, b, 0x31); /* pairs 0 1 | 4 5, 2 3 | 6 7 */
+    vf lo = _mm256_permute2f128_ps(a, b, 0x20),
+       hi = _mm256_permute2f128_ps(a, b, 0x31); /* pairs 0 1 | 4 5, 2 3 | 6 7 */
     *x = _mm256_shuffle_ps(lo, hi, 0x88);
     *y = _mm256_shuffle_ps(lo, hi, 0xdd);
 }
@@ -198,26 +202,28 @@ SIMD_FN vf vf_fmaddsub(vf a, vf b, vf c) { return _mm256_fmaddsub_ps(a, b, c); }
 
 SIMD_FN void vf_transpose(vf r[VF_N]) {
     vf t[8];
-    SIMD_UNROLL for (int i = 0; i < 8; i += 2) {
+    UNROLL_FOR(h, 4) {
+        const int i = 2 * h;
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    SIMD_UNROLL for (int i = 0; i < 8; i += 4) {
+    UNROLL_FOR(h, 2) {
+        const int i = 4 * h;
         r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    SIMD_UNROLL for (int j = 0; j < 4; j++) {
+    UNROLL_FOR(j, 4) {
         t[j] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x20);
         t[j + 4] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
     }
-    SIMD_UNROLL for (int j = 0; j < 8; j++) r[j] = t[j];
+    UNROLL_FOR(j, 8) r[j] = t[j];
 }
 #endif
 
-/* 2^f for |f| <= 1/2: the polynomial of degree 6 with the least relative error (2e-9, so that the floats round it to 1e-7),
- * found by reweighted least squares on Chebyshev nodes. Exactly 1 at 0. */
+/* 2^f for |f| <= 1/2: the polynomial of degree 6 with the least relative error (2e-9, so that the floats round it to
+ * 1e-7), found by reweighted least squares on Chebyshev nodes. Exactly 1 at 0. */
 SIMD_FN vf vf_exp2_part(vf f) {
     vf p = vf_set1(0x1.41d332p-13f);
     p = vf_fma(p, f, vf_set1(0x1.5f456ap-10f));

@@ -14,13 +14,14 @@
 
 /* acc[i][j] += sum over l < k of a[i * a_row + l * a_k] * b[l * ldb + j-th vector], i < m, j < nv; l ascending.
  * m and nv are constants where this is inlined. */
-SIMD_FN void tile_fma(int m, int nv, int64_t k, const float *a, int64_t a_row, int64_t a_k, const float *b, int64_t ldb, vf acc[][4]) {
+SIMD_FN void tile_fma(int m, int nv, int64_t k, const float *a, int64_t a_row, int64_t a_k, const float *b, int64_t ldb,
+                      vf acc[][4]) {
     for (int64_t l = 0; l < k; l++) {
         vf col[4];
-        SIMD_UNROLL for (int j = 0; j < nv; j++) col[j] = vf_load(b + l * ldb + j * VF_N);
-        SIMD_UNROLL for (int i = 0; i < m; i++) {
+        UNROLL_FOR(j, nv) col[j] = vf_load(b + l * ldb + j * VF_N);
+        UNROLL_FOR(i, m) {
             vf x = vf_set1(a[i * a_row + l * a_k]);
-            SIMD_UNROLL for (int j = 0; j < nv; j++) acc[i][j] = vf_fma(x, col[j], acc[i][j]);
+            UNROLL_FOR(j, nv) acc[i][j] = vf_fma(x, col[j], acc[i][j]);
         }
     }
 }

@@ -1,5 +1,5 @@
-/* Speed of attention, Gram, C -= A B, Cholesky and reading: bench_ops [isa] [threads]. Other work on the machine only slows a run
- * down, so each figure is the best of several; with one thread it is the process's CPU time that counts. */
+/* Speed of attention, Gram, C -= A B, Cholesky and reading: bench_ops [isa] [threads]. Other work on the machine only
+ * slows a run down, so each figure is the best of several; with one thread it is the process's CPU time that counts. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
@@ -81,7 +81,8 @@ static void store(const llmq_worker *w, void *arg) {
     }
 }
 
-static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, int dim, int type, int64_t pos, int64_t n_tok) {
+static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, int dim, int type, int64_t pos,
+                            int64_t n_tok) {
     int64_t n = pos + n_tok;
     j.attn = (llmq_attn){n_head, n_head_kv, dim, 1 / sqrtf((float)dim), 0, pos, n_tok};
     j.kv = (llmq_kv){.type = type, .n_ctx = n, .n_head_kv = n_head_kv, .head_dim = dim};
@@ -96,9 +97,9 @@ static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, i
     team_run(team, store, &j);
     double took = best_of(team, run_attention, &j) / (double)j.layers, pairs = 0;
     for (int64_t t = 0; t < n_tok; t++) pairs += (double)(pos + t + 1);
-    printf("attention %2d/%d heads of %3d, %-4s pos %6lld, %4lld tokens: %8.1f us, %6.1f GMAC/s, %5.1f GB/s of KV\n", n_head, n_head_kv, dim,
-           type ? "q8_0" : "f16", (long long)pos, (long long)n_tok, took * 1e6, 2 * pairs * n_head * dim / took * 1e-9,
-           2 * (double)bytes / took * 1e-9);
+    printf("attention %2d/%d heads of %3d, %-4s pos %6lld, %4lld tokens: %8.1f us, %6.1f GMAC/s, %5.1f GB/s of KV\n",
+           n_head, n_head_kv, dim, type ? "q8_0" : "f16", (long long)pos, (long long)n_tok, took * 1e6,
+           2 * pairs * n_head * dim / took * 1e-9, 2 * (double)bytes / took * 1e-9);
     mem_free_big(j.kv.k, bytes * (size_t)j.layers);
     mem_free_big(j.kv.v, bytes * (size_t)j.layers);
     mem_free(j.x);
@@ -119,8 +120,9 @@ static void bench_gram(job j, llmq_team *team, int64_t cols, int64_t n_tok) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         j.bf16 = bf16;
         double took = best_of(team, run_gram, &j);
-        printf("gram %5lld columns, %5lld tokens, %s: %8.2f ms, %6.1f GMAC/s of the triangle\n", (long long)cols, (long long)n_tok,
-               bf16 ? "bf16" : "f32 ", took * 1e3, (double)cols * (double)(cols + 1) / 2 * (double)n_tok / took * 1e-9);
+        printf("gram %5lld columns, %5lld tokens, %s: %8.2f ms, %6.1f GMAC/s of the triangle\n", (long long)cols,
+               (long long)n_tok, bf16 ? "bf16" : "f32 ", took * 1e3,
+               (double)cols * (double)(cols + 1) / 2 * (double)n_tok / took * 1e-9);
     }
     mem_free(j.x);
     mem_free(j.y);
@@ -135,8 +137,8 @@ static void bench_gemm(const llmq_backend_ops *ops, int64_t m, int64_t n, int64_
         double took = now() - start;
         best = took < best ? took : best;
     }
-    printf("gemm_sub %4lld x %4lld x %5lld, one thread: %8.2f ms, %6.1f GMAC/s\n", (long long)m, (long long)n, (long long)k, best * 1e3,
-           (double)m * (double)n * (double)k / best * 1e-9);
+    printf("gemm_sub %4lld x %4lld x %5lld, one thread: %8.2f ms, %6.1f GMAC/s\n", (long long)m, (long long)n,
+           (long long)k, best * 1e3, (double)m * (double)n * (double)k / best * 1e-9);
     mem_free(a);
     mem_free(b);
     mem_free(c);
@@ -154,8 +156,8 @@ static void bench_cholesky(const llmq_backend_ops *ops, llmq_team *team, int64_t
             double took = now() - start;
             best = took < best ? took : best;
         }
-        printf("cholesky %5lld, %d threads: %8.1f ms, %6.1f GMAC/s\n", (long long)n, threads ? team_size(team) : 1, best * 1e3,
-               (double)n * (double)n * (double)n / 6 / best * 1e-9);
+        printf("cholesky %5lld, %d threads: %8.1f ms, %6.1f GMAC/s\n", (long long)n, threads ? team_size(team) : 1,
+               best * 1e3, (double)n * (double)n * (double)n / 6 / best * 1e-9);
     }
     mem_free(a);
     mem_free(l);
@@ -169,7 +171,8 @@ int main(int argc, char **argv) {
         return 1;
     }
     cpu_time = team_size(team) == 1;
-    printf("%s, %d threads; reading: %.1f GB/s\n", j.ops->isa, team_size(team), backend_read_bandwidth(team, (size_t)256 << 20) * 1e-9);
+    printf("%s, %d threads; reading: %.1f GB/s\n", j.ops->isa, team_size(team),
+           backend_read_bandwidth(team, (size_t)256 << 20) * 1e-9);
     for (int type = 0; type < 2; type++) {
         bench_attention(j, team, 9, 3, 64, type, 0, 512);
         bench_attention(j, team, 32, 8, 128, type, 0, 512);

@@ -1,4 +1,5 @@
-/* What the tests of backend ops share: random numbers with fixed seeds, buffers between canaries, running an op on a team. */
+/* What the tests of backend ops share: random numbers with fixed seeds, buffers between canaries, running an op on a
+ * team. */
 #ifndef LLMQ_TESTS_OPS_UTIL_H
 #define LLMQ_TESTS_OPS_UTIL_H
 

@@ -20,7 +20,8 @@ static void store(const llmq_worker *w, void *arg) {
     call *c = arg;
     int64_t n = c->attn.pos + c->attn.n_tok;
     c->ops->kv_store(w, &c->kv, c->k, c->ldk, c->v, c->ldv, 0, c->split);
-    c->ops->kv_store(w, &c->kv, c->k + c->split * c->ldk, c->ldk, c->v + c->split * c->ldv, c->ldv, c->split, n - c->split);
+    c->ops->kv_store(w, &c->kv, c->k + c->split * c->ldk, c->ldk, c->v + c->split * c->ldv, c->ldv, c->split,
+                     n - c->split);
 }
 
 static void attend(const llmq_worker *w, void *arg) {
@@ -95,8 +96,10 @@ static void check_isa(const attn_case *a, call *c, const double *want, const cha
         team_run(teams[n], store, c);
         team_run(teams[n], attend, c);
         char name[160];
-        snprintf(name, sizeof name, "attention %d/%d heads of %d, kv %d, pos %lld, %lld tokens, window %lld on %s, %d workers", a->n_head,
-                 a->n_head_kv, a->head_dim, a->kv_type, (long long)a->pos, (long long)a->n_tok, (long long)a->window, isa, n);
+        snprintf(name, sizeof name,
+                 "attention %d/%d heads of %d, kv %d, pos %lld, %lld tokens, window %lld on %s, %d workers", a->n_head,
+                 a->n_head_kv, a->head_dim, a->kv_type, (long long)a->pos, (long long)a->n_tok, (long long)a->window,
+                 isa, n);
         assert_close(out, want, len, 5e-6, name);
         assert_guard(k, kv_len);
         assert_guard(v, kv_len);
@@ -106,8 +109,10 @@ static void check_isa(const attn_case *a, call *c, const double *want, const cha
         guarded_free(k);
         guarded_free(v);
         guarded_free(scratch);
-        if (first) guarded_free(out);
-        else first = out;
+        if (first)
+            guarded_free(out);
+        else
+            first = out;
     }
     guarded_free(first);
 }
@@ -117,8 +122,12 @@ static void check_case(attn_case a) {
     int64_t n = a.pos + a.n_tok;
     call c = {.attn = {a.n_head, a.n_head_kv, a.head_dim, 1.3f / sqrtf((float)a.head_dim), a.window, a.pos, a.n_tok},
               .kv = {.type = a.kv_type, .n_ctx = n + 3, .n_head_kv = a.n_head_kv, .head_dim = a.head_dim},
-              .ldq = a.n_head * a.head_dim + 5, .ldk = width + 1, .ldv = width + 7, .split = n / 3};
-    float *q = guarded_normal((size_t)(a.n_tok * c.ldq)), *k = guarded_normal((size_t)(n * c.ldk)), *v = guarded_normal((size_t)(n * c.ldv));
+              .ldq = a.n_head * a.head_dim + 5,
+              .ldk = width + 1,
+              .ldv = width + 7,
+              .split = n / 3};
+    float *q = guarded_normal((size_t)(a.n_tok * c.ldq)), *k = guarded_normal((size_t)(n * c.ldk)),
+          *v = guarded_normal((size_t)(n * c.ldv));
     double *want = malloc(sizeof(double) * (size_t)(a.n_tok * a.n_head * a.head_dim));
     c.q = q, c.k = k, c.v = v;
     reference(&a, &c, want);
@@ -152,7 +161,8 @@ static void test_batches(void **state) {
     for (size_t b = 0; b < sizeof batches / sizeof *batches; b++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
             int ratio = (const int[]){1, 3, 4, 8}[(b + d) % 4], type = dims[d] % 32 == 0 ? (int)(b + d / 2) % 2 : 0;
-            int64_t pos = (const int64_t[]){0, 37, 300}[(b * 2 + d) % 3], window = (const int64_t[]){0, 50, 1, 70}[(b + 3 * d) % 4];
+            int64_t pos = (const int64_t[]){0, 37, 300}[(b * 2 + d) % 3],
+                    window = (const int64_t[]){0, 50, 1, 70}[(b + 3 * d) % 4];
             check_case((attn_case){2 * ratio, 2, dims[d], type, pos, batches[b], window});
         }
 }
@@ -241,8 +251,11 @@ static void test_kv_bytes(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode),         cmocka_unit_test(test_batches),
-                                       cmocka_unit_test(test_odd_shapes),     cmocka_unit_test(test_extreme_scores),
-                                       cmocka_unit_test(test_scratch_is_monotone), cmocka_unit_test(test_kv_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode),
+                                       cmocka_unit_test(test_batches),
+                                       cmocka_unit_test(test_odd_shapes),
+                                       cmocka_unit_test(test_extreme_scores),
+                                       cmocka_unit_test(test_scratch_is_monotone),
+                                       cmocka_unit_test(test_kv_bytes)};
     return cmocka_run_group_tests_name("attention", tests, make_teams, drop_teams);
 }

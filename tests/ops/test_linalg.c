@@ -20,15 +20,19 @@ static void check_gram(const gram_call *c, const double *want, const float *befo
         for (int64_t j = 0; j < n; j++) {
             float got = c->gram[i * n + j];
             double bound = tol * sqrt(want[i * n + i] * want[j * n + j]);
-            if (j > i && got != before[i * n + j]) fail_msg("%s: (%d, %d) above the diagonal was written", what, (int)i, (int)j);
+            if (j > i && got != before[i * n + j])
+                fail_msg("%s: (%d, %d) above the diagonal was written", what, (int)i, (int)j);
             if (j <= i && !(fabs(got - before[i * n + j] - want[i * n + j]) <= bound + 1e-6 * fabs(before[i * n + j])))
-                fail_msg("%s: (%d, %d) is %g, expected %g", what, (int)i, (int)j, (double)got, before[i * n + j] + want[i * n + j]);
+                fail_msg("%s: (%d, %d) is %g, expected %g", what, (int)i, (int)j, (double)got,
+                         before[i * n + j] + want[i * n + j]);
         }
 }
 
 static void test_gram(void **state) {
     (void)state;
-    const struct { int64_t cols, n_tok; } shapes[] = {{172, 65}, {1, 3}, {7, 1}, {96, 300}, {97, 2}, {200, 131}, {320, 64}, {33, 513}};
+    const struct {
+        int64_t cols, n_tok;
+    } shapes[] = {{172, 65}, {1, 3}, {7, 1}, {96, 300}, {97, 2}, {200, 131}, {320, 64}, {33, 513}};
     rng_state = 31;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         int64_t n = shapes[s].cols, n_tok = shapes[s].n_tok;
@@ -45,7 +49,8 @@ static void test_gram(void **state) {
                 float *first = NULL;
                 for (int w = 1; w <= MAX_TEAM; w++) {
                     char name[96];
-                    snprintf(name, sizeof name, "gram %dx%d bf16 %d on %s, %d workers", (int)n_tok, (int)n, bf16, all_isas[isa], w);
+                    snprintf(name, sizeof name, "gram %dx%d bf16 %d on %s, %d workers", (int)n_tok, (int)n, bf16,
+                             all_isas[isa], w);
                     c.gram = guarded(area);
                     memcpy(c.gram, before, area * sizeof(float));
                     team_run(teams[w], run_gram, &c);
@@ -68,12 +73,16 @@ static void test_gram(void **state) {
 
 static void test_gemm_sub(void **state) {
     (void)state;
-    const struct { int64_t m, n, k; } shapes[] = {{64, 128, 300}, {1, 1, 1}, {7, 65, 33}, {13, 200, 257}, {6, 64, 0}, {96, 31, 512}, {5, 17, 1000}, {70, 130, 64}};
+    const struct {
+        int64_t m, n, k;
+    } shapes[] = {{64, 128, 300}, {1, 1, 1},     {7, 65, 33},   {13, 200, 257},
+                  {6, 64, 0},     {96, 31, 512}, {5, 17, 1000}, {70, 130, 64}};
     rng_state = 32;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         int64_t m = shapes[s].m, n = shapes[s].n, k = shapes[s].k, lda = k + 3, ldb = n + 5, ldc = n + 1;
         size_t len = (size_t)(m * ldc);
-        float *a = guarded_normal((size_t)(m * lda)), *b = guarded_normal((size_t)(k * ldb)), *start = guarded_normal(len);
+        float *a = guarded_normal((size_t)(m * lda)), *b = guarded_normal((size_t)(k * ldb)),
+              *start = guarded_normal(len);
         double *want = malloc(len * sizeof *want);
         for (size_t i = 0; i < len; i++) want[i] = start[i];
         for (int64_t i = 0; i < m; i++)
@@ -133,14 +142,17 @@ static void test_cholesky(void **state) {
                 for (int64_t i = 0; i < n; i++) {
                     for (int64_t j = 0; j <= i; j++)
                         if (!(fabs(l[i * lda + j] - factor[i * n + j]) < 2e-5))
-                            fail_msg("cholesky %d on %s: (%d, %d) is %g, expected %g", (int)n, all_isas[isa], (int)i, (int)j,
-                                     (double)l[i * lda + j], factor[i * n + j]);
+                            fail_msg("cholesky %d on %s: (%d, %d) is %g, expected %g", (int)n, all_isas[isa], (int)i,
+                                     (int)j, (double)l[i * lda + j], factor[i * n + j]);
                     for (int64_t j = i + 1; j < lda; j++) assert_true(isnan(l[i * lda + j])); /* not ours */
                 }
                 assert_guard(l, len);
-                if (first && memcmp(first, l, len * sizeof(float)) != 0) fail_msg("cholesky %d on %s depends on the team", (int)n, all_isas[isa]);
-                if (first) guarded_free(l);
-                else first = l;
+                if (first && memcmp(first, l, len * sizeof(float)) != 0)
+                    fail_msg("cholesky %d on %s depends on the team", (int)n, all_isas[isa]);
+                if (first)
+                    guarded_free(l);
+                else
+                    first = l;
             }
             guarded_free(first);
         }
@@ -182,7 +194,7 @@ static void test_cholesky_refuses(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram), cmocka_unit_test(test_gemm_sub), cmocka_unit_test(test_cholesky),
-                                       cmocka_unit_test(test_cholesky_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram), cmocka_unit_test(test_gemm_sub),
+                                       cmocka_unit_test(test_cholesky), cmocka_unit_test(test_cholesky_refuses)};
     return cmocka_run_group_tests_name("linalg", tests, make_teams, drop_teams);
 }

@@ -38,7 +38,8 @@ static void run_embed(const llmq_worker *w, void *arg) {
 }
 
 /* Runs fn for every ISA and team from the same start (init, or stale), and compares with want and among the teams. */
-static void check_all(call c, op_fn *fn, const float *init, size_t len, const double *want, double tol, const char *what) {
+static void check_all(call c, op_fn *fn, const float *init, size_t len, const double *want, double tol,
+                      const char *what) {
     for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
         c.ops = backend_cpu_isa(all_isas[i]);
         if (!c.ops) continue;
@@ -64,7 +65,9 @@ static void check_all(call c, op_fn *fn, const float *init, size_t len, const do
 
 static void test_rms_norm(void **state) {
     (void)state;
-    const struct { int64_t rows, n, stride; } shapes[] = {{1, 576, 576}, {5, 172, 180}, {7, 64, 64}, {3, 1, 2}, {2, 4099, 4099}, {9, 15, 16}};
+    const struct {
+        int64_t rows, n, stride;
+    } shapes[] = {{1, 576, 576}, {5, 172, 180}, {7, 64, 64}, {3, 1, 2}, {2, 4099, 4099}, {9, 15, 16}};
     rng_state = 11;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         int64_t rows = shapes[s].rows, n = shapes[s].n, stride = shapes[s].stride;
@@ -75,9 +78,11 @@ static void test_rms_norm(void **state) {
         for (int64_t r = 0; r < rows; r++) {
             double sum = 0;
             for (int64_t i = 0; i < n; i++) sum += (double)x[r * stride + i] * x[r * stride + i];
-            for (int64_t i = 0; i < n; i++) want[r * stride + i] = x[r * stride + i] / sqrt(sum / (double)n + 1e-5f) * gain[i];
+            for (int64_t i = 0; i < n; i++)
+                want[r * stride + i] = x[r * stride + i] / sqrt(sum / (double)n + 1e-5f) * gain[i];
         }
-        check_all((call){.x = x, .z = gain, .n_rows = rows, .n = n, .stride = stride}, run_rms, NULL, len, want, 1e-6, "rms_norm");
+        check_all((call){.x = x, .z = gain, .n_rows = rows, .n = n, .stride = stride}, run_rms, NULL, len, want, 1e-6,
+                  "rms_norm");
         free(want);
         guarded_free(x);
         guarded_free(gain);
@@ -86,8 +91,10 @@ static void test_rms_norm(void **state) {
 
 static void test_rope(void **state) {
     (void)state;
-    const struct { int64_t n_tok; int n_head, head_dim, n_rot; } shapes[] = {
-        {1, 9, 64, 64}, {5, 3, 80, 80}, {3, 2, 128, 32}, {2, 4, 32, 20}, {4, 1, 6, 2}, {7, 5, 96, 88}};
+    const struct {
+        int64_t n_tok;
+        int n_head, head_dim, n_rot;
+    } shapes[] = {{1, 9, 64, 64}, {5, 3, 80, 80}, {3, 2, 128, 32}, {2, 4, 32, 20}, {4, 1, 6, 2}, {7, 5, 96, 88}};
     rng_state = 12;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int neox = 0; neox < 2; neox++) {
@@ -103,13 +110,20 @@ static void test_rope(void **state) {
                     double angle = (double)(t + 3) * pow(10000, -2.0 * i / rot);
                     float c = cs[t * rot + 2 * i] = (float)cos(angle), d = cs[t * rot + 2 * i + 1] = (float)sin(angle);
                     for (int h = 0; h < heads; h++) {
-                        int64_t at = t * ld + h * dim, a = neox ? at + i : at + 2 * i, b = neox ? at + i + rot / 2 : at + 2 * i + 1;
+                        int64_t at = t * ld + h * dim, a = neox ? at + i : at + 2 * i,
+                                b = neox ? at + i + rot / 2 : at + 2 * i + 1;
                         want[a] = (double)x[a] * c - (double)x[b] * d;
                         want[b] = (double)x[b] * c + (double)x[a] * d;
                     }
                 }
-            check_all((call){.z = cs, .n_rows = n_tok, .stride = ld, .n_head = heads, .head_dim = dim, .n_rot = rot, .neox = neox}, run_rope, x,
-                      len, want, 1e-6, "rope");
+            check_all((call){.z = cs,
+                             .n_rows = n_tok,
+                             .stride = ld,
+                             .n_head = heads,
+                             .head_dim = dim,
+                             .n_rot = rot,
+                             .neox = neox},
+                      run_rope, x, len, want, 1e-6, "rope");
             free(want);
             guarded_free(x);
             guarded_free(cs);
@@ -199,7 +213,8 @@ static void test_dispatch(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rms_norm), cmocka_unit_test(test_rope), cmocka_unit_test(test_add_and_silu),
-                                       cmocka_unit_test(test_silu_range), cmocka_unit_test(test_embed), cmocka_unit_test(test_dispatch)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_rope),
+                                       cmocka_unit_test(test_add_and_silu), cmocka_unit_test(test_silu_range),
+                                       cmocka_unit_test(test_embed),        cmocka_unit_test(test_dispatch)};
     return cmocka_run_group_tests_name("ops", tests, make_teams, drop_teams);
 }
