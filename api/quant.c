@@ -5,13 +5,15 @@
 #include "engine/jobs.h"
 
 void llmq_quant_params_default(llmq_quant_params *params) {
-    *params = (llmq_quant_params){.method = "gptq", .act_order = -1, .damp = -1, .calib_tokens = 65536, .calib_ctx = 512};
+    *params =
+        (llmq_quant_params){.method = "gptq", .act_order = -1, .damp = -1, .calib_tokens = 65536, .calib_ctx = 512};
 }
 
 llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
     llmq_quant_params defaults;
     llmq_quant_params_default(&defaults);
-    if (!path || !result) return llmq_fail(err, LLMQ_E_ARG, "llmq_quantize: the model's path and the result must be given");
+    if (!path || !result)
+        return llmq_fail(err, LLMQ_E_ARG, "llmq_quantize: the model's path and the result must be given");
     return job_quantize(path, params ? params : &defaults, result, err);
 }
 
@@ -21,12 +23,16 @@ void llmq_quant_result_clear(llmq_quant_result *result) {
     *result = (llmq_quant_result){0};
 }
 
-void llmq_convert_params_default(llmq_convert_params *params) { *params = (llmq_convert_params){0}; }
+void llmq_convert_params_default(llmq_convert_params *params) {
+    *params = (llmq_convert_params){0};
+}
 
-llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err) {
+llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params,
+                         llmq_convert_result *result, llmq_err *err) {
     llmq_convert_params defaults;
     llmq_convert_result unused;
     llmq_convert_params_default(&defaults);
-    if (!path || !out) return llmq_fail(err, LLMQ_E_ARG, "llmq_convert: the paths of the model and of the output must be given");
+    if (!path || !out)
+        return llmq_fail(err, LLMQ_E_ARG, "llmq_convert: the paths of the model and of the output must be given");
     return job_convert(path, out, params ? params : &defaults, result ? result : &unused, err);
 }

@@ -1,6 +1,7 @@
-/* The body of round_block (core/backend.h), written once with vector types and compiled for each ISA by cpu/round_*.c, which
- * define ROUND_FN first. Lanes are dealt in strips; inside a strip columns go in panels of PANEL: a panel first takes the
- * errors of all columns before it with its PANEL sums in registers, then its own columns follow one by one. */
+/* The body of round_block (core/backend.h), written once with vector types and compiled for each ISA by cpu/round_*.c,
+ * which define ROUND_FN first. Lanes are dealt in strips; inside a strip columns go in panels of PANEL: a panel first
+ * takes the errors of all columns before it with its PANEL sums in registers, then its own columns follow one by one.
+ */
 #include <stdint.h>
 
 #include "core/backend.h"
@@ -51,7 +52,8 @@ static inline void round_column(const llmq_round_block *b, int64_t k, int64_t la
     int64_t lanes = b->lanes;
     const float *grid = b->grids + b->group[k] * 3 * lanes + lane;
     const int8_t *levels = b->levels;
-    round_f scale = *(const round_f *)grid, inv = *(const round_f *)(grid + lanes), offset = *(const round_f *)(grid + 2 * lanes);
+    round_f scale = *(const round_f *)grid, inv = *(const round_f *)(grid + lanes),
+            offset = *(const round_f *)(grid + 2 * lanes);
     round_f t = (*(const round_f *)(b->e + k * lanes + lane) - offset) * inv, level;
     round_i code;
     if (b->uniform) {
@@ -82,7 +84,8 @@ void ROUND_FN(const llmq_round_block *b) {
             take_errors(b, k0, n, lane);
             for (int64_t k = k0; k < k0 + n; k++) {
                 round_f sum = *(const round_f *)(b->e + k * lanes + lane);
-                for (int64_t j = k0; j < k; j++) sum -= *(const round_f *)(b->e + j * lanes + lane) * b->at[k * b->ldat + j];
+                for (int64_t j = k0; j < k; j++)
+                    sum -= *(const round_f *)(b->e + j * lanes + lane) * b->at[k * b->ldat + j];
                 *(round_f *)(b->e + k * lanes + lane) = sum;
                 round_column(b, k, lane);
             }

@@ -21,7 +21,8 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
         char *end;
         double weight = strtod(colon + 1, &end);
         if (end != colon + 1 && *end == 0) {
-            if (!(weight > 0 && weight <= 1e6)) return llmq_fail(err, LLMQ_E_ARG, "--calib %s: the weight must be positive", arg);
+            if (!(weight > 0 && weight <= 1e6))
+                return llmq_fail(err, LLMQ_E_ARG, "--calib %s: the weight must be positive", arg);
             out->weight = weight;
             *colon = 0;
         }
@@ -31,10 +32,10 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
     return LLMQ_OK;
 }
 
-/* Up to n tokens of the beginning of text. Only as much of it as that takes is encoded: a prefix of a few bytes a token,
- * doubled until it is enough, cut at the end of a line so that the cut does not make tokens of its own. */
-static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, size_t len, int flags, int64_t n, int32_t **out,
-                                 size_t *n_out, llmq_err *err) {
+/* Up to n tokens of the beginning of text. Only as much of it as that takes is encoded: a prefix of a few bytes a
+ * token, doubled until it is enough, cut at the end of a line so that the cut does not make tokens of its own. */
+static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, size_t len, int flags, int64_t n,
+                                 int32_t **out, size_t *n_out, llmq_err *err) {
     for (size_t take = (size_t)n * 6 + 4096;; take *= 2) {
         size_t end = take < len ? take : len;
         while (end < len && end > take / 2 && text[end - 1] != '\n') end--;
@@ -45,8 +46,8 @@ static llmq_status encode_prefix(const llmq_tokenizer *tok, const char *text, si
 }
 
 /* Windows [begin, begin + n) of calib from text; *made_out: how many it gave. */
-static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size_t len, int flags, llmq_calib *calib, int64_t begin,
-                               int64_t n, int64_t *made_out, llmq_err *err) {
+static llmq_status cut_windows(const llmq_tokenizer *tok, const char *text, size_t len, int flags, llmq_calib *calib,
+                               int64_t begin, int64_t n, int64_t *made_out, llmq_err *err) {
     int32_t *ids = NULL;
     size_t n_ids = 0;
     bool bos = tokenizer_adds_bos(tok) && tokenizer_bos(tok) >= 0;
@@ -68,13 +69,15 @@ static bool is_chat(const char *path) {
     return n > 6 && !strcmp(path + n - 6, ".jsonl");
 }
 
-static llmq_status read_source(const llmq_model *model, const text_source *source, llmq_calib *calib, int64_t n, llmq_err *err) {
+static llmq_status read_source(const llmq_model *model, const text_source *source, llmq_calib *calib, int64_t n,
+                               llmq_err *err) {
     llmq_map map = {0};
     llmq_status status = LLMQ_OK;
     size_t len;
     int64_t made = 0;
     char *chat = NULL;
-    const char *text = calib_default_text(&len), *name = source->path[0] ? source->path : "the calibration text that ships with llmq";
+    const char *text = calib_default_text(&len),
+               *name = source->path[0] ? source->path : "the calibration text that ships with llmq";
     if (source->path[0]) {
         LLMQ_TRY(file_map(source->path, &map, err));
         text = map.data ? (const char *)map.data : "";
@@ -84,9 +87,11 @@ static llmq_status read_source(const llmq_model *model, const text_source *sourc
         LLMQ_TRY_GOTO(calib_chat_text(model, source->path, text, len, &chat, &len, err));
         text = chat;
     }
-    LLMQ_TRY_GOTO(cut_windows(model->tok, text, len, chat ? LLMQ_TOK_SPECIAL : 0, calib, calib->n_windows, n, &made, err));
+    LLMQ_TRY_GOTO(
+        cut_windows(model->tok, text, len, chat ? LLMQ_TOK_SPECIAL : 0, calib, calib->n_windows, n, &made, err));
     if (made < n)
-        llmq_log(LLMQ_LOG_WARN, "%s gives %lld windows of %lld tokens, not the %lld asked for: calibrating on those; more text helps",
+        llmq_log(LLMQ_LOG_WARN,
+                 "%s gives %lld windows of %lld tokens, not the %lld asked for: calibrating on those; more text helps",
                  name, (long long)made, (long long)calib->ctx, (long long)n);
     calib->n_windows += made;
 done:
@@ -98,8 +103,10 @@ done:
 static llmq_status check_tokens(const llmq_model *model, const llmq_calib *calib, llmq_err *err) {
     for (int64_t i = 0; i < calib->n_windows * calib->ctx; i++)
         if (calib->tokens[i] < 0 || calib->tokens[i] >= model->hp.n_vocab)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: the tokenizer gives id %d, but the model has %lld tokens; give the right tokenizer "
-                             "with --tokenizer FILE", model->source->path, calib->tokens[i], (long long)model->hp.n_vocab);
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: the tokenizer gives id %d, but the model has %lld tokens; give the right tokenizer "
+                             "with --tokenizer FILE",
+                             model->source->path, calib->tokens[i], (long long)model->hp.n_vocab);
     return LLMQ_OK;
 }
 
@@ -109,8 +116,10 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
     llmq_status status = LLMQ_OK;
     *out = (llmq_calib){.ctx = ctx};
     if (ctx < 2 || n_tokens < ctx || n_tokens > MAX_TOKENS)
-        return llmq_fail(err, LLMQ_E_ARG, "--tokens %lld --calib-ctx %lld: at least one window of at least 2 tokens, at most %lld tokens",
-                         (long long)n_tokens, (long long)ctx, (long long)MAX_TOKENS);
+        return llmq_fail(
+            err, LLMQ_E_ARG,
+            "--tokens %lld --calib-ctx %lld: at least one window of at least 2 tokens, at most %lld tokens",
+            (long long)n_tokens, (long long)ctx, (long long)MAX_TOKENS);
     LLMQ_TRY(model_tokenizer(model, &tok, err));
     size_t n_sources = n_files ? n_files : 1;
     int64_t n_windows = n_tokens / ctx, planned = 0;
@@ -131,8 +140,9 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
         planned = until;
     }
     if (out->n_windows == 0)
-        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_ARG, "%s: not one window of %lld tokens; give more text with --calib or a smaller --calib-ctx",
-                                n_files ? files[0] : "calibration", (long long)ctx));
+        LLMQ_TRY_GOTO(llmq_fail(
+            err, LLMQ_E_ARG, "%s: not one window of %lld tokens; give more text with --calib or a smaller --calib-ctx",
+            n_files ? files[0] : "calibration", (long long)ctx));
     LLMQ_TRY_GOTO(check_tokens(model, out, err));
 done:
     mem_free(sources);

@@ -1,5 +1,6 @@
-/* Calibration text from conversations: a .jsonl file, one {"messages": [{"role", "content"}, ...]} (or the bare list) a line,
- * rendered one after another through the model's own chat template, so that the layers see the tokens of turns. */
+/* Calibration text from conversations: a .jsonl file, one {"messages": [{"role", "content"}, ...]} (or the bare list) a
+ * line, rendered one after another through the model's own chat template, so that the layers see the tokens of turns.
+ */
 #include <jansson.h>
 #include <string.h>
 
@@ -24,10 +25,12 @@ static llmq_status append(text_buffer *b, const char *s, size_t n, llmq_err *err
     return LLMQ_OK;
 }
 
-static const char *member(const json_t *object, const char *key) { return json_string_value(json_object_get(object, key)); }
+static const char *member(const json_t *object, const char *key) {
+    return json_string_value(json_object_get(object, key));
+}
 
-static llmq_status render(const llmq_model *model, const json_t *doc, const char *eos, text_buffer *out, const char *path, size_t line,
-                          llmq_err *err) {
+static llmq_status render(const llmq_model *model, const json_t *doc, const char *eos, text_buffer *out,
+                          const char *path, size_t line, llmq_err *err) {
     const json_t *list = json_is_array(doc) ? doc : json_object_get(doc, "messages");
     size_t n = json_array_size(list);
     bool has_bos, sound = n > 0;
@@ -39,9 +42,11 @@ static llmq_status render(const llmq_model *model, const json_t *doc, const char
         messages[i] = (chat_message){member(m, "role"), member(m, "content")};
         sound = sound && messages[i].role && messages[i].content;
     }
-    llmq_status status = sound ? chat_template_render(model->chat, messages, n, false, "", eos, &text, &has_bos, err)
-                               : llmq_fail(err, LLMQ_E_FORMAT, "--calib %s: line %zu: must be {\"messages\": [{\"role\": ..., \"content\": ...}, ...]}",
-                                           path, line);
+    llmq_status status =
+        sound ? chat_template_render(model->chat, messages, n, false, "", eos, &text, &has_bos, err)
+              : llmq_fail(err, LLMQ_E_FORMAT,
+                          "--calib %s: line %zu: must be {\"messages\": [{\"role\": ..., \"content\": ...}, ...]}",
+                          path, line);
     mem_free(messages);
     if (status == LLMQ_OK) status = append(out, text, strlen(text), err);
     mem_free(text);
@@ -53,7 +58,8 @@ static llmq_status eos_text(const llmq_model *model, char **out, llmq_err *err) 
     const char *bytes = "";
     size_t len = 0;
     meta_get_i64(model->meta, "tokenizer.ggml.eos_token_id", &id);
-    if (id >= 0 && id < tokenizer_n_vocab(model->tok)) tokenizer_token_bytes(model->tok, (int32_t)id, true, &bytes, &len);
+    if (id >= 0 && id < tokenizer_n_vocab(model->tok))
+        tokenizer_token_bytes(model->tok, (int32_t)id, true, &bytes, &len);
     *out = mem_zalloc(len + 1, 1);
     if (!*out) return mem_error(err, len + 1, "calibration text");
     memcpy(*out, bytes, len);
@@ -66,13 +72,14 @@ static bool is_blank(const char *s, size_t n) {
     return true;
 }
 
-llmq_status calib_chat_text(const llmq_model *model, const char *path, const char *jsonl, size_t len, char **out, size_t *len_out,
-                            llmq_err *err) {
+llmq_status calib_chat_text(const llmq_model *model, const char *path, const char *jsonl, size_t len, char **out,
+                            size_t *len_out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     text_buffer buffer = {0};
     char *eos = NULL;
     if (!model->chat)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--calib %s: the model has no chat template that llmq recognizes; give plain text", path);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "--calib %s: the model has no chat template that llmq recognizes; give plain text", path);
     LLMQ_TRY(eos_text(model, &eos, err));
     LLMQ_TRY_GOTO(append(&buffer, "", 0, err));
     for (size_t begin = 0, line = 1; begin < len; line++) {
@@ -81,7 +88,9 @@ llmq_status calib_chat_text(const llmq_model *model, const char *path, const cha
         json_error_t why;
         if (!is_blank(jsonl + begin, n)) {
             json_t *doc = json_loadb(jsonl + begin, n, 0, &why);
-            if (!doc) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_FORMAT, "--calib %s: line %zu: not JSON: %s", path, line, why.text));
+            if (!doc)
+                LLMQ_TRY_GOTO(
+                    llmq_fail(err, LLMQ_E_FORMAT, "--calib %s: line %zu: not JSON: %s", path, line, why.text));
             status = render(model, doc, eos, &buffer, path, line, err);
             json_decref(doc);
             if (status != LLMQ_OK) goto done;

@@ -20,11 +20,11 @@ struct llmq_calib_run {
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
     uint8_t *bad;                /* [n_tok] left out somewhere */
     /* of a chunk */
-    float *in;                   /* (chunk, cols of the site) what matrices read */
-    void *q8, *bf16;             /* in in other forms */
-    float *a, *b, *c;            /* (chunk, .) q k v, or gate up, or a block's output in a */
-    float *cos_sin;              /* (ctx, n_rot / 2, 2) */
-    llmq_kv kv;                  /* one window */
+    float *in;        /* (chunk, cols of the site) what matrices read */
+    void *q8, *bf16;  /* in in other forms */
+    float *a, *b, *c; /* (chunk, .) q k v, or gate up, or a block's output in a */
+    float *cos_sin;   /* (ctx, n_rot / 2, 2) */
+    llmq_kv kv;       /* one window */
     llmq_attn attn;
     void *scratch;
     /* of the layer */
@@ -42,7 +42,7 @@ typedef struct pass {
     llmq_calib_run *run;
     llmq_site_id site;
     float *gram;
-    int64_t begin, n;        /* tokens of the chunk */
+    int64_t begin, n; /* tokens of the chunk */
     _Atomic int64_t dropped;
 } pass;
 
@@ -52,8 +52,8 @@ static bool row_finite(const float *x, int64_t n) {
     return bad == 0;
 }
 
-/* Rows that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the rest of
- * their window. */
+/* Rows that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the rest
+ * of their window. */
 static void drop_bad_rows(const llmq_worker *w, pass *p, int64_t cols) {
     int64_t begin, end;
     worker_range(w, p->n, 1, &begin, &end);
@@ -84,7 +84,8 @@ static void finish_inputs(const llmq_worker *w, pass *p) {
 static void norm_inputs(const llmq_worker *w, pass *p, llmq_role gain) {
     llmq_calib_run *run = p->run;
     int64_t n_embd = run->model->hp.n_embd;
-    run->model->ops->rms_norm(w, run->x + p->begin * n_embd, run->vec[gain], run->model->hp.eps, run->in, p->n, n_embd, n_embd);
+    run->model->ops->rms_norm(w, run->x + p->begin * n_embd, run->vec[gain], run->model->hp.eps, run->in, p->n, n_embd,
+                              n_embd);
     worker_barrier(w);
     drop_bad_rows(w, p, n_embd);
     worker_barrier(w);
@@ -140,7 +141,8 @@ static void close_block(const llmq_worker *w, pass *p, llmq_role role, int64_t c
 static void head_norm(const llmq_worker *w, pass *p, llmq_role gain, float *y, int64_t dim) {
     const llmq_hparams *hp = &p->run->model->hp;
     if (p->run->vec[gain])
-        p->run->model->ops->rms_norm(w, y, p->run->vec[gain], hp->eps, y, p->n * dim / hp->head_dim, hp->head_dim, hp->head_dim);
+        p->run->model->ops->rms_norm(w, y, p->run->vec[gain], hp->eps, y, p->n * dim / hp->head_dim, hp->head_dim,
+                                     hp->head_dim);
 }
 
 /* q, k, v of the chunk to attention's outputs, window by window. */
@@ -154,8 +156,10 @@ static void attend(const llmq_worker *w, pass *p) {
     worker_barrier(w);
     for (int64_t t = 0; t < p->n; t += ctx) {
         float *q = run->a + t * run->q_dim, *k = run->b + t * run->kv_dim, *v = run->c + t * run->kv_dim;
-        ops->rope(w, q, ctx, run->q_dim, (int)hp->n_head, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin, run->model->rope_neox);
-        ops->rope(w, k, ctx, run->kv_dim, (int)hp->n_head_kv, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin, run->model->rope_neox);
+        ops->rope(w, q, ctx, run->q_dim, (int)hp->n_head, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
+                  run->model->rope_neox);
+        ops->rope(w, k, ctx, run->kv_dim, (int)hp->n_head_kv, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
+                  run->model->rope_neox);
         worker_barrier(w);
         ops->kv_store(w, &run->kv, k, run->kv_dim, v, run->kv_dim, 0, ctx);
         worker_barrier(w);
@@ -239,7 +243,8 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
         p.n = run->n_tok - p.begin < run->chunk ? run->n_tok - p.begin : run->chunk;
         team_run(run->team, pass_worker, &p);
         double n = (double)p.n, gram_macs = gram ? n * (double)cols * (double)cols / 2 : 0;
-        if (!run->tick(run->user, n * site_weights(run, site), gram_macs)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+        if (!run->tick(run->user, n * site_weights(run, site), gram_macs))
+            return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     *n_tokens_out = run->n_tok - atomic_load(&p.dropped);
     return LLMQ_OK;
@@ -249,7 +254,8 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
 
 llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err) {
     const llmq_tensor *const *tensors = run->model->layer_tensors[layer].by_role;
-    static const llmq_role roles[] = {ROLE_ATTN_NORM, ROLE_FFN_NORM, ROLE_Q_NORM, ROLE_K_NORM, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_O_BIAS};
+    static const llmq_role roles[] = {ROLE_ATTN_NORM, ROLE_FFN_NORM, ROLE_Q_NORM, ROLE_K_NORM,
+                                      ROLE_Q_BIAS,    ROLE_K_BIAS,   ROLE_V_BIAS, ROLE_O_BIAS};
     memset(run->w, 0, sizeof run->w);
     memset(run->vec, 0, sizeof run->vec);
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
@@ -264,7 +270,9 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w) {
     if (role >= ROLE_Q && role <= ROLE_O) w->bias = run->vec[ROLE_Q_BIAS + (role - ROLE_Q)];
 }
 
-const float *calib_run_hidden(const llmq_calib_run *run) { return run->x; }
+const float *calib_run_hidden(const llmq_calib_run *run) {
+    return run->x;
+}
 
 int64_t calib_run_dropped(const llmq_calib_run *run) {
     int64_t n = 0;
@@ -279,38 +287,43 @@ static void embed_worker(const llmq_worker *w, void *arg) {
     run->model->ops->embed(w, run->model->by_role[ROLE_TOKEN_EMBD], run->calib->tokens, run->n_tok, run->x);
 }
 
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
 
 static llmq_status alloc_buffers(llmq_calib_run *run, llmq_err *err) {
     const llmq_hparams *hp = &run->model->hp;
     const llmq_backend_ops *ops = run->model->ops;
     int64_t ctx = run->calib->ctx, chunk = run->chunk;
     size_t kv_bytes = ops->kv_bytes(0, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
-    struct { void **p; size_t n, size; } blocks[] = {
-        {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
-        {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
-        {(void **)&run->bad, (size_t)run->n_tok, 1},
-        {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-        {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
-        {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
-        {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-        {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
-        {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
-        {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
-        {&run->kv.k, kv_bytes, 1},
-        {&run->kv.v, kv_bytes, 1},
-        {&run->scratch, ops->attn_scratch_bytes(&run->attn, team_size(run->team)), 1}};
+    struct {
+        void **p;
+        size_t n, size;
+    } blocks[] = {{(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
+                  {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
+                  {(void **)&run->bad, (size_t)run->n_tok, 1},
+                  {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+                  {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
+                  {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
+                  {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+                  {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
+                  {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
+                  {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
+                  {&run->kv.k, kv_bytes, 1},
+                  {&run->kv.v, kv_bytes, 1},
+                  {&run->scratch, ops->attn_scratch_bytes(&run->attn, team_size(run->team)), 1}};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
         *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
         if (!*blocks[i].p)
-            return llmq_fail(err, LLMQ_E_MEMORY, "out of memory: %.0f MB for the calibration's activations; calibrate on fewer --tokens",
+            return llmq_fail(err, LLMQ_E_MEMORY,
+                             "out of memory: %.0f MB for the calibration's activations; calibrate on fewer --tokens",
                              (double)blocks[i].n * (double)blocks[i].size / 1e6);
     }
     return LLMQ_OK;
 }
 
-llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick, void *user,
-                             llmq_calib_run **out, llmq_err *err) {
+llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
+                             void *user, llmq_calib_run **out, llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
     llmq_calib_run *run = mem_zalloc(1, sizeof *run);
     if (!run) return mem_error(err, sizeof *run, "calibration");
@@ -322,8 +335,12 @@ llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_te
     run->kv_dim = hp->n_head_kv * hp->head_dim;
     run->wide = max64(hp->n_embd, max64(run->q_dim, hp->n_ff));
     run->kv = (llmq_kv){.n_ctx = calib->ctx, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim};
-    run->attn = (llmq_attn){.n_head = (int)hp->n_head, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim,
-                            .scale = 1.0f / sqrtf((float)hp->head_dim), .window = hp->window, .n_tok = calib->ctx};
+    run->attn = (llmq_attn){.n_head = (int)hp->n_head,
+                            .n_head_kv = (int)hp->n_head_kv,
+                            .head_dim = (int)hp->head_dim,
+                            .scale = 1.0f / sqrtf((float)hp->head_dim),
+                            .window = hp->window,
+                            .n_tok = calib->ctx};
     llmq_status status = alloc_buffers(run, err);
     if (status != LLMQ_OK) {
         calib_run_destroy(run);
@@ -337,8 +354,8 @@ llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_te
 
 void calib_run_destroy(llmq_calib_run *run) {
     if (!run) return;
-    void *blocks[] = {run->x, run->mid, run->bad, run->in, run->bf16, run->q8, run->a, run->b, run->c,
-                      run->cos_sin, run->kv.k, run->kv.v, run->scratch};
+    void *blocks[] = {run->x, run->mid, run->bad,     run->in,   run->bf16, run->q8,     run->a,
+                      run->b, run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     mem_free(run);
 }

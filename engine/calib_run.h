@@ -1,6 +1,6 @@
-/* The calibration tokens on their way through the model, all of them at once, from the input of one group of matrices (a
- * site) to the next. Each weight is multiplied once over the tokens: a pass starts with the weights that the last site's
- * solving gave and ends with the next site's inputs and their Gram matrix. */
+/* The calibration tokens on their way through the model, all of them at once, from the input of one group of matrices
+ * (a site) to the next. Each weight is multiplied once over the tokens: a pass starts with the weights that the last
+ * site's solving gave and ends with the next site's inputs and their Gram matrix. */
 #ifndef LLMQ_ENGINE_CALIB_RUN_H
 #define LLMQ_ENGINE_CALIB_RUN_H
 
@@ -8,20 +8,22 @@
 
 typedef struct llmq_calib_run llmq_calib_run;
 
-/* After each piece of a pass: multiply-adds of weights and of Gram matrices just done. false stops (LLMQ_E_INTERRUPTED). */
+/* After each piece of a pass: multiply-adds of weights and of Gram matrices just done. false stops
+ * (LLMQ_E_INTERRUPTED). */
 typedef bool calib_tick_fn(void *user, double weight_macs, double gram_macs);
 
 /* model: opened, possibly with no_weights; its arena grows by norms and biases. All are borrowed. Embeds the tokens. */
-llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick, void *user,
-                             llmq_calib_run **out, llmq_err *err);
+llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
+                             void *user, llmq_calib_run **out, llmq_err *err);
 void calib_run_destroy(llmq_calib_run *run); /* NULL allowed */
 
 /* Before the passes of a layer. */
 llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err);
-/* The weight of a role (made ready by ops->weight_prepare; its bias is set here). Borrowed until the end of the layer. */
+/* The weight of a role (made ready by ops->weight_prepare; its bias is set here). Borrowed until the end of the layer.
+ */
 void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
-/* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower triangle;
- * NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
+/* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
+ * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
 /* (tokens, n_embd) the residual stream as it is now; borrowed. */
 const float *calib_run_hidden(const llmq_calib_run *run);

@@ -1,5 +1,5 @@
-/* The default calibration text is linked into the library, so that a bare binary has it: data/calibration.txt, whose sources
- * and licences data/README.md names. LLMQ_CALIBRATION_TEXT is its path at build time. */
+/* The default calibration text is linked into the library, so that a bare binary has it: data/calibration.txt, whose
+ * sources and licences data/README.md names. LLMQ_CALIBRATION_TEXT is its path at build time. */
 #include "engine/calib.h"
 
 __asm__(".pushsection .rodata\n"

@@ -13,7 +13,9 @@ llmq_status job_check_output(const char *path, const char *out, bool force, llmq
     if (S_ISDIR(to.st_mode)) return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file", out);
     if (stat(path, &from) == 0 && from.st_dev == to.st_dev && from.st_ino == to.st_ino)
         return llmq_fail(err, LLMQ_E_ARG, "%s is the source itself; give another name with -o", out);
-    if (!force) return llmq_fail(err, LLMQ_E_EXISTS, "%s is there already; give --force to overwrite it, or another name with -o", out);
+    if (!force)
+        return llmq_fail(err, LLMQ_E_EXISTS,
+                         "%s is there already; give --force to overwrite it, or another name with -o", out);
     return LLMQ_OK;
 }
 
@@ -39,11 +41,12 @@ static bool tick(void *user, double share) {
     p->done += share * p->size;
     if (!p->params->progress) return true;
     double seconds = time_seconds() - p->start;
-    return p->params->progress(p->params->user, p->done, p->total, p->what, p->done > 0 ? seconds * (p->total / p->done - 1) : -1);
+    return p->params->progress(p->params->user, p->done, p->total, p->what,
+                               p->done > 0 ? seconds * (p->total / p->done - 1) : -1);
 }
 
-static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, llmq_team *team, const llmq_convert_params *params,
-                             llmq_convert_result *result, llmq_err *err) {
+static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, llmq_team *team,
+                             const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err) {
     convert_progress progress = {.params = params, .start = time_seconds()};
     for (size_t i = 0; i < ex->n; i++) progress.total += (double)ex->tensors[i].bytes;
     for (size_t i = 0; i < ex->n; i++) {
@@ -56,7 +59,8 @@ static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, ll
     return LLMQ_OK;
 }
 
-llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err) {
+llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params,
+                        llmq_convert_result *result, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     llmq_model *model = NULL;
     llmq_export *ex = NULL;
@@ -66,7 +70,9 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
     llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
     *result = (llmq_convert_result){0};
     if (params->type && (!type_info(type) || !type_can_encode(type_info(type))))
-        return llmq_fail(err, LLMQ_E_ARG, "--type %s: not a storage type that llmq writes (f32, f16, bf16, q8_0, q4_0, ...)", params->type);
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--type %s: not a storage type that llmq writes (f32, f16, bf16, q8_0, q4_0, ...)",
+                         params->type);
     LLMQ_TRY(job_check_output(path, out, params->force, err));
     LLMQ_TRY_GOTO(team_create(params->n_threads, &team, err));
     LLMQ_TRY_GOTO(model_open(path, &open, &model, err));

@@ -1,8 +1,8 @@
 /* GGUF directories of models from any container, and convert, which writes one without quantizing.
  *
- * Rows: GGUF files of arch "llama" hold q and k with each head's rows interleaved (row 2i is what row i of the first half was,
- * row 2i+1 what row i of the second half was). Sources in Hugging Face order are brought to that by moving whole rows, which
- * quantized blocks survive, since they run along a row. */
+ * Rows: GGUF files of arch "llama" hold q and k with each head's rows interleaved (row 2i is what row i of the first
+ * half was, row 2i+1 what row i of the second half was). Sources in Hugging Face order are brought to that by moving
+ * whole rows, which quantized blocks survive, since they run along a row. */
 #include "engine/export.h"
 
 #include <stdatomic.h>
@@ -14,7 +14,9 @@
 
 /* ---- metadata ---- */
 
-static bool has_prefix(const char *s, const char *prefix) { return strncmp(s, prefix, strlen(prefix)) == 0; }
+static bool has_prefix(const char *s, const char *prefix) {
+    return strncmp(s, prefix, strlen(prefix)) == 0;
+}
 
 /* "dir/SmolLM2.gguf" and "dir/SmolLM2/" are both called SmolLM2. */
 static void model_stem(const char *path, char *out, size_t cap) {
@@ -43,11 +45,19 @@ static llmq_status set_hparams(const llmq_model *model, llmq_meta *meta, llmq_er
     const llmq_hparams *hp = &model->hp;
     const char *arch = model->arch->name;
     char key[128];
-    const struct { const char *name; int64_t value; } counts[] = {
-        {"vocab_size", hp->n_vocab}, {"context_length", hp->n_ctx_train}, {"embedding_length", hp->n_embd},
-        {"block_count", hp->n_layer}, {"feed_forward_length", hp->n_ff}, {"attention.head_count", hp->n_head},
-        {"attention.head_count_kv", hp->n_head_kv}, {"attention.key_length", hp->head_dim}, {"attention.value_length", hp->head_dim},
-        {"rope.dimension_count", hp->n_rot}};
+    const struct {
+        const char *name;
+        int64_t value;
+    } counts[] = {{"vocab_size", hp->n_vocab},
+                  {"context_length", hp->n_ctx_train},
+                  {"embedding_length", hp->n_embd},
+                  {"block_count", hp->n_layer},
+                  {"feed_forward_length", hp->n_ff},
+                  {"attention.head_count", hp->n_head},
+                  {"attention.head_count_kv", hp->n_head_kv},
+                  {"attention.key_length", hp->head_dim},
+                  {"attention.value_length", hp->head_dim},
+                  {"rope.dimension_count", hp->n_rot}};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         const llmq_meta_value *old = meta_find(meta, meta_key(key, "%s.%s", arch, counts[i].name));
         if (!old || old->type != META_ARRAY) LLMQ_TRY(meta_set_u32(meta, key, (uint32_t)counts[i].value, err));
@@ -81,7 +91,8 @@ static bool role_is_matrix(llmq_role role) {
            (role >= ROLE_GATE && role <= ROLE_DOWN);
 }
 
-static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int layer, const llmq_tensor *src, llmq_err *err) {
+static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int layer, const llmq_tensor *src,
+                             llmq_err *err) {
     const llmq_model *model = ex->model;
     llmq_tensor *t = &ex->tensors[ex->n];
     llmq_export_entry *entry = &ex->entries[ex->n];
@@ -99,8 +110,10 @@ static llmq_status add_roles(llmq_export *ex, int layer, llmq_role from, llmq_ro
     const llmq_model *model = ex->model;
     for (const llmq_arch_rule *rule = model->arch->rules; rule->role != ROLE_COUNT; rule++) {
         if (rule->role < from || rule->role >= to) continue;
-        const llmq_tensor *src = layer < 0 ? model->by_role[rule->role] : model->layer_tensors[layer].by_role[rule->role];
-        if (src || (rule->role == ROLE_ROPE_FREQS && model->freq_factors)) LLMQ_TRY(add_entry(ex, rule, layer, src, err));
+        const llmq_tensor *src =
+            layer < 0 ? model->by_role[rule->role] : model->layer_tensors[layer].by_role[rule->role];
+        if (src || (rule->role == ROLE_ROPE_FREQS && model->freq_factors))
+            LLMQ_TRY(add_entry(ex, rule, layer, src, err));
     }
     return LLMQ_OK;
 }
@@ -142,7 +155,8 @@ llmq_status export_set_type(llmq_export *ex, size_t index, llmq_type type, llmq_
     int64_t row_bytes = type_row_bytes(type, tensor_cols(t));
     t->type = type;
     if (row_bytes < 0 || !i64_mul(row_bytes, tensor_rows(t), &t->bytes))
-        return llmq_fail(err, LLMQ_E_ARG, "%s: rows of %lld weights cannot be %s", t->name, (long long)tensor_cols(t), llmq_type_name(type));
+        return llmq_fail(err, LLMQ_E_ARG, "%s: rows of %lld weights cannot be %s", t->name, (long long)tensor_cols(t),
+                         llmq_type_name(type));
     return LLMQ_OK;
 }
 
@@ -150,7 +164,8 @@ llmq_status export_seal(llmq_export *ex, llmq_err *err) {
     int64_t weights[LLMQ_TYPE_COUNT] = {0};
     llmq_type main_type = LLMQ_TYPE_F32;
     for (size_t i = 0; i < ex->n; i++)
-        if (ex->entries[i].matrix && ex->entries[i].layer >= 0) weights[ex->tensors[i].type] += tensor_numel(&ex->tensors[i]);
+        if (ex->entries[i].matrix && ex->entries[i].layer >= 0)
+            weights[ex->tensors[i].type] += tensor_numel(&ex->tensors[i]);
     for (int type = 0; type < LLMQ_TYPE_COUNT; type++)
         if (weights[type] > weights[main_type]) main_type = (llmq_type)type;
     return meta_set_u32(ex->meta, "general.file_type", (uint32_t)type_info(main_type)->ftype, err);
@@ -172,8 +187,10 @@ static llmq_status write_vector(const llmq_export *ex, size_t index, llmq_gguf_w
     int64_t n = tensor_numel(t);
     float *x = mem_alloc(2 * (size_t)n, sizeof *x), *y = x + n;
     if (!x) return mem_error(err, 2 * (size_t)n * sizeof *x, t->name);
-    if (src) type_to_f32(src->type, src->data, x, n);
-    else memcpy(x, ex->model->freq_factors, (size_t)n * sizeof *x);
+    if (src)
+        type_to_f32(src->type, src->data, x, n);
+    else
+        memcpy(x, ex->model->freq_factors, (size_t)n * sizeof *x);
     for (int64_t i = 0; i < n; i++) y[i] = x[export_source_row(ex, index, i)];
     llmq_status status = gguf_writer_put(writer, index, y, (size_t)n * sizeof *y, 0, err);
     mem_free(x);
@@ -183,12 +200,12 @@ static llmq_status write_vector(const llmq_export *ex, size_t index, llmq_gguf_w
 typedef struct rows_job {
     const llmq_export *ex;
     size_t index;
-    int64_t begin, n;       /* rows of the file, of this chunk */
-    uint8_t *bytes;         /* as they are written */
-    float *scratch;         /* (workers, 2, cols) */
+    int64_t begin, n; /* rows of the file, of this chunk */
+    uint8_t *bytes;   /* as they are written */
+    float *scratch;   /* (workers, 2, cols) */
     atomic_int inexact;
     atomic_int failed;
-    llmq_err err;           /* of the worker that set failed first */
+    llmq_err err; /* of the worker that set failed first */
 } rows_job;
 
 static void rows_worker(const llmq_worker *worker, void *arg) {
@@ -199,7 +216,8 @@ static void rows_worker(const llmq_worker *worker, void *arg) {
     float *x = job->scratch + worker->id * 2 * cols, *back = x + cols;
     worker_range(worker, job->n, 1, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        const uint8_t *from = (const uint8_t *)src->data + (size_t)export_source_row(job->ex, job->index, job->begin + i) * from_bytes;
+        const uint8_t *from =
+            (const uint8_t *)src->data + (size_t)export_source_row(job->ex, job->index, job->begin + i) * from_bytes;
         uint8_t *to = job->bytes + (size_t)i * to_bytes;
         if (src->type == t->type) {
             memcpy(to, from, to_bytes);
@@ -217,8 +235,8 @@ static void rows_worker(const llmq_worker *worker, void *arg) {
     }
 }
 
-static llmq_status write_matrix(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team, bool *exact_out,
-                                export_tick_fn *tick, void *user, llmq_err *err) {
+static llmq_status write_matrix(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
+                                bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     const llmq_tensor *t = &ex->tensors[index];
     int64_t cols = tensor_cols(t), rows = tensor_rows(t), row_bytes = type_row_bytes(t->type, cols);
@@ -236,9 +254,12 @@ static llmq_status write_matrix(const llmq_export *ex, size_t index, llmq_gguf_w
         job.n = rows - job.begin < chunk ? rows - job.begin : chunk;
         team_run(team, rows_worker, &job);
         if (atomic_load(&job.failed))
-            LLMQ_TRY_GOTO(llmq_fail(err, job.err.status, "%s: tensor '%s': %s", ex->model->source->path, t->name, job.err.msg));
-        LLMQ_TRY_GOTO(gguf_writer_put(writer, index, job.bytes, (size_t)(job.n * row_bytes), (size_t)(job.begin * row_bytes), err));
-        if (tick && !tick(user, (double)job.n / (double)rows)) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+            LLMQ_TRY_GOTO(
+                llmq_fail(err, job.err.status, "%s: tensor '%s': %s", ex->model->source->path, t->name, job.err.msg));
+        LLMQ_TRY_GOTO(gguf_writer_put(writer, index, job.bytes, (size_t)(job.n * row_bytes),
+                                      (size_t)(job.begin * row_bytes), err));
+        if (tick && !tick(user, (double)job.n / (double)rows))
+            LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
     }
     *exact_out = !atomic_load(&job.inexact);
 done:
@@ -247,8 +268,8 @@ done:
     return status;
 }
 
-llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team, bool *exact_out,
-                         export_tick_fn *tick, void *user, llmq_err *err) {
+llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
+                         bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err) {
     *exact_out = true;
     if (!ex->entries[index].matrix) return write_vector(ex, index, writer, err);
     llmq_status status = write_matrix(ex, index, writer, team, exact_out, tick, user, err);

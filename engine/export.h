@@ -8,16 +8,16 @@
 typedef struct llmq_export_entry {
     const llmq_tensor *src; /* NULL: the divisors of llama3 rope scaling, which the source has as settings only */
     llmq_role role;
-    int layer;              /* -1: of the model */
-    bool matrix;            /* embedding, head and what multiplies; else a vector, written as F32 */
-    int64_t interleave;     /* heads whose rows (elements of a bias) GGUF interleaves and the source does not; 0: none */
+    int layer;          /* -1: of the model */
+    bool matrix;        /* embedding, head and what multiplies; else a vector, written as F32 */
+    int64_t interleave; /* heads whose rows (elements of a bias) GGUF interleaves and the source does not; 0: none */
 } llmq_export_entry;
 
 typedef struct llmq_export {
     const llmq_model *model;
     llmq_meta *meta;
-    llmq_tensor *tensors;        /* n; type and bytes of matrices may be changed by export_set_type before writing */
-    llmq_export_entry *entries;  /* n, parallel */
+    llmq_tensor *tensors;       /* n; type and bytes of matrices may be changed by export_set_type before writing */
+    llmq_export_entry *entries; /* n, parallel */
     size_t n;
 } llmq_export;
 
@@ -32,7 +32,7 @@ int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r);
 /* Writes tensor `index` from the source, by plain rounding where types differ, a few rows at a time. *exact_out: every
  * value is what it was. tick(user, share of the tensor just done) false: LLMQ_E_INTERRUPTED. */
 typedef bool export_tick_fn(void *user, double share);
-llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team, bool *exact_out,
-                         export_tick_fn *tick, void *user, llmq_err *err);
+llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
+                         bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err);
 
 #endif

@@ -7,7 +7,8 @@
 /* pipeline.c. *result is zeroed; on failure its rows are freed. */
 llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err);
 /* convert.c */
-llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err);
+llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params,
+                        llmq_convert_result *result, llmq_err *err);
 
 /* Refuses to write over what is being read, and over anything else without force (LLMQ_E_EXISTS). */
 llmq_status job_check_output(const char *path, const char *out, bool force, llmq_err *err);

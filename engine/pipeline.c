@@ -1,8 +1,9 @@
 /* quantize: plan -> layer by layer: run, accumulate, solve, pack, write -> commit.
  *
- * A layer's matrices are solved in the order of the forward pass. Those that read the same input share one Gram matrix, and
- * every later input comes from weights that are quantized already, so errors that earlier layers made are seen and partly
- * made good by later ones. Memory holds the tokens' hidden states, one Gram matrix with its factor, and one matrix in f32. */
+ * A layer's matrices are solved in the order of the forward pass. Those that read the same input share one Gram matrix,
+ * and every later input comes from weights that are quantized already, so errors that earlier layers made are seen and
+ * partly made good by later ones. Memory holds the tokens' hidden states, one Gram matrix with its factor, and one
+ * matrix in f32. */
 #define _XOPEN_SOURCE 700
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,10 +35,10 @@ typedef struct pipeline {
     llmq_calib calib;
     llmq_calib_run *run;
     llmq_quant_result *result;
-    float *gram;                /* the largest site's (cols, cols) */
-    llmq_weight *ready;         /* [ROLE_COUNT] of the layer under way, made for the forward pass */
+    float *gram;                  /* the largest site's (cols, cols) */
+    llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
     void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
-    double start, done, total;  /* nominal nanoseconds */
+    double start, done, total;    /* nominal nanoseconds */
     char what[64];
 } pipeline;
 
@@ -65,18 +66,23 @@ static bool tick_write(void *user, double share) {
     return report_progress(t->p, share * t->weights * COST_COPY);
 }
 
-static bool is_quantized(llmq_type type) { return !type_is_float(type_info(type)); }
+static bool is_quantized(llmq_type type) {
+    return !type_is_float(type_info(type));
+}
 
-/* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for another). */
+/* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for another).
+ */
 static bool is_solved(const pipeline *p, size_t i) {
     const llmq_export_entry *entry = &p->ex->entries[i];
-    return entry->matrix && entry->layer >= 0 && is_quantized(p->ex->tensors[i].type) && p->ex->tensors[i].type != entry->src->type;
+    return entry->matrix && entry->layer >= 0 && is_quantized(p->ex->tensors[i].type) &&
+           p->ex->tensors[i].type != entry->src->type;
 }
 
 static double solve_cost(const pipeline *p, size_t i) {
     double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
     double cost = rows * cols * COST_FIT;
-    if (p->method->needs_gram) cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
+    if (p->method->needs_gram)
+        cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
     return cost;
 }
 
@@ -87,7 +93,8 @@ static double total_cost(const pipeline *p) {
         cost += is_solved(p, i) ? solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
     if (!p->method->needs_gram) return cost;
     for (size_t i = 0; i < p->ex->n; i++)
-        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0) cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
+        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0)
+            cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
     for (int site = 0; site < SITE_COUNT; site++) {
         double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
         cost += (double)hp->n_layer * n * cols * cols / 2 * COST_GRAM_MAC;
@@ -107,10 +114,12 @@ static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err)
     *out = llmq_type_from_name(params->type);
     const llmq_type_info *info = type_info(*out);
     if (!info || !type_can_encode(info) || type_is_float(info))
-        return llmq_fail(err, LLMQ_E_ARG, "--type %s: not a type that llmq quantizes to (q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ...)", params->type);
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--type %s: not a type that llmq quantizes to (q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ...)",
+                         params->type);
     if (params->bits && params->bits != info->bits)
-        return llmq_fail(err, LLMQ_E_ARG, "--bits %d and --type %s do not agree: the type has %d bits; leave one out", params->bits,
-                         params->type, info->bits);
+        return llmq_fail(err, LLMQ_E_ARG, "--bits %d and --type %s do not agree: the type has %d bits; leave one out",
+                         params->bits, params->type, info->bits);
     return LLMQ_OK;
 }
 
@@ -121,7 +130,8 @@ static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i,
     llmq_policy_choice choice = {.type = t->type};
     if (entry->matrix) policy_choose(policy, t->name, entry->layer >= 0, entry->src->type, tensor_cols(t), &choice);
     LLMQ_TRY(export_set_type(p->ex, i, choice.type, err));
-    if (strlen(t->name) >= sizeof row->name) return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
+    if (strlen(t->name) >= sizeof row->name)
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
     strcpy(row->name, t->name);
     row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
     row->to = t->type;
@@ -155,7 +165,8 @@ static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
 
 static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     LLMQ_TRY(choose_type(p, type_out, err));
-    llmq_policy policy = {.type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
+    llmq_policy policy = {
+        .type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
     LLMQ_TRY(policy_check(&policy, err));
     LLMQ_TRY(export_create(p->model, &p->ex, err));
     p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
@@ -168,7 +179,8 @@ static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
 }
 
 /* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
-static llmq_status output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap, llmq_err *err) {
+static llmq_status output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
+                               llmq_err *err) {
     if (p->params->out) {
         if ((size_t)snprintf(out, cap, "%s", p->params->out) < cap) return LLMQ_OK;
         return llmq_fail(err, LLMQ_E_ARG, "-o: the path is too long");
@@ -176,7 +188,8 @@ static llmq_status output_path(const pipeline *p, const char *path, llmq_type ty
     char stem[1024];
     size_t len = strlen(path);
     while (len > 1 && path[len - 1] == '/') len--;
-    if (len >= sizeof stem) return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+    if (len >= sizeof stem)
+        return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
     memcpy(stem, path, len);
     stem[len] = 0;
     const char *base = path_base(stem);
@@ -185,7 +198,8 @@ static llmq_status output_path(const pipeline *p, const char *path, llmq_type ty
         bool fits = real && strlen(real) < sizeof stem;
         if (fits) strcpy(stem, real);
         free(real);
-        if (!fits || !strcmp(stem, "/")) return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
+        if (!fits || !strcmp(stem, "/"))
+            return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
     }
     char *dot = strrchr(stem, '.');
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
@@ -199,11 +213,11 @@ typedef struct matrix_job {
     const llmq_export *ex;
     size_t index;
     const llmq_tensor *src;
-    float *w;             /* (rows, cols) in the source's order of rows */
+    float *w; /* (rows, cols) in the source's order of rows */
     llmq_quantized *q;
-    uint8_t *bytes;       /* in the file's order */
-    uint16_t *bf16;       /* (rows, cols) what the bytes mean, in the source's order; NULL: not wanted */
-    float *scratch;       /* (workers, cols) */
+    uint8_t *bytes; /* in the file's order */
+    uint16_t *bf16; /* (rows, cols) what the bytes mean, in the source's order; NULL: not wanted */
+    float *scratch; /* (workers, cols) */
 } matrix_job;
 
 static void decode_worker(const llmq_worker *w, void *arg) {
@@ -219,7 +233,8 @@ static void pack_worker(const llmq_worker *w, void *arg) {
     int64_t cols = job->q->cols, row_bytes = type_row_bytes(job->q->type->id, cols), begin, end;
     float *row = job->scratch + w->id * cols;
     worker_range(w, job->q->rows, 1, &begin, &end);
-    for (int64_t r = begin; r < end; r++) quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
+    for (int64_t r = begin; r < end; r++)
+        quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
     for (int64_t r = begin; job->bf16 && r < end; r++) {
         quantized_row_to_f32(job->q, r, row);
         for (int64_t c = 0; c < cols; c++) job->bf16[r * cols + c] = f32_to_bf16(row[c]);
@@ -230,10 +245,18 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
     const llmq_tensor *t = &p->ex->tensors[job->index];
     llmq_quant_row *row = &p->result->rows[job->index];
     llmq_quant_report report;
-    llmq_quant_problem problem = {
-        .name = t->name, .w = job->w, .rows = tensor_rows(t), .cols = tensor_cols(t), .gram = p->gram, .n_tokens = n_tokens,
-        .type = type_info(t->type), .act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0,
-        .damp = p->params->damp, .ops = p->model->ops, .team = p->team};
+    llmq_quant_problem problem = {.name = t->name,
+                                  .w = job->w,
+                                  .rows = tensor_rows(t),
+                                  .cols = tensor_cols(t),
+                                  .gram = p->gram,
+                                  .n_tokens = n_tokens,
+                                  .type = type_info(t->type),
+                                  .act_order = p->params->act_order < 0 ? p->method->act_order_default
+                                                                        : p->params->act_order > 0,
+                                  .damp = p->params->damp,
+                                  .ops = p->model->ops,
+                                  .team = p->team};
     LLMQ_TRY(p->method->solve(&problem, job->q, &report, err));
     mem_note_peak();
     row->error = report.error;
@@ -263,7 +286,8 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     job.bytes = mem_alloc((size_t)t->bytes, 1);
     job.scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job.scratch);
     if (keep_ready) job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
-    if (!job.bytes || !job.scratch || (keep_ready && !job.bf16)) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
+    if (!job.bytes || !job.scratch || (keep_ready && !job.bf16))
+        LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
     team_run(p->team, pack_worker, &job);
     LLMQ_TRY_GOTO(gguf_writer_put(p->writer, index, job.bytes, (size_t)t->bytes, 0, err));
     if (!report_progress(p, solve_cost(p, index))) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
@@ -325,8 +349,10 @@ static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size
     mem_note_peak();
     for (size_t i = first; i < last; i++) {
         if (arch_rule(p->model->arch, p->ex->entries[i].role)->site != site) continue;
-        if (is_solved(p, i)) LLMQ_TRY(solve_matrix(p, i, n_tokens, true, err));
-        else LLMQ_TRY(copy_tensor(p, i, err));
+        if (is_solved(p, i))
+            LLMQ_TRY(solve_matrix(p, i, n_tokens, true, err));
+        else
+            LLMQ_TRY(copy_tensor(p, i, err));
         LLMQ_TRY(make_ready(p, i, err));
     }
     return LLMQ_OK;
@@ -340,13 +366,16 @@ static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t l
     if (!p->method->needs_gram) {
         for (size_t i = first; i < last; i++) {
             if (!p->ex->entries[i].matrix) continue;
-            if (is_solved(p, i)) LLMQ_TRY(solve_matrix(p, i, 0, false, err));
-            else LLMQ_TRY(copy_tensor(p, i, err));
+            if (is_solved(p, i))
+                LLMQ_TRY(solve_matrix(p, i, 0, false, err));
+            else
+                LLMQ_TRY(copy_tensor(p, i, err));
         }
         return LLMQ_OK;
     }
     LLMQ_TRY(calib_run_layer(p->run, layer, err));
-    for (int site = 0; site < SITE_COUNT; site++) LLMQ_TRY(quantize_site(p, layer, (llmq_site_id)site, first, last, err));
+    for (int site = 0; site < SITE_COUNT; site++)
+        LLMQ_TRY(quantize_site(p, layer, (llmq_site_id)site, first, last, err));
     if (layer + 1 < (int)p->model->hp.n_layer) LLMQ_TRY(calib_run_site(p->run, SITE_COUNT, NULL, &n_tokens, err));
     return LLMQ_OK;
 }
@@ -407,9 +436,11 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
         char known[128] = "";
         for (size_t i = 0, at = 0; method_at(i) && at < sizeof known; i++)
             at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", method_at(i)->name);
-        return llmq_fail(err, LLMQ_E_ARG, "--method %s: llmq knows %s", params->method ? params->method : "(none)", known);
+        return llmq_fail(err, LLMQ_E_ARG, "--method %s: llmq knows %s", params->method ? params->method : "(none)",
+                         known);
     }
-    if (!(params->damp <= 1)) return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
+    if (!(params->damp <= 1))
+        return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
     return LLMQ_OK;
 }
 
@@ -426,8 +457,9 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(job_check_output(path, r->out, params->force || params->plan_only, err));
     if (params->plan_only) return LLMQ_OK;
     if (is_quantized(p->model->info.main_type))
-        llmq_log(LLMQ_LOG_WARN, "%s is %s already: what that lost cannot come back; a full-precision source gives a better model", path,
-                 llmq_type_name(p->model->info.main_type));
+        llmq_log(LLMQ_LOG_WARN,
+                 "%s is %s already: what that lost cannot come back; a full-precision source gives a better model",
+                 path, llmq_type_name(p->model->info.main_type));
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     p->total = total_cost(p);

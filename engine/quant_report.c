@@ -7,7 +7,9 @@
 #include "core/mem.h"
 
 /* -1 stands for "not measured" in the structs and for null here. */
-static json_t *measured(double x) { return x < 0 ? json_null() : json_real(x); }
+static json_t *measured(double x) {
+    return x < 0 ? json_null() : json_real(x);
+}
 
 /* Names come from files: what is not UTF-8 becomes null rather than an error. */
 static json_t *text(const char *s) {
@@ -16,21 +18,22 @@ static json_t *text(const char *s) {
 }
 
 static json_t *row_json(const llmq_quant_row *row) {
-    return json_pack("{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:o}", "name", text(row->name), "from", llmq_type_name(row->from),
-                     "to", llmq_type_name(row->to), "method", row->method, "rows", (json_int_t)row->rows, "cols", (json_int_t)row->cols,
-                     "bytes", (json_int_t)row->bytes, "error", measured(row->error), "rtn_error", measured(row->rtn_error),
-                     "fallback", (int)row->fallback, "note", text(row->note));
+    return json_pack("{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:o}", "name", text(row->name), "from",
+                     llmq_type_name(row->from), "to", llmq_type_name(row->to), "method", row->method, "rows",
+                     (json_int_t)row->rows, "cols", (json_int_t)row->cols, "bytes", (json_int_t)row->bytes, "error",
+                     measured(row->error), "rtn_error", measured(row->rtn_error), "fallback", (int)row->fallback,
+                     "note", text(row->note));
 }
 
 static json_t *report_json(const char *source, const llmq_quant_params *params, const llmq_quant_result *r) {
     json_t *rows = json_array();
     for (size_t i = 0; i < r->n_rows; i++) json_array_append_new(rows, row_json(&r->rows[i]));
-    json_t *root = json_pack("{s:o, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:o}", "source", text(source), "out", text(r->out),
-                             "method", params->method, "version", llmq_version(), "f32_bytes", (json_int_t)r->f32_bytes,
-                             "f16_bytes", (json_int_t)r->f16_bytes, "in_bytes", (json_int_t)r->in_bytes, "out_bytes",
-                             (json_int_t)r->out_bytes, "bits_per_weight", r->bits_per_weight, "matrix_bits_per_weight",
-                             r->matrix_bits_per_weight, "mean_error", measured(r->mean_error), "mean_rtn_error",
-                             measured(r->mean_rtn_error));
+    json_t *root = json_pack("{s:o, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:o}", "source", text(source),
+                             "out", text(r->out), "method", params->method, "version", llmq_version(), "f32_bytes",
+                             (json_int_t)r->f32_bytes, "f16_bytes", (json_int_t)r->f16_bytes, "in_bytes",
+                             (json_int_t)r->in_bytes, "out_bytes", (json_int_t)r->out_bytes, "bits_per_weight",
+                             r->bits_per_weight, "matrix_bits_per_weight", r->matrix_bits_per_weight, "mean_error",
+                             measured(r->mean_error), "mean_rtn_error", measured(r->mean_rtn_error));
     if (!root) {
         json_decref(rows);
         return NULL;
@@ -44,8 +47,8 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
     return root;
 }
 
-llmq_status quant_report_write(const char *source, const llmq_quant_params *params, const llmq_quant_result *result, llmq_out *out,
-                               llmq_err *err) {
+llmq_status quant_report_write(const char *source, const llmq_quant_params *params, const llmq_quant_result *result,
+                               llmq_out *out, llmq_err *err) {
     json_t *root = report_json(source, params, result);
     char *body = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(7)) : NULL;
     json_decref(root);

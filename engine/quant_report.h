@@ -6,7 +6,7 @@
 #include "llmq_quant.h"
 
 /* Takes out, also on failure. */
-llmq_status quant_report_write(const char *source, const llmq_quant_params *params, const llmq_quant_result *result, llmq_out *out,
-                               llmq_err *err);
+llmq_status quant_report_write(const char *source, const llmq_quant_params *params, const llmq_quant_result *result,
+                               llmq_out *out, llmq_err *err);
 
 #endif

@@ -1,9 +1,10 @@
 /* From a Gram matrix to the triangle of error feedback, and errors measured under it.
  *
- * Rounding W (rows, n) to What should make tr(E H E') small, E = W - What, row by row: |e R|^2 with H = R R'. With R upper
- * triangular, component k of e R is R_kk (e_k + sum_{j<k} e_j R_jk / R_kk): the best that can be done for column k after the
- * columns before it are fixed is to round w_k + sum_{j<k} e_j A_jk, A = R diag(R)^-1. No inverse of H is needed.
- * R comes from an ordinary Cholesky factorization of H with its indices reversed: L L' = J H J (J reverses), so R = J L J. */
+ * Rounding W (rows, n) to What should make tr(E H E') small, E = W - What, row by row: |e R|^2 with H = R R'. With R
+ * upper triangular, component k of e R is R_kk (e_k + sum_{j<k} e_j R_jk / R_kk): the best that can be done for column
+ * k after the columns before it are fixed is to round w_k + sum_{j<k} e_j A_jk, A = R diag(R)^-1. No inverse of H is
+ * needed. R comes from an ordinary Cholesky factorization of H with its indices reversed: L L' = J H J (J reverses), so
+ * R = J L J. */
 #include "quant/hessian.h"
 
 #include <math.h>
@@ -67,9 +68,9 @@ static void gather_worker(const llmq_worker *worker, void *arg) {
     }
 }
 
-/* L to A': A'[k][j] = L[n-1-j][n-1-k] / L[n-1-k][n-1-k], a reflection of the lower triangle at its anti-diagonal, so it is
- * done in place: (r, c) changes places with (n-1-c, n-1-r). Each pair is met once, by the worker of the tile of its upper
- * left half. */
+/* L to A': A'[k][j] = L[n-1-j][n-1-k] / L[n-1-k][n-1-k], a reflection of the lower triangle at its anti-diagonal, so it
+ * is done in place: (r, c) changes places with (n-1-c, n-1-r). Each pair is met once, by the worker of the tile of its
+ * upper left half. */
 static void reflect_worker(const llmq_worker *worker, void *arg) {
     const gather_job *job = arg;
     const llmq_feedback *f = job->f;
@@ -105,7 +106,8 @@ static bool pivots_sound(const llmq_feedback *f, float *pivots) {
     return true;
 }
 
-static llmq_status factor_damped(const llmq_quant_problem *p, double mean, llmq_feedback *f, float *pivots, llmq_err *err) {
+static llmq_status factor_damped(const llmq_quant_problem *p, double mean, llmq_feedback *f, float *pivots,
+                                 llmq_err *err) {
     gather_job job = {f, p->gram, 1.0f / (float)p->n_tokens, (float)(f->damp * mean), pivots};
     team_run(p->team, gather_worker, &job);
     llmq_err reason;
@@ -179,14 +181,16 @@ void hessian_feedback_clear(llmq_feedback *f) {
 typedef struct error_job {
     const llmq_quant_problem *p;
     const llmq_quantized *q;
-    int64_t n_rows;      /* measured */
-    float *x, *y;        /* (3 * n_rows, cols): the weights, the method's errors, plain rounding's; and products with H */
-    double *energy;      /* [3 * n_rows] */
+    int64_t n_rows; /* measured */
+    float *x, *y;   /* (3 * n_rows, cols): the weights, the method's errors, plain rounding's; and products with H */
+    double *energy; /* [3 * n_rows] */
     llmq_quantized *rtn; /* n_rows rows */
     float *picked;       /* (n_rows, cols) */
 } error_job;
 
-static int64_t picked_row(const error_job *job, int64_t i) { return i * job->p->rows / job->n_rows; }
+static int64_t picked_row(const error_job *job, int64_t i) {
+    return i * job->p->rows / job->n_rows;
+}
 
 /* energy[i] = x_i H x_i' for rows [begin, end), from the lower triangle: x_j (H_jj x_j + 2 sum_{i>j} x_i H_ij). */
 static void measure_rows(const error_job *job, int64_t begin, int64_t end) {
@@ -204,7 +208,8 @@ static void measure_rows(const error_job *job, int64_t begin, int64_t end) {
     }
     for (int64_t r = 0; r < m; r++) {
         double sum = 0;
-        for (int64_t j = 0; j < n; j++) sum += (double)x[r * n + j] * ((double)h[j * n + j] * x[r * n + j] - 2.0 * y[r * n + j]);
+        for (int64_t j = 0; j < n; j++)
+            sum += (double)x[r * n + j] * ((double)h[j * n + j] * x[r * n + j] - 2.0 * y[r * n + j]);
         job->energy[begin + r] = sum;
     }
 }
@@ -214,7 +219,8 @@ static void error_worker(const llmq_worker *worker, void *arg) {
     const llmq_quant_problem *p = job->p;
     int64_t n = p->cols, m = job->n_rows, begin, end;
     worker_range(worker, m, 1, &begin, &end);
-    for (int64_t i = begin; i < end; i++) memcpy(job->picked + i * n, p->w + picked_row(job, i) * n, (size_t)n * sizeof(float));
+    for (int64_t i = begin; i < end; i++)
+        memcpy(job->picked + i * n, p->w + picked_row(job, i) * n, (size_t)n * sizeof(float));
     llmq_quant_problem sample = *p;
     sample.w = job->picked;
     sample.rows = m;
@@ -241,7 +247,8 @@ static double total(const double *x, int64_t n) {
     return sum;
 }
 
-llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q, llmq_quant_report *report, llmq_err *err) {
+llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q, llmq_quant_report *report,
+                           llmq_err *err) {
     report->error = report->rtn_error = -1;
     if (!p->gram) return LLMQ_OK;
     llmq_status status = LLMQ_OK;
@@ -288,6 +295,7 @@ llmq_status hessian_check_weights(const llmq_quant_problem *p, llmq_err *err) {
     finite_job job = {.p = p};
     team_run(p->team, finite_worker, &job);
     if (!atomic_load(&job.bad)) return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_NUMERIC, "%s has weights that are infinite or not a number: the source is damaged; fetch it again",
+    return llmq_fail(err, LLMQ_E_NUMERIC,
+                     "%s has weights that are infinite or not a number: the source is damaged; fetch it again",
                      p->name);
 }

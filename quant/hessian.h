@@ -4,30 +4,33 @@
 
 #include "quant/quant.h"
 
-/* The triangle that error feedback works with. With columns in the order perm and the damped H = R R', R upper triangular:
- * feedback[k*n + j] = R[j][k] / R[k][k] for j < k (elsewhere undefined). */
+/* The triangle that error feedback works with. With columns in the order perm and the damped H = R R', R upper
+ * triangular: feedback[k*n + j] = R[j][k] / R[k][k] for j < k (elsewhere undefined). */
 typedef struct llmq_feedback {
     int64_t n;
-    float *at;          /* (n, n), row k: what the errors of the columns before k add to column k */
-    int32_t *perm;      /* [n] perm[k]: the matrix's column that is rounded k-th */
-    float *diag;        /* [n] diagonal of H in the matrix's own order; 0 for dead columns */
-    float *importance;  /* [n] diagonal of the damped H: what the grids are fitted with; a dead column weighs little, not nothing */
-    bool usable_diag;   /* all of diag is finite and some of it positive */
-    int64_t dead;       /* columns whose input was always zero */
-    double damp;        /* fraction of the mean diagonal that was added in the end */
-    bool failed;        /* no damping made H positive definite: at is of no use */
+    float *at;         /* (n, n), row k: what the errors of the columns before k add to column k */
+    int32_t *perm;     /* [n] perm[k]: the matrix's column that is rounded k-th */
+    float *diag;       /* [n] diagonal of H in the matrix's own order; 0 for dead columns */
+    float *importance; /* [n] diagonal of the damped H: what the grids are fitted with; a dead column weighs little, not
+                          nothing */
+    bool usable_diag;  /* all of diag is finite and some of it positive */
+    int64_t dead;      /* columns whose input was always zero */
+    double damp;       /* fraction of the mean diagonal that was added in the end */
+    bool failed;       /* no damping made H positive definite: at is of no use */
 } llmq_feedback;
 
-/* Permutes, damps (fraction damp, raised tenfold up to 1 while the factorization fails) and factors. A Gram matrix that no
- * damping saves is not an error: then failed is set. */
+/* Permutes, damps (fraction damp, raised tenfold up to 1 while the factorization fails) and factors. A Gram matrix that
+ * no damping saves is not an error: then failed is set. */
 llmq_status hessian_factor(const llmq_quant_problem *p, double damp, llmq_feedback *out, llmq_err *err);
 void hessian_feedback_clear(llmq_feedback *f); /* zeroed allowed */
 
-/* Fills report->error and rtn_error with tr(E H E') / tr(W H W') of q and of plain rounding. H is the Gram matrix without
- * damping. Measured on at most HESSIAN_ERROR_ROWS rows, evenly spaced: the rows of one matrix share H and differ little in
- * statistics, and all rows would cost as much as the solving. -1 without a Gram matrix or with one that is not finite. */
+/* Fills report->error and rtn_error with tr(E H E') / tr(W H W') of q and of plain rounding. H is the Gram matrix
+ * without damping. Measured on at most HESSIAN_ERROR_ROWS rows, evenly spaced: the rows of one matrix share H and
+ * differ little in statistics, and all rows would cost as much as the solving. -1 without a Gram matrix or with one
+ * that is not finite. */
 #define HESSIAN_ERROR_ROWS 128
-llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q, llmq_quant_report *report, llmq_err *err);
+llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q, llmq_quant_report *report,
+                           llmq_err *err);
 
 /* LLMQ_E_NUMERIC naming the tensor if a weight is not finite. */
 llmq_status hessian_check_weights(const llmq_quant_problem *p, llmq_err *err);

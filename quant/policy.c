@@ -18,10 +18,15 @@ static const struct {
     int bits;
     llmq_type type;
 } defaults[] = {
-    {2, LLMQ_TYPE_Q2_K}, {3, LLMQ_TYPE_Q3_K}, {4, LLMQ_TYPE_IQ4_NL}, {8, LLMQ_TYPE_Q8_0},
+    {2, LLMQ_TYPE_Q2_K},
+    {3, LLMQ_TYPE_Q3_K},
+    {4, LLMQ_TYPE_IQ4_NL},
+    {8, LLMQ_TYPE_Q8_0},
 };
 
-static bool divides(llmq_type type, int64_t cols) { return cols % type_info(type)->block_len == 0; }
+static bool divides(llmq_type type, int64_t cols) {
+    return cols % type_info(type)->block_len == 0;
+}
 
 void policy_fit_type(llmq_type asked, llmq_type source, int64_t cols, llmq_policy_choice *out) {
     *out = (llmq_policy_choice){.type = asked};
@@ -47,12 +52,15 @@ llmq_status policy_check(const llmq_policy *policy, llmq_err *err) {
         llmq_type type = keep_type(policy->keep[i], &len);
         const llmq_type_info *info = type_info(type);
         if (!info || !type_can_encode(info) || len >= TENSOR_MAX_NAME)
-            return llmq_fail(err, LLMQ_E_ARG, "--keep %s: must be PATTERN=TYPE, e.g. 'blk.0.*=q8_0' or '*ffn_down*=f16'", policy->keep[i]);
+            return llmq_fail(err, LLMQ_E_ARG,
+                             "--keep %s: must be PATTERN=TYPE, e.g. 'blk.0.*=q8_0' or '*ffn_down*=f16'",
+                             policy->keep[i]);
     }
     return LLMQ_OK;
 }
 
-void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols, llmq_policy_choice *out) {
+void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols,
+                   llmq_policy_choice *out) {
     for (size_t i = 0; i < policy->n_keep; i++) {
         char pattern[TENSOR_MAX_NAME];
         size_t len = 0;
@@ -78,7 +86,8 @@ llmq_status policy_default_type(int bits, const int64_t *cols, size_t n_cols, ll
         if (fits) break;
     }
     if (last == LLMQ_TYPE_NONE)
-        return llmq_fail(err, LLMQ_E_ARG, "--bits %d: llmq has storage types of 2, 3, 4 and 8 bits; --type names one directly", bits);
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--bits %d: llmq has storage types of 2, 3, 4 and 8 bits; --type names one directly", bits);
     *out = last;
     return LLMQ_OK;
 }

@@ -5,9 +5,9 @@
 #include "types/type.h"
 
 typedef struct llmq_policy {
-    llmq_type type;              /* every matrix inside the layers */
-    llmq_type outer;             /* embedding and output head */
-    const char *const *keep;     /* n_keep of "PATTERN=TYPE": glob on GGUF names; the first that fits decides */
+    llmq_type type;          /* every matrix inside the layers */
+    llmq_type outer;         /* embedding and output head */
+    const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF names; the first that fits decides */
     size_t n_keep;
 } llmq_policy;
 
@@ -20,7 +20,8 @@ typedef struct llmq_policy_choice {
 /* Every keep entry must read PATTERN=TYPE with a type that can be written. */
 llmq_status policy_check(const llmq_policy *policy, llmq_err *err);
 /* The type of a matrix of cols inputs named name (GGUF's). inside: of a layer. source: its type now. */
-void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols, llmq_policy_choice *out);
+void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols,
+                   llmq_policy_choice *out);
 /* asked, or the type nearest to it whose blocks divide cols (float types as they are). */
 void policy_fit_type(llmq_type asked, llmq_type source, int64_t cols, llmq_policy_choice *out);
 /* What "--bits N" means for matrices whose rows have n_cols different lengths cols. */

@@ -5,7 +5,8 @@
 #include "core/mem.h"
 #include "quant/methods/methods.h"
 
-llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out, llmq_err *err) {
+llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out,
+                             llmq_err *err) {
     if (rows <= 0 || cols <= 0 || type_is_float(type) || cols % type->block_len != 0)
         return llmq_fail(err, LLMQ_E_ARG, "%s cannot hold a matrix of %lld rows of %lld weights", type->name,
                          (long long)rows, (long long)cols);

@@ -9,11 +9,12 @@
 typedef struct llmq_quantized {
     const llmq_type_info *type;
     int64_t rows, cols;
-    llmq_grid *grids;  /* (rows, cols / block_len) */
-    uint8_t *codes;    /* (rows, cols) */
+    llmq_grid *grids; /* (rows, cols / block_len) */
+    uint8_t *codes;   /* (rows, cols) */
 } llmq_quantized;
 
-llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out, llmq_err *err);
+llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out,
+                             llmq_err *err);
 void quantized_destroy(llmq_quantized *q);
 /* Row r as the bytes of its storage type (type_row_bytes). */
 void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst);
@@ -21,14 +22,14 @@ void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst);
 void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst);
 
 typedef struct llmq_quant_problem {
-    const char *name;       /* for messages */
-    const float *w;         /* (rows, cols) */
+    const char *name; /* for messages */
+    const float *w;   /* (rows, cols) */
     int64_t rows, cols;
-    const float *gram;      /* (cols, cols) lower triangle of X'X over the calibration tokens; NULL: data-free */
+    const float *gram; /* (cols, cols) lower triangle of X'X over the calibration tokens; NULL: data-free */
     int64_t n_tokens;
     const llmq_type_info *type;
     bool act_order;
-    double damp;            /* < 0: the method's default */
+    double damp; /* < 0: the method's default */
     const llmq_backend_ops *ops;
     llmq_team *team;
 } llmq_quant_problem;
@@ -37,7 +38,7 @@ typedef struct llmq_quant_report {
     double error, rtn_error; /* tr(E H E') / tr(W H W'); -1 without a Gram matrix */
     double damp_used;
     int64_t dead_columns;
-    bool fell_back;          /* the factorization failed at every damping: plain rounding was used */
+    bool fell_back; /* the factorization failed at every damping: plain rounding was used */
     char note[120];
 } llmq_quant_report;
 

@@ -1,13 +1,13 @@
-/* GPTQ in its LDLQ form: every column is rounded to its own fixed grid after the errors of the columns before it have been
- * added to it, weighed so that what the layer computes on the calibration text changes least (the derivation is in
+/* GPTQ in its LDLQ form: every column is rounded to its own fixed grid after the errors of the columns before it have
+ * been added to it, weighed so that what the layer computes on the calibration text changes least (the derivation is in
  * quant/hessian.c).
  *
  * The grids of all blocks are fitted first, on the original weights with the Hessian's diagonal as importance. A column
  * keeps the grid of the group it lies in, whatever the order of rounding ("static groups"): no permutation survives.
  *
- * Rows do not know of each other. So a slab of rows goes through all columns on one worker, without barriers: per block of
- * columns the errors so far are brought in by one matrix product, then the block is rounded column by column. Slabs have a
- * size of their own, hence the same bytes for any number of workers. */
+ * Rows do not know of each other. So a slab of rows goes through all columns on one worker, without barriers: per block
+ * of columns the errors so far are brought in by one matrix product, then the block is rounded column by column. Slabs
+ * have a size of their own, hence the same bytes for any number of workers. */
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,7 +37,9 @@ typedef struct gptq_job {
 } gptq_job;
 
 /* Wider slabs stream the triangle less often; narrower ones give every worker something to do. */
-static int64_t slab_lanes(int64_t rows) { return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32; }
+static int64_t slab_lanes(int64_t rows) {
+    return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32;
+}
 
 static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
     const llmq_quant_problem *p = job->p;
@@ -46,14 +48,17 @@ static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
     worker_range(worker, p->rows, 1, &begin, &end);
     for (int64_t i = begin * n_blocks; i < end * n_blocks; i++) {
         int64_t col = i % n_blocks * t->block_len;
-        t->fit(p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL, &job->out->grids[i]);
+        t->fit(p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
+               &job->out->grids[i]);
     }
 }
 
-/* Scale, inverse scale and offset of every group with the slab's rows side by side. Lanes past the last row stay zero. */
+/* Scale, inverse scale and offset of every group with the slab's rows side by side. Lanes past the last row stay zero.
+ */
 static void load_grids(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows) {
     const llmq_type_info *t = job->p->type;
-    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = cols / t->block_len, per_block = t->block_len / t->group_len;
+    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = cols / t->block_len,
+            per_block = t->block_len / t->group_len;
     memset(buf->grids, 0, (size_t)(cols / t->group_len * 3 * lanes) * sizeof(float));
     for (int64_t r = 0; r < n_rows; r++) {
         for (int64_t b = 0; b < n_blocks; b++) {
@@ -84,9 +89,18 @@ static void round_slab(const gptq_job *job, const slab_buffers *buf, int64_t row
         memcpy(e, buf->w, (size_t)(n * lanes) * sizeof(float));
         const float *at = job->f->at + k0 * cols;
         if (k0 > 0) p->ops->gemm_sub(n, lanes, k0, at, cols, buf->e, lanes, e, lanes);
-        llmq_round_block block = {.n = n, .lanes = lanes, .at = at + k0, .ldat = cols, .e = e, .w = buf->w,
-                                  .grids = buf->grids, .group = buf->group + k0, .levels = p->type->levels,
-                                  .n_levels = p->type->n_levels, .uniform = p->type->uniform, .codes = buf->codes};
+        llmq_round_block block = {.n = n,
+                                  .lanes = lanes,
+                                  .at = at + k0,
+                                  .ldat = cols,
+                                  .e = e,
+                                  .w = buf->w,
+                                  .grids = buf->grids,
+                                  .group = buf->group + k0,
+                                  .levels = p->type->levels,
+                                  .n_levels = p->type->n_levels,
+                                  .uniform = p->type->uniform,
+                                  .codes = buf->codes};
         p->ops->round_block(&block);
         for (int64_t r = 0; r < n_rows; r++) {
             uint8_t *codes = job->out->codes + (row + r) * cols;
@@ -134,7 +148,8 @@ static llmq_status buffers_create(gptq_job *job, int n, llmq_err *err) {
     return LLMQ_OK;
 }
 
-static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err) {
+static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report,
+                              llmq_err *err) {
     llmq_status status = LLMQ_OK;
     llmq_feedback f = {.failed = true};
     gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p->rows)};
@@ -148,13 +163,12 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     if (f.failed) {
         report->fell_back = true;
         snprintf(report->note, sizeof report->note, "plain rounding: %s",
-                 p->n_tokens <= 0      ? "none of its inputs was finite"
+                 p->n_tokens <= 0    ? "none of its inputs was finite"
                  : f.dead == p->cols ? "its inputs were always zero"
                                      : "the Hessian could not be factored");
         rtn_matrix(p, f.usable_diag ? f.importance : NULL, out);
     } else {
-        if (f.dead)
-            snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
+        if (f.dead) snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
         job.importance = f.importance;
         LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
         mem_note_peak();

@@ -1,4 +1,5 @@
-/* Plain rounding: the yardstick of every other method, and what a matrix gets when nothing better works. Needs no data. */
+/* Plain rounding: the yardstick of every other method, and what a matrix gets when nothing better works. Needs no data.
+ */
 #include "quant/methods/methods.h"
 
 #include "quant/hessian.h"
@@ -35,7 +36,8 @@ void rtn_matrix(const llmq_quant_problem *p, const float *importance, llmq_quant
     team_run(p->team, rtn_worker, &job);
 }
 
-static llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err) {
+static llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report,
+                             llmq_err *err) {
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
     LLMQ_TRY(hessian_check_weights(p, err));
     rtn_matrix(p, NULL, out);

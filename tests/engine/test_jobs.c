@@ -19,7 +19,8 @@
 #include "engine/session.h"
 #include "types/type.h"
 
-static const char *const names[] = {"llama", "llama-tied", "llama-bias", "llama3", "linear", "yarn", "yarn-factor", "mistral", "qwen2", "qwen3"};
+static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
+                                    "yarn",  "yarn-factor", "mistral",    "qwen2",  "qwen3"};
 enum { N_NAMES = sizeof names / sizeof *names, MAX_TOKENS = 128, MAX_VOCAB = 512 };
 #define STORIES LLMQ_TEST_DATA "/stories260K/stories260K.bin"
 #define STORIES_TOK LLMQ_TEST_DATA "/stories260K/tok512.bin"
@@ -82,13 +83,16 @@ static void run_layer(llmq_model *model, llmq_calib_run *run, int layer, llmq_te
     memset(ready, 0, sizeof ready);
     assert_int_equal(calib_run_layer(run, layer, &err), LLMQ_OK);
     for (int i = 0; i < N_MATRICES; i++) {
-        assert_int_equal(model->ops->weight_prepare(&ready[i], model->layer_tensors[layer].by_role[matrices[i]], PREP_BF16, team, &err), LLMQ_OK);
+        assert_int_equal(model->ops->weight_prepare(&ready[i], model->layer_tensors[layer].by_role[matrices[i]],
+                                                    PREP_BF16, team, &err),
+                         LLMQ_OK);
         calib_run_weight(run, matrices[i], &ready[i]);
     }
     for (int site = 0; site <= SITE_COUNT; site++) {
         int64_t cols = calib_site_cols(&model->hp, (llmq_site_id)site);
         assert_int_equal(calib_run_site(run, (llmq_site_id)site, site < SITE_COUNT ? gram : NULL, &n, &err), LLMQ_OK);
-        for (int64_t i = 0; site < SITE_COUNT && i < cols; i++) assert_true(gram[i * cols + i] > 0 && isfinite(gram[i * cols + i]));
+        for (int64_t i = 0; site < SITE_COUNT && i < cols; i++)
+            assert_true(gram[i * cols + i] > 0 && isfinite(gram[i * cols + i]));
     }
     for (int i = 0; i < N_MATRICES; i++) model->ops->weight_release(&ready[i]);
 }
@@ -113,7 +117,8 @@ static void calibration_runs_the_model(void **state) {
         for (int l = 0; l < (int)model->hp.n_layer; l++) run_layer(model, run, l, team, gram);
         double golden[MAX_VOCAB];
         size_t n_vocab = read_golden(names[m], "last_logits", golden, MAX_VOCAB);
-        const llmq_tensor *head = model->by_role[ROLE_OUTPUT] ? model->by_role[ROLE_OUTPUT] : model->by_role[ROLE_TOKEN_EMBD];
+        const llmq_tensor *head =
+            model->by_role[ROLE_OUTPUT] ? model->by_role[ROLE_OUTPUT] : model->by_role[ROLE_TOKEN_EMBD];
         for (size_t window = 1; window <= 2; window++) {
             const float *x = calib_run_hidden(run) + ((int64_t)(window * n) - 1) * n_embd;
             float logits[MAX_VOCAB], row[512];
@@ -121,7 +126,8 @@ static void calibration_runs_the_model(void **state) {
             for (int64_t c = 0; c < n_embd; c++) sum += (double)x[c] * x[c];
             for (size_t v = 0; v < n_vocab; v++) {
                 double dot = 0;
-                type_to_f32(head->type, (const uint8_t *)head->data + (int64_t)v * type_row_bytes(head->type, n_embd), row, n_embd);
+                type_to_f32(head->type, (const uint8_t *)head->data + (int64_t)v * type_row_bytes(head->type, n_embd),
+                            row, n_embd);
                 for (int64_t c = 0; c < n_embd; c++) dot += (double)row[c] * x[c] * model->output_norm[c];
                 logits[v] = (float)(dot / sqrt(sum / (double)n_embd + model->hp.eps));
             }
@@ -147,7 +153,8 @@ static void tokens_that_are_not_finite_are_dropped(void **state) {
     llmq_tensor table = *model->by_role[ROLE_TOKEN_EMBD];
     float *rows = mem_alloc((size_t)tensor_numel(&table), sizeof *rows), *gram = mem_alloc(512 * 512, sizeof *gram);
     for (int64_t r = 0; r < tensor_rows(&table); r++)
-        type_to_f32(table.type, (const uint8_t *)table.data + r * type_row_bytes(table.type, table.dims[0]), rows + r * table.dims[0], table.dims[0]);
+        type_to_f32(table.type, (const uint8_t *)table.data + r * type_row_bytes(table.type, table.dims[0]),
+                    rows + r * table.dims[0], table.dims[0]);
     int32_t tokens[] = {5, 6, 7, 8, 9, 10, 11, 12};
     rows[7 * table.dims[0] + 3] = NAN;
     rows[12 * table.dims[0]] = INFINITY;
@@ -279,7 +286,13 @@ static void convert_refuses(void **state) {
 /* ---- quantize ---- */
 
 static llmq_quant_params quantize_params(void) {
-    llmq_quant_params p = {.method = "gptq", .act_order = -1, .damp = -1, .calib_tokens = 2048, .calib_ctx = 128, .out = OUT, .force = true,
+    llmq_quant_params p = {.method = "gptq",
+                           .act_order = -1,
+                           .damp = -1,
+                           .calib_tokens = 2048,
+                           .calib_ctx = 128,
+                           .out = OUT,
+                           .force = true,
                            .tokenizer = STORIES_TOK};
     return p;
 }
@@ -346,13 +359,15 @@ static void quantize_stories(void **state) {
     assert_int_equal(model_open(STORIES, &open, &a, NULL), LLMQ_OK);
     int32_t *ids;
     size_t n_ids;
-    const char *text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball.";
+    const char *text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+                       "One day, she saw a big, red ball.";
     assert_int_equal(tokenizer_encode(a->tok, text, strlen(text), LLMQ_TOK_BOS, &ids, &n_ids, NULL), LLMQ_OK);
     float before[MAX_VOCAB], after[MAX_VOCAB];
     last_logits(a, ids, n_ids, before);
     last_logits(b, ids, n_ids, after);
     double dot = 0, aa = 0, bb = 0;
-    for (int v = 0; v < 512; v++) dot += (double)before[v] * after[v], aa += (double)before[v] * before[v], bb += (double)after[v] * after[v];
+    for (int v = 0; v < 512; v++)
+        dot += (double)before[v] * after[v], aa += (double)before[v] * before[v], bb += (double)after[v] * after[v];
     assert_true(dot / sqrt(aa * bb) > 0.98);
     mem_free(ids);
     model_close(a);
@@ -450,7 +465,10 @@ static void quantize_plans_and_refuses(void **state) {
     p.n_keep = 0, p.plan_only = false, p.force = false;
     assert_int_equal(job_quantize(STORIES, &p, &r, &err), LLMQ_E_EXISTS);
     p.force = true;
-    struct { llmq_quant_params p; const char *word; } bad[8];
+    struct {
+        llmq_quant_params p;
+        const char *word;
+    } bad[8];
     for (int i = 0; i < 8; i++) bad[i].p = p;
     bad[0].p.type = "q9_9", bad[0].word = "--type";
     bad[1].p.type = "f16", bad[1].word = "--type";
@@ -543,16 +561,20 @@ static void conversations_go_through_the_template(void **state) {
     FILE *f = fopen(path, "w");
     assert_non_null(f);
     for (int i = 0; i < 40; i++)
-        fprintf(f, "%s{\"role\": \"user\", \"content\": \"Who has a cat?\"}, {\"role\": \"assistant\", \"content\": \"Lily has.\"}]%s\n",
+        fprintf(f,
+                "%s{\"role\": \"user\", \"content\": \"Who has a cat?\"}, {\"role\": \"assistant\", \"content\": "
+                "\"Lily has.\"}]%s\n",
                 i % 2 ? "[" : "{\"messages\": [", i % 2 ? "" : "}\n");
     fclose(f);
     assert_int_equal(model_open(STORIES, &open, &model, NULL), LLMQ_OK);
     assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_E_UNSUPPORTED); /* no template */
-    model->chat = chat_template_detect("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
+    model->chat = chat_template_detect(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
     assert_non_null(model->chat);
     char *text;
     size_t len;
-    const char *line = "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"assistant\", \"content\": \"B\"}]}\n\n";
+    const char *line =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"A\"}, {\"role\": \"assistant\", \"content\": \"B\"}]}\n\n";
     assert_int_equal(calib_chat_text(model, path, line, strlen(line), &text, &len, &err), LLMQ_OK);
     assert_non_null(strstr(text, "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>"));
     assert_int_equal(strlen(text), len);
@@ -560,7 +582,8 @@ static void conversations_go_through_the_template(void **state) {
     assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_OK);
     assert_int_equal(calib.n_windows, 4);
     calib_clear(&calib);
-    const char *const bad[] = {"{\"messages\": []}", "[1, 2]", "{\"role\": 3}", "[{\"role\": \"user\"}]", "nonsense", "[", "\n\n{}"};
+    const char *const bad[] = {"{\"messages\": []}", "[1, 2]", "{\"role\": 3}", "[{\"role\": \"user\"}]",
+                               "nonsense",           "[",      "\n\n{}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(calib_chat_text(model, path, bad[i], strlen(bad[i]), &text, &len, &err), LLMQ_E_FORMAT);
         assert_non_null(strstr(err.msg, i == 6 ? "line 3" : "line 1"));

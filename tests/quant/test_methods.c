@@ -41,7 +41,8 @@ static void fill_gram(float *gram, int n_tokens, int dead) {
     for (int c = 0; c < COLS; c++) size[c] = expf(1.5f * normal());
     for (int t = 0; t < n_tokens; t++) {
         float common = normal();
-        for (int c = 0; c < COLS; c++) x[c] = 0.7f * (c ? x[c - 1] / size[c - 1] : 0) + 0.5f * common + normal(), x[c] *= size[c];
+        for (int c = 0; c < COLS; c++)
+            x[c] = 0.7f * (c ? x[c - 1] / size[c - 1] : 0) + 0.5f * common + normal(), x[c] *= size[c];
         float keep = dead >= 0 ? x[dead] : 0;
         if (dead >= 0) x[dead] = 0;
         for (int i = 0; i < COLS; i++)
@@ -72,8 +73,17 @@ static int teardown(void **state) {
 }
 
 static llmq_quant_problem problem(const float *w, const float *gram, const llmq_type_info *type, llmq_team *team) {
-    return (llmq_quant_problem){.name = "test", .w = w, .rows = ROWS, .cols = COLS, .gram = gram, .n_tokens = TOKENS,
-                                .type = type, .act_order = true, .damp = -1, .ops = backend_cpu(), .team = team};
+    return (llmq_quant_problem){.name = "test",
+                                .w = w,
+                                .rows = ROWS,
+                                .cols = COLS,
+                                .gram = gram,
+                                .n_tokens = TOKENS,
+                                .type = type,
+                                .act_order = true,
+                                .damp = -1,
+                                .ops = backend_cpu(),
+                                .team = team};
 }
 
 static llmq_quantized *solve(const llmq_method *m, const llmq_quant_problem *p, llmq_quant_report *report) {
@@ -124,8 +134,10 @@ static void every_method_and_type(void **state) {
                     double error = energy(f->gram, f->w, back, ROWS) / energy(f->gram, f->w, NULL, ROWS);
                     assert_true(fabs(report.error / error - 1) < 1e-3);
                     assert_true(report.rtn_error > 0);
-                    if (m->needs_gram) assert_true(report.error < 0.8 * report.rtn_error);
-                    else assert_true(report.error == report.rtn_error);
+                    if (m->needs_gram)
+                        assert_true(report.error < 0.8 * report.rtn_error);
+                    else
+                        assert_true(report.error == report.rtn_error);
                     assert_false(report.fell_back);
                     mem_free(back);
                 } else {
@@ -214,7 +226,8 @@ static void gptq_is_the_textbook(void **state) {
                 differ += q->codes[k] != codes[k];
                 far += abs(q->codes[k] - codes[k]) > 1;
             }
-            /* A tie that falls the other way in float changes later columns of its row a little: rows differ, not errors. */
+            /* A tie that falls the other way in float changes later columns of its row a little: rows differ, not
+             * errors. */
             assert_true(differ < ROWS * COLS / 50);
             assert_true(far < ROWS * COLS / 500);
             if (i == 0) { /* the grids do not depend on the order of rounding */
@@ -265,17 +278,19 @@ static void hopeless_hessians_never_end_the_run(void **state) {
     float *gram = array(COLS * COLS, sizeof *gram);
     for (int kind = 0; kind < 7; kind++) {
         memcpy(gram, f->gram, COLS * COLS * sizeof *gram);
-        if (kind == 0) memset(gram, 0, COLS * COLS * sizeof *gram);               /* nothing was seen */
-        if (kind == 1) gram[300 * COLS + 20] = NAN;                               /* off the diagonal */
+        if (kind == 0) memset(gram, 0, COLS * COLS * sizeof *gram); /* nothing was seen */
+        if (kind == 1) gram[300 * COLS + 20] = NAN;                 /* off the diagonal */
         if (kind == 2) gram[300 * COLS + 300] = NAN;
         if (kind == 3) gram[77 * COLS + 77] = INFINITY;
-        if (kind == 4) gram[300 * COLS + 20] = 1e6f * (gram[300 * COLS + 300] + gram[20 * COLS + 20]); /* indefinite for good */
+        if (kind == 4)
+            gram[300 * COLS + 20] = 1e6f * (gram[300 * COLS + 300] + gram[20 * COLS + 20]); /* indefinite for good */
         if (kind == 5) { /* two average inputs more alike than possible: damping helps */
             float mean = 0;
             for (int c = 0; c < COLS; c++) mean += gram[c * COLS + c] / COLS;
             int near[2] = {0, 1};
             for (int c = 2; c < COLS; c++)
-                if (fabsf(gram[c * COLS + c] - mean) < fabsf(gram[near[0] * COLS + near[0]] - mean)) near[1] = near[0], near[0] = c;
+                if (fabsf(gram[c * COLS + c] - mean) < fabsf(gram[near[0] * COLS + near[0]] - mean))
+                    near[1] = near[0], near[0] = c;
             int i = near[0] > near[1] ? near[0] : near[1], j = near[0] + near[1] - i;
             gram[i * COLS + j] = 1.1f * sqrtf(gram[i * COLS + i] * gram[j * COLS + j]);
         }
@@ -356,8 +371,14 @@ static void tables_answer(void **state) {
     llmq_quant_report report;
     assert_int_equal(team_create(1, &team, NULL), LLMQ_OK);
     float w[64] = {0};
-    llmq_quant_problem p = {.name = "x", .w = w, .rows = 2, .cols = 32, .type = type_info(LLMQ_TYPE_Q4_0), .damp = -1,
-                            .ops = backend_cpu(), .team = team};
+    llmq_quant_problem p = {.name = "x",
+                            .w = w,
+                            .rows = 2,
+                            .cols = 32,
+                            .type = type_info(LLMQ_TYPE_Q4_0),
+                            .damp = -1,
+                            .ops = backend_cpu(),
+                            .team = team};
     assert_int_equal(quantized_create(p.type, 2, 32, &q, NULL), LLMQ_OK);
     assert_int_equal(method_find("gptq")->solve(&p, q, &report, &err), LLMQ_E_ARG);
     assert_int_equal(method_find("rtn")->solve(&p, q, &report, &err), LLMQ_OK);
