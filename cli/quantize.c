@@ -50,7 +50,7 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--act-order", NULL, quantize_opts, act_order, 1,
                  "quantize the inputs with the largest activations first (GPTQ's default)"),
     OPT_ROW_FLAG("--no-act-order", NULL, quantize_opts, act_order, 0, "quantize the inputs in their own order"),
-    OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 10,
+    OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 1,
                  "damping, as a part of the Hessian's mean diagonal (default: chosen by the method)"),
     OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18,
                 "for choices made at random (the methods of this version make none)"),

@@ -37,7 +37,7 @@ llmq_status file_map(const char *path, llmq_map *out, llmq_err *err) {
     if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) status = io_error(err, path, "map");
-        else *out = (llmq_map){p, (size_t)st.st_size};
+        else *out = (llmq_map){p, (size_t)st.st_size, (uint64_t)st.st_dev, (uint64_t)st.st_ino};
     }
     close(fd);
     return status;
@@ -115,6 +115,21 @@ bool path_join(char *out, size_t cap, const char *dir, const char *name) {
 const char *path_base(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+static bool same_inode(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool file_is_same(const char *a, const char *b) {
+    const char *base_a = path_base(a), *base_b = path_base(b);
+    char dir_a[4096], dir_b[4096];
+    if (same_inode(a, b)) return true;
+    if (strcmp(base_a, base_b) != 0) return false;
+    int n_a = snprintf(dir_a, sizeof dir_a, "%.*s.", (int)(base_a - a), a);
+    int n_b = snprintf(dir_b, sizeof dir_b, "%.*s.", (int)(base_b - b), b);
+    return (size_t)n_a < sizeof dir_a && (size_t)n_b < sizeof dir_b && same_inode(dir_a, dir_b);
 }
 
 /* ---- outputs ---- */

@@ -7,6 +7,7 @@
 typedef struct llmq_map {
     const uint8_t *data; /* NULL for an empty file */
     size_t size;
+    uint64_t device, inode; /* which file it is, whatever its name */
 } llmq_map;
 
 llmq_status file_map(const char *path, llmq_map *out, llmq_err *err);
@@ -18,6 +19,8 @@ void file_map_prefetch(const llmq_map *map, const void *p, size_t len);
 llmq_status file_read(const char *path, size_t max, char **out, size_t *len_out, llmq_err *err);
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
+/* Both exist and are one file, or both name the same entry of the same folder, there or not. */
+bool file_is_same(const char *a, const char *b);
 /* DIR/NAME into out; false when it does not fit. */
 bool path_join(char *out, size_t cap, const char *dir, const char *name);
 const char *path_base(const char *path); /* after the last slash */

@@ -1,21 +1,21 @@
 /* convert: any container to GGUF, without quantization unless a type is asked for. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "engine/export.h"
 #include "engine/jobs.h"
 #include "quant/policy.h"
 
-llmq_status job_check_output(const char *path, const char *out, bool force, llmq_err *err) {
-    struct stat from, to;
-    if (stat(out, &to) != 0) return LLMQ_OK;
-    if (S_ISDIR(to.st_mode)) return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file", out);
-    if (stat(path, &from) == 0 && from.st_dev == to.st_dev && from.st_ino == to.st_ino)
-        return llmq_fail(err, LLMQ_E_ARG, "%s is the source itself; give another name with -o", out);
+llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force,
+                             llmq_err *err) {
+    if (!file_exists(out)) return LLMQ_OK;
+    if (file_is_dir(out))
+        return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file with %s", out, option);
+    if (source_has_file(source, out))
+        return llmq_fail(err, LLMQ_E_ARG, "%s belongs to the source itself; give another name with %s", out, option);
     if (!force)
         return llmq_fail(err, LLMQ_E_EXISTS,
-                         "%s is there already; give --force to overwrite it, or another name with -o", out);
+                         "%s is there already; give --force to overwrite it, or another name with %s", out, option);
     return LLMQ_OK;
 }
 
@@ -73,9 +73,9 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
         return llmq_fail(err, LLMQ_E_ARG,
                          "--type %s: not a storage type that llmq writes (f32, f16, bf16, q8_0, q4_0, ...)",
                          params->type);
-    LLMQ_TRY(job_check_output(path, out, params->force, err));
     LLMQ_TRY_GOTO(team_create(params->n_threads, &team, err));
     LLMQ_TRY_GOTO(model_open(path, &open, &model, err));
+    LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
     LLMQ_TRY_GOTO(export_create(model, &ex, err));
     LLMQ_TRY_GOTO(choose_types(ex, type, err));
     LLMQ_TRY_GOTO(gguf_writer_open(out, params->force, ex->meta, ex->tensors, ex->n, &writer, err));

@@ -2,6 +2,7 @@
 #ifndef LLMQ_ENGINE_JOBS_H
 #define LLMQ_ENGINE_JOBS_H
 
+#include "formats/format.h"
 #include "llmq_quant.h"
 
 /* pipeline.c. *result is zeroed; on failure its rows are freed. */
@@ -10,7 +11,9 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
 llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params,
                         llmq_convert_result *result, llmq_err *err);
 
-/* Refuses to write over what is being read, and over anything else without force (LLMQ_E_EXISTS). */
-llmq_status job_check_output(const char *path, const char *out, bool force, llmq_err *err);
+/* Refuses to write over what is being read, and over anything else without force (LLMQ_E_EXISTS). option: what named
+ * out, for the message. */
+llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force,
+                             llmq_err *err);
 
 #endif

@@ -163,6 +163,20 @@ static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
     r->matrix_bits_per_weight = matrix_weights ? 8.0 * (double)matrix_bytes / (double)matrix_weights : 0;
 }
 
+/* Options without effect are allowed, but not in silence. */
+static void warn_unused(const pipeline *p) {
+    const llmq_quant_params *params = p->params;
+    for (size_t i = 0; i < params->n_keep; i++) {
+        bool used = false;
+        for (size_t k = 0; k < p->ex->n && !used; k++)
+            used = p->ex->entries[k].matrix && policy_keep_matches(params->keep[i], p->ex->tensors[k].name);
+        if (!used)
+            llmq_log(LLMQ_LOG_WARN, "--keep %s: no matrix has such a name; --plan lists the names", params->keep[i]);
+    }
+    if (!p->method->needs_gram && (params->n_calib || params->damp >= 0 || params->act_order >= 0))
+        llmq_log(LLMQ_LOG_WARN, "--calib, --damp and --act-order change nothing with --%s", p->method->name);
+}
+
 static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     LLMQ_TRY(choose_type(p, type_out, err));
     llmq_policy policy = {
@@ -174,6 +188,7 @@ static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     p->result->n_rows = p->ex->n;
     for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
     LLMQ_TRY(export_seal(p->ex, err));
+    warn_unused(p);
     plan_sizes(p, p->result);
     return gguf_plan_bytes(p->ex->meta, p->ex->tensors, p->ex->n, &p->result->out_bytes, err);
 }
@@ -444,6 +459,16 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* A report replaces an older one without asking; the model's own files and OUT it must not touch. */
+static llmq_status open_report(const pipeline *p, llmq_out **report, llmq_err *err) {
+    const char *path = p->params->report_json;
+    if (!path) return LLMQ_OK;
+    LLMQ_TRY(job_check_output(p->model->source, path, "--report-json", true, err));
+    if (file_is_same(path, p->result->out))
+        return llmq_fail(err, LLMQ_E_ARG, "--report-json %s: that is the model to be written; give another name", path);
+    return out_open(path, true, 0, report, err);
+}
+
 static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     llmq_quant_result *r = p->result;
@@ -454,7 +479,8 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(model_open(path, &open, &p->model, err));
     LLMQ_TRY(plan(p, &type, err));
     LLMQ_TRY(output_path(p, path, type, r->out, sizeof r->out, err));
-    LLMQ_TRY(job_check_output(path, r->out, params->force || params->plan_only, err));
+    LLMQ_TRY(job_check_output(p->model->source, r->out, "-o", params->force || params->plan_only, err));
+    LLMQ_TRY(open_report(p, report, err));
     if (params->plan_only) return LLMQ_OK;
     if (is_quantized(p->model->info.main_type))
         llmq_log(LLMQ_LOG_WARN,
@@ -463,7 +489,6 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     p->total = total_cost(p);
-    if (params->report_json) LLMQ_TRY(out_open(params->report_json, true, 0, report, err));
     LLMQ_TRY(gguf_writer_open(r->out, params->force, p->ex->meta, p->ex->tensors, p->ex->n, &p->writer, err));
     if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
     LLMQ_TRY(quantize_all(p, err));

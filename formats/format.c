@@ -220,6 +220,23 @@ void source_release(const llmq_source *src, const llmq_tensor *tensor) {
     }
 }
 
+static bool ends_in_gguf(const char *path) {
+    size_t n = strlen(path);
+    return n >= 5 && !strcmp(path + n - 5, ".gguf");
+}
+
+bool source_has_file(const llmq_source *src, const char *path) {
+    struct stat st;
+    char beside[SOURCE_MAX_PATH];
+    const char *name = path_base(path);
+    bool has_side_files = !strcmp(src->format->name, "huggingface") || !strcmp(name, "tokenizer.bin");
+    if (stat(path, &st) != 0) return false;
+    for (size_t i = 0; i < src->n_maps; i++)
+        if (src->maps[i].inode == (uint64_t)st.st_ino && src->maps[i].device == (uint64_t)st.st_dev) return true;
+    return has_side_files && !ends_in_gguf(path) && source_side_file(src, name, beside, sizeof beside) &&
+           file_is_same(beside, path);
+}
+
 bool source_side_file(const llmq_source *src, const char *name, char *out, size_t cap) {
     char dir[SOURCE_MAX_PATH];
     const char *folder = src->path;

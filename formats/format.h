@@ -46,6 +46,9 @@ struct llmq_format {
 llmq_status source_open(const char *path, llmq_source **out, llmq_err *err);
 void source_close(llmq_source *src); /* NULL allowed */
 const llmq_tensor *source_find(const llmq_source *src, const char *name); /* NULL if absent */
+/* path is one of the source's files: of its weights, a tokenizer.bin beside them, or anything in a Hugging Face folder but
+ * GGUF files, which are no part of it. */
+bool source_has_file(const llmq_source *src, const char *path);
 /* The pages behind a tensor may leave memory (they can be read again). */
 void source_release(const llmq_source *src, const llmq_tensor *tensor);
 

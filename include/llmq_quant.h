@@ -16,14 +16,14 @@ typedef struct llmq_quant_params {
     size_t n_keep;
     int act_order;             /* 1 on, 0 off, -1 the method's default (on for gptq) */
     double damp;               /* fraction of the mean diagonal; < 0: default */
-    const char *const *calib;  /* n_calib files of text; none: the text that ships with llmq */
+    const char *const *calib;  /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages; none: the text that ships with llmq */
     size_t n_calib;
     int64_t calib_tokens;      /* default 65536 */
     int64_t calib_ctx;         /* default 512 */
-    uint64_t seed;
+    uint64_t seed;             /* for methods that draw at random; gptq and rtn do not */
     const char *out;           /* NULL: STEM-METHOD-TYPE.gguf beside the source */
     bool force;                /* overwrite OUT */
-    bool plan_only;            /* fill result's plan, write nothing */
+    bool plan_only;            /* fill result's plan, write nothing but report_json */
     int n_threads;
     const char *report_json;   /* per-tensor report; NULL: none */
     const char *tokenizer;     /* as in llmq_model_params */
@@ -57,7 +57,7 @@ typedef struct llmq_quant_result {
     int64_t n_fallback;
 } llmq_quant_result;
 
-/* Quantizes the model at path. On success *out_result is filled; free it with llmq_quant_result_clear. OUT appears only when
+/* Quantizes the model at path. On success *result is filled; free it with llmq_quant_result_clear. OUT appears only when
  * it is whole (OUT.tmp, fsync, rename). */
 LLMQ_API llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err);
 LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);

@@ -59,18 +59,29 @@ llmq_status policy_check(const llmq_policy *policy, llmq_err *err) {
     return LLMQ_OK;
 }
 
+static bool keep_matches(const char *keep, const char *name, llmq_type *type_out) {
+    char pattern[TENSOR_MAX_NAME];
+    size_t len = 0;
+    *type_out = keep_type(keep, &len);
+    if (len >= sizeof pattern) return false;
+    memcpy(pattern, keep, len);
+    pattern[len] = 0;
+    return fnmatch(pattern, name, 0) == 0;
+}
+
+bool policy_keep_matches(const char *keep, const char *name) {
+    llmq_type type;
+    return keep_matches(keep, name, &type);
+}
+
 void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols,
                    llmq_policy_choice *out) {
     for (size_t i = 0; i < policy->n_keep; i++) {
-        char pattern[TENSOR_MAX_NAME];
-        size_t len = 0;
-        llmq_type type = keep_type(policy->keep[i], &len);
-        if (len >= sizeof pattern) continue;
-        memcpy(pattern, policy->keep[i], len);
-        pattern[len] = 0;
-        if (fnmatch(pattern, name, 0) != 0) continue;
-        policy_fit_type(type, source, cols, out);
-        return;
+        llmq_type type;
+        if (keep_matches(policy->keep[i], name, &type)) {
+            policy_fit_type(type, source, cols, out);
+            return;
+        }
     }
     policy_fit_type(inside ? policy->type : policy->outer, source, cols, out);
 }

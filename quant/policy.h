@@ -19,6 +19,7 @@ typedef struct llmq_policy_choice {
 
 /* Every keep entry must read PATTERN=TYPE with a type that can be written. */
 llmq_status policy_check(const llmq_policy *policy, llmq_err *err);
+bool policy_keep_matches(const char *keep, const char *name);
 /* The type of a matrix of cols inputs named name (GGUF's). inside: of a layer. source: its type now. */
 void policy_choose(const llmq_policy *policy, const char *name, bool inside, llmq_type source, int64_t cols,
                    llmq_policy_choice *out);

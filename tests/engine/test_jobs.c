@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -25,6 +26,7 @@ enum { N_NAMES = sizeof names / sizeof *names, MAX_TOKENS = 128, MAX_VOCAB = 512
 #define STORIES LLMQ_TEST_DATA "/stories260K/stories260K.bin"
 #define STORIES_TOK LLMQ_TEST_DATA "/stories260K/tok512.bin"
 #define OUT LLMQ_TEST_TMP "/jobs.gguf"
+#define REPORT LLMQ_TEST_TMP "/jobs-report.json"
 #define CALIB LLMQ_TEST_TMP "/jobs-calib.txt"
 
 static size_t read_golden(const char *name, const char *key, double *out, size_t cap) {
@@ -236,6 +238,40 @@ static void converted_models_run_the_same(void **state) {
     }
 }
 
+/* Of heads that RoPE turns only half of, only that half is interleaved. */
+static void partly_turned_heads_run_the_same(void **state) {
+    (void)state;
+    static const char folder[] = LLMQ_TEST_TMP "/partial";
+    char config[512];
+    snprintf(config, sizeof config, "%s/config.json", golden_path("llama"));
+    json_t *json = json_load_file(config, 0, NULL);
+    assert_non_null(json);
+    assert_int_equal(json_object_set_new(json, "partial_rotary_factor", json_real(0.5)), 0);
+    mkdir(folder, 0777);
+    assert_int_equal(json_dump_file(json, LLMQ_TEST_TMP "/partial/config.json", 0), 0);
+    json_decref(json);
+    char weights[512];
+    snprintf(weights, sizeof weights, "%s/model.safetensors", golden_path("llama"));
+    remove(LLMQ_TEST_TMP "/partial/model.safetensors");
+    assert_int_equal(symlink(weights, LLMQ_TEST_TMP "/partial/model.safetensors"), 0);
+    llmq_convert_params params = {.force = true};
+    llmq_convert_result result;
+    llmq_err err = {0};
+    if (job_convert(folder, OUT, &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_model *a = open_model(folder), *b = open_model(OUT);
+    assert_int_equal(b->hp.n_rot, b->hp.head_dim / 2);
+    int32_t tokens[MAX_TOKENS];
+    float before[MAX_VOCAB], after[MAX_VOCAB];
+    double expected[MAX_VOCAB];
+    size_t n = golden_tokens("llama", tokens);
+    last_logits(a, tokens, n, before);
+    last_logits(b, tokens, n, after);
+    for (int64_t v = 0; v < a->hp.n_vocab; v++) expected[v] = before[v];
+    assert_true(distance(after, expected, (size_t)a->hp.n_vocab) < 2e-3);
+    model_close(a);
+    model_close(b);
+}
+
 static void convert_says_what_is_exact(void **state) {
     (void)state;
     llmq_convert_params params = {.force = true, .tokenizer = STORIES_TOK};
@@ -280,7 +316,16 @@ static void convert_refuses(void **state) {
     assert_int_equal(job_convert(STORIES, OUT, &params, &result, &err), LLMQ_E_EXISTS);
     assert_non_null(strstr(err.msg, "--force"));
     assert_int_equal(job_convert(STORIES, LLMQ_TEST_TMP, &params, &result, &err), LLMQ_E_EXISTS);
-    assert_int_equal(job_convert(LLMQ_TEST_TMP "/nothing.gguf", OUT, &params, &result, &err), LLMQ_E_EXISTS);
+    assert_int_equal(job_convert(LLMQ_TEST_TMP "/nothing.gguf", OUT, &params, &result, &err), LLMQ_E_IO);
+    params.force = true;
+    char folder[512], inside[600];
+    snprintf(folder, sizeof folder, "%s", golden_path("llama"));
+    for (int i = 0; i < 3; i++) {
+        static const char *const parts[] = {"model.safetensors", "config.json", "./golden.json"};
+        snprintf(inside, sizeof inside, "%s/%s", folder, parts[i]);
+        assert_int_equal(job_convert(folder, inside, &params, &result, &err), LLMQ_E_ARG);
+        assert_non_null(strstr(err.msg, "source"));
+    }
 }
 
 /* ---- quantize ---- */
@@ -443,7 +488,11 @@ static void quantize_plans_and_refuses(void **state) {
     llmq_err err = {0};
     remove(OUT);
     p.plan_only = true;
+    p.report_json = REPORT;
+    remove(REPORT);
     quantize_ok(STORIES, &p, &r);
+    assert_true(file_exists(REPORT));
+    p.report_json = NULL;
     assert_int_equal(r.n_rows, 47);
     assert_int_equal(r.n_fallback, 5);
     int64_t planned = r.out_bytes;
@@ -468,8 +517,8 @@ static void quantize_plans_and_refuses(void **state) {
     struct {
         llmq_quant_params p;
         const char *word;
-    } bad[8];
-    for (int i = 0; i < 8; i++) bad[i].p = p;
+    } bad[10];
+    for (int i = 0; i < 10; i++) bad[i].p = p;
     bad[0].p.type = "q9_9", bad[0].word = "--type";
     bad[1].p.type = "f16", bad[1].word = "--type";
     bad[2].p.bits = 5, bad[2].word = "--bits";
@@ -478,7 +527,9 @@ static void quantize_plans_and_refuses(void **state) {
     bad[5].p.method = "magic", bad[5].word = "magic";
     bad[6].p.calib_tokens = 100, bad[6].word = "--tokens";
     bad[7].p.out = STORIES, bad[7].word = "source";
-    for (int i = 0; i < 8; i++) {
+    bad[8].p.report_json = STORIES, bad[8].word = "source";
+    bad[9].p.report_json = LLMQ_TEST_TMP "/./jobs.gguf", bad[9].word = "--report-json";
+    for (int i = 0; i < 10; i++) {
         assert_int_equal(job_quantize(STORIES, &bad[i].p, &r, &err), LLMQ_E_ARG);
         if (!strstr(err.msg, bad[i].word)) fail_msg("case %d: %s", i, err.msg);
     }
@@ -621,6 +672,7 @@ int main(void) {
         cmocka_unit_test(calibration_runs_the_model),
         cmocka_unit_test(tokens_that_are_not_finite_are_dropped),
         cmocka_unit_test(converted_models_run_the_same),
+        cmocka_unit_test(partly_turned_heads_run_the_same),
         cmocka_unit_test(convert_says_what_is_exact),
         cmocka_unit_test(convert_refuses),
         cmocka_unit_test(quantize_stories),
