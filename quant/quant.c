@@ -47,12 +47,8 @@ void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst) {
     int64_t n_blocks = q->cols / t->block_len;
     const llmq_grid *grid = q->grids + r * n_blocks;
     const uint8_t *codes = q->codes + r * q->cols;
-    for (int64_t b = 0; b < n_blocks; b++) {
-        for (int g = 0; g < t->block_len / t->group_len; g++) {
-            float scale = grid[b].scale[g], offset = grid[b].offset[g];
-            for (int i = 0; i < t->group_len; i++) *dst++ = scale * (float)t->levels[*codes++] + offset;
-        }
-    }
+    for (int64_t b = 0; b < n_blocks; b++)
+        type_values(t, grid + b, codes + b * t->block_len, dst + b * t->block_len);
 }
 
 #define METHOD(name) extern const llmq_method method_##name;

@@ -13,7 +13,7 @@ void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begi
             uint8_t *codes = out->codes + r * p->cols + b * t->block_len;
             llmq_grid *grid = &out->grids[r * n_blocks + b];
             t->fit(x, importance ? importance + b * t->block_len : NULL, grid);
-            for (int i = 0; i < t->block_len; i++) codes[i] = type_code(t, grid, i / t->group_len, x[i]);
+            type_codes(t, grid, x, codes);
         }
     }
 }
