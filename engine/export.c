@@ -1,4 +1,4 @@
-/* GGUF directories of models from any container, and convert, which writes one without quantizing.
+/* GGUF directories of models from any container, and tensors written into them without quantizing by a method.
  *
  * Rows: GGUF files of arch "llama" hold q and k with each head's rows interleaved (row 2i is what row i of the first
  * half was, row 2i+1 what row i of the second half was). Sources in Hugging Face order are brought to that by moving
@@ -8,15 +8,10 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define CHUNK_BYTES ((size_t)8 << 20) /* of floats of a matrix on their way */
 
 /* ---- metadata ---- */
-
-static bool has_prefix(const char *s, const char *prefix) {
-    return strncmp(s, prefix, strlen(prefix)) == 0;
-}
 
 /* "dir/SmolLM2.gguf" and "dir/SmolLM2/" are both called SmolLM2. */
 static void model_stem(const char *path, char *out, size_t cap) {
@@ -66,19 +61,12 @@ static llmq_status set_hparams(const llmq_model *model, llmq_meta *meta, llmq_er
     return meta_set_f32(meta, meta_key(key, "%s.rope.freq_base", arch), (float)hp->rope_base, err);
 }
 
-static bool key_is_private(const llmq_model *model, const char *key) {
-    char scaling[128];
-    meta_key(scaling, "%s.rope.scaling.", model->arch->name);
-    if (model->hp.scaling == ROPE_LLAMA3 && has_prefix(key, scaling)) return true; /* rope_freqs.weight says it */
-    return has_prefix(key, "hf.") || has_prefix(key, "split.") || !strcmp(key, "general.alignment") ||
-           !strcmp(key, "general.file_type") || !strcmp(key, "general.quantization_version");
-}
-
+/* The source's keys behind those set already; the writer leaves out what is of no use in a GGUF file. */
 static llmq_status build_meta(const llmq_model *model, llmq_meta *meta, llmq_err *err) {
     LLMQ_TRY(set_general(model, meta, err));
     for (size_t i = 0; i < meta_count(model->meta); i++) {
         const llmq_meta_value *v = meta_at(model->meta, i);
-        if (!key_is_private(model, v->key) && !meta_find(meta, v->key)) LLMQ_TRY(meta_set_value(meta, NULL, v, err));
+        if (!meta_find(meta, v->key)) LLMQ_TRY(meta_set_value(meta, NULL, v, err));
     }
     if (!meta_find(meta, "tokenizer.ggml.model")) LLMQ_TRY(meta_set_str(meta, "tokenizer.ggml.model", "none", err));
     return set_hparams(model, meta, err);
@@ -86,17 +74,12 @@ static llmq_status build_meta(const llmq_model *model, llmq_meta *meta, llmq_err
 
 /* ---- the directory ---- */
 
-static bool role_is_matrix(llmq_role role) {
-    return role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT || (role >= ROLE_Q && role <= ROLE_O) ||
-           (role >= ROLE_GATE && role <= ROLE_DOWN);
-}
-
 static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int layer, const llmq_tensor *src,
                              llmq_err *err) {
     const llmq_model *model = ex->model;
     llmq_tensor *t = &ex->tensors[ex->n];
     llmq_export_entry *entry = &ex->entries[ex->n];
-    *entry = (llmq_export_entry){.src = src, .role = rule->role, .layer = layer, .matrix = role_is_matrix(rule->role)};
+    *entry = (llmq_export_entry){.src = src, .role = rule->role, .layer = layer, .matrix = arch_role_is_matrix(rule->role)};
     if (rule->permute && model->rope_neox && !model->arch->gguf_neox)
         entry->interleave = rule->permute == 1 ? model->hp.n_head : model->hp.n_head_kv;
     arch_tensor_name(rule, NAMING_GGUF, layer, t->name);
@@ -176,8 +159,8 @@ int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r) {
     if (!entry->interleave) return r;
     const llmq_tensor *t = &ex->tensors[index];
     int64_t n = entry->matrix ? tensor_rows(t) : tensor_cols(t), head_dim = n / entry->interleave;
-    int64_t head = r / head_dim, i = r % head_dim;
-    return head * head_dim + i / 2 + i % 2 * (head_dim / 2);
+    int64_t head = r / head_dim, i = r % head_dim, n_rot = ex->model->hp.n_rot;
+    return i < n_rot ? head * head_dim + i / 2 + i % 2 * (n_rot / 2) : r; /* what RoPE does not turn stays */
 }
 
 /* ---- writing ---- */

@@ -125,14 +125,6 @@ static void role_shape(const llmq_hparams *hp, llmq_role role, int64_t *rows, in
     }
 }
 
-static bool role_is_matrix(llmq_role role) {
-    switch (role) {
-    case ROLE_TOKEN_EMBD: case ROLE_OUTPUT: case ROLE_Q: case ROLE_K: case ROLE_V: case ROLE_O: case ROLE_GATE: case ROLE_UP: case ROLE_DOWN:
-        return true;
-    default: return false;
-    }
-}
-
 static llmq_status check_tensor(const llmq_model *model, llmq_role role, const llmq_tensor *t, llmq_err *err) {
     const char *path = model->source->path;
     int64_t rows, cols;
@@ -294,7 +286,7 @@ static void count_layer_tensors(const llmq_model *model, llmq_model_info *info, 
             info->n_params += tensor_numel(t);
             info->weight_bytes += t->bytes;
             info->bytes_per_token += t->bytes;
-            if (!role_is_matrix((llmq_role)role)) continue;
+            if (!arch_role_is_matrix((llmq_role)role)) continue;
             info->matrix_params += tensor_numel(t);
             info->matrix_bytes += t->bytes;
             if (t->type >= 0 && t->type < LLMQ_TYPE_COUNT) by_type[t->type] += tensor_numel(t);

@@ -28,6 +28,11 @@ const llmq_arch_rule *arch_rule(const llmq_arch *arch, llmq_role role) {
     return NULL;
 }
 
+bool arch_role_is_matrix(llmq_role role) {
+    return role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT || (role >= ROLE_Q && role <= ROLE_O) ||
+           (role >= ROLE_GATE && role <= ROLE_DOWN);
+}
+
 void arch_tensor_name(const llmq_arch_rule *rule, int naming, int layer, char out[128]) {
     const char *pattern = naming == 0 ? rule->gguf : rule->hf, *mark = strstr(pattern, "%d");
     if (mark) snprintf(out, 128, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);

@@ -34,6 +34,7 @@ typedef struct llmq_arch {
 const llmq_arch *arch_find(const char *name); /* NULL if llmq does not know it */
 const llmq_arch *arch_at(size_t index);       /* NULL past the end */
 const llmq_arch_rule *arch_rule(const llmq_arch *arch, llmq_role role); /* NULL if the architecture lacks it */
+bool arch_role_is_matrix(llmq_role role); /* embedding, head and what multiplies; the others are vectors */
 /* The name of a role's tensor in a naming (formats/format.h's llmq_naming: 0 GGUF, 1 HF) into out. */
 void arch_tensor_name(const llmq_arch_rule *rule, int naming, int layer, char out[128]);
 
