@@ -8,6 +8,12 @@
 
 llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force,
                              llmq_err *err) {
+    char tmp[4096]; /* what out_open empties before anything else */
+    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", out) >= sizeof tmp)
+        return llmq_fail(err, LLMQ_E_ARG, "%s: the path is too long", option);
+    if (source_has_file(source, tmp))
+        return llmq_fail(err, LLMQ_E_ARG, "%s: its work file %s belongs to the source; give another name with %s", out,
+                         path_base(tmp), option);
     if (!file_exists(out)) return LLMQ_OK;
     if (file_is_dir(out))
         return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file with %s", out, option);

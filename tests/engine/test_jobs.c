@@ -242,7 +242,7 @@ static void converted_models_run_the_same(void **state) {
 static void partly_turned_heads_run_the_same(void **state) {
     (void)state;
     static const char folder[] = LLMQ_TEST_TMP "/partial";
-    char config[512];
+    char config[600];
     snprintf(config, sizeof config, "%s/config.json", golden_path("llama"));
     json_t *json = json_load_file(config, 0, NULL);
     assert_non_null(json);
@@ -250,7 +250,7 @@ static void partly_turned_heads_run_the_same(void **state) {
     mkdir(folder, 0777);
     assert_int_equal(json_dump_file(json, LLMQ_TEST_TMP "/partial/config.json", 0), 0);
     json_decref(json);
-    char weights[512];
+    char weights[600];
     snprintf(weights, sizeof weights, "%s/model.safetensors", golden_path("llama"));
     remove(LLMQ_TEST_TMP "/partial/model.safetensors");
     assert_int_equal(symlink(weights, LLMQ_TEST_TMP "/partial/model.safetensors"), 0);
@@ -318,6 +318,10 @@ static void convert_refuses(void **state) {
     assert_int_equal(job_convert(STORIES, LLMQ_TEST_TMP, &params, &result, &err), LLMQ_E_EXISTS);
     assert_int_equal(job_convert(LLMQ_TEST_TMP "/nothing.gguf", OUT, &params, &result, &err), LLMQ_E_IO);
     params.force = true;
+    assert_int_equal(rename(OUT, OUT ".tmp"), 0);
+    assert_int_equal(job_convert(OUT ".tmp", OUT, &params, &result, &err), LLMQ_E_ARG);
+    assert_true(file_exists(OUT ".tmp"));
+    assert_int_equal(remove(OUT ".tmp"), 0);
     char folder[512], inside[600];
     snprintf(folder, sizeof folder, "%s", golden_path("llama"));
     for (int i = 0; i < 3; i++) {
