@@ -5,6 +5,7 @@
  * whole rows, which quantized blocks survive, since they run along a row. */
 #include "engine/export.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -180,6 +181,13 @@ static llmq_status write_vector(const llmq_export *ex, size_t index, llmq_gguf_w
     return status;
 }
 
+/* The first weight that f16 would make infinite, 0: none. */
+static float f16_overflow(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(x[i]) && fabsf(x[i]) >= 65520.0f) return x[i];
+    return 0;
+}
+
 typedef struct rows_job {
     const llmq_export *ex;
     size_t index;
@@ -208,7 +216,10 @@ static void rows_worker(const llmq_worker *worker, void *arg) {
         }
         llmq_err err;
         type_to_f32(src->type, from, x, cols);
-        if (type_from_f32(t->type, x, NULL, to, cols, &err) != LLMQ_OK) {
+        float over = t->type == LLMQ_TYPE_F16 ? f16_overflow(x, cols) : 0;
+        if ((over != 0 ? llmq_fail(&err, LLMQ_E_NUMERIC, "a weight of %g does not fit f16; bf16 and f32 hold it",
+                                   (double)over)
+                       : type_from_f32(t->type, x, NULL, to, cols, &err)) != LLMQ_OK) {
             if (!atomic_exchange(&job->failed, 1)) job->err = err;
             return;
         }

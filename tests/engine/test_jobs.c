@@ -26,6 +26,7 @@ enum { N_NAMES = sizeof names / sizeof *names, MAX_TOKENS = 128, MAX_VOCAB = 512
 #define STORIES LLMQ_TEST_DATA "/stories260K/stories260K.bin"
 #define STORIES_TOK LLMQ_TEST_DATA "/stories260K/tok512.bin"
 #define OUT LLMQ_TEST_TMP "/jobs.gguf"
+#define BIG LLMQ_TEST_TMP "/big.bin"
 #define REPORT LLMQ_TEST_TMP "/jobs-report.json"
 #define CALIB LLMQ_TEST_TMP "/jobs-calib.txt"
 
@@ -302,6 +303,12 @@ static void convert_says_what_is_exact(void **state) {
     assert_int_equal(result.n_inexact, 0);
 }
 
+static char *read_all(const char *path, size_t *len) {
+    char *data;
+    assert_int_equal(file_read(path, (size_t)1 << 30, &data, len, NULL), LLMQ_OK);
+    return data;
+}
+
 static void convert_refuses(void **state) {
     (void)state;
     llmq_convert_params params = {.force = true};
@@ -318,6 +325,21 @@ static void convert_refuses(void **state) {
     assert_int_equal(job_convert(STORIES, LLMQ_TEST_TMP, &params, &result, &err), LLMQ_E_EXISTS);
     assert_int_equal(job_convert(LLMQ_TEST_TMP "/nothing.gguf", OUT, &params, &result, &err), LLMQ_E_IO);
     params.force = true;
+    size_t len;
+    char *bin = read_all(STORIES, &len);
+    const float big = 1e6f;
+    memcpy(bin + 28, &big, sizeof big); /* the embedding's first weight */
+    FILE *f = fopen(BIG, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bin, 1, len, f), len);
+    fclose(f);
+    mem_free(bin);
+    params.force = true, params.type = "f16";
+    assert_int_equal(job_convert(BIG, OUT, &params, &result, &err), LLMQ_E_NUMERIC);
+    assert_non_null(strstr(err.msg, "token_embd.weight"));
+    params.type = "bf16";
+    assert_int_equal(job_convert(BIG, OUT, &params, &result, &err), LLMQ_OK);
+    params.force = false, params.type = NULL;
     assert_int_equal(rename(OUT, OUT ".tmp"), 0);
     assert_int_equal(job_convert(OUT ".tmp", OUT, &params, &result, &err), LLMQ_E_ARG);
     assert_true(file_exists(OUT ".tmp"));
@@ -349,12 +371,6 @@ static llmq_quant_params quantize_params(void) {
 static void quantize_ok(const char *path, const llmq_quant_params *p, llmq_quant_result *r) {
     llmq_err err = {0};
     if (job_quantize(path, p, r, &err) != LLMQ_OK) fail_msg("%s: %s", path, err.msg);
-}
-
-static char *read_all(const char *path, size_t *len) {
-    char *data;
-    assert_int_equal(file_read(path, (size_t)1 << 30, &data, len, NULL), LLMQ_OK);
-    return data;
 }
 
 static void quantize_stories(void **state) {
