@@ -3,19 +3,24 @@
  * Rows: GGUF files of arch "llama" hold q and k with each head's rows interleaved (row 2i is what row i of the first
  * half was, row 2i+1 what row i of the second half was). Sources in Hugging Face order are brought to that by moving
  * whole rows, which quantized blocks survive, since they run along a row. */
+#define _XOPEN_SOURCE 700
 #include "engine/export.h"
 
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_BYTES ((size_t)8 << 20) /* of floats of a matrix on their way */
 
 /* ---- metadata ---- */
 
-/* "dir/SmolLM2.gguf" and "dir/SmolLM2/" are both called SmolLM2. */
+/* "dir/SmolLM2.gguf" and "dir/SmolLM2/" are both called SmolLM2; "." is called what the folder is. */
 static void model_stem(const char *path, char *out, size_t cap) {
+    const char *given = path_base(path);
+    char *real = !strcmp(given, ".") || !strcmp(given, "..") ? realpath(path, NULL) : NULL;
+    if (real) path = real;
     size_t len = strlen(path);
     while (len > 1 && path[len - 1] == '/') len--;
     size_t begin = len;
@@ -23,6 +28,7 @@ static void model_stem(const char *path, char *out, size_t cap) {
     snprintf(out, cap, "%.*s", (int)(len - begin), path + begin);
     char *dot = strrchr(out, '.');
     if (dot && dot != out && (!strcmp(dot, ".gguf") || !strcmp(dot, ".bin"))) *dot = 0;
+    free(real);
 }
 
 static llmq_status set_general(const llmq_model *model, llmq_meta *meta, llmq_err *err) {
