@@ -333,6 +333,12 @@ static bool default_list(cli_ints *list, int64_t value) {
     return true;
 }
 
+static bool only_zeros(const cli_ints *list) {
+    for (size_t i = 0; i < list->n; i++)
+        if (list->v[i]) return false;
+    return list->n > 0;
+}
+
 static int run(const cli_command *cmd, int argc, char **argv) {
     bench_opts opts = {.repeats = 5};
     common_opts common = {0};
@@ -346,6 +352,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
         if (opts.batch.v[i] != 1)
             rc = opt_bad(cmd, "--batch %lld: several sequences at once are not in this version",
                          (long long)opts.batch.v[i]);
+    if (rc == CLI_GO_ON && only_zeros(&opts.prompt) && only_zeros(&opts.gen))
+        rc = opt_bad(cmd, "-p 0 -n 0 leave nothing to measure");
     if (rc != CLI_GO_ON) goto done;
     b.repeats = opts.repeats;
     b.threads = common.threads ? (int)common.threads : llmq_cpu_count();

@@ -17,8 +17,9 @@ typedef struct common_opts {
 } common_opts;
 extern const opt_def common_defs[];
 
-/* After parsing: checks --device, sets the log receiver. CLI_GO_ON or an exit status. */
-int cli_start(const cli_command *cmd, const common_opts *common);
+/* After parsing: checks --device, holds --threads to the processors there are, sets the log receiver. CLI_GO_ON or an exit
+ * status. */
+int cli_start(const cli_command *cmd, common_opts *common);
 
 /* ---- messages: one line on stderr each */
 int cli_fail(const char *fmt, ...) LLMQ_PRINTF(1, 2);  /* "llmq: ..."; returns 1 */

@@ -12,7 +12,7 @@
 const opt_def common_defs[] = {
     OPT_ROW_HEAD("common options"),
     OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, 1024,
-                "threads to compute with (default: physical cores)"),
+                "threads to compute with (default: physical cores; at most the processors there are)"),
     OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device,
                  "where to compute (default auto; this version has the CPU only)"),
     OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
@@ -80,7 +80,18 @@ static void receive_log(void *user, llmq_log_level level, const char *line) {
     fprintf(stderr, "llmq: %s%s\n", level == LLMQ_LOG_WARN ? "warning: " : "", line);
 }
 
-int cli_start(const cli_command *cmd, const common_opts *common) {
+/* Workers meet at barriers many times a token: with more of them than processors each meeting waits for the scheduler, and
+ * a thousand on two cores take minutes for one word. */
+static void limit_threads(common_opts *common) {
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    if (processors < 1 || common->threads <= processors) return;
+    if (!common->quiet)
+        cli_note("--threads %lld: this machine has %ld processors, so %ld threads are used",
+                 (long long)common->threads, processors, processors);
+    common->threads = processors;
+}
+
+int cli_start(const cli_command *cmd, common_opts *common) {
     const char *device = common->device;
     if (device && strcmp(device, "cpu") && strcmp(device, "auto")) {
         if (strncmp(device, "cuda", 4) == 0)
@@ -88,7 +99,8 @@ int cli_start(const cli_command *cmd, const common_opts *common) {
                            device);
         return opt_bad(cmd, "--device '%s': it takes cpu or auto", device);
     }
-    llmq_log_set(receive_log, (void *)common);
+    limit_threads(common);
+    llmq_log_set(receive_log, common);
     return CLI_GO_ON;
 }
 

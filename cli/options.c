@@ -306,14 +306,24 @@ static int parse_option(const cli_command *cmd, const opt_set *sets, size_t n_se
     return store(cmd, &typed, base, value);
 }
 
+/* Help wins over any mistake elsewhere on the line, but the value of an option is not a question: run -p --help. */
+static bool asks_for_help(const opt_set *sets, size_t n_sets, int argc, char **argv) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
+        void *base;
+        const opt_def *d = find(sets, n_sets, argv[i], strlen(argv[i]), &base);
+        if (d && d->kind != OPT_FLAG && d->kind != OPT_LATER) i++;
+    }
+    return false;
+}
+
 int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
               const char **model_out) {
     *model_out = NULL;
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            print_help(cmd, sets, n_sets);
-            return 0;
-        }
+    if (asks_for_help(sets, n_sets, argc, argv)) {
+        print_help(cmd, sets, n_sets);
+        return 0;
+    }
     bool only_positional = false;
     for (int i = 1; i < argc; i++) {
         if (!only_positional && strcmp(argv[i], "--") == 0) {

@@ -4,7 +4,9 @@ Prints one line for each fault; status 0 when there is none."""
 import os
 import pty
 import select
+import signal
 import sys
+import termios
 import time
 
 program, model, text = sys.argv[1:4]
@@ -20,6 +22,7 @@ def fault(what):
 class Terminal:
     def __init__(self, *args, env=()):
         self.seen = b""
+        self.at = 0  # what was asked for so far ends here
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update({"TERM": "xterm", **dict(env)})
@@ -28,9 +31,10 @@ class Terminal:
     def read(self, want, seconds=30):
         """Reads until the bytes `want` have been seen (b"": until the program ends); False when time runs out."""
         end = time.time() + seconds
-        start = len(self.seen)
         while time.time() < end:
-            if want and want in self.seen[start:]:
+            found = self.seen.find(want, self.at) if want else -1
+            if found >= 0:
+                self.at = found + len(want)
                 return True
             if select.select([self.fd], [], [], 0.1)[0]:
                 try:
@@ -42,18 +46,33 @@ class Terminal:
                 self.seen += got
         return False
 
+    def prompt(self, seconds=30):
+        """libedit shows its prompt before it takes the terminal off line mode; a key typed in between is lost."""
+        end = time.time() + seconds
+        found = self.read(b"> ", seconds)
+        while found and termios.tcgetattr(self.fd)[3] & termios.ICANON and time.time() < end:
+            time.sleep(0.01)
+        return found
+
     def type(self, data):
         os.write(self.fd, data)
 
-    def status(self):
+    def status(self, seconds=30):
+        end = time.time() + seconds
+        while time.time() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.kill(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 chat = Terminal("chat", model, "--temp", "0", "-n", "12")
-if not chat.read(b"> "):
+if not chat.prompt():
     fault("chat shows no prompt: " + repr(chat.seen[-200:]))
 chat.type(b"Once upXX\x7f\x7fon a time\n")  # two letters taken back
-if not chat.read(b"there was") or not chat.read(b"> "):
+if not chat.read(b"there was") or not chat.prompt():
     fault("chat does not answer the edited line: " + repr(chat.seen[-300:]))
 chat.type(b"\x1b[A")
 if not chat.read(b"Once upon a time"):
@@ -64,7 +83,7 @@ if chat.status() != 130:
     fault("Ctrl-C at the prompt does not leave with 130")
 
 chat = Terminal("chat", model, "--temp", "0", "-n", "12")
-chat.read(b"> ")
+chat.prompt()
 chat.type(b"\x04")
 chat.read(b"")
 if chat.status() != 0:

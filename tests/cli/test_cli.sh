@@ -108,6 +108,7 @@ bad "cpu or auto" run model.gguf -p x --device tpu
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x
+bad "nothing to measure" bench model.gguf -p 0 -n 0,0
 bad "--batch" bench model.gguf --batch 4
 bad "-f TEXT" perplexity model.gguf
 bad "--tokens" score model.gguf
@@ -171,6 +172,10 @@ for seed in 7 8; do
     same "the same seed gives the same text" "$(cat "$work/seed$seed")" "$out"
 done
 cmp -s "$work/seed7" "$work/seed8" && fault "two seeds gave one text"
+run 0 run "$gguf" -p --help -n 2 --temp 0 -q
+starts "a prompt that looks like an option" "--help" "$out"
+run 0 run "$gguf" -p Once -n 2 --threads 1024
+grep -q -- "--threads 1024" "$err" || fault "more threads than processors: no word about it"
 head -c 4000 "$tok" | tr -c 'a-z' 'a' >"$work/long"
 run 1 run "$gguf" -f "$work/long" --ctx 64 -q
 grep -q -- '--ctx' "$err" || fault "a prompt longer than the context does not say --ctx"
