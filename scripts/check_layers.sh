@@ -29,10 +29,14 @@ fault() {
 for room in include core types tokenizer formats quant cpu report engine train api cli server examples; do
     [ -d "$room" ] || continue
     while IFS=: read -r file line text; do
-        target=${text#*\"}
-        target=${target%%\"*}
+        target=${text#*[\"<]}
+        target=${target%%[\">]*}
+        case $text in
+        *\<*) [[ $target == */* && -d ${target%%/*} ]] || continue ;; # the system's, unless it names a room
+        esac
         arrows=$((arrows + 1))
         case $target in
+        *..*) fault "$file:$line: an include names its room, without .. (\"$target\")" ;;
         llmq*.h) continue ;; # include/
         */*) folder=${target%%/*} ;;
         *) folder=$room ;; # beside the file
@@ -42,7 +46,7 @@ for room in include core types tokenizer formats quant cpu report engine train a
         *" $folder "*) ;;
         *) fault "$file:$line: $room may not include $folder/ (\"$target\")" ;;
         esac
-    done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$room" || true)
+    done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' "$room" || true)
 done
 
 library=(core types tokenizer formats quant cpu report engine train api)
@@ -58,11 +62,11 @@ code() { # code PATTERN: FILE:LINE of the library's lines that match, comments a
 
 # Threads are made in core/parallel.c only, and only cli/ prints or leaves.
 while IFS= read -r hit; do
-    [ "${hit%%:*}" = core/parallel.c ] || fault "$hit: OpenMP outside core/parallel.c"
-done < <(code '^[[:space:]]*#[[:space:]]*pragma[[:space:]]+omp')
+    [ "${hit%%:*}" = core/parallel.c ] || fault "$hit: threads outside core/parallel.c"
+done < <(code '^[[:space:]]*#[[:space:]]*pragma[[:space:]]+omp|(pthread|thrd)_create[[:space:]]*\(')
 while IFS= read -r hit; do
-    fault "$hit: only cli/ prints or exits"
-done < <(code '(^|[^[:alnum:]_])(printf|puts|exit|_exit|perror)[[:space:]]*\(')
+    [ "${hit%%:*}" = core/err.h ] || fault "$hit: only cli/ prints or exits" # core/err.h: LLMQ_ASSERT
+done < <(code '(^|[^[:alnum:]_])(v?f?printf|f?puts|f?putc|putchar|exit|_[eE]xit|quick_exit|abort|perror)[[:space:]]*\(')
 
 # Files that have grown past what can be read.
 while read -r lines file; do
