@@ -2,8 +2,12 @@
 #include "core/backend.h"
 #include "llmq.h"
 
-int llmq_cpu_count(void) { return cpu_physical_cores(); }
-const char *llmq_cpu_isa(void) { return backend_cpu()->isa; }
+int llmq_cpu_count(void) {
+    return cpu_physical_cores();
+}
+const char *llmq_cpu_isa(void) {
+    return backend_cpu()->isa;
+}
 
 double llmq_read_bandwidth(int n_threads, size_t bytes) {
     llmq_team *team = NULL;

@@ -4,15 +4,23 @@
 
 #include "engine/model.h"
 
-void llmq_model_params_default(llmq_model_params *params) { *params = (llmq_model_params){0}; }
+void llmq_model_params_default(llmq_model_params *params) {
+    *params = (llmq_model_params){0};
+}
 
 llmq_status llmq_model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
     return model_open(path, params, out, err);
 }
 
-void llmq_model_close(llmq_model *model) { model_close(model); }
-void llmq_model_get_info(const llmq_model *model, llmq_model_info *out) { *out = model->info; }
-size_t llmq_model_n_tensors(const llmq_model *model) { return model->source->n_tensors; }
+void llmq_model_close(llmq_model *model) {
+    model_close(model);
+}
+void llmq_model_get_info(const llmq_model *model, llmq_model_info *out) {
+    *out = model->info;
+}
+size_t llmq_model_n_tensors(const llmq_model *model) {
+    return model->source->n_tensors;
+}
 
 llmq_status llmq_model_tensor(const llmq_model *model, size_t index, llmq_tensor_info *out) {
     if (index >= model->source->n_tensors) return LLMQ_E_ARG;
@@ -24,11 +32,23 @@ llmq_status llmq_model_tensor(const llmq_model *model, size_t index, llmq_tensor
 
 /* ---- metadata as text ---- */
 
-static const char *const meta_type_names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+static const char *const meta_type_names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                              "bool", "string", "array", "u64", "i64", "f64"};
 
 static size_t put_element(char *out, size_t cap, const llmq_meta_value *v, size_t i) {
     const uint8_t *p = (const uint8_t *)v->arr.data + i * meta_type_size(v->arr.type);
-    union { uint8_t u8; int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32; float f32; uint64_t u64; int64_t i64; double f64; } x = {0};
+    union {
+        uint8_t u8;
+        int8_t i8;
+        uint16_t u16;
+        int16_t i16;
+        uint32_t u32;
+        int32_t i32;
+        float f32;
+        uint64_t u64;
+        int64_t i64;
+        double f64;
+    } x = {0};
     int n;
     if (v->arr.type == META_STR) {
         const llmq_str *s = (const llmq_str *)v->arr.data + i;
@@ -37,7 +57,8 @@ static size_t put_element(char *out, size_t cap, const llmq_meta_value *v, size_
     }
     memcpy(&x, p, meta_type_size(v->arr.type));
     switch (v->arr.type) {
-    case META_U8: case META_BOOL: n = snprintf(out, cap, "%u", x.u8); break;
+    case META_U8:
+    case META_BOOL: n = snprintf(out, cap, "%u", x.u8); break;
     case META_I8: n = snprintf(out, cap, "%d", x.i8); break;
     case META_U16: n = snprintf(out, cap, "%u", x.u16); break;
     case META_I16: n = snprintf(out, cap, "%d", x.i16); break;
@@ -55,7 +76,8 @@ enum { SHOWN_ELEMENTS = 6 };
 
 static void render_array(char *out, size_t cap, const llmq_meta_value *v) {
     size_t at = 0;
-    const char *type = v->arr.type < sizeof meta_type_names / sizeof *meta_type_names ? meta_type_names[v->arr.type] : "?";
+    const char *type =
+        v->arr.type < sizeof meta_type_names / sizeof *meta_type_names ? meta_type_names[v->arr.type] : "?";
     at += (size_t)snprintf(out, cap, "%s[%zu]:", type, v->arr.n);
     for (size_t i = 0; i < v->arr.n && i < SHOWN_ELEMENTS && at + 64 < cap; i++) {
         at += (size_t)snprintf(out + at, cap - at, i ? ", " : " ");
@@ -71,8 +93,14 @@ bool llmq_model_meta(const llmq_model *model, size_t index, const char **key_out
     *key_out = v->key;
     *value_out = text;
     switch (v->type) {
-    case META_U8: case META_U16: case META_U32: case META_U64: snprintf(text, sizeof text, "%llu", (unsigned long long)v->u); break;
-    case META_I8: case META_I16: case META_I32: case META_I64: snprintf(text, sizeof text, "%lld", (long long)v->i); break;
+    case META_U8:
+    case META_U16:
+    case META_U32:
+    case META_U64: snprintf(text, sizeof text, "%llu", (unsigned long long)v->u); break;
+    case META_I8:
+    case META_I16:
+    case META_I32:
+    case META_I64: snprintf(text, sizeof text, "%lld", (long long)v->i); break;
     case META_F32: snprintf(text, sizeof text, "%.7g", v->f); break;
     case META_F64: snprintf(text, sizeof text, "%.15g", v->f); break;
     case META_BOOL: snprintf(text, sizeof text, "%s", v->u ? "true" : "false"); break;

@@ -3,19 +3,23 @@
 
 #include "engine/model.h"
 
-llmq_status llmq_encode(const llmq_model *model, const char *text, size_t len, int flags, int32_t **out, size_t *n_out, llmq_err *err) {
+llmq_status llmq_encode(const llmq_model *model, const char *text, size_t len, int flags, int32_t **out, size_t *n_out,
+                        llmq_err *err) {
     const llmq_tokenizer *tok;
     LLMQ_TRY(model_tokenizer(model, &tok, err));
     return tokenizer_encode(tok, text, len, flags, out, n_out, err);
 }
 
-llmq_status llmq_decode(const llmq_model *model, const int32_t *ids, size_t n, int flags, char **out, size_t *len_out, llmq_err *err) {
+llmq_status llmq_decode(const llmq_model *model, const int32_t *ids, size_t n, int flags, char **out, size_t *len_out,
+                        llmq_err *err) {
     const llmq_tokenizer *tok;
     LLMQ_TRY(model_tokenizer(model, &tok, err));
     return tokenizer_decode(tok, ids, n, flags, out, len_out, err);
 }
 
-void llmq_free(void *p) { mem_free(p); }
+void llmq_free(void *p) {
+    mem_free(p);
+}
 
 struct llmq_stream {
     llmq_detok *detok;
@@ -41,16 +45,23 @@ void llmq_stream_destroy(llmq_stream *stream) {
     mem_free(stream);
 }
 
-void llmq_stream_put(llmq_stream *stream, int32_t id, const char **text, size_t *len) { detok_put(stream->detok, id, text, len); }
-void llmq_stream_finish(llmq_stream *stream, const char **text, size_t *len) { detok_finish(stream->detok, text, len); }
+void llmq_stream_put(llmq_stream *stream, int32_t id, const char **text, size_t *len) {
+    detok_put(stream->detok, id, text, len);
+}
+void llmq_stream_finish(llmq_stream *stream, const char **text, size_t *len) {
+    detok_finish(stream->detok, text, len);
+}
 
-bool llmq_model_is_end(const llmq_model *model, int32_t id) { return model->tok && tokenizer_is_end(model->tok, id); }
+bool llmq_model_is_end(const llmq_model *model, int32_t id) {
+    return model->tok && tokenizer_is_end(model->tok, id);
+}
 
 /* The text of a special token, "" for none. *out by mem_alloc. */
 static llmq_status special_text(const llmq_model *model, int64_t id, char **out, llmq_err *err) {
     const char *bytes = "";
     size_t len = 0;
-    if (model->tok && id >= 0 && id < tokenizer_n_vocab(model->tok)) tokenizer_token_bytes(model->tok, (int32_t)id, true, &bytes, &len);
+    if (model->tok && id >= 0 && id < tokenizer_n_vocab(model->tok))
+        tokenizer_token_bytes(model->tok, (int32_t)id, true, &bytes, &len);
     *out = mem_alloc(len + 1, 1);
     if (!*out) return mem_error(err, len + 1, "a chat prompt");
     memcpy(*out, bytes, len);
@@ -58,8 +69,8 @@ static llmq_status special_text(const llmq_model *model, int64_t id, char **out,
     return LLMQ_OK;
 }
 
-llmq_status llmq_chat_render(const llmq_model *model, const llmq_message *messages, size_t n, bool add_assistant, char **out,
-                             bool *recognized_out, bool *has_bos_out, llmq_err *err) {
+llmq_status llmq_chat_render(const llmq_model *model, const llmq_message *messages, size_t n, bool add_assistant,
+                             char **out, bool *recognized_out, bool *has_bos_out, llmq_err *err) {
     *out = NULL;
     *recognized_out = model->chat != NULL;
     *has_bos_out = false;

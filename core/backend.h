@@ -1,9 +1,9 @@
-/* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; AVX2 and AVX-512
- * files override what they improve. Nobody includes cpu/: backend_cpu() is the way in.
+/* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; AVX2 and
+ * AVX-512 files override what they improve. Nobody includes cpu/: backend_cpu() is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
- * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its readers.
- * Ops never allocate. For fixed inputs results do not depend on the number of workers.
+ * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
+ * readers. Ops never allocate. For fixed inputs results do not depend on the number of workers.
  *
  * Dims vocabulary: n_tok tokens (rows of an activation matrix, row-major f32, stride = its width unless given),
  * weights [rows, cols] = [output features, input features]. */
@@ -17,66 +17,69 @@
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16 } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
 
-/* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are no
- * longer read by matmul). Fields behind `layout` belong to the backend. */
+/* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are
+ * no longer read by matmul). Fields behind `layout` belong to the backend. */
 typedef struct llmq_weight {
-    llmq_tensor native;      /* as stored; data may be NULL after weight_prepare for a repacked weight */
+    llmq_tensor native; /* as stored; data may be NULL after weight_prepare for a repacked weight */
     int64_t rows, cols;
-    llmq_act_form act;       /* what matmul reads from llmq_acts */
-    const float *bias;       /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
-    int layout;              /* backend's own */
-    void *packed;            /* owned; NULL when native rows are used */
+    llmq_act_form act; /* what matmul reads from llmq_acts */
+    const float *bias; /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
+    int layout;        /* backend's own */
+    void *packed;      /* owned; NULL when native rows are used */
     size_t packed_bytes;
 } llmq_weight;
 
-enum { PREP_BF16 = 1 }; /* dense weights (F32/F16/BF16) may be rounded to bf16 with f32 accumulation: calibration's forward pass */
+enum {
+    PREP_BF16 = 1
+}; /* dense weights (F32/F16/BF16) may be rounded to bf16 with f32 accumulation: calibration's forward pass */
 
-/* Activations of n_tok tokens in the forms that somebody asked for. Buffers belong to the caller: acts_bytes tells their size. */
+/* Activations of n_tok tokens in the forms that somebody asked for. Buffers belong to the caller: acts_bytes tells
+ * their size. */
 typedef struct llmq_acts {
     int64_t n_tok, cols;
-    const float *x;  /* (n_tok, cols), always set */
-    void *q8;        /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
-    void *bf16;      /* likewise */
+    const float *x; /* (n_tok, cols), always set */
+    void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
+    void *bf16;     /* likewise */
 } llmq_acts;
 
 /* One layer's KV cache. Layout is the backend's own: kv_bytes tells the size of K or of V. */
 typedef struct llmq_kv {
     void *k, *v;
-    int type;           /* 0: f16, 1: q8_0 (blocks of 32 along head_dim, which 32 must divide), 2: f32 (exact; may be slow) */
-    int64_t n_ctx;      /* positions the buffers hold */
+    int type; /* 0: f16, 1: q8_0 (blocks of 32 along head_dim, which 32 must divide), 2: f32 (exact; may be slow) */
+    int64_t n_ctx; /* positions the buffers hold */
     int n_head_kv, head_dim;
 } llmq_kv;
 
 typedef struct llmq_attn {
     int n_head, n_head_kv, head_dim;
-    float scale;         /* of q.k, usually 1/sqrt(head_dim) */
-    int64_t window;      /* sliding window: position p sees p-window+1..p; 0: everything before */
-    int64_t pos;         /* position of the first of the n_tok queries; key positions 0..pos+n_tok-1 are in the cache */
+    float scale;    /* of q.k, usually 1/sqrt(head_dim) */
+    int64_t window; /* sliding window: position p sees p-window+1..p; 0: everything before */
+    int64_t pos;    /* position of the first of the n_tok queries; key positions 0..pos+n_tok-1 are in the cache */
     int64_t n_tok;
 } llmq_attn;
 
-/* One block of n columns of a slab of rows being rounded. Rows are the vector lanes: every matrix is (columns, lanes) with
- * `lanes` (a multiple of 16) floats a column. For column k in turn, for all lanes:
- *     u = e[k] - sum_{j<k} at[k*ldat + j] * e[j];  code = nearest level of (u - offset) / scale;  e[k] = value(code) - w[k] */
+/* One block of n columns of a slab of rows being rounded. Rows are the vector lanes: every matrix is (columns, lanes)
+ * with `lanes` (a multiple of 16) floats a column. For column k in turn, for all lanes: u = e[k] - sum_{j<k} at[k*ldat
+ * + j] * e[j];  code = nearest level of (u - offset) / scale;  e[k] = value(code) - w[k] */
 typedef struct llmq_round_block {
     int64_t n, lanes;
-    const float *at;       /* (n, n) below the diagonal */
+    const float *at; /* (n, n) below the diagonal */
     int64_t ldat;
-    float *e;              /* (n, lanes) in: the target values; out: value - w */
-    const float *w;        /* (n, lanes) */
-    const float *grids;    /* (groups, 3, lanes): scale, 1/scale (0 where scale is 0), offset */
-    const int32_t *group;  /* [n] the group of each column */
-    const int8_t *levels;  /* n_levels, ascending */
+    float *e;             /* (n, lanes) in: the target values; out: value - w */
+    const float *w;       /* (n, lanes) */
+    const float *grids;   /* (groups, 3, lanes): scale, 1/scale (0 where scale is 0), offset */
+    const int32_t *group; /* [n] the group of each column */
+    const int8_t *levels; /* n_levels, ascending */
     int n_levels;
-    bool uniform;          /* levels are consecutive integers */
-    uint8_t *codes;        /* (n, lanes) */
+    bool uniform;   /* levels are consecutive integers */
+    uint8_t *codes; /* (n, lanes) */
 } llmq_round_block;
 
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
 
-    /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle: LLMQ_E_UNSUPPORTED.
-     * The native data must stay readable unless w->packed was made. flags: PREP_BF16. */
+    /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:
+     * LLMQ_E_UNSUPPORTED. The native data must stay readable unless w->packed was made. flags: PREP_BF16. */
     llmq_status (*weight_prepare)(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err);
     void (*weight_release)(llmq_weight *w);
 
@@ -84,41 +87,50 @@ typedef struct llmq_backend_ops {
     size_t (*acts_bytes)(llmq_act_form form, int64_t n_tok, int64_t cols);
     void (*acts_fill)(const llmq_worker *, llmq_acts *a, llmq_act_form form); /* from a->x; no-op for ACT_F32 */
 
-    /* y[t*ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]) for all tokens; reads a in the form w->act. Workers write disjoint
-     * rows r of y. Independent matmuls on the same acts need no barrier between them. */
+    /* y[t*ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]) for all tokens; reads a in the form w->act. Workers write
+     * disjoint rows r of y. Independent matmuls on the same acts need no barrier between them. */
     void (*matmul)(const llmq_worker *, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 
     /* ---- the small ops; x, y may be the same buffer where it makes sense (stated) */
-    void (*embed)(const llmq_worker *, const llmq_tensor *table, const int32_t *tokens, int64_t n_tok, float *y); /* y (n_tok, cols) */
+    void (*embed)(const llmq_worker *, const llmq_tensor *table, const int32_t *tokens, int64_t n_tok,
+                  float *y); /* y (n_tok, cols) */
     /* n_rows vectors of n elements, `stride` floats apart: y = x / sqrt(mean(x^2) + eps) * gain. In place allowed.
      * Workers divide rows; a single row is done by worker 0. */
-    void (*rms_norm)(const llmq_worker *, const float *x, const float *gain, float eps, float *y, int64_t n_rows, int64_t n, int64_t stride);
-    /* Rotates the first n_rot dims of n_head vectors of head_dim (token stride ldx) in place. cos_sin (n_tok, n_rot/2, 2).
-     * neox: pairs (i, i+n_rot/2); otherwise pairs (2i, 2i+1). */
-    void (*rope)(const llmq_worker *, float *x, int64_t n_tok, int64_t ldx, int n_head, int head_dim, int n_rot, const float *cos_sin, bool neox);
-    void (*add)(const llmq_worker *, float *y, const float *x, int64_t n);                        /* y += x */
-    void (*silu_mul)(const llmq_worker *, const float *gate, const float *up, float *y, int64_t n); /* y = silu(gate)*up; y may be gate */
+    void (*rms_norm)(const llmq_worker *, const float *x, const float *gain, float eps, float *y, int64_t n_rows,
+                     int64_t n, int64_t stride);
+    /* Rotates the first n_rot dims of n_head vectors of head_dim (token stride ldx) in place. cos_sin (n_tok, n_rot/2,
+     * 2). neox: pairs (i, i+n_rot/2); otherwise pairs (2i, 2i+1). */
+    void (*rope)(const llmq_worker *, float *x, int64_t n_tok, int64_t ldx, int n_head, int head_dim, int n_rot,
+                 const float *cos_sin, bool neox);
+    void (*add)(const llmq_worker *, float *y, const float *x, int64_t n); /* y += x */
+    void (*silu_mul)(const llmq_worker *, const float *gate, const float *up, float *y,
+                     int64_t n); /* y = silu(gate)*up; y may be gate */
 
     /* ---- KV cache and attention */
     size_t (*kv_bytes)(int kv_type, int64_t n_ctx, int n_head_kv, int head_dim); /* bytes of K or of V of one layer */
     /* Stores k, v (n_tok, n_head_kv*head_dim; token stride ldk, ldv) at positions pos.. */
-    void (*kv_store)(const llmq_worker *, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv, int64_t pos, int64_t n_tok);
+    void (*kv_store)(const llmq_worker *, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv,
+                     int64_t pos, int64_t n_tok);
     size_t (*attn_scratch_bytes)(const llmq_attn *a, int n_workers); /* a->pos + a->n_tok: the largest that will come */
-    /* out (n_tok, n_head*head_dim) = softmax(scale * q k') v, causal, online softmax; grouped queries read each K/V head once.
-     * q (n_tok, n_head*head_dim) with token stride ldq. Contains barriers of its own if it splits keys: all workers must call. */
-    void (*attention)(const llmq_worker *, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out, void *scratch);
+    /* out (n_tok, n_head*head_dim) = softmax(scale * q k') v, causal, online softmax; grouped queries read each K/V
+     * head once. q (n_tok, n_head*head_dim) with token stride ldq. Contains barriers of its own if it splits keys: all
+     * workers must call. */
+    void (*attention)(const llmq_worker *, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
+                      float *out, void *scratch);
 
     /* ---- quantization. Not SPMD unless it has a worker. */
-    /* gram (cols, cols; lower triangle and diagonal filled) += x' x over n_tok rows; tiles are dealt by worker_range, each
-     * accumulated by one worker in token order. allow_bf16: inputs may be rounded to bf16, sums stay f32. acts: x set,
-     * bf16 filled if allow_bf16. */
+    /* gram (cols, cols; lower triangle and diagonal filled) += x' x over n_tok rows; tiles are dealt by worker_range,
+     * each accumulated by one worker in token order. allow_bf16: inputs may be rounded to bf16, sums stay f32. acts: x
+     * set, bf16 filled if allow_bf16. */
     void (*gram_add)(const llmq_worker *, const llmq_acts *a, bool allow_bf16, float *gram);
     /* C (m,n; ldc) -= A (m,k; lda) * B (k,n; ldb), all row-major f32, one thread. */
-    void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc);
-    /* In place lower Cholesky of the n x n row-major matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC when it
-     * is not positive definite (a is then destroyed). One thread unless team is given. */
+    void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                     float *c, int64_t ldc);
+    /* In place lower Cholesky of the n x n row-major matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC
+     * when it is not positive definite (a is then destroyed). One thread unless team is given. */
     llmq_status (*cholesky)(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err);
-    /* Rounds one block of columns of a slab of rows with error feedback inside the block (llmq_round_block). One thread. */
+    /* Rounds one block of columns of a slab of rows with error feedback inside the block (llmq_round_block). One
+     * thread. */
     void (*round_block)(const llmq_round_block *b);
 } llmq_backend_ops;
 

@@ -39,7 +39,9 @@ void llmq_log(llmq_log_level level, const char *fmt, ...) {
     log_fn(log_user, level, line);
 }
 
-const char *llmq_version(void) { return LLMQ_VERSION; }
+const char *llmq_version(void) {
+    return LLMQ_VERSION;
+}
 
 const char *llmq_status_name(llmq_status status) {
     switch (status) {

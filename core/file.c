@@ -20,11 +20,16 @@ static llmq_status open_regular(const char *path, int *fd_out, struct stat *st, 
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return io_error(err, path, "open");
     llmq_status status = LLMQ_OK;
-    if (fstat(fd, st) != 0) status = io_error(err, path, "read");
-    else if (S_ISDIR(st->st_mode)) status = llmq_fail(err, LLMQ_E_IO, "%s: is a folder, not a file", path);
-    else if (!S_ISREG(st->st_mode)) status = llmq_fail(err, LLMQ_E_IO, "%s: is not a regular file", path);
-    if (status != LLMQ_OK) close(fd);
-    else *fd_out = fd;
+    if (fstat(fd, st) != 0)
+        status = io_error(err, path, "read");
+    else if (S_ISDIR(st->st_mode))
+        status = llmq_fail(err, LLMQ_E_IO, "%s: is a folder, not a file", path);
+    else if (!S_ISREG(st->st_mode))
+        status = llmq_fail(err, LLMQ_E_IO, "%s: is not a regular file", path);
+    if (status != LLMQ_OK)
+        close(fd);
+    else
+        *fd_out = fd;
     return status;
 }
 
@@ -36,8 +41,10 @@ llmq_status file_map(const char *path, llmq_map *out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) status = io_error(err, path, "map");
-        else *out = (llmq_map){p, (size_t)st.st_size, (uint64_t)st.st_dev, (uint64_t)st.st_ino};
+        if (p == MAP_FAILED)
+            status = io_error(err, path, "map");
+        else
+            *out = (llmq_map){p, (size_t)st.st_size, (uint64_t)st.st_dev, (uint64_t)st.st_ino};
     }
     close(fd);
     return status;
@@ -57,8 +64,12 @@ static void advise(const llmq_map *map, const void *p, size_t len, int advice, b
     if (b > a) madvise((void *)a, b - a, advice);
 }
 
-void file_map_release(const llmq_map *map, const void *p, size_t len) { advise(map, p, len, MADV_DONTNEED, true); }
-void file_map_prefetch(const llmq_map *map, const void *p, size_t len) { advise(map, p, len, MADV_WILLNEED, false); }
+void file_map_release(const llmq_map *map, const void *p, size_t len) {
+    advise(map, p, len, MADV_DONTNEED, true);
+}
+void file_map_prefetch(const llmq_map *map, const void *p, size_t len) {
+    advise(map, p, len, MADV_WILLNEED, false);
+}
 
 llmq_status file_read(const char *path, size_t max, char **out, size_t *len_out, llmq_err *err) {
     int fd = -1;
@@ -68,7 +79,8 @@ llmq_status file_read(const char *path, size_t max, char **out, size_t *len_out,
     char *buf = NULL;
     llmq_status status = LLMQ_OK;
     if (size > max) {
-        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: %zu bytes are more than the %zu allowed for such a file", path, size, max);
+        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: %zu bytes are more than the %zu allowed for such a file", path,
+                           size, max);
         goto done;
     }
     buf = mem_alloc(size + 1, 1);
@@ -152,14 +164,16 @@ static llmq_status check_space(const char *path, int fd, uint64_t bytes, llmq_er
     if (bytes == 0 || fstatvfs(fd, &fs) != 0) return LLMQ_OK; /* cannot tell: the write itself will */
     uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
     if (room >= bytes) return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_IO, "%s: needs %.1f MB, the disk has %.1f MB left; free some space or choose another place with -o",
+    return llmq_fail(err, LLMQ_E_IO,
+                     "%s: needs %.1f MB, the disk has %.1f MB left; free some space or choose another place with -o",
                      path, (double)bytes / 1e6, (double)room / 1e6);
 }
 
 llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **result, llmq_err *err) {
     *result = NULL;
     if (!force && file_exists(path))
-        return llmq_fail(err, LLMQ_E_EXISTS, "%s: exists already; name another output with -o, or add --force to replace it", path);
+        return llmq_fail(err, LLMQ_E_EXISTS,
+                         "%s: exists already; name another output with -o, or add --force to replace it", path);
     if (file_is_dir(path)) return llmq_fail(err, LLMQ_E_IO, "%s: is a folder; name a file", path);
     llmq_out *out = mem_zalloc(1, sizeof *out);
     size_t len = strlen(path);
@@ -222,9 +236,12 @@ llmq_status out_finish(llmq_out *out, llmq_err *err) {
     if (fsync(fd) != 0) status = io_error(err, out->tmp, "sync");
     out->fd = -1;
     if (close(fd) != 0 && status == LLMQ_OK) status = io_error(err, out->tmp, "close");
-    if (status == LLMQ_OK && rename(out->tmp, out->path) != 0) status = io_error(err, out->path, "rename the finished file to");
-    if (status == LLMQ_OK) sync_folder(out->path);
-    else unlink(out->tmp);
+    if (status == LLMQ_OK && rename(out->tmp, out->path) != 0)
+        status = io_error(err, out->path, "rename the finished file to");
+    if (status == LLMQ_OK)
+        sync_folder(out->path);
+    else
+        unlink(out->tmp);
     out_free(out);
     return status;
 }

@@ -11,7 +11,7 @@ typedef struct llmq_map {
 } llmq_map;
 
 llmq_status file_map(const char *path, llmq_map *out, llmq_err *err);
-void file_unmap(llmq_map *map);                                       /* NULL and zeroed allowed */
+void file_unmap(llmq_map *map);                                        /* NULL and zeroed allowed */
 void file_map_release(const llmq_map *map, const void *p, size_t len); /* the pages of [p, p+len) may leave memory */
 void file_map_prefetch(const llmq_map *map, const void *p, size_t len);
 
@@ -29,7 +29,8 @@ const char *path_base(const char *path); /* after the last slash */
 typedef struct llmq_out llmq_out;
 /* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and checks that `bytes` (0: unknown) fit on the disk. */
 llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
-llmq_status out_write_at(llmq_out *out, const void *data, size_t len, uint64_t offset, llmq_err *err); /* any order, any thread */
+llmq_status out_write_at(llmq_out *out, const void *data, size_t len, uint64_t offset,
+                         llmq_err *err);              /* any order, any thread */
 llmq_status out_finish(llmq_out *out, llmq_err *err); /* the object is gone afterwards, also on failure */
 void out_abort(llmq_out *out);                        /* NULL allowed */
 

@@ -25,12 +25,14 @@ HALF_FN float f32_from_bits(uint32_t u) {
 }
 
 /* mask ? a : b for all ones or all zeros; a ?: would become a branch, and loops over rows would not vectorize. */
-HALF_FN uint32_t bits_select(uint32_t mask, uint32_t a, uint32_t b) { return (a & mask) | (b & ~mask); }
+HALF_FN uint32_t bits_select(uint32_t mask, uint32_t a, uint32_t b) {
+    return (a & mask) | (b & ~mask);
+}
 
 HALF_FN float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mag = h & 0x7fffu;
     uint32_t normal = (mag << 13) + 0x38000000u;
-    uint32_t wide = mag << 13 | 0x7f800000u;                                    /* Inf, NaN */
+    uint32_t wide = mag << 13 | 0x7f800000u;                                 /* Inf, NaN */
     uint32_t small = f32_bits((float)(int32_t)mag * 5.9604644775390625e-8f); /* mag * 2^-24: exact if subnormal */
     uint32_t u = bits_select(0u - (uint32_t)(mag < 0x0400u), small, normal);
     return f32_from_bits(sign | bits_select(0u - (uint32_t)(mag >= 0x7c00u), wide, u));
@@ -47,7 +49,9 @@ HALF_FN uint16_t f32_to_f16(float x) {
     return (uint16_t)(sign | bits_select(0u - (uint32_t)(mag >= 0x477ff000u), wide, h)); /* 65520 and up: Inf */
 }
 
-HALF_FN float bf16_to_f32(uint16_t h) { return f32_from_bits((uint32_t)h << 16); }
+HALF_FN float bf16_to_f32(uint16_t h) {
+    return f32_from_bits((uint32_t)h << 16);
+}
 
 HALF_FN uint16_t f32_to_bf16(float x) {
     uint32_t u = f32_bits(x);

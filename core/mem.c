@@ -9,7 +9,9 @@
 
 static atomic_long fail_countdown; /* 0: off; tests only */
 
-void mem_fail_after(long n) { atomic_store(&fail_countdown, n); }
+void mem_fail_after(long n) {
+    atomic_store(&fail_countdown, n);
+}
 
 static bool must_fail(void) {
     long n = atomic_load_explicit(&fail_countdown, memory_order_relaxed);
@@ -39,7 +41,9 @@ void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size) {
     return q;
 }
 
-void mem_free(void *p) { free(p); }
+void mem_free(void *p) {
+    free(p);
+}
 
 char *mem_strdup(const char *s) {
     size_t n = strlen(s) + 1;
@@ -57,15 +61,20 @@ static void *map_anonymous(size_t bytes, int advice) {
     return p;
 }
 
-void *mem_alloc_big(size_t bytes) { return map_anonymous(bytes, MADV_HUGEPAGE); }
-void *mem_alloc_lazy(size_t bytes) { return map_anonymous(bytes, MADV_NOHUGEPAGE); }
+void *mem_alloc_big(size_t bytes) {
+    return map_anonymous(bytes, MADV_HUGEPAGE);
+}
+void *mem_alloc_lazy(size_t bytes) {
+    return map_anonymous(bytes, MADV_NOHUGEPAGE);
+}
 
 void mem_free_big(void *p, size_t bytes) {
     if (p) munmap(p, size_align(bytes, 4096));
 }
 
 llmq_status mem_error(llmq_err *err, size_t bytes, const char *what) {
-    return llmq_fail(err, LLMQ_E_MEMORY, "out of memory: %.1f MB for %s; close other programs or use a smaller model, context or batch",
+    return llmq_fail(err, LLMQ_E_MEMORY,
+                     "out of memory: %.1f MB for %s; close other programs or use a smaller model, context or batch",
                      (double)bytes / 1e6, what);
 }
 
@@ -79,7 +88,8 @@ int64_t mem_note_peak(void) {
         if (sscanf(line, "RssAnon: %lld kB", &kb) == 1) break;
     if (f) fclose(f);
     int64_t now = (int64_t)kb * 1024, old = atomic_load(&peak_anon);
-    while (now > old && !atomic_compare_exchange_weak(&peak_anon, &old, now)) {}
+    while (now > old && !atomic_compare_exchange_weak(&peak_anon, &old, now)) {
+    }
     return now;
 }
 
@@ -100,7 +110,9 @@ struct llmq_arena {
     arena_block *head;
 };
 
-llmq_arena *arena_create(void) { return mem_zalloc(1, sizeof(llmq_arena)); }
+llmq_arena *arena_create(void) {
+    return mem_zalloc(1, sizeof(llmq_arena));
+}
 
 void arena_destroy(llmq_arena *arena) {
     if (!arena) return;

@@ -8,14 +8,25 @@
 #define MEM_ALIGN 64 /* cache line and zmm */
 
 /* *out = a * b (a + b); false on overflow. */
-static inline bool size_mul(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool size_add(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
-static inline bool i64_mul(int64_t a, int64_t b, int64_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool i64_add(int64_t a, int64_t b, int64_t *out) { return !__builtin_add_overflow(a, b, out); }
-static inline size_t size_align(size_t n, size_t align) { return (n + align - 1) / align * align; }
+static inline bool size_mul(size_t a, size_t b, size_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool size_add(size_t a, size_t b, size_t *out) {
+    return !__builtin_add_overflow(a, b, out);
+}
+static inline bool i64_mul(int64_t a, int64_t b, int64_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool i64_add(int64_t a, int64_t b, int64_t *out) {
+    return !__builtin_add_overflow(a, b, out);
+}
+static inline size_t size_align(size_t n, size_t align) {
+    return (n + align - 1) / align * align;
+}
 
 /* n * size bytes aligned to MEM_ALIGN; the size is padded to a multiple of MEM_ALIGN, so that vector loads of the last
- * element stay inside. NULL when out of memory, on overflow; never NULL for 0 bytes. mem_alloc leaves bytes undefined. */
+ * element stay inside. NULL when out of memory, on overflow; never NULL for 0 bytes. mem_alloc leaves bytes undefined.
+ */
 void *mem_alloc(size_t n, size_t size);
 void *mem_zalloc(size_t n, size_t size);
 /* As realloc for blocks of mem_alloc (old_n elements are kept). */
@@ -24,7 +35,8 @@ void mem_free(void *p); /* NULL allowed */
 char *mem_strdup(const char *s);
 /* Large blocks for weights: huge pages where the system gives them. Freed by mem_free_big with the same size. */
 void *mem_alloc_big(size_t bytes);
-/* Zeros of which only small pages that are touched take memory: for what may stay mostly unused. Freed by mem_free_big. */
+/* Zeros of which only small pages that are touched take memory: for what may stay mostly unused. Freed by mem_free_big.
+ */
 void *mem_alloc_lazy(size_t bytes);
 void mem_free_big(void *p, size_t bytes);
 
@@ -42,7 +54,7 @@ int64_t mem_peak(void);
 typedef struct llmq_arena llmq_arena;
 llmq_arena *arena_create(void);
 void arena_destroy(llmq_arena *arena);
-void *arena_alloc(llmq_arena *arena, size_t bytes, size_t align); /* NULL when out of memory */
-char *arena_strndup(llmq_arena *arena, const char *s, size_t len);  /* adds a NUL */
+void *arena_alloc(llmq_arena *arena, size_t bytes, size_t align);  /* NULL when out of memory */
+char *arena_strndup(llmq_arena *arena, const char *s, size_t len); /* adds a NUL */
 
 #endif

@@ -32,10 +32,17 @@ void meta_destroy(llmq_meta *meta) {
 
 size_t meta_type_size(llmq_meta_type type) {
     switch (type) {
-    case META_U8: case META_I8: case META_BOOL: return 1;
-    case META_U16: case META_I16: return 2;
-    case META_U32: case META_I32: case META_F32: return 4;
-    case META_U64: case META_I64: case META_F64: return 8;
+    case META_U8:
+    case META_I8:
+    case META_BOOL: return 1;
+    case META_U16:
+    case META_I16: return 2;
+    case META_U32:
+    case META_I32:
+    case META_F32: return 4;
+    case META_U64:
+    case META_I64:
+    case META_F64: return 8;
     default: return 0;
     }
 }
@@ -46,7 +53,9 @@ static llmq_meta_value *find(const llmq_meta *meta, const char *key) {
     return NULL;
 }
 
-static llmq_status no_memory(llmq_err *err) { return mem_error(err, 0, "metadata"); }
+static llmq_status no_memory(llmq_err *err) {
+    return mem_error(err, 0, "metadata");
+}
 
 /* The slot of key with everything but the key cleared. */
 static llmq_meta_value *slot(llmq_meta *meta, const char *key, llmq_meta_type type) {
@@ -97,7 +106,8 @@ llmq_status meta_set_str(llmq_meta *meta, const char *key, const char *s, llmq_e
     return meta_set_strn(meta, key, s, strlen(s), err);
 }
 
-llmq_status meta_set_array(llmq_meta *meta, const char *key, llmq_meta_type type, const void *data, size_t n, llmq_err *err) {
+llmq_status meta_set_array(llmq_meta *meta, const char *key, llmq_meta_type type, const void *data, size_t n,
+                           llmq_err *err) {
     size_t bytes, size = meta_type_size(type);
     LLMQ_ASSERT(size > 0);
     if (!size_mul(n, size, &bytes)) return no_memory(err);
@@ -151,19 +161,32 @@ void meta_remove(llmq_meta *meta, const char *key) {
     meta->n--;
 }
 
-size_t meta_count(const llmq_meta *meta) { return meta->n; }
-const llmq_meta_value *meta_at(const llmq_meta *meta, size_t index) { return index < meta->n ? &meta->values[index] : NULL; }
-const llmq_meta_value *meta_find(const llmq_meta *meta, const char *key) { return find(meta, key); }
+size_t meta_count(const llmq_meta *meta) {
+    return meta->n;
+}
+const llmq_meta_value *meta_at(const llmq_meta *meta, size_t index) {
+    return index < meta->n ? &meta->values[index] : NULL;
+}
+const llmq_meta_value *meta_find(const llmq_meta *meta, const char *key) {
+    return find(meta, key);
+}
 
 bool meta_get_i64(const llmq_meta *meta, const char *key, int64_t *out) {
     const llmq_meta_value *v = find(meta, key);
     if (!v) return false;
     switch (v->type) {
-    case META_U8: case META_U16: case META_U32: case META_U64: case META_BOOL:
+    case META_U8:
+    case META_U16:
+    case META_U32:
+    case META_U64:
+    case META_BOOL:
         if (v->u > INT64_MAX) return false;
         *out = (int64_t)v->u;
         return true;
-    case META_I8: case META_I16: case META_I32: case META_I64: *out = v->i; return true;
+    case META_I8:
+    case META_I16:
+    case META_I32:
+    case META_I64: *out = v->i; return true;
     default: return false;
     }
 }

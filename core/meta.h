@@ -6,8 +6,19 @@
 #include "core/err.h"
 
 typedef enum llmq_meta_type { /* numbers as in GGUF files */
-    META_U8 = 0, META_I8 = 1, META_U16 = 2, META_I16 = 3, META_U32 = 4, META_I32 = 5, META_F32 = 6, META_BOOL = 7,
-    META_STR = 8, META_ARRAY = 9, META_U64 = 10, META_I64 = 11, META_F64 = 12
+                              META_U8 = 0,
+                              META_I8 = 1,
+                              META_U16 = 2,
+                              META_I16 = 3,
+                              META_U32 = 4,
+                              META_I32 = 5,
+                              META_F32 = 6,
+                              META_BOOL = 7,
+                              META_STR = 8,
+                              META_ARRAY = 9,
+                              META_U64 = 10,
+                              META_I64 = 11,
+                              META_F64 = 12
 } llmq_meta_type;
 
 typedef struct llmq_str {
@@ -26,7 +37,7 @@ typedef struct llmq_meta_value {
         struct {
             llmq_meta_type type; /* element type, never META_ARRAY */
             size_t n;
-            const void *data;    /* packed little-endian elements; for META_STR: const llmq_str * */
+            const void *data; /* packed little-endian elements; for META_STR: const llmq_str * */
         } arr;
     };
 } llmq_meta_value;
@@ -45,7 +56,8 @@ llmq_status meta_set_bool(llmq_meta *meta, const char *key, bool x, llmq_err *er
 llmq_status meta_set_str(llmq_meta *meta, const char *key, const char *s, llmq_err *err);
 llmq_status meta_set_strn(llmq_meta *meta, const char *key, const char *s, size_t len, llmq_err *err);
 /* n elements of a numeric type, packed little-endian as in memory. */
-llmq_status meta_set_array(llmq_meta *meta, const char *key, llmq_meta_type type, const void *data, size_t n, llmq_err *err);
+llmq_status meta_set_array(llmq_meta *meta, const char *key, llmq_meta_type type, const void *data, size_t n,
+                           llmq_err *err);
 llmq_status meta_set_strs(llmq_meta *meta, const char *key, const llmq_str *strs, size_t n, llmq_err *err);
 /* A copy of any value under the same key (or another key, if key is not NULL). */
 llmq_status meta_set_value(llmq_meta *meta, const char *key, const llmq_meta_value *value, llmq_err *err);
@@ -55,8 +67,8 @@ size_t meta_count(const llmq_meta *meta);
 const llmq_meta_value *meta_at(const llmq_meta *meta, size_t index);
 const llmq_meta_value *meta_find(const llmq_meta *meta, const char *key); /* NULL if absent */
 
-/* Readers convert between integer types (range-checked) and from integers to floats; false if absent or of another kind,
- * *out is then untouched, so a default set before stays. */
+/* Readers convert between integer types (range-checked) and from integers to floats; false if absent or of another
+ * kind, *out is then untouched, so a default set before stays. */
 bool meta_get_i64(const llmq_meta *meta, const char *key, int64_t *out);
 bool meta_get_f64(const llmq_meta *meta, const char *key, double *out);
 bool meta_get_bool(const llmq_meta *meta, const char *key, bool *out);

@@ -67,8 +67,12 @@ llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err) {
     return LLMQ_OK;
 }
 
-void team_destroy(llmq_team *team) { mem_free(team); }
-int team_size(const llmq_team *team) { return team->n; }
+void team_destroy(llmq_team *team) {
+    mem_free(team);
+}
+int team_size(const llmq_team *team) {
+    return team->n;
+}
 
 void team_run(llmq_team *team, team_fn *fn, void *arg) {
     if (team->n == 1) {
@@ -95,8 +99,10 @@ void worker_barrier(const llmq_worker *worker) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < 20000) cpu_relax();
-        else sched_yield(); /* somebody lost his core: let him run */
+        if (spins < 20000)
+            cpu_relax();
+        else
+            sched_yield(); /* somebody lost his core: let him run */
     }
 }
 

@@ -1,5 +1,5 @@
-/* The one place where threads are made. A team runs a function on all its workers at once (SPMD); workers meet at barriers.
- * One region serves a whole token, so the cost of waking threads is paid once. */
+/* The one place where threads are made. A team runs a function on all its workers at once (SPMD); workers meet at
+ * barriers. One region serves a whole token, so the cost of waking threads is paid once. */
 #ifndef LLMQ_CORE_PARALLEL_H
 #define LLMQ_CORE_PARALLEL_H
 
@@ -31,8 +31,8 @@ static inline void worker_range(const llmq_worker *w, int64_t n, int64_t step, i
     *end = b < n ? b : n;
 }
 
-/* Dynamic sharing: hands out 0, 1, 2, ... once each between two worker_counter_reset calls. reset is called by one worker
- * with a barrier after it. */
+/* Dynamic sharing: hands out 0, 1, 2, ... once each between two worker_counter_reset calls. reset is called by one
+ * worker with a barrier after it. */
 void worker_counter_reset(const llmq_worker *worker);
 int64_t worker_counter_next(const llmq_worker *worker);
 

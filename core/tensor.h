@@ -16,8 +16,14 @@ typedef struct llmq_tensor {
     const void *data;              /* NULL in a plan (a tensor yet to be written) */
 } llmq_tensor;
 
-static inline int64_t tensor_numel(const llmq_tensor *t) { return t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3]; }
-static inline int64_t tensor_rows(const llmq_tensor *t) { return t->dims[1] * t->dims[2] * t->dims[3]; }
-static inline int64_t tensor_cols(const llmq_tensor *t) { return t->dims[0]; }
+static inline int64_t tensor_numel(const llmq_tensor *t) {
+    return t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
+}
+static inline int64_t tensor_rows(const llmq_tensor *t) {
+    return t->dims[1] * t->dims[2] * t->dims[3];
+}
+static inline int64_t tensor_cols(const llmq_tensor *t) {
+    return t->dims[0];
+}
 
 #endif

@@ -1,12 +1,12 @@
 /* Perplexity of a text, and with a base model the distance of one model's predictions from the other's.
  *
- * Rule of llama.cpp's llama-perplexity: the encoded text is cut into windows of n_ctx tokens; each starts from an empty cache,
- * with its first token replaced by BOS where the tokenizer adds one; positions n_ctx/2 .. n_ctx-2 are scored by the probability
- * of the token after them. ppl = exp(mean nll); its standard error is ppl * sd(nll) / sqrt(n - 1) (delta method).
- * With `full` all positions 0 .. n_ctx-2 are scored.
+ * Rule of llama.cpp's llama-perplexity: the encoded text is cut into windows of n_ctx tokens; each starts from an empty
+ * cache, with its first token replaced by BOS where the tokenizer adds one; positions n_ctx/2 .. n_ctx-2 are scored by
+ * the probability of the token after them. ppl = exp(mean nll); its standard error is ppl * sd(nll) / sqrt(n - 1)
+ * (delta method). With `full` all positions 0 .. n_ctx-2 are scored.
  *
- * Both models run on the same windows, so differences are paired: the standard error of ppl - base_ppl comes from the tokens'
- * z_i = ppl * (nll_i - mean) - base_ppl * (base_nll_i - base_mean). */
+ * Both models run on the same windows, so differences are paired: the standard error of ppl - base_ppl comes from the
+ * tokens' z_i = ppl * (nll_i - mean) - base_ppl * (base_nll_i - base_mean). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,17 +15,19 @@
 #include "engine/session.h"
 
 typedef struct ppl_job {
-    llmq_session *session, *base; /* base NULL: none */
+    llmq_session *session, *base;             /* base NULL: none */
     int64_t n_ctx, first, n_chunks, n_scored; /* positions scored in a window */
-    int32_t *window;              /* [n_ctx] */
-    double *nll, *base_nll, *kl;  /* [n_chunks * n_scored]; the last two only with a base */
-    uint8_t *same;                /* top-1 agreement */
-    int64_t done;                 /* tokens scored so far */
+    int32_t *window;                          /* [n_ctx] */
+    double *nll, *base_nll, *kl;              /* [n_chunks * n_scored]; the last two only with a base */
+    uint8_t *same;                            /* top-1 agreement */
+    int64_t done;                             /* tokens scored so far */
     const llmq_ppl_params *params;
     double start;
 } ppl_job;
 
-void llmq_ppl_params_default(llmq_ppl_params *params) { *params = (llmq_ppl_params){.n_ctx = 512}; }
+void llmq_ppl_params_default(llmq_ppl_params *params) {
+    *params = (llmq_ppl_params){.n_ctx = 512};
+}
 
 /* exp(x) for x <= 0 to 2 ulp, without branches so that compilers vectorize the loops over a vocabulary: x = k ln2 + r,
  * |r| <= ln2/2, exp(r) by a polynomial. */
@@ -126,7 +128,8 @@ static llmq_status score_window(ppl_job *job, int64_t chunk, llmq_err *err) {
     for (int64_t at = 0; at < job->n_ctx; at += n_batch) {
         int64_t end = at + n_batch < job->n_ctx ? at + n_batch : job->n_ctx, begin = job->first > at ? job->first : at;
         int64_t n_out = begin < end ? end - begin : 0, n_rows = end < n_scored_end ? n_out : n_out - 1;
-        for (int i = 0; i < n_sessions; i++) LLMQ_TRY(session_run(sessions[i], job->window + at, end - at, n_out, NULL, err));
+        for (int i = 0; i < n_sessions; i++)
+            LLMQ_TRY(session_run(sessions[i], job->window + at, end - at, n_out, NULL, err));
         for (int64_t row = 0; row < n_rows; row += SESSION_LOGIT_ROWS) {
             int64_t n = n_rows - row < SESSION_LOGIT_ROWS ? n_rows - row : SESSION_LOGIT_ROWS;
             for (int i = 0; i < n_sessions; i++) forward_head(&sessions[i]->fwd, row, n, sessions[i]->logit_rows);
@@ -175,8 +178,10 @@ static llmq_status finish(const ppl_job *job, llmq_ppl_result *out, llmq_err *er
     double nll = mean(job->nll, n), s2 = 0;
     for (int64_t i = 0; i < n; i++) s2 += (job->nll[i] - nll) * (job->nll[i] - nll);
     if (!isfinite(nll))
-        return llmq_fail(err, LLMQ_E_NUMERIC, "%s: the model's logits are not finite; its weights are damaged: download or quantize it again",
-                         job->session->model->info.path);
+        return llmq_fail(
+            err, LLMQ_E_NUMERIC,
+            "%s: the model's logits are not finite; its weights are damaged: download or quantize it again",
+            job->session->model->info.path);
     out->ppl = exp(nll);
     out->ppl_stderr = n > 1 ? out->ppl * sqrt(s2 / (double)n / (double)(n - 1)) : 0;
     out->tokens = n;
@@ -187,12 +192,16 @@ static llmq_status finish(const ppl_job *job, llmq_ppl_result *out, llmq_err *er
 
 /* ---- the job ---- */
 
-static llmq_status check_models(const llmq_model *model, const llmq_model *base, const llmq_ppl_params *p, llmq_err *err) {
-    if (p->n_ctx < 4 || p->n_ctx > 1 << 20) return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 4 to %d", (long long)p->n_ctx, 1 << 20);
-    if (p->n_chunks < 0) return llmq_fail(err, LLMQ_E_ARG, "--chunks %lld: must not be negative", (long long)p->n_chunks);
+static llmq_status check_models(const llmq_model *model, const llmq_model *base, const llmq_ppl_params *p,
+                                llmq_err *err) {
+    if (p->n_ctx < 4 || p->n_ctx > 1 << 20)
+        return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 4 to %d", (long long)p->n_ctx, 1 << 20);
+    if (p->n_chunks < 0)
+        return llmq_fail(err, LLMQ_E_ARG, "--chunks %lld: must not be negative", (long long)p->n_chunks);
     if (base && base->hp.n_vocab != model->hp.n_vocab)
-        return llmq_fail(err, LLMQ_E_ARG, "%s has %lld tokens and %s %lld: --base needs a model with the same vocabulary", model->info.path,
-                         (long long)model->hp.n_vocab, base->info.path, (long long)base->hp.n_vocab);
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "%s has %lld tokens and %s %lld: --base needs a model with the same vocabulary",
+                         model->info.path, (long long)model->hp.n_vocab, base->info.path, (long long)base->hp.n_vocab);
     return LLMQ_OK;
 }
 
@@ -211,30 +220,35 @@ static llmq_status create_job(ppl_job *job, llmq_model *model, llmq_model *base,
     job->base_nll = mem_alloc(base ? n : 0, sizeof *job->base_nll);
     job->kl = mem_alloc(base ? n : 0, sizeof *job->kl);
     job->same = mem_alloc(base ? n : 0, 1);
-    if (!job->window || !job->nll || !job->base_nll || !job->kl || !job->same) return mem_error(err, n * sizeof *job->nll, "perplexity");
+    if (!job->window || !job->nll || !job->base_nll || !job->kl || !job->same)
+        return mem_error(err, n * sizeof *job->nll, "perplexity");
     return LLMQ_OK;
 }
 
-static llmq_status plan_job(ppl_job *job, const llmq_model *model, const llmq_ppl_params *p, const int32_t *tokens, size_t n_tokens,
-                            llmq_err *err) {
+static llmq_status plan_job(ppl_job *job, const llmq_model *model, const llmq_ppl_params *p, const int32_t *tokens,
+                            size_t n_tokens, llmq_err *err) {
     for (size_t i = 0; i < n_tokens; i++)
         if (tokens[i] < 0 || tokens[i] >= model->hp.n_vocab)
-            return llmq_fail(err, LLMQ_E_ARG, "%s: the tokenizer gives token %d, outside the model's vocabulary of %lld; is it this model's own?",
-                             model->info.path, (int)tokens[i], (long long)model->hp.n_vocab);
+            return llmq_fail(
+                err, LLMQ_E_ARG,
+                "%s: the tokenizer gives token %d, outside the model's vocabulary of %lld; is it this model's own?",
+                model->info.path, (int)tokens[i], (long long)model->hp.n_vocab);
     job->params = p;
     job->n_ctx = p->n_ctx;
     job->first = p->full ? 0 : p->n_ctx / 2;
     job->n_scored = p->n_ctx - 1 - job->first;
     job->n_chunks = (int64_t)n_tokens / p->n_ctx;
     if (job->n_chunks == 0)
-        return llmq_fail(err, LLMQ_E_ARG, "the text has only %zu tokens, less than one window of %lld; give a longer text or a smaller --ctx",
-                         n_tokens, (long long)p->n_ctx);
+        return llmq_fail(
+            err, LLMQ_E_ARG,
+            "the text has only %zu tokens, less than one window of %lld; give a longer text or a smaller --ctx",
+            n_tokens, (long long)p->n_ctx);
     if (p->n_chunks > 0 && p->n_chunks < job->n_chunks) job->n_chunks = p->n_chunks;
     return LLMQ_OK;
 }
 
-llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const char *text, size_t len, const llmq_ppl_params *params,
-                            llmq_ppl_result *out, llmq_err *err) {
+llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const char *text, size_t len,
+                            const llmq_ppl_params *params, llmq_ppl_result *out, llmq_err *err) {
     llmq_ppl_params defaults;
     llmq_ppl_params_default(&defaults);
     if (!params) params = &defaults;

@@ -86,7 +86,8 @@ static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int la
     const llmq_model *model = ex->model;
     llmq_tensor *t = &ex->tensors[ex->n];
     llmq_export_entry *entry = &ex->entries[ex->n];
-    *entry = (llmq_export_entry){.src = src, .role = rule->role, .layer = layer, .matrix = arch_role_is_matrix(rule->role)};
+    *entry =
+        (llmq_export_entry){.src = src, .role = rule->role, .layer = layer, .matrix = arch_role_is_matrix(rule->role)};
     if (rule->permute && model->rope_neox && !model->arch->gguf_neox)
         entry->interleave = rule->permute == 1 ? model->hp.n_head : model->hp.n_head_kv;
     arch_tensor_name(rule, NAMING_GGUF, layer, t->name);

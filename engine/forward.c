@@ -8,16 +8,23 @@ typedef struct step {
     const llmq_backend_ops *ops;
     const llmq_hparams *hp;
     const llmq_worker *all; /* divides matmuls and attention; its barriers are real */
-    llmq_worker me;         /* divides the small ops: the same, or this worker alone (one token: everybody does them whole) */
+    llmq_worker me; /* divides the small ops: the same, or this worker alone (one token: everybody does them whole) */
     bool alone;
     forward_lane *lane;
-    float *x;               /* (n_tok, n_embd) */
+    float *x; /* (n_tok, n_embd) */
     int64_t n_tok, pos;
 } step;
 
 static step step_begin(llmq_forward *f, const llmq_worker *w, int64_t n_tok, int64_t pos) {
     bool alone = n_tok == 1;
-    step s = {.f = f, .ops = f->model->ops, .hp = &f->model->hp, .all = w, .me = *w, .alone = alone, .n_tok = n_tok, .pos = pos};
+    step s = {.f = f,
+              .ops = f->model->ops,
+              .hp = &f->model->hp,
+              .all = w,
+              .me = *w,
+              .alone = alone,
+              .n_tok = n_tok,
+              .pos = pos};
     if (alone) s.me = (llmq_worker){0, 1, w->team};
     s.lane = &f->lanes[alone ? w->id : 0];
     s.x = s.lane->x;
@@ -44,7 +51,8 @@ static llmq_acts acts_for(const step *s, const float *x, int64_t cols, const llm
     return a;
 }
 
-static llmq_acts normalized(const step *s, const float *x, const float *gain, const llmq_weight *const *weights, int n) {
+static llmq_acts normalized(const step *s, const float *x, const float *gain, const llmq_weight *const *weights,
+                            int n) {
     int64_t n_embd = s->hp->n_embd;
     s->ops->rms_norm(&s->me, x, gain, s->hp->eps, s->lane->norm, s->n_tok, n_embd, n_embd);
     sync_small(s);
@@ -59,7 +67,8 @@ static void rotate(const step *s, const llmq_worker *w, float *x, const float *g
         s->ops->rms_norm(w, x, gain, hp->eps, x, s->n_tok * n_head, hp->head_dim, hp->head_dim);
         if (!s->alone) worker_barrier(w);
     }
-    s->ops->rope(w, x, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, table, s->f->model->rope_neox);
+    s->ops->rope(w, x, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, table,
+                 s->f->model->rope_neox);
 }
 
 static void rotate_and_store(const step *s, const llmq_layer *layer, llmq_kv *kv) {
@@ -85,7 +94,8 @@ static int64_t keep_last(step *s, int64_t n_out) {
     return gone;
 }
 
-/* x += o(attention(rope(qkv(norm(x))))). In the last layer, n_out < n_tok drops the tokens whose result nobody reads. */
+/* x += o(attention(rope(qkv(norm(x))))). In the last layer, n_out < n_tok drops the tokens whose result nobody reads.
+ */
 static void attention_block(step *s, int64_t l, int64_t n_out) {
     llmq_forward *f = s->f;
     const llmq_layer *layer = &f->model->layers[l];
@@ -102,8 +112,13 @@ static void attention_block(step *s, int64_t l, int64_t n_out) {
 
     const float *q = f->q + keep_last(s, n_out) * q_dim;
     if (s->n_tok == 0) return;
-    llmq_attn attn = {.n_head = (int)hp->n_head, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim,
-                      .scale = f->attn_scale, .window = hp->window, .pos = s->pos, .n_tok = s->n_tok};
+    llmq_attn attn = {.n_head = (int)hp->n_head,
+                      .n_head_kv = (int)hp->n_head_kv,
+                      .head_dim = (int)hp->head_dim,
+                      .scale = f->attn_scale,
+                      .window = hp->window,
+                      .pos = s->pos,
+                      .n_tok = s->n_tok};
     s->ops->attention(s->all, &attn, q, q_dim, &f->kv[l], f->attn, f->attn_scratch);
     worker_barrier(s->all);
     a = acts_for(s, f->attn, q_dim, (const llmq_weight *[]){&layer->o}, 1);
@@ -200,7 +215,9 @@ static void *carve(carver *c, size_t bytes) {
     return p;
 }
 
-static float *carve_f32(carver *c, int64_t rows, int64_t cols) { return carve(c, (size_t)rows * (size_t)cols * sizeof(float)); }
+static float *carve_f32(carver *c, int64_t rows, int64_t cols) {
+    return carve(c, (size_t)rows * (size_t)cols * sizeof(float));
+}
 
 static size_t acts_max(const llmq_backend_ops *ops, const llmq_hparams *hp, llmq_act_form form, int64_t n_tok) {
     int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
@@ -214,8 +231,13 @@ static size_t acts_max(const llmq_backend_ops *ops, const llmq_hparams *hp, llmq
 
 static size_t attn_scratch_max(const llmq_forward *f) {
     const llmq_hparams *hp = &f->model->hp;
-    llmq_attn one = {.n_head = (int)hp->n_head, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim,
-                     .scale = f->attn_scale, .window = hp->window, .pos = f->n_ctx - 1, .n_tok = 1};
+    llmq_attn one = {.n_head = (int)hp->n_head,
+                     .n_head_kv = (int)hp->n_head_kv,
+                     .head_dim = (int)hp->head_dim,
+                     .scale = f->attn_scale,
+                     .window = hp->window,
+                     .pos = f->n_ctx - 1,
+                     .n_tok = 1};
     llmq_attn batch = one;
     batch.pos = f->n_ctx - f->n_batch;
     batch.n_tok = f->n_batch;
@@ -248,14 +270,19 @@ static void carve_scratch(llmq_forward *f, carver *c) {
 
 static llmq_status create_kv(llmq_forward *f, llmq_kv_type kv_type, llmq_err *err) {
     const llmq_hparams *hp = &f->model->hp;
-    size_t one = size_align(f->model->ops->kv_bytes((int)kv_type, f->n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
+    size_t one =
+        size_align(f->model->ops->kv_bytes((int)kv_type, f->n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
     if (!size_mul(one, 2 * (size_t)hp->n_layer, &f->kv_bytes)) f->kv_bytes = SIZE_MAX;
     f->kv = mem_zalloc((size_t)hp->n_layer, sizeof *f->kv);
     f->kv_block = mem_alloc_lazy(f->kv_bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
     if (!f->kv || !f->kv_block) return mem_error(err, f->kv_bytes, "the KV cache");
     for (int64_t l = 0; l < hp->n_layer; l++) {
         uint8_t *k = (uint8_t *)f->kv_block + 2 * one * (size_t)l;
-        f->kv[l] = (llmq_kv){.k = k, .v = k + one, .type = (int)kv_type, .n_ctx = f->n_ctx, .n_head_kv = (int)hp->n_head_kv,
+        f->kv[l] = (llmq_kv){.k = k,
+                             .v = k + one,
+                             .type = (int)kv_type,
+                             .n_ctx = f->n_ctx,
+                             .n_head_kv = (int)hp->n_head_kv,
                              .head_dim = (int)hp->head_dim};
     }
     return LLMQ_OK;
@@ -279,8 +306,8 @@ static llmq_status create_buffers(llmq_forward *f, llmq_kv_type kv_type, llmq_er
     return LLMQ_OK;
 }
 
-llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, llmq_kv_type kv_type,
-                           llmq_forward *out, llmq_err *err) {
+llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch,
+                           llmq_kv_type kv_type, llmq_forward *out, llmq_err *err) {
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
     *out = (llmq_forward){.model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .attn_scale = scale};
     llmq_status status = create_buffers(out, kv_type, err);

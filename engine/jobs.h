@@ -13,7 +13,6 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
 
 /* Refuses to write over what is being read, and over anything else without force (LLMQ_E_EXISTS). option: what named
  * out, for the message. */
-llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force,
-                             llmq_err *err);
+llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force, llmq_err *err);
 
 #endif

@@ -8,7 +8,9 @@
 
 /* ---- the tokenizer ---- */
 
-static bool has_prefix(const char *s, const char *prefix) { return strncmp(s, prefix, strlen(prefix)) == 0; }
+static bool has_prefix(const char *s, const char *prefix) {
+    return strncmp(s, prefix, strlen(prefix)) == 0;
+}
 
 static bool has_suffix(const char *s, const char *suffix) {
     size_t n = strlen(s), m = strlen(suffix);
@@ -19,8 +21,10 @@ static void drop_tokenizer_keys(llmq_meta *meta) {
     for (size_t i = 0; i < meta_count(meta);) {
         char key[256];
         snprintf(key, sizeof key, "%s", meta_at(meta, i)->key);
-        if (has_prefix(key, "tokenizer.") || has_prefix(key, "llmq.eos_token_ids")) meta_remove(meta, key);
-        else i++;
+        if (has_prefix(key, "tokenizer.") || has_prefix(key, "llmq.eos_token_ids"))
+            meta_remove(meta, key);
+        else
+            i++;
     }
 }
 
@@ -85,10 +89,13 @@ static llmq_status load_tokenizer(llmq_model *model, const llmq_model_params *pa
         LLMQ_TRY(read_tokenizer_file(params->tokenizer, n_vocab, model->meta, err));
         status = LLMQ_OK;
     } else {
-        status = meta_find(model->meta, "tokenizer.ggml.model") ? LLMQ_OK : read_tokenizer_beside(model->source, n_vocab, model->meta, why);
+        status = meta_find(model->meta, "tokenizer.ggml.model")
+                     ? LLMQ_OK
+                     : read_tokenizer_beside(model->source, n_vocab, model->meta, why);
     }
     if (status == LLMQ_OK && !meta_find(model->meta, "tokenizer.ggml.model"))
-        status = llmq_fail(why, LLMQ_E_UNSUPPORTED, "%s: the model carries no tokenizer; give one with --tokenizer FILE", model->source->path);
+        status = llmq_fail(why, LLMQ_E_UNSUPPORTED,
+                           "%s: the model carries no tokenizer; give one with --tokenizer FILE", model->source->path);
     else if (status == LLMQ_OK)
         status = tokenizer_create(model->meta, &model->tok, why);
     model->chat = chat_template_detect(meta_get_str(model->meta, "tokenizer.chat_template"));
@@ -111,15 +118,20 @@ static void role_shape(const llmq_hparams *hp, llmq_role role, int64_t *rows, in
     *rows = 1;
     *cols = hp->n_embd;
     switch (role) {
-    case ROLE_TOKEN_EMBD: case ROLE_OUTPUT: *rows = hp->n_vocab; break;
+    case ROLE_TOKEN_EMBD:
+    case ROLE_OUTPUT: *rows = hp->n_vocab; break;
     case ROLE_ROPE_FREQS: *cols = hp->n_rot / 2; break;
     case ROLE_Q: *rows = q_dim; break;
-    case ROLE_K: case ROLE_V: *rows = kv_dim; break;
+    case ROLE_K:
+    case ROLE_V: *rows = kv_dim; break;
     case ROLE_O: *rows = hp->n_embd, *cols = q_dim; break;
     case ROLE_Q_BIAS: *cols = q_dim; break;
-    case ROLE_K_BIAS: case ROLE_V_BIAS: *cols = kv_dim; break;
-    case ROLE_Q_NORM: case ROLE_K_NORM: *cols = hp->head_dim; break;
-    case ROLE_GATE: case ROLE_UP: *rows = hp->n_ff; break;
+    case ROLE_K_BIAS:
+    case ROLE_V_BIAS: *cols = kv_dim; break;
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM: *cols = hp->head_dim; break;
+    case ROLE_GATE:
+    case ROLE_UP: *rows = hp->n_ff; break;
     case ROLE_DOWN: *rows = hp->n_embd, *cols = hp->n_ff; break;
     default: break; /* norms and o's bias: n_embd */
     }
@@ -130,27 +142,36 @@ static llmq_status check_tensor(const llmq_model *model, llmq_role role, const l
     int64_t rows, cols;
     role_shape(&model->hp, role, &rows, &cols);
     if (tensor_cols(t) != cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor '%s' is %lld x %lld (rows x columns), but the model's settings ask for %lld x %lld; "
-                         "the file is damaged or its settings are not its own: convert or download the model again", path, t->name,
-                         (long long)tensor_rows(t), (long long)tensor_cols(t), (long long)rows, (long long)cols);
+        return llmq_fail(
+            err, LLMQ_E_FORMAT,
+            "%s: tensor '%s' is %lld x %lld (rows x columns), but the model's settings ask for %lld x %lld; "
+            "the file is damaged or its settings are not its own: convert or download the model again",
+            path, t->name, (long long)tensor_rows(t), (long long)tensor_cols(t), (long long)rows, (long long)cols);
     if (!type_info(t->type))
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor '%s' has a storage type that llmq does not know (%d); convert the model to "
-                         "another type, e.g. Q4_0 or Q8_0", path, t->name, (int)t->type);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "%s: tensor '%s' has a storage type that llmq does not know (%d); convert the model to "
+                         "another type, e.g. Q4_0 or Q8_0",
+                         path, t->name, (int)t->type);
     int64_t row_bytes = type_row_bytes(t->type, cols);
     if (row_bytes < 0 || t->bytes != row_bytes * rows || !t->data)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor '%s' has %lld bytes, which %lld x %lld weights of type %s do not fill; the file is "
-                         "damaged: download it again", path, t->name, (long long)t->bytes, (long long)rows, (long long)cols,
-                         llmq_type_name(t->type));
+        return llmq_fail(
+            err, LLMQ_E_FORMAT,
+            "%s: tensor '%s' has %lld bytes, which %lld x %lld weights of type %s do not fill; the file is "
+            "damaged: download it again",
+            path, t->name, (long long)t->bytes, (long long)rows, (long long)cols, llmq_type_name(t->type));
     return LLMQ_OK;
 }
 
-static llmq_status bind_rule(llmq_model *model, const llmq_arch_rule *rule, int layer, const llmq_tensor **slot, llmq_err *err) {
+static llmq_status bind_rule(llmq_model *model, const llmq_arch_rule *rule, int layer, const llmq_tensor **slot,
+                             llmq_err *err) {
     char name[128];
     arch_tensor_name(rule, model->source->naming, layer, name);
     const llmq_tensor *t = source_find(model->source, name);
     if (!t && !rule->optional)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor '%s' is missing; the file is incomplete, or not a model of architecture '%s': "
-                         "convert or download the model again", model->source->path, name, model->arch->name);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: tensor '%s' is missing; the file is incomplete, or not a model of architecture '%s': "
+                         "convert or download the model again",
+                         model->source->path, name, model->arch->name);
     if (t) LLMQ_TRY(check_tensor(model, rule->role, t, err));
     *slot = t;
     return LLMQ_OK;
@@ -163,8 +184,9 @@ static llmq_status check_unbound(const llmq_model *model, const bool *bound, llm
         const char *name = src->tensors[i].name;
         if (bound[i] || strstr(name, "rotary_emb") || strstr(name, "rope_f") || strstr(name, "attn_rot_embd")) continue;
         if (has_suffix(name, ".bias") && (strstr(name, "blk.") || strstr(name, "layers.")))
-            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor '%s': llmq does not run biases there for architecture '%s'", src->path,
-                             name, model->arch->name);
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                             "%s: tensor '%s': llmq does not run biases there for architecture '%s'", src->path, name,
+                             model->arch->name);
         llmq_log(LLMQ_LOG_WARN, "%s: tensor '%s' is not used", src->path, name);
     }
     return LLMQ_OK;
@@ -190,10 +212,13 @@ static llmq_status bind_tensors(llmq_model *model, llmq_err *err) {
     /* transformers ignores a stored head when embeddings are tied. */
     bool tied = false;
     meta_get_bool(model->meta, "hf.tie_word_embeddings", &tied);
-    if (tied) model->by_role[ROLE_OUTPUT] = NULL;
+    if (tied)
+        model->by_role[ROLE_OUTPUT] = NULL;
     else if (src->naming == NAMING_HF && !model->by_role[ROLE_OUTPUT])
-        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor 'lm_head.weight' is missing and config.json says tie_word_embeddings: "
-                                "false; the folder is incomplete: download it again", src->path));
+        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_FORMAT,
+                                "%s: tensor 'lm_head.weight' is missing and config.json says tie_word_embeddings: "
+                                "false; the folder is incomplete: download it again",
+                                src->path));
     LLMQ_TRY_GOTO(check_unbound(model, bound, err));
 done:
     mem_free(bound);
@@ -204,7 +229,8 @@ done:
 
 llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n, const float **out, llmq_err *err) {
     if (tensor_numel(t) != n || !t->data)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor '%s' has %lld elements, not %lld; convert or download the model again",
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: tensor '%s' has %lld elements, not %lld; convert or download the model again",
                          model->source->path, t->name, (long long)tensor_numel(t), (long long)n);
     float *x = arena_alloc(model->arena, size_align((size_t)n * sizeof *x, MEM_ALIGN), MEM_ALIGN);
     if (!x) return mem_error(err, (size_t)n * sizeof *x, t->name);
@@ -213,14 +239,16 @@ llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n
     return LLMQ_OK;
 }
 
-static llmq_status load_role_vector(llmq_model *model, const llmq_layer_tensors *lt, llmq_role role, const float **out, llmq_err *err) {
+static llmq_status load_role_vector(llmq_model *model, const llmq_layer_tensors *lt, llmq_role role, const float **out,
+                                    llmq_err *err) {
     const llmq_tensor *t = lt->by_role[role];
     if (t) LLMQ_TRY(model_load_vector(model, t, tensor_numel(t), out, err));
     return LLMQ_OK;
 }
 
 /* After repacking, the file's own pages are not read again (but for rows of an embedding table): let them go. */
-static llmq_status prepare_weight(llmq_model *model, const llmq_tensor *t, llmq_weight *w, llmq_team *team, llmq_err *err) {
+static llmq_status prepare_weight(llmq_model *model, const llmq_tensor *t, llmq_weight *w, llmq_team *team,
+                                  llmq_err *err) {
     LLMQ_TRY(model->ops->weight_prepare(w, t, 0, team, err));
     if (w->packed) source_release(model->source, t);
     return LLMQ_OK;
@@ -229,16 +257,27 @@ static llmq_status prepare_weight(llmq_model *model, const llmq_tensor *t, llmq_
 static llmq_status prepare_layer(llmq_model *model, int64_t l, llmq_team *team, llmq_err *err) {
     const llmq_layer_tensors *lt = &model->layer_tensors[l];
     llmq_layer *layer = &model->layers[l];
-    const struct { llmq_role role, bias; llmq_weight *w; } matrices[] = {
-        {ROLE_Q, ROLE_Q_BIAS, &layer->q}, {ROLE_K, ROLE_K_BIAS, &layer->k}, {ROLE_V, ROLE_V_BIAS, &layer->v}, {ROLE_O, ROLE_O_BIAS, &layer->o},
-        {ROLE_GATE, ROLE_COUNT, &layer->gate}, {ROLE_UP, ROLE_COUNT, &layer->up}, {ROLE_DOWN, ROLE_COUNT, &layer->down}};
-    const struct { llmq_role role; const float **out; } vectors[] = {
-        {ROLE_ATTN_NORM, &layer->attn_norm}, {ROLE_FFN_NORM, &layer->ffn_norm}, {ROLE_Q_NORM, &layer->q_norm}, {ROLE_K_NORM, &layer->k_norm}};
+    const struct {
+        llmq_role role, bias;
+        llmq_weight *w;
+    } matrices[] = {{ROLE_Q, ROLE_Q_BIAS, &layer->q},      {ROLE_K, ROLE_K_BIAS, &layer->k},
+                    {ROLE_V, ROLE_V_BIAS, &layer->v},      {ROLE_O, ROLE_O_BIAS, &layer->o},
+                    {ROLE_GATE, ROLE_COUNT, &layer->gate}, {ROLE_UP, ROLE_COUNT, &layer->up},
+                    {ROLE_DOWN, ROLE_COUNT, &layer->down}};
+    const struct {
+        llmq_role role;
+        const float **out;
+    } vectors[] = {{ROLE_ATTN_NORM, &layer->attn_norm},
+                   {ROLE_FFN_NORM, &layer->ffn_norm},
+                   {ROLE_Q_NORM, &layer->q_norm},
+                   {ROLE_K_NORM, &layer->k_norm}};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
         LLMQ_TRY(prepare_weight(model, lt->by_role[matrices[i].role], matrices[i].w, team, err));
-        if (matrices[i].bias != ROLE_COUNT) LLMQ_TRY(load_role_vector(model, lt, matrices[i].bias, &matrices[i].w->bias, err));
+        if (matrices[i].bias != ROLE_COUNT)
+            LLMQ_TRY(load_role_vector(model, lt, matrices[i].bias, &matrices[i].w->bias, err));
     }
-    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) LLMQ_TRY(load_role_vector(model, lt, vectors[i].role, vectors[i].out, err));
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
+        LLMQ_TRY(load_role_vector(model, lt, vectors[i].role, vectors[i].out, err));
     return LLMQ_OK;
 }
 
@@ -264,8 +303,11 @@ static llmq_status load_freq_factors(llmq_model *model, llmq_err *err) {
         LLMQ_TRY(model_load_vector(model, t, n, &model->freq_factors, err));
         for (int64_t j = 0; j < n; j++)
             if (!(model->freq_factors[j] > 0 && model->freq_factors[j] < 1e6f))
-                return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor '%s' has element %lld = %g, must be positive; convert or download the model "
-                                 "again", model->source->path, t->name, (long long)j, (double)model->freq_factors[j]);
+                return llmq_fail(
+                    err, LLMQ_E_FORMAT,
+                    "%s: tensor '%s' has element %lld = %g, must be positive; convert or download the model "
+                    "again",
+                    model->source->path, t->name, (long long)j, (double)model->freq_factors[j]);
         return LLMQ_OK;
     }
     if (model->hp.scaling != ROPE_LLAMA3) return LLMQ_OK;
@@ -305,7 +347,8 @@ static void fill_tensor_info(llmq_model *model) {
         info->weight_bytes += t->bytes;
     }
     info->tied_head = !head;
-    info->bytes_per_token += (head ? head : embd)->bytes + model->by_role[ROLE_OUTPUT_NORM]->bytes + embd->bytes / model->hp.n_vocab;
+    info->bytes_per_token +=
+        (head ? head : embd)->bytes + model->by_role[ROLE_OUTPUT_NORM]->bytes + embd->bytes / model->hp.n_vocab;
     info->main_type = LLMQ_TYPE_F32;
     for (int type = 0; type < LLMQ_TYPE_COUNT; type++)
         if (by_type[type] > by_type[info->main_type]) info->main_type = (llmq_type)type;
@@ -314,7 +357,8 @@ static void fill_tensor_info(llmq_model *model) {
 static void fill_info(llmq_model *model) {
     llmq_model_info *info = &model->info;
     const llmq_hparams *hp = &model->hp;
-    const char *arch = meta_get_str(model->meta, "general.architecture"), *name = meta_get_str(model->meta, "general.name");
+    const char *arch = meta_get_str(model->meta, "general.architecture"),
+               *name = meta_get_str(model->meta, "general.name");
     info->path = model->source->path;
     info->container = model->source->format->name;
     info->arch = arch ? arch : "";
@@ -340,13 +384,17 @@ static void fill_info(llmq_model *model) {
 static llmq_status open_body(llmq_model *model, const llmq_model_params *params, llmq_err *err) {
     const llmq_source *src = model->source;
     const char *name = meta_get_str(src->meta, "general.architecture");
-    if (!name) return llmq_fail(err, LLMQ_E_FORMAT, "%s: metadata key 'general.architecture' is missing; convert or download the model again", src->path);
+    if (!name)
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: metadata key 'general.architecture' is missing; convert or download the model again",
+                         src->path);
     model->arch = arch_find(name);
     if (!model->arch) {
         char known[160] = "";
         for (size_t i = 0, at = 0; arch_at(i) && at < sizeof known; i++)
             at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", arch_at(i)->name);
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: architecture '%.60s' is not one that llmq runs (%s)", src->path, name, known);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: architecture '%.60s' is not one that llmq runs (%s)", src->path,
+                         name, known);
     }
     char embd_name[128];
     arch_tensor_name(arch_rule(model->arch, ROLE_TOKEN_EMBD), src->naming, 0, embd_name);
@@ -356,8 +404,8 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     LLMQ_TRY(bind_tensors(model, err));
     LLMQ_TRY(load_freq_factors(model, err));
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
-        llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path, (long long)tokenizer_n_vocab(model->tok),
-                 (long long)model->hp.n_vocab);
+        llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,
+                 (long long)tokenizer_n_vocab(model->tok), (long long)model->hp.n_vocab);
     return params->no_weights ? LLMQ_OK : prepare_weights(model, params->n_threads, err);
 }
 
@@ -365,7 +413,8 @@ llmq_status model_open(const char *path, const llmq_model_params *params, llmq_m
     return model_open_with(path, params, backend_cpu(), out, err);
 }
 
-llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops, llmq_model **out, llmq_err *err) {
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            llmq_model **out, llmq_err *err) {
     llmq_model_params defaults = {0};
     if (!params) params = &defaults;
     *out = NULL;

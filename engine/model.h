@@ -36,29 +36,31 @@ typedef struct llmq_layer {
 
 struct llmq_model {
     llmq_source *source;
-    llmq_meta *meta;              /* source->meta with the tokenizer's keys added: what a GGUF of this model would carry */
+    llmq_meta *meta; /* source->meta with the tokenizer's keys added: what a GGUF of this model would carry */
     const llmq_arch *arch;
     llmq_hparams hp;
-    llmq_tokenizer *tok;          /* NULL if the model has none or one that llmq cannot use: */
-    llmq_err tok_err;             /* then this says why, and whoever needs the tokenizer reports it */
+    llmq_tokenizer *tok; /* NULL if the model has none or one that llmq cannot use: */
+    llmq_err tok_err;    /* then this says why, and whoever needs the tokenizer reports it */
     const llmq_chat_template *chat;
     const llmq_backend_ops *ops;
-    llmq_arena *arena;            /* names, norms, biases, tables */
-    const llmq_tensor *by_role[ROLE_COUNT];   /* of the model: embedding, output norm, head (NULL when tied) */
-    llmq_layer_tensors *layer_tensors;        /* [n_layer] */
-    bool rope_neox;               /* order of q/k rows in this source */
-    const float *freq_factors;    /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
+    llmq_arena *arena;                      /* names, norms, biases, tables */
+    const llmq_tensor *by_role[ROLE_COUNT]; /* of the model: embedding, output norm, head (NULL when tied) */
+    llmq_layer_tensors *layer_tensors;      /* [n_layer] */
+    bool rope_neox;                         /* order of q/k rows in this source */
+    const float
+        *freq_factors; /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
     /* Made ready for running (NULL/zero when opened with no_weights): */
     llmq_layer *layers;
-    const float *output_norm;     /* [n_embd] */
-    llmq_weight head;             /* (n_vocab, n_embd); of the embedding when tied */
+    const float *output_norm; /* [n_embd] */
+    llmq_weight head;         /* (n_vocab, n_embd); of the embedding when tied */
     llmq_model_info info;
 };
 
 /* All of llmq_model_open; also used by jobs. */
 llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err);
 /* The same for a given backend (tests run every ISA). */
-llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops, llmq_model **out, llmq_err *err);
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
 
 /* A small vector of the source (norm, bias) as f32 in the model's arena. */
@@ -67,13 +69,15 @@ llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n
 /* The tokenizer, or the reason why there is none. */
 llmq_status model_tokenizer(const llmq_model *model, const llmq_tokenizer **out, llmq_err *err);
 
-/* hparams.c: every value checked. n_vocab_hint: rows of the embedding table, used where the metadata give no vocabulary. */
-llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_vocab_hint, llmq_hparams *out, llmq_err *err);
+/* hparams.c: every value checked. n_vocab_hint: rows of the embedding table, used where the metadata give no
+ * vocabulary. */
+llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_vocab_hint, llmq_hparams *out,
+                         llmq_err *err);
 
 /* rope.c: the divisors of llama3 scaling, [n_rot/2]. */
 void rope_llama3_factors(const llmq_hparams *hp, float *out);
-/* cos/sin of positions pos..pos+n-1: out (n, n_rot/2, 2). Every scaling (linear, YaRN, llama3) and YaRN's attention factor
- * are in it, so the op that rotates knows nothing of them. */
+/* cos/sin of positions pos..pos+n-1: out (n, n_rot/2, 2). Every scaling (linear, YaRN, llama3) and YaRN's attention
+ * factor are in it, so the op that rotates knows nothing of them. */
 void rope_table(const llmq_model *model, int64_t pos, int64_t n, float *out);
 
 #endif

@@ -1,17 +1,18 @@
 /* Tables of rotary position embedding. Pair j of a head turns by pos * f_j with f_j = base^(-2j / n_rot), changed by:
  *   linear  f_j / factor
- *   llama3  f_j / divisor_j: wavelengths shorter than ctx/high keep their frequency, longer than ctx/low are divided by factor,
- *           between them the inverse divisor is interpolated
- *   yarn    a mix of f_j and f_j / factor by a ramp between the pairs that turn beta_fast and beta_slow times in the
- *           original context; cos and sin are then multiplied by the attention factor
- * Frequencies and angles are computed in double, so tables are good at any position. */
+ *   llama3  f_j / divisor_j: wavelengths shorter than ctx/high keep their frequency, longer than ctx/low are divided by
+ * factor, between them the inverse divisor is interpolated yarn    a mix of f_j and f_j / factor by a ramp between the
+ * pairs that turn beta_fast and beta_slow times in the original context; cos and sin are then multiplied by the
+ * attention factor Frequencies and angles are computed in double, so tables are good at any position. */
 #include <math.h>
 
 #include "engine/model.h"
 
 static const double two_pi = 6.283185307179586476925286766559;
 
-static double pair_frequency(const llmq_hparams *hp, int64_t j) { return pow(hp->rope_base, -2.0 * (double)j / (double)hp->n_rot); }
+static double pair_frequency(const llmq_hparams *hp, int64_t j) {
+    return pow(hp->rope_base, -2.0 * (double)j / (double)hp->n_rot);
+}
 
 void rope_llama3_factors(const llmq_hparams *hp, float *out) {
     double ctx = (double)hp->rope_ctx_orig, low = hp->llama3_low, high = hp->llama3_high;

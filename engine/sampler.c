@@ -1,5 +1,6 @@
-/* The chain, in the order that llama.cpp made usual: repetition penalty, top-k, top-p, min-p, temperature, draw. The filters
- * see the distribution at temperature 1; ties are broken by the lower id, so a seed means the same text everywhere. */
+/* The chain, in the order that llama.cpp made usual: repetition penalty, top-k, top-p, min-p, temperature, draw. The
+ * filters see the distribution at temperature 1; ties are broken by the lower id, so a seed means the same text
+ * everywhere. */
 #include "engine/sampler.h"
 
 #include <math.h>
@@ -7,8 +8,13 @@
 #include <string.h>
 
 void llmq_sampler_params_default(llmq_sampler_params *params) {
-    *params = (llmq_sampler_params){.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1.0f,
-                                    .repeat_last_n = 64, .seed = 0};
+    *params = (llmq_sampler_params){.temperature = 0.8f,
+                                    .top_k = 40,
+                                    .top_p = 0.95f,
+                                    .min_p = 0.05f,
+                                    .repeat_penalty = 1.0f,
+                                    .repeat_last_n = 64,
+                                    .seed = 0};
 }
 
 /* splitmix64: spreads any seed, 0 too, over the state. */
@@ -19,7 +25,9 @@ static uint64_t splitmix(uint64_t *state) {
     return z ^ z >> 31;
 }
 
-static uint64_t rotl(uint64_t x, int k) { return x << k | x >> (64 - k); }
+static uint64_t rotl(uint64_t x, int k) {
+    return x << k | x >> (64 - k);
+}
 
 static uint64_t xoshiro_next(uint64_t s[4]) {
     uint64_t result = rotl(s[0] + s[3], 23) + s[0], t = s[1] << 17;
@@ -32,7 +40,9 @@ static uint64_t xoshiro_next(uint64_t s[4]) {
     return result;
 }
 
-double sampler_uniform(llmq_sampler *s) { return (double)(xoshiro_next(s->rng) >> 11) * 0x1p-53; }
+double sampler_uniform(llmq_sampler *s) {
+    return (double)(xoshiro_next(s->rng) >> 11) * 0x1p-53;
+}
 
 llmq_status sampler_create(int64_t n_vocab, llmq_sampler *out, llmq_err *err) {
     *out = (llmq_sampler){.n_vocab = n_vocab};
@@ -60,8 +70,8 @@ void sampler_set(llmq_sampler *s, const llmq_sampler_params *params) {
     for (int i = 0; i < 4; i++) s->rng[i] = splitmix(&state);
 }
 
-/* Each token of the last repeat_last_n is penalized once, however often it occurs: its logit then differs from the original
- * (0 stays 0, and may be penalized again). */
+/* Each token of the last repeat_last_n is penalized once, however often it occurs: its logit then differs from the
+ * original (0 stays 0, and may be penalized again). */
 static void penalize(const llmq_sampler *s, const float *original, const int32_t *history, int64_t n) {
     float penalty = s->params.repeat_penalty;
     for (int64_t i = n > s->params.repeat_last_n ? n - s->params.repeat_last_n : 0; i < n; i++) {
@@ -140,13 +150,15 @@ static int64_t filter(const llmq_sampler *s, int64_t n) {
     return n;
 }
 
-llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out, llmq_err *err) {
+llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
+                           llmq_err *err) {
     const llmq_sampler_params *p = &s->params;
     memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof *logits);
     if (p->repeat_penalty != 1 && p->repeat_penalty > 0 && p->repeat_last_n > 0) penalize(s, logits, history, n);
     int32_t best = argmax(s->logits, s->n_vocab);
     if (best < 0 || !isfinite(s->logits[best]))
-        return llmq_fail(err, LLMQ_E_NUMERIC, "the model's logits are not finite; its weights are damaged: download or quantize it again");
+        return llmq_fail(err, LLMQ_E_NUMERIC,
+                         "the model's logits are not finite; its weights are damaged: download or quantize it again");
     *token_out = best;
     if (!(p->temperature > 0)) return LLMQ_OK;
     int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;

@@ -12,9 +12,9 @@ typedef struct sampler_entry {
 
 typedef struct llmq_sampler {
     llmq_sampler_params params;
-    uint64_t rng[4];          /* xoshiro256++ */
-    sampler_entry *entries;   /* [n_vocab] */
-    float *logits;            /* [n_vocab]: a copy, changed by penalties */
+    uint64_t rng[4];        /* xoshiro256++ */
+    sampler_entry *entries; /* [n_vocab] */
+    float *logits;          /* [n_vocab]: a copy, changed by penalties */
     int64_t n_vocab;
 } llmq_sampler;
 
@@ -23,7 +23,8 @@ void sampler_destroy(llmq_sampler *s); /* zeroed allowed */
 /* Restarts the random numbers from params->seed. */
 void sampler_set(llmq_sampler *s, const llmq_sampler_params *params);
 /* history: the n tokens before. LLMQ_E_NUMERIC if no logit is a number. */
-llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out, llmq_err *err);
+llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
+                           llmq_err *err);
 double sampler_uniform(llmq_sampler *s); /* [0, 1) */
 
 #endif

@@ -2,26 +2,33 @@
 
 #include <string.h>
 
-void llmq_session_params_default(llmq_session_params *params) { *params = (llmq_session_params){.kv_type = LLMQ_KV_F16}; }
+void llmq_session_params_default(llmq_session_params *params) {
+    *params = (llmq_session_params){.kv_type = LLMQ_KV_F16};
+}
 
-static llmq_status check_params(const llmq_model *model, const llmq_session_params *p, int64_t *n_ctx, int64_t *n_batch, llmq_err *err) {
+static llmq_status check_params(const llmq_model *model, const llmq_session_params *p, int64_t *n_ctx, int64_t *n_batch,
+                                llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
     if (!model->layers)
-        return llmq_fail(err, LLMQ_E_ARG, "%s was opened without its weights (vocab_only or no_weights); open it with them to run it",
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "%s was opened without its weights (vocab_only or no_weights); open it with them to run it",
                          model->info.path);
     *n_ctx = p->n_ctx ? p->n_ctx : hp->n_ctx_train < 4096 ? hp->n_ctx_train : 4096;
     *n_batch = p->n_batch ? p->n_batch : 512;
-    if (*n_ctx < 1 || *n_ctx > 1 << 24) return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)*n_ctx, 1 << 24);
-    if (*n_batch < 1 || *n_batch > 1 << 16) return llmq_fail(err, LLMQ_E_ARG, "n_batch %lld: must be 1 to %d", (long long)*n_batch, 1 << 16);
+    if (*n_ctx < 1 || *n_ctx > 1 << 24)
+        return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)*n_ctx, 1 << 24);
+    if (*n_batch < 1 || *n_batch > 1 << 16)
+        return llmq_fail(err, LLMQ_E_ARG, "n_batch %lld: must be 1 to %d", (long long)*n_batch, 1 << 16);
     if (*n_batch > *n_ctx) *n_batch = *n_ctx;
     if (p->kv_type != LLMQ_KV_F16 && p->kv_type != LLMQ_KV_Q8_0 && p->kv_type != LLMQ_KV_F32)
         return llmq_fail(err, LLMQ_E_ARG, "--kv-type %d: must be f16, q8_0 or f32", (int)p->kv_type);
     if (p->kv_type == LLMQ_KV_Q8_0 && hp->head_dim % 32 != 0)
-        return llmq_fail(err, LLMQ_E_ARG, "--kv-type q8_0 needs heads of a multiple of 32 dimensions; this model's have %lld: use f16",
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--kv-type q8_0 needs heads of a multiple of 32 dimensions; this model's have %lld: use f16",
                          (long long)hp->head_dim);
     if (*n_ctx > hp->n_ctx_train)
-        llmq_log(LLMQ_LOG_WARN, "--ctx %lld is more than the %lld tokens that the model was trained with", (long long)*n_ctx,
-                 (long long)hp->n_ctx_train);
+        llmq_log(LLMQ_LOG_WARN, "--ctx %lld is more than the %lld tokens that the model was trained with",
+                 (long long)*n_ctx, (long long)hp->n_ctx_train);
     return LLMQ_OK;
 }
 
@@ -36,7 +43,8 @@ static llmq_status create_body(llmq_session *s, const llmq_session_params *p, ll
     return forward_create(s->model, s->team, s->n_ctx, n_batch, p->kv_type, &s->fwd, err);
 }
 
-llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out, llmq_err *err) {
+llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out,
+                                llmq_err *err) {
     llmq_session_params defaults;
     llmq_session_params_default(&defaults);
     *out = NULL;
@@ -44,12 +52,16 @@ llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *pa
     if (!s) return mem_error(err, sizeof *s, "a session");
     s->model = model;
     llmq_status status = create_body(s, params ? params : &defaults, err);
-    if (status == LLMQ_OK) *out = s;
-    else llmq_session_destroy(s);
+    if (status == LLMQ_OK)
+        *out = s;
+    else
+        llmq_session_destroy(s);
     return status;
 }
 
-static size_t rows_bytes(const llmq_session *s) { return SESSION_LOGIT_ROWS * (size_t)s->model->hp.n_vocab * sizeof(float); }
+static size_t rows_bytes(const llmq_session *s) {
+    return SESSION_LOGIT_ROWS * (size_t)s->model->hp.n_vocab * sizeof(float);
+}
 
 void llmq_session_destroy(llmq_session *s) {
     if (!s) return;
@@ -62,24 +74,38 @@ void llmq_session_destroy(llmq_session *s) {
     mem_free(s);
 }
 
-int64_t llmq_session_n_ctx(const llmq_session *s) { return s->n_ctx; }
-int64_t llmq_session_n_past(const llmq_session *s) { return s->n_past; }
-int64_t llmq_session_kv_bytes(const llmq_session *s) { return (int64_t)s->fwd.kv_bytes; }
-const float *llmq_session_logits(const llmq_session *s) { return s->last; }
-void llmq_session_set_sampler(llmq_session *s, const llmq_sampler_params *params) { sampler_set(&s->sampler, params); }
+int64_t llmq_session_n_ctx(const llmq_session *s) {
+    return s->n_ctx;
+}
+int64_t llmq_session_n_past(const llmq_session *s) {
+    return s->n_past;
+}
+int64_t llmq_session_kv_bytes(const llmq_session *s) {
+    return (int64_t)s->fwd.kv_bytes;
+}
+const float *llmq_session_logits(const llmq_session *s) {
+    return s->last;
+}
+void llmq_session_set_sampler(llmq_session *s, const llmq_sampler_params *params) {
+    sampler_set(&s->sampler, params);
+}
 
 /* ---- running ---- */
 
 static llmq_status check_tokens(const llmq_session *s, const int32_t *tokens, size_t n, int64_t n_past, llmq_err *err) {
     if (n == 0) return llmq_fail(err, LLMQ_E_ARG, "no tokens to run: the text is empty");
     if (n > (size_t)(s->n_ctx - n_past))
-        return llmq_fail(err, LLMQ_E_CONTEXT, "the context is full: %lld tokens are in it and %zu more do not fit into %lld; give a larger "
-                         "--ctx (the model was trained with %lld) or a shorter text", (long long)n_past, n, (long long)s->n_ctx,
-                         (long long)s->model->hp.n_ctx_train);
+        return llmq_fail(err, LLMQ_E_CONTEXT,
+                         "the context is full: %lld tokens are in it and %zu more do not fit into %lld; give a larger "
+                         "--ctx (the model was trained with %lld) or a shorter text",
+                         (long long)n_past, n, (long long)s->n_ctx, (long long)s->model->hp.n_ctx_train);
     for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= s->model->hp.n_vocab)
-            return llmq_fail(err, LLMQ_E_ARG, "token %d at position %zu is outside the model's vocabulary of %lld; is the tokenizer this "
-                             "model's own?", (int)tokens[i], i, (long long)s->model->hp.n_vocab);
+            return llmq_fail(
+                err, LLMQ_E_ARG,
+                "token %d at position %zu is outside the model's vocabulary of %lld; is the tokenizer this "
+                "model's own?",
+                (int)tokens[i], i, (long long)s->model->hp.n_vocab);
     return LLMQ_OK;
 }
 
@@ -91,7 +117,8 @@ static void run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out
     s->n_past += n;
 }
 
-llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits, llmq_err *err) {
+llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits,
+                        llmq_err *err) {
     LLMQ_ASSERT(n <= s->fwd.n_batch);
     LLMQ_TRY(check_tokens(s, tokens, (size_t)n, s->n_past, err));
     run(s, tokens, n, n_out, logits);
@@ -129,8 +156,8 @@ void llmq_session_truncate(llmq_session *s, int64_t n_keep) {
     s->last = NULL;
 }
 
-llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size_t n, size_t from, llmq_logits_fn *fn, void *user,
-                                    llmq_err *err) {
+llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size_t n, size_t from, llmq_logits_fn *fn,
+                                    void *user, llmq_err *err) {
     LLMQ_TRY(check_tokens(s, tokens, n, s->n_past, err));
     LLMQ_TRY(session_need_rows(s, err));
     int64_t n_all = (int64_t)n, first = from < n ? (int64_t)from : n_all - 1, n_vocab = s->model->hp.n_vocab;
@@ -142,13 +169,16 @@ llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size
             int64_t n_rows = n_out - row < SESSION_LOGIT_ROWS ? n_out - row : SESSION_LOGIT_ROWS;
             forward_head(&s->fwd, row, n_rows, s->logit_rows);
             s->last = s->logit_rows + (n_rows - 1) * n_vocab;
-            for (int64_t i = 0; i < n_rows && from < n; i++) fn(user, (size_t)(begin + row + i), s->logit_rows + i * n_vocab);
+            for (int64_t i = 0; i < n_rows && from < n; i++)
+                fn(user, (size_t)(begin + row + i), s->logit_rows + i * n_vocab);
         }
     }
     return LLMQ_OK;
 }
 
 llmq_status llmq_session_sample(llmq_session *s, int32_t *token_out, llmq_err *err) {
-    if (!s->last) return llmq_fail(err, LLMQ_E_ARG, "nothing has been run since the session was made or truncated; run tokens before sampling");
+    if (!s->last)
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "nothing has been run since the session was made or truncated; run tokens before sampling");
     return sampler_sample(&s->sampler, s->last, s->tokens, s->n_past, token_out, err);
 }

@@ -1,4 +1,5 @@
-/* A session: what one conversation changes. The public functions are in session.c; this is for the rooms of the engine. */
+/* A session: what one conversation changes. The public functions are in session.c; this is for the rooms of the engine.
+ */
 #ifndef LLMQ_ENGINE_SESSION_H
 #define LLMQ_ENGINE_SESSION_H
 
@@ -12,10 +13,10 @@ struct llmq_session {
     llmq_team *team;
     llmq_forward fwd;
     int64_t n_ctx, n_past;
-    int32_t *tokens;       /* [n_ctx], n_past of them in the cache */
-    float *logits;         /* [n_vocab] */
-    float *logit_rows;     /* (SESSION_LOGIT_ROWS, n_vocab), made when first needed */
-    const float *last;     /* logits of the last position: in one of the two above; NULL: none */
+    int32_t *tokens;   /* [n_ctx], n_past of them in the cache */
+    float *logits;     /* [n_vocab] */
+    float *logit_rows; /* (SESSION_LOGIT_ROWS, n_vocab), made when first needed */
+    const float *last; /* logits of the last position: in one of the two above; NULL: none */
     llmq_sampler sampler;
 };
 

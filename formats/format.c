@@ -34,7 +34,8 @@ llmq_status source_add_map(llmq_source *src, const char *path, llmq_map *map_out
 
 llmq_status source_add_tensors(llmq_source *src, size_t n, llmq_tensor **out, llmq_err *err) {
     size_t total;
-    llmq_tensor *grown = size_add(src->n_tensors, n, &total) ? mem_grow(src->tensors, src->n_tensors, total, sizeof *grown) : NULL;
+    llmq_tensor *grown =
+        size_add(src->n_tensors, n, &total) ? mem_grow(src->tensors, src->n_tensors, total, sizeof *grown) : NULL;
     if (!grown) return mem_error(err, n * sizeof *grown, src->path);
     src->tensors = grown;
     *out = grown + src->n_tensors;
@@ -46,22 +47,28 @@ llmq_status source_add_tensors(llmq_source *src, size_t n, llmq_tensor **out, ll
 llmq_status source_size_tensor(llmq_tensor *t, const char *file, llmq_err *err) {
     const llmq_type_info *info = type_info(t->type);
     int64_t numel = 1, bytes;
-    if (!info) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s is of type %d, which llmq does not know", file, t->name, t->type);
+    if (!info)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s is of type %d, which llmq does not know", file,
+                         t->name, t->type);
     for (int i = 0; i < TENSOR_MAX_DIMS; i++) {
         if (i >= t->n_dims) t->dims[i] = 1;
         if (t->dims[i] < 1)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: dimension %d is %lld; it must be at least 1: the file is damaged", file,
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: tensor %s: dimension %d is %lld; it must be at least 1: the file is damaged", file,
                              t->name, i, (long long)t->dims[i]);
         if (!i64_mul(numel, t->dims[i], &numel))
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: the product of its dimensions overflows: the file is damaged", file, t->name);
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: tensor %s: the product of its dimensions overflows: the file is damaged", file,
+                             t->name);
     }
     if (t->n_dims < 1) t->n_dims = 1;
     if (t->dims[0] % info->block_len != 0)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: rows of %lld weights do not divide into %s blocks of %d", file, t->name,
-                         (long long)t->dims[0], info->name, info->block_len);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: rows of %lld weights do not divide into %s blocks of %d",
+                         file, t->name, (long long)t->dims[0], info->name, info->block_len);
     bytes = type_row_bytes(t->type, t->dims[0]);
     if (bytes < 0 || !i64_mul(bytes, numel / t->dims[0], &bytes))
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its size in bytes overflows: the file is damaged", file, t->name);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its size in bytes overflows: the file is damaged", file,
+                         t->name);
     t->bytes = bytes;
     return LLMQ_OK;
 }
@@ -75,7 +82,8 @@ bool source_text_is_clean(const char *s, size_t len) {
 llmq_status source_name_tensor(llmq_tensor *t, const char *name, size_t len, const char *file, llmq_err *err) {
     if (len == 0) return llmq_fail(err, LLMQ_E_FORMAT, "%s: a tensor without a name: the file is damaged", file);
     if (len >= sizeof t->name)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: a tensor name of %zu bytes is longer than the %zu that llmq keeps", file, len,
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
+                         "%s: a tensor name of %zu bytes is longer than the %zu that llmq keeps", file, len,
                          sizeof t->name - 1);
     if (!source_text_is_clean(name, len))
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: a tensor name has control characters: the file is damaged", file);
@@ -107,7 +115,8 @@ static uint64_t hash_name(const char *s) { /* FNV-1a */
     return h ^ h >> 29;
 }
 
-llmq_status source_index_create(const llmq_tensor *tensors, size_t n, const char *file, source_index **out, llmq_err *err) {
+llmq_status source_index_create(const llmq_tensor *tensors, size_t n, const char *file, source_index **out,
+                                llmq_err *err) {
     size_t cap = 16;
     if (n > UINT32_MAX / 4) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: too many tensors (%zu)", file, n);
     while (cap < n * 2) cap *= 2;
@@ -123,7 +132,8 @@ llmq_status source_index_create(const llmq_tensor *tensors, size_t n, const char
         for (; index->slots[at]; at = (at + 1) & index->mask) {
             if (strcmp(tensors[index->slots[at] - 1].name, tensors[i].name)) continue;
             source_index_destroy(index);
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s occurs twice: the file is damaged", file, tensors[i].name);
+            return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s occurs twice: the file is damaged", file,
+                             tensors[i].name);
         }
         index->slots[at] = (uint32_t)i + 1;
     }
@@ -159,16 +169,19 @@ bool source_peek(const char *path, void *out, size_t n, int64_t *file_size_out) 
 static llmq_status choose_format(const char *path, const llmq_format **out, llmq_err *err) {
     struct stat st;
     if (stat(path, &st) != 0)
-        return llmq_fail(err, LLMQ_E_IO, "%s: cannot open: %s; name a .gguf file, a Hugging Face folder or a llama2.c .bin file", path,
+        return llmq_fail(err, LLMQ_E_IO,
+                         "%s: cannot open: %s; name a .gguf file, a Hugging Face folder or a llama2.c .bin file", path,
                          strerror(errno));
-    if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) return llmq_fail(err, LLMQ_E_IO, "%s: is neither a file nor a folder", path);
+    if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        return llmq_fail(err, LLMQ_E_IO, "%s: is neither a file nor a folder", path);
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         if (!formats[i]->probe(path)) continue;
         *out = formats[i];
         return LLMQ_OK;
     }
     return llmq_fail(err, LLMQ_E_FORMAT,
-                     "%s: is no model that llmq reads: GGUF files, Hugging Face folders with safetensors, llama2.c .bin files; a broken "
+                     "%s: is no model that llmq reads: GGUF files, Hugging Face folders with safetensors, llama2.c "
+                     ".bin files; a broken "
                      "download looks like this too",
                      path);
 }
@@ -188,8 +201,10 @@ llmq_status source_open(const char *path, llmq_source **out, llmq_err *err) {
     if (status == LLMQ_OK) status = format->open(path, src, err);
     if (status == LLMQ_OK) status = source_index_create(src->tensors, src->n_tensors, path, &index, err);
     src->index = index;
-    if (status == LLMQ_OK) *out = src;
-    else source_close(src);
+    if (status == LLMQ_OK)
+        *out = src;
+    else
+        source_close(src);
     return status;
 }
 
@@ -214,7 +229,8 @@ void source_release(const llmq_source *src, const llmq_tensor *tensor) {
     const uint8_t *p = tensor->data;
     for (size_t i = 0; i < src->n_maps; i++) {
         const llmq_map *map = &src->maps[i];
-        if (!map->data || (uintptr_t)p < (uintptr_t)map->data || (uintptr_t)p >= (uintptr_t)map->data + map->size) continue;
+        if (!map->data || (uintptr_t)p < (uintptr_t)map->data || (uintptr_t)p >= (uintptr_t)map->data + map->size)
+            continue;
         file_map_release(map, p, (size_t)tensor->bytes);
         return;
     }

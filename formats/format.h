@@ -1,8 +1,9 @@
 /* Containers of model weights. A source is an opened container: typed metadata under GGUF's keys plus views of tensors.
  * A file is untrusted: every length, offset and count is checked before use; each error names file, field and cure.
  *
- * tensor->data may lie at any address (safetensors and llama2.c promise no alignment): read numbers by memcpy or unaligned
- * loads, never through a float *. The bytes are mapped, not read: nothing is in memory before it is touched. */
+ * tensor->data may lie at any address (safetensors and llama2.c promise no alignment): read numbers by memcpy or
+ * unaligned loads, never through a float *. The bytes are mapped, not read: nothing is in memory before it is touched.
+ */
 #ifndef LLMQ_FORMATS_FORMAT_H
 #define LLMQ_FORMATS_FORMAT_H
 
@@ -21,64 +22,70 @@ typedef enum llmq_naming {
 
 struct llmq_source {
     const llmq_format *format;
-    char *path;            /* as given */
-    llmq_meta *meta;       /* GGUF keys: general.architecture, llama.block_count, ...; tokenizer.* only from GGUF; without
-                            * split.* and general.alignment, which are of the file and not of the model */
+    char *path;      /* as given */
+    llmq_meta *meta; /* GGUF keys: general.architecture, llama.block_count, ...; tokenizer.* only from GGUF; without
+                      * split.* and general.alignment, which are of the file and not of the model */
     llmq_naming naming;
-    llmq_tensor *tensors;  /* n_tensors views, in file order */
+    llmq_tensor *tensors; /* n_tensors views, in file order */
     size_t n_tensors;
-    int64_t file_bytes;    /* of all files */
-    llmq_map *maps;        /* n_maps */
+    int64_t file_bytes; /* of all files */
+    llmq_map *maps;     /* n_maps */
     size_t n_maps;
-    void *owned;           /* the format's own (dequantized llama2.c v2 weights) */
-    void *index;           /* name lookup, formats/format.c's own */
+    void *owned; /* the format's own (dequantized llama2.c v2 weights) */
+    void *index; /* name lookup, formats/format.c's own */
 };
 
 struct llmq_format {
-    const char *name;                     /* "gguf", "huggingface", "llama2c" */
-    bool (*probe)(const char *path);      /* looks at the first bytes or the folder; never fails loudly */
+    const char *name;                /* "gguf", "huggingface", "llama2c" */
+    bool (*probe)(const char *path); /* looks at the first bytes or the folder; never fails loudly */
     llmq_status (*open)(const char *path, llmq_source *src, llmq_err *err); /* src zeroed, path, format and meta set */
-    void (*close)(llmq_source *src);      /* frees owned only; maps, tensors and meta are freed by source_close */
+    void (*close)(llmq_source *src); /* frees owned only; maps, tensors and meta are freed by source_close */
 };
 
-/* Opens whatever is at path: formats are probed in order; nothing fits: an error that says what llmq reads. Any part of a
- * split GGUF opens all of it; for a Hugging Face model name the folder, its index file, or one *.safetensors file in it. */
+/* Opens whatever is at path: formats are probed in order; nothing fits: an error that says what llmq reads. Any part of
+ * a split GGUF opens all of it; for a Hugging Face model name the folder, its index file, or one *.safetensors file in
+ * it. */
 llmq_status source_open(const char *path, llmq_source **out, llmq_err *err);
-void source_close(llmq_source *src); /* NULL allowed */
+void source_close(llmq_source *src);                                      /* NULL allowed */
 const llmq_tensor *source_find(const llmq_source *src, const char *name); /* NULL if absent */
-/* path is one of the source's files: of its weights, a tokenizer.bin beside them, or anything in a Hugging Face folder but
- * GGUF files, which are no part of it. */
+/* path is one of the source's files: of its weights, a tokenizer.bin beside them, or anything in a Hugging Face folder
+ * but GGUF files, which are no part of it. */
 bool source_has_file(const llmq_source *src, const char *path);
 /* The pages behind a tensor may leave memory (they can be read again). */
 void source_release(const llmq_source *src, const llmq_tensor *tensor);
 
-/* Side files (tokenizer.json, tokenizer.bin): NAME in the model's folder, or beside a model that is a file, if it exists. */
+/* Side files (tokenizer.json, tokenizer.bin): NAME in the model's folder, or beside a model that is a file, if it
+ * exists. */
 bool source_side_file(const llmq_source *src, const char *name, char *out, size_t cap);
 
-/* ---- writing GGUF v3. The directory is known up front; tensor data may then come in any order, in pieces, from any thread. */
+/* ---- writing GGUF v3. The directory is known up front; tensor data may then come in any order, in pieces, from any
+ * thread. */
 typedef struct llmq_gguf_writer llmq_gguf_writer;
-/* meta is written in its order, after general.architecture and general.alignment; tensors: name, type, dims (bytes computed);
- * copied. Left out: hf.*, split.*, and rope scaling "llama3" with its factors, for which the tensor rope_freqs.weight must be
- * there. Added where meta lacks them: general.file_type (of the type with most weights) and general.quantization_version, so
- * metadata taken over from another file need general.file_type removed or set. */
+/* meta is written in its order, after general.architecture and general.alignment; tensors: name, type, dims (bytes
+ * computed); copied. Left out: hf.*, split.*, and rope scaling "llama3" with its factors, for which the tensor
+ * rope_freqs.weight must be there. Added where meta lacks them: general.file_type (of the type with most weights) and
+ * general.quantization_version, so metadata taken over from another file need general.file_type removed or set. */
 llmq_status gguf_writer_open(const char *path, bool force, const llmq_meta *meta, const llmq_tensor *tensors, size_t n,
                              llmq_gguf_writer **out, llmq_err *err);
 /* data goes to bytes [offset, offset + len) of tensor number index. Putting bytes again replaces them. */
-llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err);
+llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
+                            llmq_err *err);
 /* Every byte of every tensor must have been put. Syncs and renames; w is gone afterwards, also on failure. */
 llmq_status gguf_writer_finish(llmq_gguf_writer *w, int64_t *bytes_out, llmq_err *err);
 void gguf_writer_abort(llmq_gguf_writer *w);
 /* Bytes of the finished file for this directory, without writing. */
-llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, size_t n, int64_t *bytes_out, llmq_err *err);
+llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, size_t n, int64_t *bytes_out,
+                            llmq_err *err);
 
 /* config.json to metadata under GGUF's keys (hfconfig.c). Sets general.architecture to the GGUF architecture name
  * ("mistral" becomes "llama" with llama.attention.sliding_window) and hf.model_type to config.json's own word, besides:
- *   {a}.block_count .context_length .embedding_length .feed_forward_length .vocab_size .attention.head_count(.head_count_kv)
- *   .attention.key_length/.value_length .attention.layer_norm_rms_epsilon .attention.sliding_window .rope.freq_base
- *   .rope.dimension_count; rope scaling: {a}.rope.scaling.type linear|yarn|llama3, .factor, .original_context_length,
- *   yarn: .yarn_beta_fast .yarn_beta_slow .attn_factor (GGUF's meaning: a multiplier of 0.1*ln(factor)+1, so config.json's
- *   attention_factor A is stored as A/(0.1*ln(factor)+1); likewise mscale/mscale_all_dim); llama3: .low_freq_factor .high_freq_factor (hf.* keys are private
- *   and not written to GGUF files). hf.tie_word_embeddings (bool), bos/eos ids as tokenizer.ggml.*_token_id where given. */
+ *   {a}.block_count .context_length .embedding_length .feed_forward_length .vocab_size
+ * .attention.head_count(.head_count_kv) .attention.key_length/.value_length .attention.layer_norm_rms_epsilon
+ * .attention.sliding_window .rope.freq_base .rope.dimension_count; rope scaling: {a}.rope.scaling.type
+ * linear|yarn|llama3, .factor, .original_context_length, yarn: .yarn_beta_fast .yarn_beta_slow .attn_factor (GGUF's
+ * meaning: a multiplier of 0.1*ln(factor)+1, so config.json's attention_factor A is stored as A/(0.1*ln(factor)+1);
+ * likewise mscale/mscale_all_dim); llama3: .low_freq_factor .high_freq_factor (hf.* keys are private and not written to
+ * GGUF files). hf.tie_word_embeddings (bool), bos/eos ids as tokenizer.ggml.*_token_id where given. */
 llmq_status hfconfig_read(const char *path, llmq_meta *meta, llmq_err *err);
 
 #endif

@@ -1,12 +1,14 @@
 /* GGUF reader, versions 2 and 3, single files and splits.
  *
- * Layout: "GGUF", u32 version, i64 n_tensors, i64 n_kv; n_kv times {string key, i32 type, value}; n_tensors times {string
- * name, u32 n_dims, i64 dims[n_dims], i32 type, u64 offset}; zeros up to a multiple of general.alignment (default 32);
- * tensor data, each tensor at its offset from there. A string is u64 length and bytes without NUL; an array is i32 element
- * type, u64 count, elements. dims[0] is contiguous. Version 2 differs from 3 in nothing that a little-endian reader sees.
+ * Layout: "GGUF", u32 version, i64 n_tensors, i64 n_kv; n_kv times {string key, i32 type, value}; n_tensors times
+ * {string name, u32 n_dims, i64 dims[n_dims], i32 type, u64 offset}; zeros up to a multiple of general.alignment
+ * (default 32); tensor data, each tensor at its offset from there. A string is u64 length and bytes without NUL; an
+ * array is i32 element type, u64 count, elements. dims[0] is contiguous. Version 2 differs from 3 in nothing that a
+ * little-endian reader sees.
  *
- * A model may be split: NAME-00001-of-00003.gguf and so on, with split.no (from 0), split.count and split.tensors.count.
- * The first part has all the metadata. Opening any part opens all, and the split.* keys do not show in the result.
+ * A model may be split: NAME-00001-of-00003.gguf and so on, with split.no (from 0), split.count and
+ * split.tensors.count. The first part has all the metadata. Opening any part opens all, and the split.* keys do not
+ * show in the result.
  *
  * Every count is bounded by the bytes left in the file before memory is asked for. */
 #include "formats/gguf.h"
@@ -27,7 +29,8 @@ typedef struct cursor {
 } cursor;
 
 static llmq_status fail_short(cursor *c) {
-    return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: the file ends inside %s (%zu bytes long): an incomplete download? get it again", c->path,
+    return llmq_fail(c->err, LLMQ_E_FORMAT,
+                     "%s: the file ends inside %s (%zu bytes long): an incomplete download? get it again", c->path,
                      c->what, c->size);
 }
 
@@ -67,18 +70,21 @@ static llmq_status read_array(cursor *c, llmq_meta *meta, const char *key) {
     LLMQ_TRY(take(c, &n, sizeof n));
     size_t size = type == META_STR ? sizeof(uint64_t) : meta_type_size((llmq_meta_type)type);
     if (size == 0)
-        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED, "%s: key %s is an array of elements of type %u, which llmq does not read%s", c->path,
-                         key, type, type == META_ARRAY ? " (arrays of arrays)" : "");
+        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED,
+                         "%s: key %s is an array of elements of type %u, which llmq does not read%s", c->path, key,
+                         type, type == META_ARRAY ? " (arrays of arrays)" : "");
     if (n > (c->size - c->at) / size)
-        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s says %llu elements, more than the file has bytes for: cut off or damaged",
-                         c->path, key, (unsigned long long)n);
+        return llmq_fail(c->err, LLMQ_E_FORMAT,
+                         "%s: key %s says %llu elements, more than the file has bytes for: cut off or damaged", c->path,
+                         key, (unsigned long long)n);
     if (type == META_STR) return read_strings(c, meta, key, (size_t)n);
     const uint8_t *data = c->data + c->at;
     size_t bytes = (size_t)n * size;
     if (type == META_BOOL)
         for (size_t i = 0; i < bytes; i++)
             if (data[i] > 1)
-                return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s has a truth value %u: the file is damaged", c->path, key, data[i]);
+                return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s has a truth value %u: the file is damaged", c->path,
+                                 key, data[i]);
     c->at += bytes;
     return meta_set_array(meta, key, (llmq_meta_type)type, data, (size_t)n, c->err);
 }
@@ -94,7 +100,8 @@ static llmq_status read_scalar(cursor *c, llmq_meta *meta, const char *key, llmq
     uint64_t raw = 0;
     float f;
     if (size == 0)
-        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s has a value of unknown type %u: damaged, or newer than this llmq", c->path, key,
+        return llmq_fail(c->err, LLMQ_E_FORMAT,
+                         "%s: key %s has a value of unknown type %u: damaged, or newer than this llmq", c->path, key,
                          (unsigned)type);
     LLMQ_TRY(take(c, &raw, size));
     switch (type) {
@@ -103,10 +110,14 @@ static llmq_status read_scalar(cursor *c, llmq_meta *meta, const char *key, llmq
         v.f = (double)f;
         break;
     case META_F64: memcpy(&v.f, &raw, sizeof v.f); break;
-    case META_I8: case META_I16: case META_I32: case META_I64: v.i = sign_extend(raw, size); break;
+    case META_I8:
+    case META_I16:
+    case META_I32:
+    case META_I64: v.i = sign_extend(raw, size); break;
     case META_BOOL:
         if (raw > 1)
-            return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s has a truth value %u: the file is damaged", c->path, key, (unsigned)raw);
+            return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s has a truth value %u: the file is damaged", c->path,
+                             key, (unsigned)raw);
         v.u = raw;
         break;
     default: v.u = raw;
@@ -121,18 +132,23 @@ static llmq_status read_key(cursor *c, llmq_meta *meta) {
     c->what = "the name of a key";
     LLMQ_TRY(take_string(c, &name));
     if (name.len == 0 || name.len >= sizeof key || !source_text_is_clean(name.s, name.len))
-        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: a key's name is empty, longer than %zu bytes or has control characters: the file is damaged",
-                         c->path, sizeof key - 1);
+        return llmq_fail(
+            c->err, LLMQ_E_FORMAT,
+            "%s: a key's name is empty, longer than %zu bytes or has control characters: the file is damaged", c->path,
+            sizeof key - 1);
     memcpy(key, name.s, name.len);
     key[name.len] = 0;
-    if (meta_find(meta, key)) return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s occurs twice: the file is damaged", c->path, key);
+    if (meta_find(meta, key))
+        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: key %s occurs twice: the file is damaged", c->path, key);
     c->what = key;
     LLMQ_TRY(take(c, &type, sizeof type));
-    if (type == META_ARRAY) LLMQ_TRY(read_array(c, meta, key));
+    if (type == META_ARRAY)
+        LLMQ_TRY(read_array(c, meta, key));
     else if (type == META_STR) {
         LLMQ_TRY(take_string(c, &text));
         LLMQ_TRY(meta_set_strn(meta, key, text.s, text.len, c->err));
-    } else LLMQ_TRY(read_scalar(c, meta, key, (llmq_meta_type)type));
+    } else
+        LLMQ_TRY(read_scalar(c, meta, key, (llmq_meta_type)type));
     c->what = "the directory"; /* key goes out of scope */
     return LLMQ_OK;
 }
@@ -141,10 +157,13 @@ static llmq_status read_key(cursor *c, llmq_meta *meta) {
 
 /* Names of ggml types that llmq does not read, so that the message says more than a number. */
 static const char *foreign_type_name(uint32_t type) {
-    static const struct { uint32_t id; const char *name; } names[] = {
-        {9, "Q8_1"}, {15, "Q8_K"}, {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"}, {22, "IQ2_S"},
-        {24, "I8"}, {25, "I16"}, {26, "I32"}, {27, "I64"}, {28, "F64"}, {29, "IQ1_M"}, {34, "TQ1_0"}, {35, "TQ2_0"}, {39, "MXFP4"},
-        {40, "NVFP4"}, {41, "Q1_0"}, {42, "Q2_0"},
+    static const struct {
+        uint32_t id;
+        const char *name;
+    } names[] = {
+        {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"},
+        {22, "IQ2_S"}, {24, "I8"},    {25, "I16"},     {26, "I32"},    {27, "I64"},     {28, "F64"},   {29, "IQ1_M"},
+        {34, "TQ1_0"}, {35, "TQ2_0"}, {39, "MXFP4"},   {40, "NVFP4"},  {41, "Q1_0"},    {42, "Q2_0"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].id == type) return names[i].name;
@@ -159,8 +178,8 @@ static llmq_status read_tensor(cursor *c, llmq_tensor *t, uint64_t *offset_out) 
     LLMQ_TRY(source_name_tensor(t, name.s, name.len, c->path, c->err));
     LLMQ_TRY(take(c, &n_dims, sizeof n_dims));
     if (n_dims > TENSOR_MAX_DIMS)
-        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: tensor %s has %u dimensions; GGUF allows %d: the file is damaged", c->path, t->name,
-                         n_dims, TENSOR_MAX_DIMS);
+        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: tensor %s has %u dimensions; GGUF allows %d: the file is damaged",
+                         c->path, t->name, n_dims, TENSOR_MAX_DIMS);
     t->n_dims = (int)n_dims;
     LLMQ_TRY(take(c, t->dims, n_dims * sizeof *t->dims));
     LLMQ_TRY(take(c, &type, sizeof type));
@@ -168,7 +187,8 @@ static llmq_status read_tensor(cursor *c, llmq_tensor *t, uint64_t *offset_out) 
     t->type = type < LLMQ_TYPE_COUNT ? (llmq_type)type : LLMQ_TYPE_NONE;
     if (!type_info(t->type))
         return llmq_fail(c->err, LLMQ_E_UNSUPPORTED,
-                         "%s: tensor %s is of GGUF type %u (%s), which llmq does not read; use a file in F16, BF16, Q8_0, Q4_0, Q4_K_M or a "
+                         "%s: tensor %s is of GGUF type %u (%s), which llmq does not read; use a file in F16, BF16, "
+                         "Q8_0, Q4_0, Q4_K_M or a "
                          "similar type",
                          c->path, t->name, type, foreign_type_name(type));
     return source_size_tensor(t, c->path, c->err);
@@ -180,11 +200,14 @@ static llmq_status place_tensors(cursor *c, llmq_tensor *tensors, source_span *s
     for (size_t i = 0; i < n; i++) {
         uint64_t offset = spans[i].begin, bytes = (uint64_t)tensors[i].bytes;
         if (offset % alignment != 0)
-            return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: tensor %s: offset %llu is not a multiple of the alignment %llu: the file is damaged",
+            return llmq_fail(c->err, LLMQ_E_FORMAT,
+                             "%s: tensor %s: offset %llu is not a multiple of the alignment %llu: the file is damaged",
                              c->path, tensors[i].name, (unsigned long long)offset, (unsigned long long)alignment);
         if (base > c->size || offset > c->size - base || bytes > c->size - base - offset)
-            return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: tensor %s lies beyond the end of the file (%zu bytes): an incomplete download? get it again",
-                             c->path, tensors[i].name, c->size);
+            return llmq_fail(
+                c->err, LLMQ_E_FORMAT,
+                "%s: tensor %s lies beyond the end of the file (%zu bytes): an incomplete download? get it again",
+                c->path, tensors[i].name, c->size);
         spans[i].end = offset + bytes;
         spans[i].index = i;
         tensors[i].data = c->data + base + (size_t)offset;
@@ -202,9 +225,10 @@ static llmq_status read_tensors(cursor *c, llmq_source *src, const llmq_meta *me
     llmq_tensor *tensors = NULL;
     source_span *spans = NULL;
     llmq_status status = LLMQ_OK;
-    if (meta_find(meta, "general.alignment") &&
-        (!meta_get_i64(meta, "general.alignment", &alignment) || alignment < 1 || alignment > 1 << 30 || (alignment & (alignment - 1))))
-        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: general.alignment must be a power of two: the file is damaged", c->path);
+    if (meta_find(meta, "general.alignment") && (!meta_get_i64(meta, "general.alignment", &alignment) ||
+                                                 alignment < 1 || alignment > 1 << 30 || (alignment & (alignment - 1))))
+        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: general.alignment must be a power of two: the file is damaged",
+                         c->path);
     c->what = "the list of tensors";
     /* The least bytes of an entry: name 8 + 1, n_dims 4, type 4, offset 8. */
     if (n > (c->size - c->at) / 25) return fail_short(c);
@@ -227,11 +251,14 @@ static llmq_status read_header(cursor *c, uint64_t *n_tensors_out, uint64_t *n_k
     LLMQ_TRY(take(c, &version, sizeof version));
     LLMQ_TRY(take(c, n_tensors_out, sizeof *n_tensors_out));
     LLMQ_TRY(take(c, n_kv_out, sizeof *n_kv_out));
-    if (magic != GGUF_MAGIC) return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: does not begin with GGUF: not a GGUF file", c->path);
+    if (magic != GGUF_MAGIC)
+        return llmq_fail(c->err, LLMQ_E_FORMAT, "%s: does not begin with GGUF: not a GGUF file", c->path);
     if ((version & 0xffff) == 0)
-        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED, "%s: a big-endian GGUF file; llmq reads little-endian ones: convert it again", c->path);
+        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED,
+                         "%s: a big-endian GGUF file; llmq reads little-endian ones: convert it again", c->path);
     if (version < 2 || version > GGUF_VERSION)
-        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED, "%s: GGUF version %u; llmq reads 2 and 3: convert the model again", c->path, version);
+        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED, "%s: GGUF version %u; llmq reads 2 and 3: convert the model again",
+                         c->path, version);
     return LLMQ_OK;
 }
 
@@ -243,11 +270,13 @@ static llmq_status read_file(const char *path, llmq_source *src, llmq_meta *meta
     cursor c = {.data = map.data, .size = map.size, .path = path, .err = err};
     LLMQ_TRY(read_header(&c, &n_tensors, &n_kv));
     if (n_kv > GGUF_MAX_KEYS)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the header says %llu keys; at most %d are sensible: the file is damaged", path,
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: the header says %llu keys; at most %d are sensible: the file is damaged", path,
                          (unsigned long long)n_kv, GGUF_MAX_KEYS);
     if (n_tensors > c.size)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the header says %llu tensors, more than the file has bytes for: the file is damaged", path,
-                         (unsigned long long)n_tensors);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: the header says %llu tensors, more than the file has bytes for: the file is damaged",
+                         path, (unsigned long long)n_tensors);
     for (uint64_t i = 0; i < n_kv; i++) LLMQ_TRY(read_key(&c, meta));
     return read_tensors(&c, src, meta, (size_t)n_tensors);
 }
@@ -274,8 +303,10 @@ static llmq_status read_part(const char *path, llmq_source *src, int no, int cou
     llmq_status status = read_file(path, src, meta, err);
     if (status == LLMQ_OK && (!meta_get_i64(meta, "split.no", &said_no) || said_no != no ||
                               !meta_get_i64(meta, "split.count", &said_count) || said_count != count))
-        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: is named part %d of %d, but split.no and split.count say part %lld of %lld: rename it or get it again",
-                           path, no + 1, count, (long long)said_no + 1, (long long)said_count);
+        status = llmq_fail(
+            err, LLMQ_E_FORMAT,
+            "%s: is named part %d of %d, but split.no and split.count say part %lld of %lld: rename it or get it again",
+            path, no + 1, count, (long long)said_no + 1, (long long)said_count);
     if (meta != src->meta) meta_destroy(meta);
     return status;
 }
@@ -286,13 +317,17 @@ static llmq_status read_split(const char *path, size_t prefix, int count, llmq_s
     if (count < 1) return llmq_fail(err, LLMQ_E_FORMAT, "%s: part of a model of %d files: rename it", path, count);
     for (int no = 0; no < count; no++) {
         int len = snprintf(part, sizeof part, "%.*s-%05d-of-%05d.gguf", (int)prefix, path, no + 1, count);
-        if (len < 0 || (size_t)len >= sizeof part) return llmq_fail(err, LLMQ_E_IO, "%.200s...: the path is too long", path);
+        if (len < 0 || (size_t)len >= sizeof part)
+            return llmq_fail(err, LLMQ_E_IO, "%.200s...: the path is too long", path);
         if (!file_exists(part))
-            return llmq_fail(err, LLMQ_E_IO, "%s: is missing: the model is split over %d files, and all must be in one folder", part, count);
+            return llmq_fail(err, LLMQ_E_IO,
+                             "%s: is missing: the model is split over %d files, and all must be in one folder", part,
+                             count);
         LLMQ_TRY(read_part(part, src, no, count, err));
     }
     if (meta_get_i64(src->meta, "split.tensors.count", &total) && total != (int64_t)src->n_tensors)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: split.tensors.count says %lld tensors, the %d parts have %zu: parts of different models?",
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: split.tensors.count says %lld tensors, the %d parts have %zu: parts of different models?",
                          path, (long long)total, count, src->n_tensors);
     return LLMQ_OK;
 }
@@ -307,12 +342,14 @@ static llmq_status open_gguf(const char *path, llmq_source *src, llmq_err *err) 
     int no, count;
     int64_t said_count = 1;
     src->naming = NAMING_GGUF;
-    if (split_name(path, &prefix, &no, &count)) LLMQ_TRY(read_split(path, prefix, count, src, err));
+    if (split_name(path, &prefix, &no, &count))
+        LLMQ_TRY(read_split(path, prefix, count, src, err));
     else {
         LLMQ_TRY(read_file(path, src, src->meta, err));
         if (meta_get_i64(src->meta, "split.count", &said_count) && said_count > 1)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: is one of %lld parts: give the parts their names NAME-00001-of-%05lld.gguf back", path,
-                             (long long)said_count, (long long)said_count);
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: is one of %lld parts: give the parts their names NAME-00001-of-%05lld.gguf back",
+                             path, (long long)said_count, (long long)said_count);
     }
     meta_remove(src->meta, "split.no");
     meta_remove(src->meta, "split.count");

@@ -1,10 +1,12 @@
-/* GGUF v3 writer. The layout is in gguf.c. The whole directory is built in memory first, so every tensor's place is known
- * before the first byte of data: puts may then come in any order and from any thread, and a model never has to fit in memory.
+/* GGUF v3 writer. The layout is in gguf.c. The whole directory is built in memory first, so every tensor's place is
+ * known before the first byte of data: puts may then come in any order and from any thread, and a model never has to
+ * fit in memory.
  *
- * Written so that llama.cpp's strict reader accepts it: general.architecture is the first key, offsets are the running sum of
- * padded sizes in directory order, names are shorter than 64 bytes and unique, trailing dimensions of 1 are dropped, the last
- * tensor is padded too. Not written: hf.* (private), split.*; and rope.scaling.* of type "llama3", which GGUF expresses by the
- * tensor rope_freqs.weight. general.file_type and general.quantization_version are added where meta lacks them. */
+ * Written so that llama.cpp's strict reader accepts it: general.architecture is the first key, offsets are the running
+ * sum of padded sizes in directory order, names are shorter than 64 bytes and unique, trailing dimensions of 1 are
+ * dropped, the last tensor is padded too. Not written: hf.* (private), split.*; and rope.scaling.* of type "llama3",
+ * which GGUF expresses by the tensor rope_freqs.weight. general.file_type and general.quantization_version are added
+ * where meta lacks them. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -40,8 +42,12 @@ static void put(buffer *b, const void *data, size_t n) {
     b->n += n;
 }
 
-static void put_u32(buffer *b, uint32_t x) { put(b, &x, sizeof x); }
-static void put_u64(buffer *b, uint64_t x) { put(b, &x, sizeof x); }
+static void put_u32(buffer *b, uint32_t x) {
+    put(b, &x, sizeof x);
+}
+static void put_u64(buffer *b, uint64_t x) {
+    put(b, &x, sizeof x);
+}
 
 static void put_str(buffer *b, const char *s, size_t len) {
     put_u64(b, len);
@@ -55,7 +61,10 @@ static void put_scalar(buffer *b, const llmq_meta_value *v) {
     switch (v->type) {
     case META_F32: put(b, &f, sizeof f); break;
     case META_F64: put(b, &v->f, sizeof v->f); break;
-    case META_I8: case META_I16: case META_I32: case META_I64: put(b, &v->i, meta_type_size(v->type)); break;
+    case META_I8:
+    case META_I16:
+    case META_I32:
+    case META_I64: put(b, &v->i, meta_type_size(v->type)); break;
     default: put(b, &v->u, meta_type_size(v->type));
     }
 }
@@ -63,18 +72,23 @@ static void put_scalar(buffer *b, const llmq_meta_value *v) {
 static void put_value(buffer *b, const llmq_meta_value *v) {
     put_str(b, v->key, strlen(v->key));
     put_u32(b, (uint32_t)v->type);
-    if (v->type == META_STR) put_str(b, v->str.s, v->str.len);
+    if (v->type == META_STR)
+        put_str(b, v->str.s, v->str.len);
     else if (v->type == META_ARRAY) {
         put_u32(b, (uint32_t)v->arr.type);
         put_u64(b, v->arr.n);
         const llmq_str *strs = v->arr.data;
-        if (v->arr.type != META_STR) put(b, v->arr.data, v->arr.n * meta_type_size(v->arr.type));
+        if (v->arr.type != META_STR)
+            put(b, v->arr.data, v->arr.n * meta_type_size(v->arr.type));
         else
             for (size_t i = 0; i < v->arr.n; i++) put_str(b, strs[i].s, strs[i].len);
-    } else put_scalar(b, v);
+    } else
+        put_scalar(b, v);
 }
 
-static bool starts_with(const char *s, const char *prefix) { return !strncmp(s, prefix, strlen(prefix)); }
+static bool starts_with(const char *s, const char *prefix) {
+    return !strncmp(s, prefix, strlen(prefix));
+}
 
 static bool is_skipped(const llmq_meta *meta, const char *key) {
     const char *arch = meta_get_str(meta, "general.architecture"), *scaling;
@@ -155,17 +169,22 @@ static void plan_free(plan *p) {
     mem_free(p->header.data);
 }
 
-static llmq_status check_meta(const char *path, const llmq_meta *meta, const source_index *index, const plan *p, llmq_err *err) {
+static llmq_status check_meta(const char *path, const llmq_meta *meta, const source_index *index, const plan *p,
+                              llmq_err *err) {
     const char *arch = meta_get_str(meta, "general.architecture"), *scaling;
     char key[128];
     if (!arch || !*arch || strlen(arch) > 64)
         return llmq_fail(err, LLMQ_E_ARG, "%s: the metadata to write lack general.architecture", path);
     for (size_t i = 0; i < meta_count(meta); i++)
         if (strlen(meta_at(meta, i)->key) >= GGUF_MAX_KEY)
-            return llmq_fail(err, LLMQ_E_ARG, "%s: key %.40s... is too long to be written", path, meta_at(meta, i)->key);
+            return llmq_fail(err, LLMQ_E_ARG, "%s: key %.40s... is too long to be written", path,
+                             meta_at(meta, i)->key);
     scaling = meta_get_str(meta, meta_key(key, "%s.rope.scaling.type", arch));
-    if (scaling && !strcmp(scaling, "llama3") && source_index_find(index, p->tensors, p->n, "rope_freqs.weight") == p->n)
-        return llmq_fail(err, LLMQ_E_ARG, "%s: rope scaling llama3 is written as the tensor rope_freqs.weight, which the plan lacks", path);
+    if (scaling && !strcmp(scaling, "llama3") &&
+        source_index_find(index, p->tensors, p->n, "rope_freqs.weight") == p->n)
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "%s: rope scaling llama3 is written as the tensor rope_freqs.weight, which the plan lacks",
+                         path);
     return LLMQ_OK;
 }
 
@@ -176,10 +195,12 @@ static llmq_status plan_tensors(const char *path, plan *p, llmq_err *err) {
         const char *nul = memchr(t->name, 0, sizeof t->name);
         size_t len = nul ? (size_t)(nul - t->name) : sizeof t->name;
         if (len == 0 || len >= GGUF_MAX_NAME || !source_text_is_clean(t->name, len))
-            return llmq_fail(err, LLMQ_E_ARG, "%s: tensor name \"%.70s\" cannot be written: GGUF allows 1 to %d plain bytes", path, t->name,
-                             GGUF_MAX_NAME - 1);
+            return llmq_fail(err, LLMQ_E_ARG,
+                             "%s: tensor name \"%.70s\" cannot be written: GGUF allows 1 to %d plain bytes", path,
+                             t->name, GGUF_MAX_NAME - 1);
         if (t->n_dims < 0 || t->n_dims > TENSOR_MAX_DIMS)
-            return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %d dimensions cannot be written", path, t->name, t->n_dims);
+            return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %d dimensions cannot be written", path, t->name,
+                             t->n_dims);
         LLMQ_TRY(source_size_tensor(t, path, err));
         while (t->n_dims > 1 && t->dims[t->n_dims - 1] == 1) t->n_dims--;
         p->places[i].offset = at; /* from the start of the data until the header's size is known */
@@ -215,7 +236,8 @@ static llmq_status plan_header(const char *path, const llmq_meta *meta, plan *p,
     return LLMQ_OK;
 }
 
-static llmq_status plan_make(const char *path, const llmq_meta *meta, const llmq_tensor *tensors, size_t n, plan *p, llmq_err *err) {
+static llmq_status plan_make(const char *path, const llmq_meta *meta, const llmq_tensor *tensors, size_t n, plan *p,
+                             llmq_err *err) {
     source_index *index = NULL;
     llmq_status status = LLMQ_OK;
     p->n = n;
@@ -231,7 +253,8 @@ static llmq_status plan_make(const char *path, const llmq_meta *meta, const llmq
     return status;
 }
 
-llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, size_t n, int64_t *bytes_out, llmq_err *err) {
+llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, size_t n, int64_t *bytes_out,
+                            llmq_err *err) {
     plan p = {0};
     llmq_status status = plan_make("GGUF plan", meta, tensors, n, &p, err);
     if (status == LLMQ_OK) *bytes_out = (int64_t)p.total;
@@ -312,12 +335,15 @@ static bool add_run(planned *place, uint64_t begin, uint64_t end) {
     return true;
 }
 
-llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err) {
-    if (index >= w->plan.n) return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->path, index, w->plan.n);
+llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
+                            llmq_err *err) {
+    if (index >= w->plan.n)
+        return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->path, index, w->plan.n);
     const llmq_tensor *t = &w->plan.tensors[index];
     size_t bytes = (size_t)t->bytes;
     if (offset > bytes || len > bytes - offset)
-        return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %zu bytes at %zu do not fit into its %zu", w->path, t->name, len, offset, bytes);
+        return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %zu bytes at %zu do not fit into its %zu", w->path, t->name,
+                         len, offset, bytes);
     LLMQ_TRY(out_write_at(w->out, data, len, w->plan.places[index].offset + offset, err));
     pthread_mutex_lock(&w->lock);
     bool ok = add_run(&w->plan.places[index], offset, offset + len);
@@ -331,16 +357,19 @@ static llmq_status check_coverage(const llmq_gguf_writer *w, llmq_err *err) {
         uint64_t bytes = (uint64_t)w->plan.tensors[i].bytes;
         if (place->n_runs == 1 && place->runs[0].begin == 0 && place->runs[0].end == bytes) continue;
         uint64_t missing = place->n_runs && place->runs[0].begin == 0 ? place->runs[0].end : 0;
-        return llmq_fail(err, LLMQ_E_ARG, "%s: not all of tensor %s was written: byte %llu of %llu is missing; the file is dropped", w->path,
-                         w->plan.tensors[i].name, (unsigned long long)missing, (unsigned long long)bytes);
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "%s: not all of tensor %s was written: byte %llu of %llu is missing; the file is dropped",
+                         w->path, w->plan.tensors[i].name, (unsigned long long)missing, (unsigned long long)bytes);
     }
     return LLMQ_OK;
 }
 
 llmq_status gguf_writer_finish(llmq_gguf_writer *w, int64_t *bytes_out, llmq_err *err) {
     llmq_status status = check_coverage(w, err);
-    if (status == LLMQ_OK) status = out_finish(w->out, err);
-    else out_abort(w->out);
+    if (status == LLMQ_OK)
+        status = out_finish(w->out, err);
+    else
+        out_abort(w->out);
     if (status == LLMQ_OK && bytes_out) *bytes_out = (int64_t)w->plan.total;
     writer_free(w);
     return status;

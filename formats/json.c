@@ -10,8 +10,8 @@ llmq_status json_parse_object(const char *text, size_t len, const char *file, js
     json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &fault);
     *out = NULL;
     if (!root)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: not valid JSON, line %d column %d: %s; get the file again", file, fault.line, fault.column,
-                         fault.text);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: not valid JSON, line %d column %d: %s; get the file again", file,
+                         fault.line, fault.column, fault.text);
     if (!json_is_object(root)) {
         json_decref(root);
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: its JSON is not an object {...}", file);
@@ -35,7 +35,8 @@ json_t *json_get(const json_t *obj, const char *key) {
     return json_is_null(v) ? NULL : v;
 }
 
-llmq_status json_get_i64(const json_t *obj, const char *key, int64_t min, int64_t max, const char *file, int64_t *out, llmq_err *err) {
+llmq_status json_get_i64(const json_t *obj, const char *key, int64_t min, int64_t max, const char *file, int64_t *out,
+                         llmq_err *err) {
     const json_t *v = json_get(obj, key);
     if (!v) return LLMQ_OK;
     double real = json_number_value(v);
@@ -46,12 +47,14 @@ llmq_status json_get_i64(const json_t *obj, const char *key, int64_t min, int64_
         whole = true;
     }
     if (!whole || x < min || x > max)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: %s must be a whole number from %lld to %lld", file, key, (long long)min, (long long)max);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: %s must be a whole number from %lld to %lld", file, key,
+                         (long long)min, (long long)max);
     *out = x;
     return LLMQ_OK;
 }
 
-llmq_status json_get_f64(const json_t *obj, const char *key, double min, double max, const char *file, double *out, llmq_err *err) {
+llmq_status json_get_f64(const json_t *obj, const char *key, double min, double max, const char *file, double *out,
+                         llmq_err *err) {
     const json_t *v = json_get(obj, key);
     if (!v) return LLMQ_OK;
     double x = json_number_value(v);

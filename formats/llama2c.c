@@ -1,16 +1,16 @@
 /* llama2.c's .bin files. All numbers little-endian, all matrices row-major [out, in], q/k rows interleaved as in GGUF.
  *
  * Header: i32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len.
- * v0: the header is the file's first 28 bytes; vocab_size < 0: a head of its own. f32 tensors, each for all layers at once:
- *     token_embd, att_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, two rope tables (seq_len, head_dim/2), [head].
- *     No magic number: a file is v0 when its size is exactly what the header asks for.
- * v1, v2: u32 0x616b3432, i32 version, header, u8 head_is_shared, v2: i32 group_size at byte 37, zeros up to byte 256.
- *     v1, f32: att_norms, ffn_norms, final_norm, token_embd, wq, wk, wv, wo, w1, w2, w3 (each for all layers), [head].
- *     v2: the three norms in f32; then for each matrix i8 q[n] and f32 s[n / group_size], w = q * s, groups over the
- *     flattened matrix; order token_embd, wq (of all layers), wk, wv, wo, w1, w2, w3, [head].
+ * v0: the header is the file's first 28 bytes; vocab_size < 0: a head of its own. f32 tensors, each for all layers at
+ * once: token_embd, att_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, two rope tables (seq_len, head_dim/2),
+ * [head]. No magic number: a file is v0 when its size is exactly what the header asks for. v1, v2: u32 0x616b3432, i32
+ * version, header, u8 head_is_shared, v2: i32 group_size at byte 37, zeros up to byte 256. v1, f32: att_norms,
+ * ffn_norms, final_norm, token_embd, wq, wk, wv, wo, w1, w2, w3 (each for all layers), [head]. v2: the three norms in
+ * f32; then for each matrix i8 q[n] and f32 s[n / group_size], w = q * s, groups over the flattened matrix; order
+ * token_embd, wq (of all layers), wk, wv, wo, w1, w2, w3, [head].
  *
- * Not in the file: rope base 10000, eps 1e-5 (in the C programs), the tokenizer (tokenizer.bin). v2 is turned into f32 at
- * open, since its groups may cross rows. */
+ * Not in the file: rope base 10000, eps 1e-5 (in the C programs), the tokenizer (tokenizer.bin). v2 is turned into f32
+ * at open, since its groups may cross rows. */
 #include <stdio.h>
 #include <string.h>
 
@@ -55,14 +55,17 @@ static void list_parts(const header *h, part parts[PART_COUNT]) {
     memcpy(parts, list, sizeof list);
 }
 
-static int64_t part_numel(const part *p) { return (p->rows ? p->rows : 1) * p->cols; }
+static int64_t part_numel(const part *p) {
+    return (p->rows ? p->rows : 1) * p->cols;
+}
 
 /* Small enough that no product below overflows: 2^24 * 2^24 * 2^10 * 4 bytes < 2^61. */
 static bool is_plausible(const header *h) {
     const int64_t max = 1 << 24;
-    return h->dim >= 1 && h->dim <= max && h->hidden >= 1 && h->hidden <= max && h->n_layer >= 1 && h->n_layer <= 1024 && h->n_head >= 1 &&
-           h->n_head_kv >= 1 && h->vocab >= 1 && h->vocab <= max && h->seq >= 1 && h->seq <= max && h->n_head <= h->dim &&
-           h->dim % h->n_head == 0 && h->n_head % h->n_head_kv == 0 && h->dim / h->n_head % 2 == 0;
+    return h->dim >= 1 && h->dim <= max && h->hidden >= 1 && h->hidden <= max && h->n_layer >= 1 &&
+           h->n_layer <= 1024 && h->n_head >= 1 && h->n_head_kv >= 1 && h->vocab >= 1 && h->vocab <= max &&
+           h->seq >= 1 && h->seq <= max && h->n_head <= h->dim && h->dim % h->n_head == 0 &&
+           h->n_head % h->n_head_kv == 0 && h->dim / h->n_head % 2 == 0;
 }
 
 static bool parse_ints(const uint8_t *data, header *h) {
@@ -110,38 +113,55 @@ static llmq_status read_header(const char *path, const llmq_map *map, header *h,
         return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: llama2.c version %d; llmq reads 0, 1 and 2", path, version);
     h->version = version;
     if (!parse_ints(map->data + (is_new ? 8 : 0), h))
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the llama2.c header has sizes that no model has: the file is damaged", path);
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the llama2.c header has sizes that no model has: the file is damaged",
+                         path);
     if (is_new) h->shared = map->data[36] != 0;
     if (version == 2) {
         memcpy(&group, map->data + 37, sizeof group);
         h->group = group;
         if (group < 1 || h->dim % group != 0)
-            return llmq_fail(err, LLMQ_E_FORMAT, "%s: llama2.c group size %d does not divide dim %lld: the file is damaged", path, group,
+            return llmq_fail(err, LLMQ_E_FORMAT,
+                             "%s: llama2.c group size %d does not divide dim %lld: the file is damaged", path, group,
                              (long long)h->dim);
     }
     if (!expected_bytes(h, &expected) || expected != (int64_t)map->size)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: has %zu bytes where its llama2.c header asks for %lld: cut off, damaged, or another format",
-                         path, map->size, (long long)expected);
+        return llmq_fail(
+            err, LLMQ_E_FORMAT,
+            "%s: has %zu bytes where its llama2.c header asks for %lld: cut off, damaged, or another format", path,
+            map->size, (long long)expected);
     return LLMQ_OK;
 }
 
 static llmq_status set_metadata(const header *h, llmq_meta *meta, llmq_err *err) {
-    const struct { const char *key; int64_t value; } sizes[] = {
-        {"llama.block_count", h->n_layer}, {"llama.context_length", h->seq}, {"llama.embedding_length", h->dim},
-        {"llama.feed_forward_length", h->hidden}, {"llama.vocab_size", h->vocab}, {"llama.attention.head_count", h->n_head},
-        {"llama.attention.head_count_kv", h->n_head_kv}, {"llama.attention.key_length", h->head_dim},
-        {"llama.attention.value_length", h->head_dim}, {"llama.rope.dimension_count", h->head_dim},
+    const struct {
+        const char *key;
+        int64_t value;
+    } sizes[] = {
+        {"llama.block_count", h->n_layer},
+        {"llama.context_length", h->seq},
+        {"llama.embedding_length", h->dim},
+        {"llama.feed_forward_length", h->hidden},
+        {"llama.vocab_size", h->vocab},
+        {"llama.attention.head_count", h->n_head},
+        {"llama.attention.head_count_kv", h->n_head_kv},
+        {"llama.attention.key_length", h->head_dim},
+        {"llama.attention.value_length", h->head_dim},
+        {"llama.rope.dimension_count", h->head_dim},
     };
     LLMQ_TRY(meta_set_str(meta, "general.architecture", "llama", err));
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) LLMQ_TRY(meta_set_u32(meta, sizes[i].key, (uint32_t)sizes[i].value, err));
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        LLMQ_TRY(meta_set_u32(meta, sizes[i].key, (uint32_t)sizes[i].value, err));
     LLMQ_TRY(meta_set_f32(meta, "llama.attention.layer_norm_rms_epsilon", 1e-5f, err));
     return meta_set_f32(meta, "llama.rope.freq_base", 10000.0f, err);
 }
 
 static llmq_status name_part(const char *path, const part *p, int64_t copy, llmq_tensor *t, llmq_err *err) {
     const char *percent = strchr(p->name, '%');
-    if (percent) snprintf(t->name, sizeof t->name, "%.*s%lld%s", (int)(percent - p->name), p->name, (long long)copy, percent + 2);
-    else snprintf(t->name, sizeof t->name, "%s", p->name);
+    if (percent)
+        snprintf(t->name, sizeof t->name, "%.*s%lld%s", (int)(percent - p->name), p->name, (long long)copy,
+                 percent + 2);
+    else
+        snprintf(t->name, sizeof t->name, "%s", p->name);
     t->type = LLMQ_TYPE_F32;
     t->n_dims = p->rows ? 2 : 1;
     t->dims[0] = p->cols;
@@ -151,7 +171,8 @@ static llmq_status name_part(const char *path, const part *p, int64_t copy, llmq
 
 /* Orders of the parts in the file; v0's rope tables come before the head. */
 static const int order_v0[PART_COUNT] = {TOKEN_EMBD, ATTN_NORM, WQ, WK, WV, WO, FFN_NORM, W1, W2, W3, FINAL_NORM, HEAD};
-static const int order_new[PART_COUNT] = {ATTN_NORM, FFN_NORM, FINAL_NORM, TOKEN_EMBD, WQ, WK, WV, WO, W1, W2, W3, HEAD};
+static const int order_new[PART_COUNT] = {ATTN_NORM, FFN_NORM, FINAL_NORM, TOKEN_EMBD, WQ, WK,
+                                          WV,        WO,       W1,         W2,         W3, HEAD};
 
 typedef struct owned {
     float *weights;
@@ -222,7 +243,8 @@ static llmq_status open_bin(const char *path, llmq_source *src, llmq_err *err) {
     return add_parts(src, &h, parts, h.version == 0 ? map.data + HEADER_BYTES : map.data + NEW_HEADER_BYTES, err);
 }
 
-/* A file with plausible sizes is taken even if its length is wrong: the message about that helps more than "no model". */
+/* A file with plausible sizes is taken even if its length is wrong: the message about that helps more than "no model".
+ */
 static bool probe(const char *path) {
     uint8_t start[HEADER_BYTES];
     uint32_t magic;

@@ -1,7 +1,9 @@
-/* Hugging Face folders: config.json and safetensors files (one, shards with an index, or whatever *.safetensors is there).
+/* Hugging Face folders: config.json and safetensors files (one, shards with an index, or whatever *.safetensors is
+ * there).
  *
- * A safetensors file: u64 n <= 100,000,000; n bytes of JSON that start with '{' and may end in spaces; the data. The JSON has
- * "name": {"dtype", "shape", "data_offsets": [begin, end]} for each tensor, offsets from the start of the data, and maybe
+ * A safetensors file: u64 n <= 100,000,000; n bytes of JSON that start with '{' and may end in spaces; the data. The
+ * JSON has "name": {"dtype", "shape", "data_offsets": [begin, end]} for each tensor, offsets from the start of the
+ * data, and maybe
  * "__metadata__", strings that do not matter here. Sorted by offset the tensors cover the data without hole or overlap,
  * and the data ends with the file. The shape's last number is contiguous, so dims are the shape reversed.
  *
@@ -29,57 +31,74 @@ static llmq_status read_dtype(const char *path, const char *name, const json_t *
     const char *dtype = NULL;
     LLMQ_TRY(json_get_str(entry, "dtype", path, &dtype, err));
     if (!dtype) return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s has no dtype: the file is damaged", path, name);
-    if (!strcmp(dtype, "F32")) *out = LLMQ_TYPE_F32;
-    else if (!strcmp(dtype, "F16")) *out = LLMQ_TYPE_F16;
-    else if (!strcmp(dtype, "BF16")) *out = LLMQ_TYPE_BF16;
+    if (!strcmp(dtype, "F32"))
+        *out = LLMQ_TYPE_F32;
+    else if (!strcmp(dtype, "F16"))
+        *out = LLMQ_TYPE_F16;
+    else if (!strcmp(dtype, "BF16"))
+        *out = LLMQ_TYPE_BF16;
     else
         return llmq_fail(err, LLMQ_E_UNSUPPORTED,
-                         "%s: tensor %s has dtype %.20s; llmq reads F32, F16 and BF16 (a quantized checkpoint? use the original model)", path,
-                         name, dtype);
+                         "%s: tensor %s has dtype %.20s; llmq reads F32, F16 and BF16 (a quantized checkpoint? use the "
+                         "original model)",
+                         path, name, dtype);
     return LLMQ_OK;
 }
 
 static llmq_status read_shape(const char *path, const json_t *entry, llmq_tensor *t, llmq_err *err) {
     const json_t *shape = json_get(entry, "shape");
     size_t n = json_array_size(shape);
-    if (!json_is_array(shape)) return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s has no shape: the file is damaged", path, t->name);
+    if (!json_is_array(shape))
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s has no shape: the file is damaged", path, t->name);
     if (n > TENSOR_MAX_DIMS)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s has %zu dimensions; llmq reads up to %d", path, t->name, n, TENSOR_MAX_DIMS);
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s has %zu dimensions; llmq reads up to %d", path,
+                         t->name, n, TENSOR_MAX_DIMS);
     t->n_dims = (int)n;
     for (size_t i = 0; i < n; i++) {
         const json_t *dim = json_array_get(shape, n - 1 - i);
-        if (!json_is_integer(dim)) return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its shape has something that is no number", path, t->name);
+        if (!json_is_integer(dim))
+            return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its shape has something that is no number", path,
+                             t->name);
         t->dims[i] = json_integer_value(dim);
     }
     return source_size_tensor(t, path, err);
 }
 
-static llmq_status read_offsets(const char *path, const json_t *entry, const llmq_tensor *t, size_t data_bytes, source_span *span, llmq_err *err) {
-    const json_t *offsets = json_get(entry, "data_offsets"), *a = json_array_get(offsets, 0), *b = json_array_get(offsets, 1);
+static llmq_status read_offsets(const char *path, const json_t *entry, const llmq_tensor *t, size_t data_bytes,
+                                source_span *span, llmq_err *err) {
+    const json_t *offsets = json_get(entry, "data_offsets"), *a = json_array_get(offsets, 0),
+                 *b = json_array_get(offsets, 1);
     json_int_t begin = json_integer_value(a), end = json_integer_value(b);
     if (json_array_size(offsets) != 2 || !json_is_integer(a) || !json_is_integer(b) || begin < 0 || end < begin)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: data_offsets must be two rising numbers: the file is damaged", path, t->name);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: tensor %s: data_offsets must be two rising numbers: the file is damaged", path, t->name);
     if (end - begin != t->bytes)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: %lld bytes of data where dtype and shape need %lld: the file is damaged", path,
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: tensor %s: %lld bytes of data where dtype and shape need %lld: the file is damaged", path,
                          t->name, (long long)(end - begin), (long long)t->bytes);
     if ((uint64_t)end > data_bytes)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s lies beyond the end of the file: an incomplete download? get it again", path, t->name);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: tensor %s lies beyond the end of the file: an incomplete download? get it again", path,
+                         t->name);
     span->begin = (uint64_t)begin;
     span->end = (uint64_t)end;
     return LLMQ_OK;
 }
 
-static llmq_status read_entry(const char *path, const char *name, const json_t *entry, size_t data_bytes, llmq_tensor *t, source_span *span,
-                              llmq_err *err) {
+static llmq_status read_entry(const char *path, const char *name, const json_t *entry, size_t data_bytes,
+                              llmq_tensor *t, source_span *span, llmq_err *err) {
     LLMQ_TRY(source_name_tensor(t, name, strlen(name), path, err));
-    if (!json_is_object(entry)) return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its entry is not an object: the file is damaged", path, name);
+    if (!json_is_object(entry))
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its entry is not an object: the file is damaged", path,
+                         name);
     LLMQ_TRY(read_dtype(path, t->name, entry, &t->type, err));
     LLMQ_TRY(read_shape(path, entry, t, err));
     return read_offsets(path, entry, t, data_bytes, span, err);
 }
 
 /* Spans sorted by offset must follow each other from 0 to the end. */
-static llmq_status check_tiling(const char *path, const llmq_tensor *tensors, const source_span *spans, size_t n, size_t data_bytes, llmq_err *err) {
+static llmq_status check_tiling(const char *path, const llmq_tensor *tensors, const source_span *spans, size_t n,
+                                size_t data_bytes, llmq_err *err) {
     uint64_t at = 0;
     for (size_t i = 0; i < n; i++) {
         if (spans[i].begin != at)
@@ -88,13 +107,15 @@ static llmq_status check_tiling(const char *path, const llmq_tensor *tensors, co
         at = spans[i].end;
     }
     if (at != data_bytes)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: its tensors end at byte %llu of %zu bytes of data: cut off or damaged", path,
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: its tensors end at byte %llu of %zu bytes of data: cut off or damaged", path,
                          (unsigned long long)at, data_bytes);
     return LLMQ_OK;
 }
 
 /* Tensors of one header in the order of their data, appended to src. */
-static llmq_status read_entries(const char *path, const json_t *root, const uint8_t *data, size_t data_bytes, llmq_source *src, llmq_err *err) {
+static llmq_status read_entries(const char *path, const json_t *root, const uint8_t *data, size_t data_bytes,
+                                llmq_source *src, llmq_err *err) {
     const char *name;
     json_t *entry;
     size_t n = json_object_size(root) - (json_object_get(root, "__metadata__") ? 1 : 0), i = 0;
@@ -129,16 +150,20 @@ static llmq_status read_file(const char *path, llmq_source *src, llmq_err *err) 
     uint64_t n;
     json_t *root = NULL;
     LLMQ_TRY(source_add_map(src, path, &map, err));
-    if (map.size < sizeof n) return llmq_fail(err, LLMQ_E_FORMAT, "%s: %zu bytes are no safetensors file: get it again", path, map.size);
+    if (map.size < sizeof n)
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: %zu bytes are no safetensors file: get it again", path, map.size);
     memcpy(&n, map.data, sizeof n);
     if (n > MAX_HEADER)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: says its header has %llu bytes; %u are allowed: not a safetensors file, or damaged", path,
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: says its header has %llu bytes; %u are allowed: not a safetensors file, or damaged", path,
                          (unsigned long long)n, MAX_HEADER);
     if (n > map.size - sizeof n)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the file ends inside its header: an incomplete download? get it again", path);
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: the file ends inside its header: an incomplete download? get it again", path);
     const char *header = (const char *)map.data + sizeof n;
     const uint8_t *data = map.data + sizeof n + n;
-    if (n == 0 || *header != '{') return llmq_fail(err, LLMQ_E_FORMAT, "%s: its header does not begin with {: the file is damaged", path);
+    if (n == 0 || *header != '{')
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: its header does not begin with {: the file is damaged", path);
     LLMQ_TRY(json_parse_object(header, (size_t)n, path, &root, err));
     llmq_status status = read_entries(path, root, data, map.size - sizeof n - (size_t)n, src, err);
     json_decref(root);
@@ -185,7 +210,9 @@ static void free_names(name_list *list) {
     mem_free(list->names);
 }
 
-static int name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int name_order(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 /* Reads files in the order of their names, each once. */
 static llmq_status read_list(const char *dir, name_list *list, llmq_source *src, llmq_err *err) {
@@ -204,12 +231,14 @@ static llmq_status index_files(const char *path, const json_t *map, name_list *f
     json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
         const char *file = json_string_value(value);
         bool known = file && !strcmp(file, last);
-        if (!file || !*file || strchr(file, '/') || !source_text_is_clean(file, strlen(file)) || !ends_with(file, SUFFIX))
+        if (!file || !*file || strchr(file, '/') || !source_text_is_clean(file, strlen(file)) ||
+            !ends_with(file, SUFFIX))
             return llmq_fail(err, LLMQ_E_FORMAT, "%s: weight_map must name %s files beside it", path, "*" SUFFIX);
         for (size_t i = 0; i < files->n && !known; i++) known = !strcmp(files->names[i], file);
         last = file;
         if (known) continue;
-        if (files->n == MAX_FILES) return llmq_fail(err, LLMQ_E_FORMAT, "%s: names more than %d files", path, MAX_FILES);
+        if (files->n == MAX_FILES)
+            return llmq_fail(err, LLMQ_E_FORMAT, "%s: names more than %d files", path, MAX_FILES);
         LLMQ_TRY(add_name(files, file, err));
     }
     return LLMQ_OK;
@@ -223,8 +252,9 @@ static llmq_status check_weight_map(const char *path, const json_t *map, const l
     LLMQ_TRY(source_index_create(src->tensors, src->n_tensors, path, &index, err));
     json_object_foreach((json_t *)(uintptr_t)map, tensor, value) {
         if (source_index_find(index, src->tensors, src->n_tensors, tensor) < src->n_tensors) continue;
-        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %.127s should be in %.127s, but is not: files of different downloads?", path, tensor,
-                           json_string_value(value));
+        status = llmq_fail(err, LLMQ_E_FORMAT,
+                           "%s: tensor %.127s should be in %.127s, but is not: files of different downloads?", path,
+                           tensor, json_string_value(value));
         break;
     }
     source_index_destroy(index);
@@ -258,9 +288,12 @@ static llmq_status read_any(const char *dir, llmq_source *src, llmq_err *err) {
     for (struct dirent *e; (e = readdir(d)) != NULL;)
         if (ends_with(e->d_name, SUFFIX) && e->d_name[0] != '.') LLMQ_TRY_GOTO(add_name(&files, e->d_name, err));
     if (files.n == 0)
-        status = llmq_fail(err, LLMQ_E_FORMAT,
-                           "%s: has no *.safetensors files; for pytorch_model.bin first save the model with safe_serialization=True", dir);
-    else status = read_list(dir, &files, src, err);
+        status = llmq_fail(
+            err, LLMQ_E_FORMAT,
+            "%s: has no *.safetensors files; for pytorch_model.bin first save the model with safe_serialization=True",
+            dir);
+    else
+        status = read_list(dir, &files, src, err);
 done:
     free_names(&files);
     closedir(d);
@@ -276,9 +309,13 @@ static llmq_status read_weights(const char *dir, llmq_source *src, llmq_err *err
     return read_any(dir, src, err);
 }
 
-static bool is_index(const char *path) { return ends_with(path, INDEX_NAME); }
+static bool is_index(const char *path) {
+    return ends_with(path, INDEX_NAME);
+}
 
-static bool probe(const char *path) { return file_is_dir(path) || ends_with(path, SUFFIX) || is_index(path); }
+static bool probe(const char *path) {
+    return file_is_dir(path) || ends_with(path, SUFFIX) || is_index(path);
+}
 
 /* A folder, or a file in it: a *.safetensors file alone (a model or an adapter), its index for all shards. */
 static llmq_status open_folder(const char *path, llmq_source *src, llmq_err *err) {
@@ -291,7 +328,8 @@ static llmq_status open_folder(const char *path, llmq_source *src, llmq_err *err
     dir[n ? n : 1] = 0;
     LLMQ_TRY(join(config, dir, "config.json", err));
     if (!file_exists(config))
-        return llmq_fail(err, LLMQ_E_IO, "%s: is missing: a Hugging Face folder has it beside its *.safetensors files", config);
+        return llmq_fail(err, LLMQ_E_IO, "%s: is missing: a Hugging Face folder has it beside its *.safetensors files",
+                         config);
     LLMQ_TRY(hfconfig_read(config, src->meta, err));
     if (is_dir) return read_weights(dir, src, err);
     return is_index(path) ? read_sharded(dir, path, src, err) : read_file(path, src, err);

@@ -17,7 +17,8 @@ llmq_status source_add_tensors(llmq_source *src, size_t n, llmq_tensor **out, ll
 
 /* Sets bytes from type and dims after checking every product; unused dims become 1. file: for the message. */
 llmq_status source_size_tensor(llmq_tensor *t, const char *file, llmq_err *err);
-/* Copies a name out of a file: not empty, short enough for llmq_tensor, no control characters (names end up on terminals). */
+/* Copies a name out of a file: not empty, short enough for llmq_tensor, no control characters (names end up on
+ * terminals). */
 llmq_status source_name_tensor(llmq_tensor *t, const char *name, size_t len, const char *file, llmq_err *err);
 bool source_text_is_clean(const char *s, size_t len);
 
@@ -31,7 +32,8 @@ void source_sort_spans(source_span *spans, size_t n); /* by begin, then end */
 /* Finds tensors by name in O(1). */
 typedef struct source_index source_index;
 /* A name that occurs twice is LLMQ_E_FORMAT. */
-llmq_status source_index_create(const llmq_tensor *tensors, size_t n, const char *file, source_index **out, llmq_err *err);
+llmq_status source_index_create(const llmq_tensor *tensors, size_t n, const char *file, source_index **out,
+                                llmq_err *err);
 void source_index_destroy(source_index *index);
 /* The tensor's number; n if absent. */
 size_t source_index_find(const source_index *index, const llmq_tensor *tensors, size_t n, const char *name);

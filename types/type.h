@@ -1,10 +1,11 @@
-/* Storage types. One file a type; one line in types/types.def. A block's grid is the same thing for every quantized type:
+/* Storage types. One file a type; one line in types/types.def. A block's grid is the same thing for every quantized
+ * type:
  *
  *     value(code) = scale[g] * levels[code] + offset[g],   g = index / group_len
  *
- * with `levels` a sorted table of integers that belongs to the type (Q4_0: -8..7, Q4_1: 0..15, IQ4_NL: its codebook, Q6_K:
- * -32..31, ...). So a quantization method works on any type: fit a grid, choose codes, pack. Scales may be negative.
- * Layouts: docs/formats.md; sources in each file. */
+ * with `levels` a sorted table of integers that belongs to the type (Q4_0: -8..7, Q4_1: 0..15, IQ4_NL: its codebook,
+ * Q6_K: -32..31, ...). So a quantization method works on any type: fit a grid, choose codes, pack. Scales may be
+ * negative. Layouts: docs/formats.md; sources in each file. */
 #ifndef LLMQ_TYPES_TYPE_H
 #define LLMQ_TYPES_TYPE_H
 
@@ -24,14 +25,14 @@ typedef struct llmq_grid {
 
 typedef struct llmq_type_info {
     llmq_type id;
-    const char *name;      /* lower case: "q4_k" */
-    int ftype;             /* general.file_type of a GGUF that is mostly of this type */
-    int bits;              /* of a code; 16 and 32 for float types */
+    const char *name; /* lower case: "q4_k" */
+    int ftype;        /* general.file_type of a GGUF that is mostly of this type */
+    int bits;         /* of a code; 16 and 32 for float types */
     int block_len, block_bytes;
-    int group_len;         /* weights sharing scale[g]; block_len / group_len <= TYPE_MAX_GROUPS */
-    const int8_t *levels;  /* n_levels, ascending; NULL for float types */
+    int group_len;        /* weights sharing scale[g]; block_len / group_len <= TYPE_MAX_GROUPS */
+    const int8_t *levels; /* n_levels, ascending; NULL for float types */
     int n_levels;
-    bool uniform;          /* levels are consecutive integers */
+    bool uniform; /* levels are consecutive integers */
 
     /* Float types: whole rows. */
     void (*to_f32)(const void *src, float *dst, int64_t n);
@@ -50,8 +51,12 @@ const llmq_type_info *type_info(llmq_type type);
 /* All types in order; NULL past the end. */
 const llmq_type_info *type_at(size_t index);
 
-static inline bool type_is_float(const llmq_type_info *t) { return t->levels == NULL; }
-static inline bool type_can_encode(const llmq_type_info *t) { return type_is_float(t) || t->fit != NULL; }
+static inline bool type_is_float(const llmq_type_info *t) {
+    return t->levels == NULL;
+}
+static inline bool type_can_encode(const llmq_type_info *t) {
+    return type_is_float(t) || t->fit != NULL;
+}
 
 /* Nearest level of x on group g of a grid (ties go to the lower level; non-finite x gives the level nearest to 0). */
 uint8_t type_code(const llmq_type_info *t, const llmq_grid *grid, int g, float x);
@@ -67,6 +72,7 @@ void type_values(const llmq_type_info *t, const llmq_grid *grid, const uint8_t *
 int64_t type_row_bytes(llmq_type type, int64_t n);
 /* n weights (a multiple of the block) to floats, and from floats by fit + nearest code (importance [n] or NULL). */
 void type_to_f32(llmq_type type, const void *src, float *dst, int64_t n);
-llmq_status type_from_f32(llmq_type type, const float *src, const float *importance, void *dst, int64_t n, llmq_err *err);
+llmq_status type_from_f32(llmq_type type, const float *src, const float *importance, void *dst, int64_t n,
+                          llmq_err *err);
 
 #endif

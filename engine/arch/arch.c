@@ -13,7 +13,9 @@ static const llmq_arch *const archs[] = {
 #undef ARCH
 };
 
-const llmq_arch *arch_at(size_t index) { return index < sizeof archs / sizeof *archs ? archs[index] : NULL; }
+const llmq_arch *arch_at(size_t index) {
+    return index < sizeof archs / sizeof *archs ? archs[index] : NULL;
+}
 
 const llmq_arch *arch_find(const char *name) {
     const llmq_arch *arch;
@@ -35,6 +37,8 @@ bool arch_role_is_matrix(llmq_role role) {
 
 void arch_tensor_name(const llmq_arch_rule *rule, int naming, int layer, char out[128]) {
     const char *pattern = naming == 0 ? rule->gguf : rule->hf, *mark = strstr(pattern, "%d");
-    if (mark) snprintf(out, 128, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
-    else snprintf(out, 128, "%s", pattern);
+    if (mark)
+        snprintf(out, 128, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
+    else
+        snprintf(out, 128, "%s", pattern);
 }

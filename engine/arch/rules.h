@@ -6,6 +6,7 @@
 #include "engine/arch/arch.h"
 
 /* role, HF name, GGUF name, site, optional, rows that GGUF interleaves for "llama" (1: by n_head, 2: by n_head_kv) */
+/* clang-format off */
 #define RULES_MODEL                                                                                                    \
     {ROLE_TOKEN_EMBD, "model.embed_tokens.weight", "token_embd.weight", SITE_NONE, false, 0},                          \
         {ROLE_OUTPUT_NORM, "model.norm.weight", "output_norm.weight", SITE_NONE, false, 0},                            \
@@ -39,5 +40,6 @@
         {ROLE_K_NORM, HF_LAYER("self_attn.k_norm.weight"), GGUF_LAYER("attn_k_norm.weight"), SITE_NONE, false, 0}
 
 #define RULES_END {ROLE_COUNT, NULL, NULL, SITE_NONE, true, 0}
+/* clang-format on */
 
 #endif
