@@ -194,6 +194,10 @@ static void reader_close(reader *r) {
 #ifdef LLMQ_HAVE_EDIT
 static char *edit_line(reader *r) {
     int count = 0;
+    /* Raw mode before the prompt is shown: a Ctrl-D typed in between would reach the line editor as a NUL, which it
+     * takes for "quote the next key". One typed during an answer does so still, and is bound to what was meant. */
+    el_set(r->edit, EL_PREP_TERM, 1);
+    el_set(r->edit, EL_BIND, "^@", "ed-end-of-file", NULL);
     const char *text = el_gets(r->edit, &count);
     if (!text || count <= 0) return NULL;
     HistEvent event;

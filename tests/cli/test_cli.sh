@@ -143,6 +143,7 @@ done
 fails "$work/missing.txt" perplexity "$bin" --tokenizer "$tok" -f "$work/missing.txt"
 fails "$work/missing.bin" run "$bin" --tokenizer "$work/missing.bin" -p x
 
+# One thread where two prove nothing: on a machine that others use as well, barriers wait for the scheduler.
 section "a text, word for word"
 story='Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.'
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q
@@ -160,15 +161,15 @@ run 0 convert "$bin" --tokenizer "$tok" -o "$gguf" --type f32
 run 0 run "$gguf" -p "Once upon a time" -n 80 --temp 0 -q
 same "run on the F32 GGUF" "$(cat "$work/story")" "$out"
 # A text ends by itself at BOS, as in llama2.c: in the .bin and in the GGUF.
-run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n -1 --temp 0 && cp "$out" "$work/whole"
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n -1 --temp 0 -t 1 && cp "$out" "$work/whole"
 grep -q 'context' "$err" && fault "the story of the .bin does not end by itself"
-run 0 run "$gguf" -p "Once upon a time" -n -1 --temp 0
+run 0 run "$gguf" -p "Once upon a time" -n -1 --temp 0 -t 1
 same "the whole story on the GGUF" "$(cat "$work/whole")" "$out"
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 5 --temp 0 --stats
 grep -q 'generated 5 tokens' "$err" || fault "--stats does not count 5 tokens"
 for seed in 7 8; do
-    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q && cp "$out" "$work/seed$seed"
-    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q
+    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q -t 1 && cp "$out" "$work/seed$seed"
+    run 0 run "$gguf" -p "Once" -n 40 --temp 1 --seed $seed -q -t 1
     same "the same seed gives the same text" "$(cat "$work/seed$seed")" "$out"
 done
 cmp -s "$work/seed7" "$work/seed8" && fault "two seeds gave one text"
@@ -188,10 +189,10 @@ run 0 chat "$gguf" --temp 0 -n 12
 grep -q 'no chat template' "$err" || fault "chat does not say that the model has no template"
 grep -q 'unknown command /nonsense' "$err" || fault "chat does not name an unknown /command"
 for _ in $(seq 12); do echo "Once upon a time there was a girl"; done >"$work/lines"
-run 0 chat "$gguf" --temp 0 -n 20 --ctx 96
+run 0 chat "$gguf" --temp 0 -n 20 --ctx 96 -t 1
 grep -q 'oldest' "$err" || fault "chat does not say that old turns are dropped"
 cp "$work/long" "$work/lines"
-run 0 chat "$gguf" --temp 0 -n 5 --ctx 64
+run 0 chat "$gguf" --temp 0 -n 5 --ctx 64 -t 1
 grep -q 'shorten it' "$err" || fault "chat does not refuse a message longer than the context"
 input=/dev/null
 
@@ -214,7 +215,7 @@ run 0 score "$gguf" --tokens 1,403,407,261,378 --greedy 4 --json
 json score "len(doc['next_logprobs']) == 4 and len(doc['last_logits']) == 512 and len(doc['greedy']) == 4 and max(doc['next_logprobs']) <= 0"
 run 0 score "$gguf" --tokens 1,403,407
 run 2 score "$gguf" --tokens 1,512
-run 0 bench "$gguf" -p 16,32 -n 8 -r 2 --depth 0,16 --json -q
+run 0 bench "$gguf" -p 16,32 -n 8 -r 2 --depth 0,16 --json -q -t 1
 json bench "len(doc) == 6 and all(r['avg_ts'] > 0 and len(r['samples_ts']) == 2 for r in doc) and [r['n_depth'] for r in doc] == [0]*3 + [16]*3"
 run 0 bench "$gguf" -p 16 -n 0 -r 1 -q --plot "$work/plot.svg"
 grep -q '| pp16 |' "$out" || fault "bench prints no table"
@@ -222,9 +223,9 @@ python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$work/plot.
 run 0 bench "$gguf" -p 0 -n 4 -r 1 -q --csv
 [ "$(wc -l <"$out")" -eq 2 ] || fault "bench --csv: not two lines"
 for _ in $(seq 60); do echo "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."; done >"$work/text"
-run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q
+run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q -t 1
 json perplexity "1 < doc['ppl'] < 20 and doc['chunks'] == 4 and doc['tokens'] > 0 and 'kl_mean' not in doc"
-run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q --base "$bin" --stride full
+run 0 perplexity "$gguf" -f "$work/text" --ctx 64 --chunks 4 --json -q -t 1 --base "$bin" --stride full
 checks=$((checks + 1))
 
 section "quantize"
@@ -240,14 +241,14 @@ made=$(sed -n 's/^wrote *//p' "$out")
 for word in size bits error took; do grep -q "^$word " "$out" || fault "quantize prints no line '$word'"; done
 run 0 run "$made" -p "Once upon a time" -n 20 --temp 0 -q
 grep -q '^Once upon a time' "$out" || fault "the quantized model does not run"
-run 0 perplexity "$made" -f "$work/text" --ctx 64 --chunks 4 --json -q --base "$gguf"
+run 0 perplexity "$made" -f "$work/text" --ctx 64 --chunks 4 --json -q -t 1 --base "$gguf"
 json "perplexity with a base" "0 <= doc['kl_mean'] < 1 and 0.3 < doc['top1'] <= 1 and abs(doc['ppl'] - doc['base_ppl'] - doc['dppl']) < 0.05 * doc['ppl']"
-run 0 quantize "$work/llama.bin" --tokens 1024 --calib "$work/text:3" --calib "$work/text" -o "$work/weights.gguf" -q
+run 0 quantize "$work/llama.bin" -t 1 --tokens 1024 --calib "$work/text:3" --calib "$work/text" -o "$work/weights.gguf" -q
 bad "self" quantize "$work/llama.bin" --calib self
 before=$(cksum <"$made")
 fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
 [ "$before" = "$(cksum <"$made")" ] || fault "a refused job changed the file that was there"
-run 0 quantize "$work/llama.bin" --rtn -o "$made" --force --report-json "$work/report.json" -q
+run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$work/report.json" -q
 python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
