@@ -89,6 +89,17 @@ chat.read(b"")
 if chat.status() != 0:
     fault("Ctrl-D at the prompt does not leave with 0")
 
+# A Ctrl-D typed ahead, while an answer may be under way, means the end too.
+for _ in range(3):
+    chat = Terminal("chat", model, "--temp", "0", "-n", "200", "--threads", "1")
+    chat.read(b"> ")
+    chat.type(b"Once upon a time\n")
+    chat.read(b"there")
+    chat.type(b"\x04")
+    chat.read(b"")
+    if chat.status() != 0:
+        fault("a Ctrl-D typed ahead does not leave with 0")
+
 for env, colored in (({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": "", "TERM": "dumb"}, None)):
     job = Terminal("perplexity", model, "-f", text, "--ctx", "64", env=env.items())
     job.read(b"")
