@@ -119,9 +119,9 @@ typedef struct llmq_backend_ops {
                       float *out, void *scratch);
 
     /* ---- quantization. Not SPMD unless it has a worker. */
-    /* gram (cols, cols; lower triangle and diagonal filled) += x' x over n_tok rows; tiles are dealt by worker_range,
-     * each accumulated by one worker in token order. allow_bf16: inputs may be rounded to bf16, sums stay f32. acts: x
-     * set, bf16 filled if allow_bf16. */
+    /* gram (cols, cols; lower triangle and diagonal filled) += x' x over n_tok rows; tiles are dealt so that
+     * workers get about the same area, each accumulated by one worker in token order. allow_bf16: inputs may be rounded
+     * to bf16, sums stay f32. Reads a->x only. */
     void (*gram_add)(const llmq_worker *, const llmq_acts *a, bool allow_bf16, float *gram);
     /* C (m,n; ldc) -= A (m,k; lda) * B (k,n; ldb), all row-major f32, one thread. */
     void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,

@@ -76,7 +76,6 @@ static void finish_inputs(const llmq_worker *w, pass *p) {
     const llmq_backend_ops *ops = p->run->model->ops;
     llmq_acts acts = inputs(p, calib_site_cols(&p->run->model->hp, p->site));
     if (!p->gram) return;
-    ops->acts_fill(w, &acts, ACT_BF16);
     worker_barrier(w);
     ops->gram_add(w, &acts, true, p->gram);
 }
