@@ -69,7 +69,7 @@ typedef struct llmq_round_block {
     const float *w;       /* (n, lanes) */
     const float *grids;   /* (groups, 3, lanes): scale, 1/scale (0 where scale is 0), offset */
     const int32_t *group; /* [n] the group of each column */
-    const int8_t *levels; /* n_levels, ascending */
+    const float *levels;  /* n_levels, ascending */
     int n_levels;
     bool uniform;   /* levels are consecutive integers */
     uint8_t *codes; /* (n, lanes) */

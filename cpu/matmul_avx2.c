@@ -86,7 +86,9 @@ INLINE void decode(int bits, bool codebook, __m256i table, const uint8_t *p, __m
 
 static __m256i code_table(const cpu_layout *l) {
     if (!l->codebook) return _mm256_setzero_si256();
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)type_info(l->type)->levels));
+    int8_t table[16];
+    for (int i = 0; i < 16; i++) table[i] = (int8_t)type_info(l->type)->levels[i];
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
 }
 
 INLINE bool is_signed(int bits, bool codebook) {

@@ -101,7 +101,7 @@ INLINE void decode(int bits, bool use_table, __m512i table, const uint8_t *p, __
 static __m512i code_table(const cpu_layout *l) {
     uint8_t table[16];
     const llmq_type_info *info = l->codebook ? type_info(l->type) : NULL;
-    for (int i = 0; i < 16; i++) table[i] = (uint8_t)((info ? info->levels[i] : i - l->zero) + 128);
+    for (int i = 0; i < 16; i++) table[i] = (uint8_t)((info ? (int)info->levels[i] : i - l->zero) + 128);
     return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
 }
 

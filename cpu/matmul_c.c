@@ -114,7 +114,7 @@ static void unpack_segment(const llmq_type_info *info, const uint8_t *block, int
     int groups = info->block_len / info->group_len;
     for (int64_t k = 0; k < n; k += info->block_len, block += info->block_bytes) {
         info->unpack(block, &grid, codes);
-        for (int i = 0; i < info->block_len; i++) s->level[k + i] = info->levels[codes[i]];
+        for (int i = 0; i < info->block_len; i++) s->level[k + i] = (int8_t)info->levels[codes[i]];
         for (int g = 0; g < groups; g++) {
             s->scale[k / info->group_len + g] = grid.scale[g];
             s->offset[k / info->group_len + g] = grid.offset[g];

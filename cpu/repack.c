@@ -127,7 +127,7 @@ static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const u
     int64_t step = layout_scale_step(l) * (l->two_level ? 1 : info->block_len / 32);
     uint8_t *scales = tile + layout_code_bytes(l, cols) + k / info->block_len * step, codes[TYPE_MAX_BLOCK];
     int shift =
-        l->codebook ? 0 : info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
+        l->codebook ? 0 : (int)info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
     for (int64_t end = k + n; k < end; k += info->block_len, block += info->block_bytes, scales += step) {
         llmq_grid grid;
         info->unpack(block, &grid, codes);

@@ -51,25 +51,25 @@ static inline void take_errors(const llmq_round_block *b, int64_t k0, int64_t n,
 static inline void round_column(const llmq_round_block *b, int64_t k, int64_t lane) {
     int64_t lanes = b->lanes;
     const float *grid = b->grids + b->group[k] * 3 * lanes + lane;
-    const int8_t *levels = b->levels;
+    const float *levels = b->levels;
     round_f scale = *(const round_f *)grid, inv = *(const round_f *)(grid + lanes),
             offset = *(const round_f *)(grid + 2 * lanes);
     round_f t = (*(const round_f *)(b->e + k * lanes + lane) - offset) * inv, level;
     round_i code;
     if (b->uniform) {
-        round_f lo = (round_f){0} + (float)levels[0], hi = (round_f){0} + (float)levels[b->n_levels - 1];
+        round_f lo = (round_f){0} + levels[0], hi = (round_f){0} + levels[b->n_levels - 1];
         t = PICK(t > lo, t, lo); /* a NaN becomes lo */
         t = PICK(t < hi, t, hi);
         t = (t + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to the nearest integer */
         level = t;
         code = __builtin_convertvector(t - lo, round_i);
     } else {
-        level = (round_f){0} + (float)levels[0];
+        level = (round_f){0} + levels[0];
         code = (round_i){0};
         for (int i = 1; i < b->n_levels; i++) {
-            round_i above = t > (round_f){0} + 0.5f * (float)(levels[i - 1] + levels[i]);
+            round_i above = t > (round_f){0} + 0.5f * (levels[i - 1] + levels[i]);
             code -= above; /* true is -1 */
-            level = PICK(above, (round_f){0} + (float)levels[i], level);
+            level = PICK(above, (round_f){0} + levels[i], level);
         }
     }
     *(round_f *)(b->e + k * lanes + lane) = scale * level + offset - *(const round_f *)(b->w + k * lanes + lane);

@@ -4,43 +4,12 @@
  * and every later input comes from weights that are quantized already, so errors that earlier layers made are seen and
  * partly made good by later ones. Memory holds the tokens' hidden states, one Gram matrix with its factor, and one
  * matrix in f32. */
-#define _XOPEN_SOURCE 700
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/half.h"
-#include "engine/calib_run.h"
-#include "engine/export.h"
-#include "engine/jobs.h"
+#include "engine/pipeline.h"
 #include "engine/quant_report.h"
-#include "quant/policy.h"
-#include "quant/quant.h"
-
-/* Nominal costs in nanoseconds of one thread: only their ratios matter, for the time left. */
-#define COST_WEIGHT_MAC 0.005
-#define COST_GRAM_MAC 0.006
-#define COST_FEEDBACK_MAC 0.012
-#define COST_FACTOR_MAC 0.012
-#define COST_FIT 150.0
-#define COST_COPY 2.0
-
-typedef struct pipeline {
-    const llmq_quant_params *params;
-    const llmq_method *method;
-    llmq_model *model;
-    llmq_export *ex;
-    llmq_team *team;
-    llmq_gguf_writer *writer;
-    llmq_calib calib;
-    llmq_calib_run *run;
-    llmq_quant_result *result;
-    float *gram;                  /* the largest site's (cols, cols) */
-    llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
-    void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
-    double start, done, total;    /* nominal nanoseconds */
-    char what[64];
-} pipeline;
 
 /* ---- progress ---- */
 
@@ -64,162 +33,6 @@ typedef struct write_tick {
 static bool tick_write(void *user, double share) {
     write_tick *t = user;
     return report_progress(t->p, share * t->weights * COST_COPY);
-}
-
-static bool is_quantized(llmq_type type) {
-    return !type_is_float(type_info(type));
-}
-
-/* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for another).
- */
-static bool is_solved(const pipeline *p, size_t i) {
-    const llmq_export_entry *entry = &p->ex->entries[i];
-    return entry->matrix && entry->layer >= 0 && is_quantized(p->ex->tensors[i].type) &&
-           p->ex->tensors[i].type != entry->src->type;
-}
-
-static double solve_cost(const pipeline *p, size_t i) {
-    double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
-    double cost = rows * cols * COST_FIT;
-    if (p->method->needs_gram)
-        cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
-    return cost;
-}
-
-static double total_cost(const pipeline *p) {
-    const llmq_hparams *hp = &p->model->hp;
-    double cost = 0, n = (double)(p->calib.n_windows * p->calib.ctx);
-    for (size_t i = 0; i < p->ex->n; i++)
-        cost += is_solved(p, i) ? solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
-    if (!p->method->needs_gram) return cost;
-    for (size_t i = 0; i < p->ex->n; i++)
-        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0)
-            cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
-    for (int site = 0; site < SITE_COUNT; site++) {
-        double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
-        cost += (double)hp->n_layer * n * cols * cols / 2 * COST_GRAM_MAC;
-    }
-    return cost;
-}
-
-/* ---- plan ---- */
-
-static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
-    const llmq_quant_params *params = p->params;
-    const llmq_hparams *hp = &p->model->hp;
-    if (!params->type) {
-        const int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
-        return policy_default_type(params->bits, cols, sizeof cols / sizeof *cols, out, err);
-    }
-    *out = llmq_type_from_name(params->type);
-    const llmq_type_info *info = type_info(*out);
-    if (!info || !type_can_encode(info) || type_is_float(info))
-        return llmq_fail(err, LLMQ_E_ARG,
-                         "--type %s: not a type that llmq quantizes to (q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ...)",
-                         params->type);
-    if (params->bits && params->bits != info->bits)
-        return llmq_fail(err, LLMQ_E_ARG, "--bits %d and --type %s do not agree: the type has %d bits; leave one out",
-                         params->bits, params->type, info->bits);
-    return LLMQ_OK;
-}
-
-static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
-    llmq_tensor *t = &p->ex->tensors[i];
-    const llmq_export_entry *entry = &p->ex->entries[i];
-    llmq_quant_row *row = &p->result->rows[i];
-    llmq_policy_choice choice = {.type = t->type};
-    if (entry->matrix) policy_choose(policy, t->name, entry->layer >= 0, entry->src->type, tensor_cols(t), &choice);
-    LLMQ_TRY(export_set_type(p->ex, i, choice.type, err));
-    if (strlen(t->name) >= sizeof row->name)
-        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
-    strcpy(row->name, t->name);
-    row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
-    row->to = t->type;
-    row->method = is_solved(p, i) ? p->method->name : is_quantized(t->type) && t->type != row->from ? "rtn" : "copy";
-    row->rows = tensor_rows(t);
-    row->cols = tensor_cols(t);
-    row->bytes = t->bytes;
-    row->error = row->rtn_error = -1;
-    row->fallback = choice.fallback;
-    memcpy(row->note, choice.note, sizeof row->note);
-    p->result->n_fallback += choice.fallback;
-    return LLMQ_OK;
-}
-
-static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
-    int64_t bytes = 0, weights = 0, matrix_bytes = 0, matrix_weights = 0;
-    for (size_t i = 0; i < p->ex->n; i++) {
-        const llmq_tensor *t = &p->ex->tensors[i];
-        bytes += t->bytes;
-        weights += tensor_numel(t);
-        if (!p->ex->entries[i].matrix || p->ex->entries[i].layer < 0) continue;
-        matrix_bytes += t->bytes;
-        matrix_weights += tensor_numel(t);
-    }
-    r->f32_bytes = weights * 4;
-    r->f16_bytes = weights * 2;
-    r->in_bytes = p->model->source->file_bytes;
-    r->bits_per_weight = 8.0 * (double)bytes / (double)weights;
-    r->matrix_bits_per_weight = matrix_weights ? 8.0 * (double)matrix_bytes / (double)matrix_weights : 0;
-}
-
-/* Options without effect are allowed, but not in silence. */
-static void warn_unused(const pipeline *p) {
-    const llmq_quant_params *params = p->params;
-    for (size_t i = 0; i < params->n_keep; i++) {
-        bool used = false;
-        for (size_t k = 0; k < p->ex->n && !used; k++)
-            used = p->ex->entries[k].matrix && policy_keep_matches(params->keep[i], p->ex->tensors[k].name);
-        if (!used)
-            llmq_log(LLMQ_LOG_WARN, "--keep %s: no matrix has such a name; --plan lists the names", params->keep[i]);
-    }
-    if (!p->method->needs_gram && (params->n_calib || params->damp >= 0 || params->act_order >= 0))
-        llmq_log(LLMQ_LOG_WARN, "--calib, --damp and --act-order change nothing with --%s", p->method->name);
-}
-
-static llmq_status plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
-    LLMQ_TRY(choose_type(p, type_out, err));
-    llmq_policy policy = {
-        .type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
-    LLMQ_TRY(policy_check(&policy, err));
-    LLMQ_TRY(export_create(p->model, &p->ex, err));
-    p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
-    if (!p->result->rows) return mem_error(err, p->ex->n * sizeof *p->result->rows, "the plan");
-    p->result->n_rows = p->ex->n;
-    for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
-    LLMQ_TRY(export_seal(p->ex, err));
-    warn_unused(p);
-    plan_sizes(p, p->result);
-    return gguf_plan_bytes(p->ex->meta, p->ex->tensors, p->ex->n, &p->result->out_bytes, err);
-}
-
-/* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
-static llmq_status output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
-                               llmq_err *err) {
-    if (p->params->out) {
-        if ((size_t)snprintf(out, cap, "%s", p->params->out) < cap) return LLMQ_OK;
-        return llmq_fail(err, LLMQ_E_ARG, "-o: the path is too long");
-    }
-    char stem[1024];
-    size_t len = strlen(path);
-    while (len > 1 && path[len - 1] == '/') len--;
-    if (len >= sizeof stem)
-        return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
-    memcpy(stem, path, len);
-    stem[len] = 0;
-    const char *base = path_base(stem);
-    if (file_is_dir(stem) && (!strcmp(base, ".") || !strcmp(base, "..") || !strcmp(base, ""))) {
-        char *real = realpath(stem, NULL);
-        bool fits = real && strlen(real) < sizeof stem;
-        if (fits) strcpy(stem, real);
-        free(real);
-        if (!fits || !strcmp(stem, "/"))
-            return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
-    }
-    char *dot = strrchr(stem, '.');
-    if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
-    if ((size_t)snprintf(out, cap, "%s-%s-%s.gguf", stem, p->method->name, llmq_type_name(type)) < cap) return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
 }
 
 /* ---- one matrix ---- */
@@ -305,7 +118,8 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
         LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
     team_run(p->team, pack_worker, &job);
     LLMQ_TRY_GOTO(gguf_writer_put(p->writer, index, job.bytes, (size_t)t->bytes, 0, err));
-    if (!report_progress(p, solve_cost(p, index))) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+    if (!report_progress(p, pipeline_solve_cost(p, index)))
+        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     mem_free(job.scratch);
     mem_free(job.bytes);
@@ -357,14 +171,14 @@ static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size
     int64_t n_tokens = 0;
     for (size_t i = first; i < last; i++) {
         const llmq_arch_rule *rule = arch_rule(p->model->arch, p->ex->entries[i].role);
-        wanted = wanted || (rule->site == site && is_solved(p, i));
+        wanted = wanted || (rule->site == site && pipeline_is_solved(p, i));
     }
     snprintf(p->what, sizeof p->what, "layer %d/%d", layer + 1, (int)p->model->hp.n_layer);
     LLMQ_TRY(calib_run_site(p->run, site, wanted ? p->gram : NULL, &n_tokens, err));
     mem_note_peak();
     for (size_t i = first; i < last; i++) {
         if (arch_rule(p->model->arch, p->ex->entries[i].role)->site != site) continue;
-        if (is_solved(p, i))
+        if (pipeline_is_solved(p, i))
             LLMQ_TRY(solve_matrix(p, i, n_tokens, true, err));
         else
             LLMQ_TRY(copy_tensor(p, i, err));
@@ -381,7 +195,7 @@ static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t l
     if (!p->method->needs_gram) {
         for (size_t i = first; i < last; i++) {
             if (!p->ex->entries[i].matrix) continue;
-            if (is_solved(p, i))
+            if (pipeline_is_solved(p, i))
                 LLMQ_TRY(solve_matrix(p, i, 0, false, err));
             else
                 LLMQ_TRY(copy_tensor(p, i, err));
@@ -477,18 +291,18 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(check_params(p, err));
     LLMQ_TRY(team_create(params->n_threads, &p->team, err));
     LLMQ_TRY(model_open(path, &open, &p->model, err));
-    LLMQ_TRY(plan(p, &type, err));
-    LLMQ_TRY(output_path(p, path, type, r->out, sizeof r->out, err));
+    LLMQ_TRY(pipeline_plan(p, &type, err));
+    LLMQ_TRY(pipeline_output_path(p, path, type, r->out, sizeof r->out, err));
     LLMQ_TRY(job_check_output(p->model->source, r->out, "-o", params->force || params->plan_only, err));
     LLMQ_TRY(open_report(p, report, err));
     if (params->plan_only) return LLMQ_OK;
-    if (is_quantized(p->model->info.main_type))
+    if (pipeline_is_quantized(p->model->info.main_type))
         llmq_log(LLMQ_LOG_WARN,
                  "%s is %s already: what that lost cannot come back; a full-precision source gives a better model",
                  path, llmq_type_name(p->model->info.main_type));
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
-    p->total = total_cost(p);
+    p->total = pipeline_total_cost(p);
     LLMQ_TRY(gguf_writer_open(r->out, params->force, p->ex->meta, p->ex->tensors, p->ex->n, &p->writer, err));
     if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
     LLMQ_TRY(quantize_all(p, err));

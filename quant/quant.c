@@ -7,12 +7,12 @@
 
 llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out,
                              llmq_err *err) {
-    if (rows <= 0 || cols <= 0 || type_is_float(type) || cols % type->block_len != 0)
+    if (rows <= 0 || cols <= 0 || type_is_float(type) || (!type->ragged && cols % type->block_len != 0))
         return llmq_fail(err, LLMQ_E_ARG, "%s cannot hold a matrix of %lld rows of %lld weights", type->name,
                          (long long)rows, (long long)cols);
     size_t n_codes, n_grids;
     if (!size_mul((size_t)rows, (size_t)cols, &n_codes)) return mem_error(err, SIZE_MAX, "a quantized matrix");
-    n_grids = n_codes / (size_t)type->block_len;
+    n_grids = (size_t)rows * (size_t)type_blocks(type, cols);
     llmq_quantized *q = mem_zalloc(1, sizeof *q);
     if (!q) return mem_error(err, sizeof *q, "a quantized matrix");
     *q = (llmq_quantized){.type = type, .rows = rows, .cols = cols};
@@ -35,7 +35,7 @@ void quantized_destroy(llmq_quantized *q) {
 
 void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst) {
     const llmq_type_info *t = q->type;
-    int64_t n_blocks = q->cols / t->block_len;
+    int64_t n_blocks = type_blocks(t, q->cols);
     const llmq_grid *grid = q->grids + r * n_blocks;
     const uint8_t *codes = q->codes + r * q->cols;
     uint8_t *bytes = dst;
@@ -44,11 +44,11 @@ void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst) {
 
 void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst) {
     const llmq_type_info *t = q->type;
-    int64_t n_blocks = q->cols / t->block_len;
+    int64_t n_blocks = type_blocks(t, q->cols);
     const llmq_grid *grid = q->grids + r * n_blocks;
     const uint8_t *codes = q->codes + r * q->cols;
     for (int64_t b = 0; b < n_blocks; b++)
-        type_values(t, grid + b, codes + b * t->block_len, dst + b * t->block_len);
+        type_values(t, grid + b, codes + b * t->block_len, type_block_cols(t, q->cols, b), dst + b * t->block_len);
 }
 
 #define METHOD(name) extern const llmq_method method_##name;

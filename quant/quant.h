@@ -9,7 +9,7 @@
 typedef struct llmq_quantized {
     const llmq_type_info *type;
     int64_t rows, cols;
-    llmq_grid *grids; /* (rows, cols / block_len) */
+    llmq_grid *grids; /* (rows, type_blocks(type, cols)) */
     uint8_t *codes;   /* (rows, cols) */
 } llmq_quantized;
 

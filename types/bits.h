@@ -6,10 +6,10 @@
 #include "types/blocks.h"
 #include "types/type.h"
 
-/* -128..127: the levels of every uniform type are a window of it, BITS_RAMP(first). */
-extern const int8_t bits_ramp[256];
+/* -128..255: the levels of every uniform type are a window of it, BITS_RAMP(first). */
+extern const float bits_ramp[384];
 #define BITS_RAMP(first) (bits_ramp + 128 + (first))
-extern const int8_t bits_iq4_nl[16];
+extern const float bits_iq4_nl[16];
 
 /* Low nibbles to codes[0..n), high nibbles to codes[n..2n). */
 static inline void nibbles_get(const uint8_t *qs, int n, uint8_t *codes) {

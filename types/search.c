@@ -147,16 +147,16 @@ static inline v8i v8i_splat(int x) {
 }
 
 static void levels_prepare(block_search *b) {
-    const int8_t *levels = b->s->levels;
+    const float *levels = b->s->levels;
     int n = b->s->n_levels;
-    b->lo = (float)levels[0];
-    b->hi = (float)levels[n - 1];
+    b->lo = levels[0];
+    b->hi = levels[n - 1];
     b->reach = -b->lo > b->hi ? -b->lo : b->hi;
     if (b->s->uniform) return;
-    b->first = v8i_splat(levels[0]);
+    b->first = v8i_splat((int)levels[0]);
     for (int k = 0; k < TABLE_LEVELS - 1; k++) {
-        b->mid2[k] = v8i_splat(levels[k] + levels[k + 1]);
-        b->step[k] = v8i_splat(levels[k + 1] - levels[k]);
+        b->mid2[k] = v8i_splat((int)(levels[k] + levels[k + 1]));
+        b->step[k] = v8i_splat((int)(levels[k + 1] - levels[k]));
     }
 }
 

@@ -9,7 +9,7 @@
  * (scale that just reaches the largest weight) / scale, from fan_from (room to spare) to fan_to (the largest weights
  * are clipped). Affine types use the fan at both ends of the range. */
 typedef struct llmq_search {
-    const int8_t *levels; /* the levels to aim at, ascending; 16 where they are not uniform */
+    const float *levels; /* the levels to aim at, integers, ascending; 16 where they are not uniform */
     int n_levels;
     bool uniform;
     float fan_from, fan_to;

@@ -64,11 +64,11 @@ static inline int code_uniform(float u, float top, float span) {
     return (int)span - (int)(down + 0.5f);
 }
 
-static int code_table(const int8_t *levels, int n, float u) {
+static int code_table(const float *levels, int n, float u) {
     int lo = 0, hi = n - 1;
     while (lo < hi) {
         int mid = (lo + hi) / 2;
-        if (2.0f * u > (float)(levels[mid] + levels[mid + 1]))
+        if (2.0f * u > levels[mid] + levels[mid + 1])
             lo = mid + 1;
         else
             hi = mid;
@@ -80,7 +80,7 @@ uint8_t type_code(const llmq_type_info *t, const llmq_grid *grid, int g, float x
     float u = isfinite(x) ? (x - grid->offset[g]) / grid->scale[g] : 0.0f;
     if (isnan(u) || grid->scale[g] == 0.0f) u = 0.0f;
     if (!t->uniform) return (uint8_t)code_table(t->levels, t->n_levels, u);
-    return (uint8_t)code_uniform(u, (float)t->levels[t->n_levels - 1], (float)(t->n_levels - 1));
+    return (uint8_t)code_uniform(u, t->levels[t->n_levels - 1], (float)(t->n_levels - 1));
 }
 
 static bool all_finite(const float *x, int n) {
@@ -94,25 +94,26 @@ static void codes_uniform(const float *x, int n, float scale, float offset, floa
     for (int i = 0; i < n; i++) codes[i] = (uint8_t)code_uniform((x[i] - offset) / scale, top, span);
 }
 
-/* As code_table, by counting the midpoints below; n is a multiple of 16. */
-static void codes_table(const int8_t *levels, int n_levels, const float *x, int n, float scale, float offset,
+/* As code_table, by counting the midpoints below, 16 at a time. */
+static void codes_table(const float *levels, int n_levels, const float *x, int n, float scale, float offset,
                         uint8_t *codes) {
-    for (; n > 0; n -= 16, x += 16, codes += 16) {
+    for (; n >= 16; n -= 16, x += 16, codes += 16) {
         float u2[16];
         int32_t below[16] = {0};
         for (int i = 0; i < 16; i++) u2[i] = 2.0f * ((x[i] - offset) / scale);
         for (int k = 0; k + 1 < n_levels; k++) {
-            float mid2 = (float)(levels[k] + levels[k + 1]);
+            float mid2 = levels[k] + levels[k + 1];
             for (int i = 0; i < 16; i++) below[i] += u2[i] > mid2;
         }
         for (int i = 0; i < 16; i++) codes[i] = (uint8_t)below[i];
     }
+    for (int i = 0; i < n; i++) codes[i] = (uint8_t)code_table(levels, n_levels, (x[i] - offset) / scale);
 }
 
-void type_codes(const llmq_type_info *t, const llmq_grid *grid, const float *x, uint8_t *codes) {
-    int len = t->group_len;
-    float top = (float)t->levels[t->n_levels - 1], span = (float)(t->n_levels - 1);
-    for (int g = 0; g < t->block_len / len; g++, x += len, codes += len) {
+void type_codes(const llmq_type_info *t, const llmq_grid *grid, const float *x, int64_t n, uint8_t *codes) {
+    float top = t->levels[t->n_levels - 1], span = (float)(t->n_levels - 1);
+    for (int g = 0; n > 0; g++) {
+        int len = n < t->group_len ? (int)n : t->group_len;
         float scale = grid->scale[g], offset = grid->offset[g];
         bool plain = isfinite(scale) && isfinite(offset) && scale != 0.0f && all_finite(x, len);
         if (!plain)
@@ -121,17 +122,20 @@ void type_codes(const llmq_type_info *t, const llmq_grid *grid, const float *x, 
             codes_uniform(x, len, scale, offset, top, span, codes);
         else
             codes_table(t->levels, t->n_levels, x, len, scale, offset, codes);
+        n -= len, x += len, codes += len;
     }
 }
 
-void type_values(const llmq_type_info *t, const llmq_grid *grid, const uint8_t *codes, float *x) {
-    int len = t->group_len, first = t->levels[0];
-    for (int g = 0; g < t->block_len / len; g++, x += len, codes += len) {
+void type_values(const llmq_type_info *t, const llmq_grid *grid, const uint8_t *codes, int64_t n, float *x) {
+    int first = (int)t->levels[0];
+    for (int g = 0; n > 0; g++) {
+        int len = n < t->group_len ? (int)n : t->group_len;
         float scale = grid->scale[g], offset = grid->offset[g];
         if (t->uniform)
             for (int i = 0; i < len; i++) x[i] = scale * (float)(codes[i] + first) + offset;
         else
-            for (int i = 0; i < len; i++) x[i] = scale * (float)t->levels[codes[i]] + offset;
+            for (int i = 0; i < len; i++) x[i] = scale * t->levels[codes[i]] + offset;
+        n -= len, x += len, codes += len;
     }
 }
 
@@ -146,7 +150,7 @@ void type_to_f32(llmq_type type, const void *src, float *dst, int64_t n) {
     const char *block = src;
     for (int64_t i = 0; i < n; i += t->block_len, block += t->block_bytes) {
         t->unpack(block, &grid, codes);
-        type_values(t, &grid, codes, dst + i);
+        type_values(t, &grid, codes, t->block_len, dst + i);
     }
 }
 
@@ -167,7 +171,7 @@ llmq_status type_from_f32(llmq_type type, const float *src, const float *importa
     char *block = dst;
     for (int64_t i = 0; i < n; i += t->block_len, block += t->block_bytes) {
         t->fit(src + i, importance ? importance + i : NULL, &grid);
-        type_codes(t, &grid, src + i, codes);
+        type_codes(t, &grid, src + i, t->block_len, codes);
         t->pack(&grid, codes, block);
     }
     return LLMQ_OK;

@@ -44,12 +44,12 @@ static int64_t slab_lanes(int64_t rows) {
 static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
     const llmq_quant_problem *p = job->p;
     const llmq_type_info *t = p->type;
-    int64_t n_blocks = p->cols / t->block_len, begin, end;
+    int64_t n_blocks = type_blocks(t, p->cols), begin, end;
     worker_range(worker, p->rows, 1, &begin, &end);
     for (int64_t i = begin * n_blocks; i < end * n_blocks; i++) {
         int64_t col = i % n_blocks * t->block_len;
-        t->fit(p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
-               &job->out->grids[i]);
+        type_fit(t, p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
+                 type_block_cols(t, p->cols, i % n_blocks), &job->out->grids[i]);
     }
 }
 
@@ -57,9 +57,9 @@ static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
  */
 static void load_grids(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows) {
     const llmq_type_info *t = job->p->type;
-    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = cols / t->block_len,
+    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = type_blocks(t, cols),
             per_block = t->block_len / t->group_len;
-    memset(buf->grids, 0, (size_t)(cols / t->group_len * 3 * lanes) * sizeof(float));
+    memset(buf->grids, 0, (size_t)(n_blocks * per_block * 3 * lanes) * sizeof(float));
     for (int64_t r = 0; r < n_rows; r++) {
         for (int64_t b = 0; b < n_blocks; b++) {
             const llmq_grid *grid = &job->out->grids[(row + r) * n_blocks + b];
@@ -132,7 +132,7 @@ static void buffers_destroy(gptq_job *job, int n) {
 }
 
 static llmq_status buffers_create(gptq_job *job, int n, llmq_err *err) {
-    size_t cols = (size_t)job->p->cols, lanes = (size_t)job->lanes, groups = cols / (size_t)job->p->type->group_len;
+    size_t cols = (size_t)job->p->cols, lanes = (size_t)job->lanes, groups = cols / (size_t)job->p->type->group_len + 1;
     job->buffers = mem_zalloc((size_t)n, sizeof *job->buffers);
     if (!job->buffers) return mem_error(err, (size_t)n * sizeof *job->buffers, "rounding");
     for (int i = 0; i < n; i++) {

@@ -6,14 +6,15 @@
 
 void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end, llmq_quantized *out) {
     const llmq_type_info *t = p->type;
-    int64_t n_blocks = p->cols / t->block_len;
+    int64_t n_blocks = type_blocks(t, p->cols);
     for (int64_t r = begin; r < end; r++) {
         for (int64_t b = 0; b < n_blocks; b++) {
             const float *x = p->w + r * p->cols + b * t->block_len;
             uint8_t *codes = out->codes + r * p->cols + b * t->block_len;
             llmq_grid *grid = &out->grids[r * n_blocks + b];
-            t->fit(x, importance ? importance + b * t->block_len : NULL, grid);
-            type_codes(t, grid, x, codes);
+            int64_t n = type_block_cols(t, p->cols, b);
+            type_fit(t, x, importance ? importance + b * t->block_len : NULL, n, grid);
+            type_codes(t, grid, x, n, codes);
         }
     }
 }

@@ -1,0 +1,162 @@
+/* The plan of a quantization job: types, sizes, costs and the name of the result. */
+#define _XOPEN_SOURCE 700
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/pipeline.h"
+
+bool pipeline_is_quantized(llmq_type type) {
+    return !type_is_float(type_info(type));
+}
+
+bool pipeline_is_solved(const pipeline *p, size_t i) {
+    const llmq_export_entry *entry = &p->ex->entries[i];
+    return entry->matrix && entry->layer >= 0 && pipeline_is_quantized(p->ex->tensors[i].type) &&
+           p->ex->tensors[i].type != entry->src->type;
+}
+
+double pipeline_solve_cost(const pipeline *p, size_t i) {
+    double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
+    double cost = rows * cols * COST_FIT;
+    if (p->method->needs_gram)
+        cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
+    return cost;
+}
+
+double pipeline_total_cost(const pipeline *p) {
+    const llmq_hparams *hp = &p->model->hp;
+    double cost = 0, n = (double)(p->calib.n_windows * p->calib.ctx);
+    for (size_t i = 0; i < p->ex->n; i++)
+        cost +=
+            pipeline_is_solved(p, i) ? pipeline_solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
+    if (!p->method->needs_gram) return cost;
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0)
+            cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
+        cost += (double)hp->n_layer * n * cols * cols / 2 * COST_GRAM_MAC;
+    }
+    return cost;
+}
+
+static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    const llmq_hparams *hp = &p->model->hp;
+    if (!params->type) {
+        const int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
+        return policy_default_type(params->bits, cols, sizeof cols / sizeof *cols, out, err);
+    }
+    *out = llmq_type_from_name(params->type);
+    const llmq_type_info *info = type_info(*out);
+    if (!info || !type_can_encode(info) || type_is_float(info))
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--type %s: not a type that llmq quantizes to (q4_0, q4_1, iq4_nl, q4_k, q6_k, q8_0, ...)",
+                         params->type);
+    if (params->bits && params->bits != info->bits)
+        return llmq_fail(err, LLMQ_E_ARG, "--bits %d and --type %s do not agree: the type has %d bits; leave one out",
+                         params->bits, params->type, info->bits);
+    return LLMQ_OK;
+}
+
+static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
+    llmq_tensor *t = &p->ex->tensors[i];
+    const llmq_export_entry *entry = &p->ex->entries[i];
+    llmq_quant_row *row = &p->result->rows[i];
+    llmq_policy_choice choice = {.type = t->type};
+    if (entry->matrix) policy_choose(policy, t->name, entry->layer >= 0, entry->src->type, tensor_cols(t), &choice);
+    LLMQ_TRY(export_set_type(p->ex, i, choice.type, err));
+    if (strlen(t->name) >= sizeof row->name)
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
+    strcpy(row->name, t->name);
+    row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
+    row->to = t->type;
+    row->method = pipeline_is_solved(p, i)                                 ? p->method->name
+                  : pipeline_is_quantized(t->type) && t->type != row->from ? "rtn"
+                                                                           : "copy";
+    row->rows = tensor_rows(t);
+    row->cols = tensor_cols(t);
+    row->bytes = t->bytes;
+    row->error = row->rtn_error = -1;
+    row->fallback = choice.fallback;
+    memcpy(row->note, choice.note, sizeof row->note);
+    p->result->n_fallback += choice.fallback;
+    return LLMQ_OK;
+}
+
+static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
+    int64_t bytes = 0, weights = 0, matrix_bytes = 0, matrix_weights = 0;
+    for (size_t i = 0; i < p->ex->n; i++) {
+        const llmq_tensor *t = &p->ex->tensors[i];
+        bytes += t->bytes;
+        weights += tensor_numel(t);
+        if (!p->ex->entries[i].matrix || p->ex->entries[i].layer < 0) continue;
+        matrix_bytes += t->bytes;
+        matrix_weights += tensor_numel(t);
+    }
+    r->f32_bytes = weights * 4;
+    r->f16_bytes = weights * 2;
+    r->in_bytes = p->model->source->file_bytes;
+    r->bits_per_weight = 8.0 * (double)bytes / (double)weights;
+    r->matrix_bits_per_weight = matrix_weights ? 8.0 * (double)matrix_bytes / (double)matrix_weights : 0;
+}
+
+/* Options without effect are allowed, but not in silence. */
+static void warn_unused(const pipeline *p) {
+    const llmq_quant_params *params = p->params;
+    for (size_t i = 0; i < params->n_keep; i++) {
+        bool used = false;
+        for (size_t k = 0; k < p->ex->n && !used; k++)
+            used = p->ex->entries[k].matrix && policy_keep_matches(params->keep[i], p->ex->tensors[k].name);
+        if (!used)
+            llmq_log(LLMQ_LOG_WARN, "--keep %s: no matrix has such a name; --plan lists the names", params->keep[i]);
+    }
+    if (!p->method->needs_gram && (params->n_calib || params->damp >= 0 || params->act_order >= 0))
+        llmq_log(LLMQ_LOG_WARN, "--calib, --damp and --act-order change nothing with --%s", p->method->name);
+}
+
+llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
+    LLMQ_TRY(choose_type(p, type_out, err));
+    llmq_policy policy = {
+        .type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
+    LLMQ_TRY(policy_check(&policy, err));
+    LLMQ_TRY(export_create(p->model, &p->ex, err));
+    p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
+    if (!p->result->rows) return mem_error(err, p->ex->n * sizeof *p->result->rows, "the plan");
+    p->result->n_rows = p->ex->n;
+    for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
+    LLMQ_TRY(export_seal(p->ex, err));
+    warn_unused(p);
+    plan_sizes(p, p->result);
+    return gguf_plan_bytes(p->ex->meta, p->ex->tensors, p->ex->n, &p->result->out_bytes, err);
+}
+
+/* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
+llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
+                                 llmq_err *err) {
+    if (p->params->out) {
+        if ((size_t)snprintf(out, cap, "%s", p->params->out) < cap) return LLMQ_OK;
+        return llmq_fail(err, LLMQ_E_ARG, "-o: the path is too long");
+    }
+    char stem[1024];
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') len--;
+    if (len >= sizeof stem)
+        return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+    memcpy(stem, path, len);
+    stem[len] = 0;
+    const char *base = path_base(stem);
+    if (file_is_dir(stem) && (!strcmp(base, ".") || !strcmp(base, "..") || !strcmp(base, ""))) {
+        char *real = realpath(stem, NULL);
+        bool fits = real && strlen(real) < sizeof stem;
+        if (fits) strcpy(stem, real);
+        free(real);
+        if (!fits || !strcmp(stem, "/"))
+            return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
+    }
+    char *dot = strrchr(stem, '.');
+    if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
+    if ((size_t)snprintf(out, cap, "%s-%s-%s.gguf", stem, p->method->name, llmq_type_name(type)) < cap) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+}
