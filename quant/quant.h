@@ -3,23 +3,7 @@
 #define LLMQ_QUANT_QUANT_H
 
 #include "core/backend.h"
-#include "types/type.h"
-
-/* What a method returns and every packer reads. */
-typedef struct llmq_quantized {
-    const llmq_type_info *type;
-    int64_t rows, cols;
-    llmq_grid *grids; /* (rows, type_blocks(type, cols)) */
-    uint8_t *codes;   /* (rows, cols) */
-} llmq_quantized;
-
-llmq_status quantized_create(const llmq_type_info *type, int64_t rows, int64_t cols, llmq_quantized **out,
-                             llmq_err *err);
-void quantized_destroy(llmq_quantized *q);
-/* Row r as the bytes of its storage type (type_row_bytes). */
-void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst);
-/* Row r back to floats [cols]. */
-void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst);
+#include "types/quantized.h"
 
 typedef struct llmq_quant_problem {
     const char *name; /* for messages */
