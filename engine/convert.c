@@ -2,8 +2,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/export.h"
 #include "engine/jobs.h"
+#include "engine/outputs.h"
 #include "quant/policy.h"
 
 llmq_status job_check_output(const llmq_source *source, const char *out, const char *option, bool force,
@@ -51,7 +51,7 @@ static bool tick(void *user, double share) {
                                p->done > 0 ? seconds * (p->total / p->done - 1) : -1);
 }
 
-static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, llmq_team *team,
+static llmq_status write_all(const llmq_export *ex, llmq_outputs *outputs, llmq_team *team,
                              const llmq_convert_params *params, llmq_convert_result *result, llmq_err *err) {
     convert_progress progress = {.params = params, .start = time_seconds()};
     for (size_t i = 0; i < ex->n; i++) progress.total += (double)ex->tensors[i].bytes;
@@ -59,7 +59,7 @@ static llmq_status write_all(const llmq_export *ex, llmq_gguf_writer *writer, ll
         bool exact;
         progress.size = (double)ex->tensors[i].bytes;
         progress.what = ex->tensors[i].name;
-        LLMQ_TRY(export_write(ex, i, writer, team, &exact, tick, &progress, err));
+        LLMQ_TRY(outputs_put_plain(outputs, i, NULL, team, &exact, tick, &progress, err));
         *(exact ? &result->n_exact : &result->n_inexact) += 1;
     }
     return LLMQ_OK;
@@ -71,7 +71,8 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
     llmq_model *model = NULL;
     llmq_export *ex = NULL;
     llmq_team *team = NULL;
-    llmq_gguf_writer *writer = NULL;
+    llmq_outputs *outputs = NULL;
+    llmq_outputs_spec spec = {.out = out, .force = params->force};
     llmq_type type = params->type ? llmq_type_from_name(params->type) : LLMQ_TYPE_NONE;
     llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
     *result = (llmq_convert_result){0};
@@ -84,12 +85,12 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
     LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
     LLMQ_TRY_GOTO(export_create(model, &ex, err));
     LLMQ_TRY_GOTO(choose_types(ex, type, err));
-    LLMQ_TRY_GOTO(gguf_writer_open(out, params->force, ex->meta, ex->tensors, ex->n, &writer, err));
-    LLMQ_TRY_GOTO(write_all(ex, writer, team, params, result, err));
-    status = gguf_writer_finish(writer, &result->out_bytes, err);
-    writer = NULL;
+    LLMQ_TRY_GOTO(outputs_open(&spec, ex, &outputs, err));
+    LLMQ_TRY_GOTO(write_all(ex, outputs, team, params, result, err));
+    status = outputs_finish(outputs, &result->out_bytes, err);
+    outputs = NULL;
 done:
-    if (writer) gguf_writer_abort(writer);
+    outputs_abort(outputs, false);
     export_destroy(ex);
     model_close(model);
     team_destroy(team);

@@ -173,17 +173,20 @@ int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r) {
 
 /* ---- writing ---- */
 
-static llmq_status write_vector(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_err *err) {
+static llmq_status write_vector(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
+                                llmq_err *err) {
     const llmq_tensor *t = &ex->tensors[index], *src = ex->entries[index].src;
     int64_t n = tensor_numel(t);
     float *x = mem_alloc(2 * (size_t)n, sizeof *x), *y = x + n;
     if (!x) return mem_error(err, 2 * (size_t)n * sizeof *x, t->name);
-    if (src)
+    if (values)
+        memcpy(x, values, (size_t)n * sizeof *x);
+    else if (src)
         type_to_f32(src->type, src->data, x, n);
     else
         memcpy(x, ex->model->freq_factors, (size_t)n * sizeof *x);
     for (int64_t i = 0; i < n; i++) y[i] = x[export_source_row(ex, index, i)];
-    llmq_status status = gguf_writer_put(writer, index, y, (size_t)n * sizeof *y, 0, err);
+    llmq_status status = sink->put(sink->to, index, y, (size_t)n * sizeof *y, 0, err);
     mem_free(x);
     return status;
 }
@@ -198,9 +201,10 @@ static float f16_overflow(const float *x, int64_t n) {
 typedef struct rows_job {
     const llmq_export *ex;
     size_t index;
-    int64_t begin, n; /* rows of the file, of this chunk */
-    uint8_t *bytes;   /* as they are written */
-    float *scratch;   /* (workers, 2, cols) */
+    const float *values; /* instead of the source's, or NULL */
+    int64_t begin, n;    /* rows of the file, of this chunk */
+    uint8_t *bytes;      /* as they are written */
+    float *scratch;      /* (workers, 2, cols) */
     atomic_int inexact;
     atomic_int failed;
     llmq_err err; /* of the worker that set failed first */
@@ -214,15 +218,17 @@ static void rows_worker(const llmq_worker *worker, void *arg) {
     float *x = job->scratch + worker->id * 2 * cols, *back = x + cols;
     worker_range(worker, job->n, 1, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
-        const uint8_t *from =
-            (const uint8_t *)src->data + (size_t)export_source_row(job->ex, job->index, job->begin + i) * from_bytes;
+        int64_t row = export_source_row(job->ex, job->index, job->begin + i);
         uint8_t *to = job->bytes + (size_t)i * to_bytes;
-        if (src->type == t->type) {
-            memcpy(to, from, to_bytes);
+        if (!job->values && src->type == t->type) {
+            memcpy(to, (const uint8_t *)src->data + (size_t)row * from_bytes, to_bytes);
             continue;
         }
         llmq_err err;
-        type_to_f32(src->type, from, x, cols);
+        if (job->values)
+            memcpy(x, job->values + row * cols, (size_t)cols * sizeof *x);
+        else
+            type_to_f32(src->type, (const uint8_t *)src->data + (size_t)row * from_bytes, x, cols);
         float over = t->type == LLMQ_TYPE_F16 ? f16_overflow(x, cols) : 0;
         if ((over != 0 ? llmq_fail(&err, LLMQ_E_NUMERIC, "a weight of %g does not fit f16; bf16 and f32 hold it",
                                    (double)over)
@@ -236,15 +242,15 @@ static void rows_worker(const llmq_worker *worker, void *arg) {
     }
 }
 
-static llmq_status write_matrix(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
-                                bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err) {
+static llmq_status write_matrix(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
+                                llmq_team *team, bool *exact_out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     const llmq_tensor *t = &ex->tensors[index];
     int64_t cols = tensor_cols(t), rows = tensor_rows(t), row_bytes = type_row_bytes(t->type, cols);
     int64_t chunk = (int64_t)(CHUNK_BYTES / sizeof(float)) / cols;
     if (chunk < 1) chunk = 1;
     if (chunk > rows) chunk = rows;
-    rows_job job = {.ex = ex, .index = index};
+    rows_job job = {.ex = ex, .index = index, .values = values};
     job.bytes = mem_alloc((size_t)chunk, (size_t)row_bytes);
     job.scratch = mem_alloc((size_t)team_size(team) * 2 * (size_t)cols, sizeof *job.scratch);
     if (!job.bytes || !job.scratch) {
@@ -257,9 +263,9 @@ static llmq_status write_matrix(const llmq_export *ex, size_t index, llmq_gguf_w
         if (atomic_load(&job.failed))
             LLMQ_TRY_GOTO(
                 llmq_fail(err, job.err.status, "%s: tensor '%s': %s", ex->model->source->path, t->name, job.err.msg));
-        LLMQ_TRY_GOTO(gguf_writer_put(writer, index, job.bytes, (size_t)(job.n * row_bytes),
-                                      (size_t)(job.begin * row_bytes), err));
-        if (tick && !tick(user, (double)job.n / (double)rows))
+        LLMQ_TRY_GOTO(
+            sink->put(sink->to, index, job.bytes, (size_t)(job.n * row_bytes), (size_t)(job.begin * row_bytes), err));
+        if (sink->tick && !sink->tick(sink->user, (double)job.n / (double)rows))
             LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
     }
     *exact_out = !atomic_load(&job.inexact);
@@ -269,11 +275,11 @@ done:
     return status;
 }
 
-llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
-                         bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err) {
+llmq_status export_write(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
+                         llmq_team *team, bool *exact_out, llmq_err *err) {
     *exact_out = true;
-    if (!ex->entries[index].matrix) return write_vector(ex, index, writer, err);
-    llmq_status status = write_matrix(ex, index, writer, team, exact_out, tick, user, err);
+    if (!ex->entries[index].matrix) return write_vector(ex, index, values, sink, err);
+    llmq_status status = write_matrix(ex, index, values, sink, team, exact_out, err);
     source_release(ex->model->source, ex->entries[index].src);
     return status;
 }

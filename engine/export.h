@@ -29,10 +29,18 @@ llmq_status export_set_type(llmq_export *ex, size_t index, llmq_type type, llmq_
 llmq_status export_seal(llmq_export *ex, llmq_err *err);
 /* The source's row that is row r of tensor `index` in the file. */
 int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r);
-/* Writes tensor `index` from the source, by plain rounding where types differ, a few rows at a time. *exact_out: every
- * value is what it was. tick(user, share of the tensor just done) false: LLMQ_E_INTERRUPTED. */
+/* Where the bytes of a tensor go, and who hears of it. tick(user, share of the tensor just done) false:
+ * LLMQ_E_INTERRUPTED; NULL allowed. */
 typedef bool export_tick_fn(void *user, double share);
-llmq_status export_write(const llmq_export *ex, size_t index, llmq_gguf_writer *writer, llmq_team *team,
-                         bool *exact_out, export_tick_fn *tick, void *user, llmq_err *err);
+typedef struct export_sink {
+    llmq_status (*put)(void *to, size_t index, const void *data, size_t bytes, size_t offset, llmq_err *err);
+    void *to;
+    export_tick_fn *tick;
+    void *user;
+} export_sink;
+/* Writes tensor `index` by plain rounding where types differ, a few rows at a time: from the source, or from values
+ * [rows * cols] in the source's order that take its place. *exact_out: every value is what it was. */
+llmq_status export_write(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
+                         llmq_team *team, bool *exact_out, llmq_err *err);
 
 #endif

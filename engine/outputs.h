@@ -35,6 +35,6 @@ llmq_status outputs_read_back(llmq_outputs *o, size_t index, float *values, llmq
 /* Side files, sync, rename. o is gone afterwards, also on failure. */
 llmq_status outputs_finish(llmq_outputs *o, int64_t *bytes_out, llmq_err *err);
 /* keep: OUT.tmp stays for a run that goes on. */
-void outputs_abort(llmq_outputs *o, bool keep);
+void outputs_abort(llmq_outputs *o, bool keep); /* NULL allowed */
 
 #endif

@@ -43,8 +43,7 @@ typedef struct matrix_job {
     const llmq_tensor *src;
     float *w; /* (rows, cols) in the source's order of rows */
     llmq_quantized *q;
-    uint8_t *bytes; /* in the file's order */
-    uint16_t *bf16; /* (rows, cols) what the bytes mean, in the source's order; NULL: not wanted */
+    uint16_t *bf16; /* (rows, cols) what q means, in the source's order; NULL: not wanted */
     float *scratch; /* (workers, cols) */
 } matrix_job;
 
@@ -56,14 +55,13 @@ static void decode_worker(const llmq_worker *w, void *arg) {
         type_to_f32(job->src->type, (const uint8_t *)job->src->data + r * row_bytes, job->w + r * cols, cols);
 }
 
-static void pack_worker(const llmq_worker *w, void *arg) {
+/* q as the forward pass reads it. */
+static void bf16_worker(const llmq_worker *w, void *arg) {
     const matrix_job *job = arg;
-    int64_t cols = job->q->cols, row_bytes = type_row_bytes(job->q->type->id, cols), begin, end;
+    int64_t cols = job->q->cols, begin, end;
     float *row = job->scratch + w->id * cols;
     worker_range(w, job->q->rows, 1, &begin, &end);
-    for (int64_t r = begin; r < end; r++)
-        quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
-    for (int64_t r = begin; job->bf16 && r < end; r++) {
+    for (int64_t r = begin; r < end; r++) {
         quantized_row_to_f32(job->q, r, row);
         for (int64_t c = 0; c < cols; c++) job->bf16[r * cols + c] = f32_to_bf16(row[c]);
     }
@@ -111,18 +109,17 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     LLMQ_TRY_GOTO(run_method(p, &job, n_tokens, err));
     mem_free(job.w);
     job.w = NULL;
-    job.bytes = mem_alloc((size_t)t->bytes, 1);
-    job.scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job.scratch);
-    if (keep_ready) job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
-    if (!job.bytes || !job.scratch || (keep_ready && !job.bf16))
-        LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
-    team_run(p->team, pack_worker, &job);
-    LLMQ_TRY_GOTO(gguf_writer_put(p->writer, index, job.bytes, (size_t)t->bytes, 0, err));
+    LLMQ_TRY_GOTO(outputs_put(p->outputs, index, job.q, p->team, err));
+    if (keep_ready) {
+        job.scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job.scratch);
+        job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
+        if (!job.scratch || !job.bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
+        team_run(p->team, bf16_worker, &job);
+    }
     if (!report_progress(p, pipeline_solve_cost(p, index)))
         LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     mem_free(job.scratch);
-    mem_free(job.bytes);
     quantized_destroy(job.q);
     mem_free(job.w);
     return status;
@@ -132,7 +129,7 @@ static llmq_status copy_tensor(pipeline *p, size_t index, llmq_err *err) {
     bool exact;
     write_tick tick = {p, (double)tensor_numel(&p->ex->tensors[index])};
     snprintf(p->what, sizeof p->what, "%.60s", p->ex->tensors[index].name);
-    return export_write(p->ex, index, p->writer, p->team, &exact, tick_write, &tick, err);
+    return outputs_put_plain(p->outputs, index, NULL, p->team, &exact, tick_write, &tick, err);
 }
 
 /* ---- layers ---- */
@@ -303,12 +300,13 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     p->total = pipeline_total_cost(p);
-    LLMQ_TRY(gguf_writer_open(r->out, params->force, p->ex->meta, p->ex->tensors, p->ex->n, &p->writer, err));
+    llmq_outputs_spec spec = {.out = r->out, .force = params->force};
+    LLMQ_TRY(outputs_open(&spec, p->ex, &p->outputs, err));
     if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
     LLMQ_TRY(quantize_all(p, err));
-    llmq_gguf_writer *writer = p->writer;
-    p->writer = NULL;
-    return gguf_writer_finish(writer, &r->out_bytes, err);
+    llmq_outputs *outputs = p->outputs;
+    p->outputs = NULL;
+    return outputs_finish(outputs, &r->out_bytes, err);
 }
 
 llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
@@ -328,7 +326,7 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
         report = NULL;
     }
     out_abort(report);
-    if (p.writer) gguf_writer_abort(p.writer);
+    outputs_abort(p.outputs, false);
     calib_run_destroy(p.run);
     mem_free(p.gram);
     calib_clear(&p.calib);

@@ -6,6 +6,7 @@
 #include "engine/calib_run.h"
 #include "engine/export.h"
 #include "engine/jobs.h"
+#include "engine/outputs.h"
 #include "quant/policy.h"
 #include "quant/quant.h"
 
@@ -23,7 +24,7 @@ typedef struct pipeline {
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
-    llmq_gguf_writer *writer;
+    llmq_outputs *outputs;
     llmq_calib calib;
     llmq_calib_run *run;
     llmq_quant_result *result;

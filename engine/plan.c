@@ -129,7 +129,8 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     LLMQ_TRY(export_seal(p->ex, err));
     warn_unused(p);
     plan_sizes(p, p->result);
-    return gguf_plan_bytes(p->ex->meta, p->ex->tensors, p->ex->n, &p->result->out_bytes, err);
+    llmq_outputs_spec spec = {0};
+    return outputs_plan_bytes(&spec, p->ex, &p->result->out_bytes, err);
 }
 
 /* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */

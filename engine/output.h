@@ -1,0 +1,27 @@
+/* One file or folder of a quantization run: what outputs.c keeps a list of. One file a kind (output_gguf.c, ...);
+ * nobody else includes it. */
+#ifndef LLMQ_ENGINE_OUTPUT_H
+#define LLMQ_ENGINE_OUTPUT_H
+
+#include "engine/outputs.h"
+
+typedef struct llmq_output llmq_output;
+
+typedef struct llmq_output_kind {
+    /* outputs.h's functions of the same names, for this output alone. */
+    llmq_status (*put)(llmq_output *o, size_t index, const llmq_quantized *q, llmq_team *team, llmq_err *err);
+    llmq_status (*put_plain)(llmq_output *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
+                             export_tick_fn *tick, void *user, llmq_err *err);
+    llmq_status (*finish)(llmq_output *o, int64_t *bytes_out, llmq_err *err); /* o is gone afterwards */
+    void (*drop)(llmq_output *o, bool keep);
+} llmq_output_kind;
+
+struct llmq_output {
+    const llmq_output_kind *kind;
+    const llmq_export *ex; /* the run's, with GGUF's names and order of rows */
+};
+
+llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, const llmq_export *ex, llmq_output **out,
+                             llmq_err *err);
+
+#endif

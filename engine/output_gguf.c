@@ -1,0 +1,70 @@
+/* A GGUF file as an output: matrices packed in the file's order of rows. */
+#include "engine/output.h"
+
+typedef struct gguf_output {
+    llmq_output base;
+    llmq_gguf_writer *writer;
+} gguf_output;
+
+typedef struct pack_job {
+    const llmq_export *ex;
+    size_t index;
+    const llmq_quantized *q; /* rows in the source's order */
+    uint8_t *bytes;          /* in the file's */
+} pack_job;
+
+static void pack_worker(const llmq_worker *w, void *arg) {
+    const pack_job *job = arg;
+    int64_t row_bytes = type_row_bytes(job->q->type->id, job->q->cols), begin, end;
+    worker_range(w, job->q->rows, 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++)
+        quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
+}
+
+static llmq_status put(llmq_output *base, size_t index, const llmq_quantized *q, llmq_team *team, llmq_err *err) {
+    gguf_output *o = (gguf_output *)base;
+    const llmq_tensor *t = &o->base.ex->tensors[index];
+    pack_job job = {.ex = o->base.ex, .index = index, .q = q, .bytes = mem_alloc((size_t)t->bytes, 1)};
+    if (!job.bytes) return mem_error(err, (size_t)t->bytes, t->name);
+    team_run(team, pack_worker, &job);
+    llmq_status status = gguf_writer_put(o->writer, index, job.bytes, (size_t)t->bytes, 0, err);
+    mem_free(job.bytes);
+    return status;
+}
+
+static llmq_status put_bytes(void *to, size_t index, const void *data, size_t bytes, size_t offset, llmq_err *err) {
+    return gguf_writer_put(to, index, data, bytes, offset, err);
+}
+
+static llmq_status put_plain(llmq_output *base, size_t index, const float *values, llmq_team *team, bool *exact_out,
+                             export_tick_fn *tick, void *user, llmq_err *err) {
+    export_sink sink = {.put = put_bytes, .to = ((gguf_output *)base)->writer, .tick = tick, .user = user};
+    return export_write(base->ex, index, values, &sink, team, exact_out, err);
+}
+
+static llmq_status finish(llmq_output *base, int64_t *bytes_out, llmq_err *err) {
+    llmq_status status = gguf_writer_finish(((gguf_output *)base)->writer, bytes_out, err);
+    mem_free(base);
+    return status;
+}
+
+static void drop(llmq_output *base, bool keep) {
+    (void)keep; /* there is no run yet that could go on */
+    gguf_writer_abort(((gguf_output *)base)->writer);
+    mem_free(base);
+}
+
+static const llmq_output_kind kind_gguf = {.put = put, .put_plain = put_plain, .finish = finish, .drop = drop};
+
+llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, const llmq_export *ex, llmq_output **out,
+                             llmq_err *err) {
+    gguf_output *o = mem_zalloc(1, sizeof *o);
+    if (!o) return mem_error(err, sizeof *o, path);
+    o->base = (llmq_output){.kind = &kind_gguf, .ex = ex};
+    llmq_status status = gguf_writer_open(path, spec->force, ex->meta, ex->tensors, ex->n, &o->writer, err);
+    if (status == LLMQ_OK)
+        *out = &o->base;
+    else
+        mem_free(o);
+    return status;
+}
