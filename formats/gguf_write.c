@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "formats/coverage.h"
 #include "formats/gguf.h"
 #include "formats/source.h"
 #include "types/type.h"
@@ -144,14 +145,9 @@ static uint64_t put_metadata(buffer *b, const llmq_meta *meta, const llmq_tensor
 
 /* ---- the plan: header bytes and the place of every tensor ---- */
 
-typedef struct run { /* bytes [begin, end) of a tensor that were put; runs of a tensor are sorted and do not touch */
-    uint64_t begin, end;
-} run;
-
 typedef struct planned {
     uint64_t offset; /* from the start of the file */
-    run *runs;
-    size_t n_runs, cap;
+    coverage put;
 } planned;
 
 typedef struct plan {
@@ -163,7 +159,7 @@ typedef struct plan {
 } plan;
 
 static void plan_free(plan *p) {
-    for (size_t i = 0; p->places && i < p->n; i++) mem_free(p->places[i].runs);
+    for (size_t i = 0; p->places && i < p->n; i++) coverage_clear(&p->places[i].put);
     mem_free(p->places);
     mem_free(p->tensors);
     mem_free(p->header.data);
@@ -268,7 +264,7 @@ struct llmq_gguf_writer {
     plan plan;
     llmq_out *out;
     char *path;
-    pthread_mutex_t lock; /* of the runs; the data itself is written outside of it */
+    pthread_mutex_t lock; /* of what was put; the data itself is written outside of it */
 };
 
 static void writer_free(llmq_gguf_writer *w) {
@@ -308,33 +304,6 @@ done:
     return status;
 }
 
-/* Joins [begin, end) to the runs of a tensor. */
-static bool add_run(planned *place, uint64_t begin, uint64_t end) {
-    size_t first = 0, last;
-    if (begin == end) return true;
-    while (first < place->n_runs && place->runs[first].end < begin) first++;
-    for (last = first; last < place->n_runs && place->runs[last].begin <= end; last++) {
-        if (place->runs[last].begin < begin) begin = place->runs[last].begin;
-        if (place->runs[last].end > end) end = place->runs[last].end;
-    }
-    if (last == first) { /* touches nothing: make room for one more */
-        if (place->n_runs == place->cap) {
-            size_t cap = place->cap ? place->cap * 2 : 4;
-            run *grown = mem_grow(place->runs, place->n_runs, cap, sizeof *grown);
-            if (!grown) return false;
-            place->runs = grown;
-            place->cap = cap;
-        }
-        memmove(place->runs + first + 1, place->runs + first, (place->n_runs - first) * sizeof(run));
-        place->n_runs++;
-    } else { /* runs first..last-1 become one */
-        memmove(place->runs + first + 1, place->runs + last, (place->n_runs - last) * sizeof(run));
-        place->n_runs -= last - first - 1;
-    }
-    place->runs[first] = (run){begin, end};
-    return true;
-}
-
 llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
                             llmq_err *err) {
     if (index >= w->plan.n)
@@ -346,17 +315,16 @@ llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data,
                          len, offset, bytes);
     LLMQ_TRY(out_write_at(w->out, data, len, w->plan.places[index].offset + offset, err));
     pthread_mutex_lock(&w->lock);
-    bool ok = add_run(&w->plan.places[index], offset, offset + len);
+    bool ok = coverage_add(&w->plan.places[index].put, offset, offset + len);
     pthread_mutex_unlock(&w->lock);
-    return ok ? LLMQ_OK : mem_error(err, sizeof(run), w->path);
+    return ok ? LLMQ_OK : mem_error(err, sizeof(coverage_run), w->path);
 }
 
 static llmq_status check_coverage(const llmq_gguf_writer *w, llmq_err *err) {
     for (size_t i = 0; i < w->plan.n; i++) {
-        const planned *place = &w->plan.places[i];
         uint64_t bytes = (uint64_t)w->plan.tensors[i].bytes;
-        if (place->n_runs == 1 && place->runs[0].begin == 0 && place->runs[0].end == bytes) continue;
-        uint64_t missing = place->n_runs && place->runs[0].begin == 0 ? place->runs[0].end : 0;
+        uint64_t missing = coverage_missing(&w->plan.places[i].put, bytes);
+        if (missing == bytes) continue;
         return llmq_fail(err, LLMQ_E_ARG,
                          "%s: not all of tensor %s was written: byte %llu of %llu is missing; the file is dropped",
                          w->path, w->plan.tensors[i].name, (unsigned long long)missing, (unsigned long long)bytes);
