@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "core/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -144,6 +145,39 @@ bool file_is_same(const char *a, const char *b) {
     return (size_t)n_a < sizeof dir_a && (size_t)n_b < sizeof dir_b && same_inode(dir_a, dir_b);
 }
 
+/* ---- room on the disk ---- */
+
+llmq_status file_check_space(const char *path, uint64_t bytes, llmq_err *err) {
+    struct statvfs fs;
+    char dir[4096];
+    int n = snprintf(dir, sizeof dir, "%.*s.", (int)(path_base(path) - path), path);
+    if (bytes == 0 || n < 0 || (size_t)n >= sizeof dir || statvfs(dir, &fs) != 0)
+        return LLMQ_OK; /* cannot tell: the write itself will */
+    uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (room >= bytes) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_IO,
+                     "%s: needs %.1f MB, the disk has %.1f MB left; free some space or choose another place with -o",
+                     path, (double)bytes / 1e6, (double)room / 1e6);
+}
+
+static uint64_t disk_bytes(const char *path, int depth) {
+    struct stat st;
+    if (lstat(path, &st) != 0) return 0;
+    uint64_t sum = (uint64_t)st.st_blocks * 512;
+    DIR *dir = S_ISDIR(st.st_mode) && depth > 0 ? opendir(path) : NULL;
+    for (const struct dirent *e; dir && (e = readdir(dir));) {
+        char child[4096];
+        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") && path_join(child, sizeof child, path, e->d_name))
+            sum += disk_bytes(child, depth - 1);
+    }
+    if (dir) closedir(dir);
+    return sum;
+}
+
+uint64_t file_disk_bytes(const char *path) {
+    return disk_bytes(path, 4);
+}
+
 /* ---- outputs ---- */
 
 struct llmq_out {
@@ -159,17 +193,7 @@ static void out_free(llmq_out *out) {
     mem_free(out);
 }
 
-static llmq_status check_space(const char *path, int fd, uint64_t bytes, llmq_err *err) {
-    struct statvfs fs;
-    if (bytes == 0 || fstatvfs(fd, &fs) != 0) return LLMQ_OK; /* cannot tell: the write itself will */
-    uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
-    if (room >= bytes) return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_IO,
-                     "%s: needs %.1f MB, the disk has %.1f MB left; free some space or choose another place with -o",
-                     path, (double)bytes / 1e6, (double)room / 1e6);
-}
-
-llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **result, llmq_err *err) {
+static llmq_status out_create(const char *path, bool force, llmq_out **result, llmq_err *err) {
     *result = NULL;
     if (!force && file_exists(path))
         return llmq_fail(err, LLMQ_E_EXISTS,
@@ -188,20 +212,42 @@ llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **re
     }
     memcpy(out->tmp, path, len);
     memcpy(out->tmp + len, ".tmp", 5);
-    out->fd = open(out->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (out->fd < 0) {
-        status = io_error(err, out->tmp, "create");
-        goto fail;
-    }
-    status = check_space(path, out->fd, bytes, err);
-    if (status != LLMQ_OK) {
-        unlink(out->tmp);
-        goto fail;
-    }
     *result = out;
     return LLMQ_OK;
 fail:
     out_free(out);
+    return status;
+}
+
+llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **result, llmq_err *err) {
+    llmq_out *out;
+    LLMQ_TRY(out_create(path, force, &out, err));
+    out->fd = open(out->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    llmq_status status = out->fd < 0 ? io_error(err, out->tmp, "create") : file_check_space(path, bytes, err);
+    if (status == LLMQ_OK)
+        *result = out;
+    else {
+        if (out->fd >= 0) unlink(out->tmp);
+        out_free(out);
+    }
+    return status;
+}
+
+llmq_status out_reopen(const char *path, bool force, uint64_t bytes, llmq_out **result, llmq_err *err) {
+    llmq_out *out;
+    struct stat st;
+    llmq_status status = LLMQ_OK;
+    LLMQ_TRY(out_create(path, force, &out, err));
+    out->fd = open(out->tmp, O_RDWR | O_CLOEXEC);
+    if (out->fd < 0 || fstat(out->fd, &st) != 0)
+        status = io_error(err, out->tmp, "open");
+    else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
+        status = llmq_fail(err, LLMQ_E_FORMAT, "%s: has %lld bytes, not the %llu that the run left; remove it",
+                           out->tmp, (long long)st.st_size, (unsigned long long)bytes);
+    if (status == LLMQ_OK)
+        *result = out;
+    else
+        out_free(out);
     return status;
 }
 
@@ -216,6 +262,24 @@ llmq_status out_write_at(llmq_out *out, const void *data, size_t len, uint64_t o
         offset += (uint64_t)n;
     }
     return LLMQ_OK;
+}
+
+llmq_status out_read_at(const llmq_out *out, void *data, size_t len, uint64_t offset, llmq_err *err) {
+    uint8_t *p = data;
+    while (len > 0) {
+        ssize_t n = pread(out->fd, p, len, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return io_error(err, out->tmp, "read");
+        if (n == 0) return llmq_fail(err, LLMQ_E_FORMAT, "%s: ends at byte %llu", out->tmp, (unsigned long long)offset);
+        p += n;
+        len -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return LLMQ_OK;
+}
+
+llmq_status out_sync(const llmq_out *out, llmq_err *err) {
+    return fdatasync(out->fd) == 0 ? LLMQ_OK : io_error(err, out->tmp, "sync");
 }
 
 static void sync_folder(const char *path) {
@@ -244,6 +308,10 @@ llmq_status out_finish(llmq_out *out, llmq_err *err) {
         unlink(out->tmp);
     out_free(out);
     return status;
+}
+
+void out_keep(llmq_out *out) {
+    out_free(out);
 }
 
 void out_abort(llmq_out *out) {

@@ -24,14 +24,24 @@ bool file_is_same(const char *a, const char *b);
 /* DIR/NAME into out; false when it does not fit. */
 bool path_join(char *out, size_t cap, const char *dir, const char *name);
 const char *path_base(const char *path); /* after the last slash */
+/* Room for so many more bytes where path lies or will lie; LLMQ_E_IO says what is needed and what there is. */
+llmq_status file_check_space(const char *path, uint64_t bytes, llmq_err *err);
+/* What a file or a folder with all in it takes on the disk now; 0: nothing there. */
+uint64_t file_disk_bytes(const char *path);
 
-/* An output file. Writes go to PATH.tmp; finish syncs and renames; abort (or destroy without finish) removes it. */
+/* An output file. Writes go to PATH.tmp; finish syncs and renames; abort removes it, keep leaves it for a run that goes
+ * on. */
 typedef struct llmq_out llmq_out;
 /* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and checks that `bytes` (0: unknown) fit on the disk. */
 llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
+/* PATH.tmp as out_keep or a killed process left it; its size must be `bytes`, else LLMQ_E_FORMAT. */
+llmq_status out_reopen(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
 llmq_status out_write_at(llmq_out *out, const void *data, size_t len, uint64_t offset,
-                         llmq_err *err);              /* any order, any thread */
-llmq_status out_finish(llmq_out *out, llmq_err *err); /* the object is gone afterwards, also on failure */
-void out_abort(llmq_out *out);                        /* NULL allowed */
+                         llmq_err *err); /* any order, any thread */
+llmq_status out_read_at(const llmq_out *out, void *data, size_t len, uint64_t offset, llmq_err *err);
+llmq_status out_sync(const llmq_out *out, llmq_err *err); /* what was written so far is on the disk */
+llmq_status out_finish(llmq_out *out, llmq_err *err);     /* the object is gone afterwards, also on failure */
+void out_abort(llmq_out *out);                            /* NULL allowed */
+void out_keep(llmq_out *out);                             /* NULL allowed */
 
 #endif

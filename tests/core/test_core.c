@@ -11,6 +11,7 @@
 
 #include "core/file.h"
 #include "core/half.h"
+#include "core/hash.h"
 #include "core/mem.h"
 #include "core/meta.h"
 #include "core/parallel.h"
@@ -140,12 +141,70 @@ static void test_failed_allocation_is_reported(void **state) {
     mem_free(p);
 }
 
+/* Sums by the xxhash package of Python. */
+static void test_hash(void **state) {
+    (void)state;
+    static const struct {
+        size_t n;
+        uint64_t sum;
+    } known[] = {{0, 0xef46db3751d8e999},   {1, 0xe934a84adb052768},  {3, 0xc997034c0bb922ee},
+                 {4, 0x6ac7f1517bab3f55},   {7, 0xafb353a67897bc23},  {8, 0x9cd612a90db709f0},
+                 {12, 0x341c1da0121e8793},  {31, 0x148bb49643515e7c}, {32, 0xc1a8a55a98decdea},
+                 {33, 0xa0790c1b7973d776},  {63, 0xf81d45fdae1b75f4}, {64, 0x221754ffc7697251},
+                 {100, 0x14434a6ec2e36aa0}, {999, 0x2dea81d7ed570ccb}, {1000, 0x2f70d41cb0bedf78}};
+    uint8_t bytes[1000];
+    for (uint64_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(i * 2654435761u >> 7);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        assert_true(hash_bytes(bytes, known[i].n) == known[i].sum);
+        for (size_t cut = 1; cut < 70; cut++) {
+            llmq_hash h;
+            hash_init(&h);
+            for (size_t at = 0; at < known[i].n; at += cut)
+                hash_add(&h, bytes + at, known[i].n - at < cut ? known[i].n - at : cut);
+            assert_true(hash_sum(&h) == known[i].sum);
+        }
+    }
+}
+
+static void test_out_goes_on(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_TMP "/goes-on";
+    llmq_out *out;
+    llmq_err err = {0};
+    char back[7] = {0};
+    unlink(path);
+    assert_int_equal(out_open(path, false, 0, &out, &err), LLMQ_OK);
+    assert_int_equal(out_write_at(out, "first ", 6, 0, &err), LLMQ_OK);
+    assert_int_equal(out_sync(out, &err), LLMQ_OK);
+    out_keep(out);
+    assert_false(file_exists(path));
+    assert_true(file_disk_bytes(LLMQ_TEST_TMP "/goes-on.tmp") >= 6);
+    assert_int_equal(out_reopen(path, false, 7, &out, &err), LLMQ_E_FORMAT);
+    assert_int_equal(out_reopen(path, false, 6, &out, &err), LLMQ_OK);
+    assert_int_equal(out_read_at(out, back, 6, 0, &err), LLMQ_OK);
+    assert_string_equal(back, "first ");
+    assert_int_equal(out_read_at(out, back, 6, 1, &err), LLMQ_E_FORMAT);
+    assert_int_equal(out_write_at(out, "second", 6, 6, &err), LLMQ_OK);
+    assert_int_equal(out_finish(out, &err), LLMQ_OK);
+    char *text;
+    assert_int_equal(file_read(path, 100, &text, NULL, &err), LLMQ_OK);
+    assert_string_equal(text, "first second");
+    mem_free(text);
+    assert_int_equal(out_reopen(path, true, 12, &out, &err), LLMQ_E_IO); /* no .tmp */
+    assert_int_equal(out_reopen(path, false, 12, &out, &err), LLMQ_E_EXISTS);
+    assert_int_equal(file_check_space(path, 1, &err), LLMQ_OK);
+    assert_int_equal(file_check_space(path, UINT64_MAX, &err), LLMQ_E_IO);
+    assert_non_null(strstr(err.msg, "the disk has"));
+    assert_int_equal(file_disk_bytes(LLMQ_TEST_TMP "/nothing-here"), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16_round_trip),   cmocka_unit_test(test_f16_rounding),
         cmocka_unit_test(test_meta),             cmocka_unit_test(test_out_is_whole_or_absent),
         cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_worker_range_covers_once),
-        cmocka_unit_test(test_failed_allocation_is_reported),
+        cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_out_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
