@@ -23,6 +23,16 @@ void llmq_quant_result_clear(llmq_quant_result *result) {
     *result = (llmq_quant_result){0};
 }
 
+const char *llmq_quant_stage_name(llmq_quant_stage stage) {
+    static const char *const names[LLMQ_STAGE_COUNT] = {[LLMQ_STAGE_OPEN] = "opening",
+                                                        [LLMQ_STAGE_CHOOSE] = "choosing types",
+                                                        [LLMQ_STAGE_CALIBRATION] = "calibration",
+                                                        [LLMQ_STAGE_GRAM] = "gram matrices",
+                                                        [LLMQ_STAGE_SOLVE] = "solving",
+                                                        [LLMQ_STAGE_WRITE] = "writing"};
+    return (unsigned)stage < LLMQ_STAGE_COUNT ? names[stage] : "?";
+}
+
 void llmq_convert_params_default(llmq_convert_params *params) {
     *params = (llmq_convert_params){0};
 }

@@ -9,7 +9,7 @@
 
 typedef struct quantize_opts {
     int gptq, rtn, act_order, plan, force;
-    const char *method, *type, *out, *emit, *report_json;
+    const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed;
     double damp;
     cli_texts calib, keep;
@@ -43,7 +43,8 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--sym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
     OPT_ROW_LATER("--asym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
     OPT_ROW_LATER("--double-quant", "NF4 comes later"),
-    OPT_ROW_LATER("--policy", "policy files come later; --keep is there"),
+    OPT_ROW_TEXT("--policy", NULL, "FILE", quantize_opts, policy,
+                 "the same from a file, one 'PATTERN TYPE' a line, # for comments; --keep goes before it"),
     OPT_ROW_LATER("--target-bpw", "the choice of types by size comes later; --keep is there"),
     OPT_ROW_LATER("--target-size", "the choice of types by size comes later; --keep is there"),
     OPT_ROW_HEAD("solver"),
@@ -199,6 +200,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.type = opts.type;
     params.keep = opts.keep.v;
     params.n_keep = opts.keep.n;
+    params.policy = opts.policy;
     params.act_order = opts.act_order;
     params.damp = opts.damp;
     params.calib = opts.calib.v;

@@ -35,6 +35,13 @@ static bool tick_write(void *user, double share) {
     return report_progress(t->p, share * t->weights * COST_COPY);
 }
 
+/* The time since the last call went to this stage. */
+static void end_stage(pipeline *p, llmq_quant_stage stage) {
+    double now = time_seconds();
+    p->result->stage_seconds[stage] += now - p->mark;
+    p->mark = now;
+}
+
 /* ---- one matrix ---- */
 
 typedef struct matrix_job {
@@ -87,6 +94,7 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
     mem_note_peak();
     row->error = report.error;
     row->rtn_error = report.rtn_error;
+    row->n_tokens = n_tokens;
     if (report.note[0]) memcpy(row->note, report.note, sizeof row->note);
     if (!report.fell_back) return LLMQ_OK;
     row->method = "rtn";
@@ -107,6 +115,7 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     team_run(p->team, decode_worker, &job);
     LLMQ_TRY_GOTO(quantized_create(type_info(t->type), tensor_rows(t), tensor_cols(t), &job.q, err));
     LLMQ_TRY_GOTO(run_method(p, &job, n_tokens, err));
+    end_stage(p, LLMQ_STAGE_SOLVE);
     mem_free(job.w);
     job.w = NULL;
     LLMQ_TRY_GOTO(outputs_put(p->outputs, index, job.q, p->team, err));
@@ -116,6 +125,7 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
         if (!job.scratch || !job.bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
         team_run(p->team, bf16_worker, &job);
     }
+    end_stage(p, LLMQ_STAGE_WRITE);
     if (!report_progress(p, pipeline_solve_cost(p, index)))
         LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
@@ -172,6 +182,7 @@ static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size
     }
     snprintf(p->what, sizeof p->what, "layer %d/%d", layer + 1, (int)p->model->hp.n_layer);
     LLMQ_TRY(calib_run_site(p->run, site, wanted ? p->gram : NULL, &n_tokens, err));
+    end_stage(p, LLMQ_STAGE_CALIBRATION);
     mem_note_peak();
     for (size_t i = first; i < last; i++) {
         if (arch_rule(p->model->arch, p->ex->entries[i].role)->site != site) continue;
@@ -180,6 +191,7 @@ static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size
         else
             LLMQ_TRY(copy_tensor(p, i, err));
         LLMQ_TRY(make_ready(p, i, err));
+        end_stage(p, LLMQ_STAGE_CALIBRATION);
     }
     return LLMQ_OK;
 }
@@ -292,6 +304,7 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(pipeline_output_path(p, path, type, r->out, sizeof r->out, err));
     LLMQ_TRY(job_check_output(p->model->source, r->out, "-o", params->force || params->plan_only, err));
     LLMQ_TRY(open_report(p, report, err));
+    end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;
     if (pipeline_is_quantized(p->model->info.main_type))
         llmq_log(LLMQ_LOG_WARN,
@@ -315,6 +328,7 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     memset(ready, 0, sizeof ready);
     *result = (llmq_quant_result){0};
     pipeline p = {.params = params, .result = result, .ready = ready, .start = time_seconds()};
+    p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
     llmq_status status = run_job(&p, path, &report, err);
     if (p.run) result->dropped_tokens = calib_run_dropped(p.run);
@@ -331,6 +345,7 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     mem_free(p.gram);
     calib_clear(&p.calib);
     export_destroy(p.ex);
+    policy_rules_clear(&p.rules);
     model_close(p.model);
     team_destroy(p.team);
     if (status != LLMQ_OK) {

@@ -28,10 +28,12 @@ typedef struct pipeline {
     llmq_calib calib;
     llmq_calib_run *run;
     llmq_quant_result *result;
+    llmq_policy_rules rules;
     float *gram;                  /* the largest site's (cols, cols) */
     llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
     void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
-    double start, done, total;    /* nominal nanoseconds */
+    double start, done, total;    /* start in seconds; done of total in nominal nanoseconds */
+    double mark;                  /* when the stage under way began */
     char what[64];
 } pipeline;
 

@@ -6,6 +6,29 @@
 
 #include "engine/pipeline.h"
 
+/* The parts of a layer by the names that GGUF has for them. */
+static const char *const role_names[ROLE_COUNT] = {[ROLE_TOKEN_EMBD] = "token_embd",
+                                                   [ROLE_OUTPUT_NORM] = "output_norm",
+                                                   [ROLE_OUTPUT] = "output",
+                                                   [ROLE_ROPE_FREQS] = "rope_freqs",
+                                                   [ROLE_ATTN_NORM] = "attn_norm",
+                                                   [ROLE_Q] = "attn_q",
+                                                   [ROLE_K] = "attn_k",
+                                                   [ROLE_V] = "attn_v",
+                                                   [ROLE_O] = "attn_output",
+                                                   [ROLE_Q_BIAS] = "attn_q.bias",
+                                                   [ROLE_K_BIAS] = "attn_k.bias",
+                                                   [ROLE_V_BIAS] = "attn_v.bias",
+                                                   [ROLE_O_BIAS] = "attn_out.bias",
+                                                   [ROLE_Q_NORM] = "attn_q_norm",
+                                                   [ROLE_K_NORM] = "attn_k_norm",
+                                                   [ROLE_FFN_NORM] = "ffn_norm",
+                                                   [ROLE_GATE] = "ffn_gate",
+                                                   [ROLE_UP] = "ffn_up",
+                                                   [ROLE_DOWN] = "ffn_down"};
+static const char *const site_names[SITE_COUNT] = {
+    [SITE_QKV] = "qkv", [SITE_O] = "o", [SITE_GATE_UP] = "gate_up", [SITE_DOWN] = "down"};
+
 bool pipeline_is_quantized(llmq_type type) {
     return !type_is_float(type_info(type));
 }
@@ -79,6 +102,10 @@ static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i,
     row->cols = tensor_cols(t);
     row->bytes = t->bytes;
     row->error = row->rtn_error = -1;
+    row->layer = entry->layer;
+    row->role = role_names[entry->role];
+    llmq_site_id site = arch_rule(p->model->arch, entry->role)->site;
+    row->site = site == SITE_NONE ? NULL : site_names[site];
     row->fallback = choice.fallback;
     memcpy(row->note, choice.note, sizeof row->note);
     p->result->n_fallback += choice.fallback;
@@ -105,12 +132,13 @@ static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
 /* Options without effect are allowed, but not in silence. */
 static void warn_unused(const pipeline *p) {
     const llmq_quant_params *params = p->params;
-    for (size_t i = 0; i < params->n_keep; i++) {
+    for (size_t i = 0; i < p->rules.n; i++) {
         bool used = false;
         for (size_t k = 0; k < p->ex->n && !used; k++)
-            used = p->ex->entries[k].matrix && policy_keep_matches(params->keep[i], p->ex->tensors[k].name);
+            used = p->ex->entries[k].matrix && policy_keep_matches(p->rules.rules[i], p->ex->tensors[k].name);
         if (!used)
-            llmq_log(LLMQ_LOG_WARN, "--keep %s: no matrix has such a name; --plan lists the names", params->keep[i]);
+            llmq_log(LLMQ_LOG_WARN, "%s %s: no matrix has such a name; --plan lists the names",
+                     i < p->rules.n_keep ? "--keep" : params->policy, p->rules.rules[i]);
     }
     if (!p->method->needs_gram && (params->n_calib || params->damp >= 0 || params->act_order >= 0))
         llmq_log(LLMQ_LOG_WARN, "--calib, --damp and --act-order change nothing with --%s", p->method->name);
@@ -118,8 +146,9 @@ static void warn_unused(const pipeline *p) {
 
 llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     LLMQ_TRY(choose_type(p, type_out, err));
-    llmq_policy policy = {
-        .type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->params->keep, .n_keep = p->params->n_keep};
+    const llmq_quant_params *params = p->params;
+    LLMQ_TRY(policy_rules_read(params->keep, params->n_keep, params->policy, &p->rules, err));
+    llmq_policy policy = {.type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->rules.rules, .n_keep = p->rules.n};
     LLMQ_TRY(policy_check(&policy, err));
     LLMQ_TRY(export_create(p->model, &p->ex, err));
     p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);

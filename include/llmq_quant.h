@@ -15,6 +15,9 @@ typedef struct llmq_quant_params {
                          divides the rows */
     const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
     size_t n_keep;
+    const char *policy; /* file of rules "PATTERN TYPE", read after keep; NULL: none */
+    double target_bpw;  /* choose the types by measured errors: at most so many bits a weight over all tensors; 0: no */
+    int64_t target_bytes;     /* the same: the file at most so large; 0: no */
     int act_order;            /* 1 on, 0 off, -1 the method's default (on for gptq) */
     double damp;              /* fraction of the mean diagonal; < 0: default */
     const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages; none: the text
@@ -28,6 +31,7 @@ typedef struct llmq_quant_params {
     bool plan_only;       /* fill result's plan, write nothing but report_json */
     int n_threads;
     const char *report_json; /* per-tensor report; NULL: none */
+    const char *report;      /* the same as one HTML page; NULL: none */
     const char *tokenizer;   /* as in llmq_model_params */
     llmq_progress_fn *progress;
     void *user;
@@ -42,7 +46,23 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
     bool fallback;           /* the type or method is not the one asked for; note says why */
     char note[120];
+    int layer;        /* -1: of the model */
+    const char *role; /* "attn_q", "ffn_norm", "token_embd", ...: the name without layer and ".weight". Static */
+    const char *site; /* "qkv", "o", "gate_up", "down": what a matrix inside a layer reads; NULL: none. Static */
+    int64_t n_tokens; /* calibration tokens that counted for it; 0: no calibration */
 } llmq_quant_row;
+
+/* What a job spends its time on. */
+typedef enum llmq_quant_stage {
+    LLMQ_STAGE_OPEN,        /* reading the model's directory, planning */
+    LLMQ_STAGE_CHOOSE,      /* measuring layers and choosing types (target_bpw, target_bytes) */
+    LLMQ_STAGE_CALIBRATION, /* the calibration tokens through the model */
+    LLMQ_STAGE_GRAM,        /* sums of their products */
+    LLMQ_STAGE_SOLVE,       /* grids and codes */
+    LLMQ_STAGE_WRITE,       /* packing and writing */
+    LLMQ_STAGE_COUNT
+} llmq_quant_stage;
+LLMQ_API const char *llmq_quant_stage_name(llmq_quant_stage stage); /* "calibration". Static string */
 
 typedef struct llmq_quant_result {
     char out[1024];       /* path written */
@@ -57,6 +77,7 @@ typedef struct llmq_quant_result {
     double seconds;
     int64_t peak_bytes; /* peak anonymous memory of this process */
     int64_t n_fallback;
+    double stage_seconds[LLMQ_STAGE_COUNT];
 } llmq_quant_result;
 
 /* Quantizes the model at path. On success *result is filled; free it with llmq_quant_result_clear. OUT appears only

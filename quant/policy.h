@@ -13,9 +13,23 @@ typedef struct llmq_policy {
 
 typedef struct llmq_policy_choice {
     llmq_type type;
+    bool fixed;    /* a rule names this matrix */
     bool fallback; /* not the type that was asked for: note says why */
     char note[120];
 } llmq_policy_choice;
+
+/* Rules of the command line, then those of a file, as one ordered table. */
+typedef struct llmq_policy_rules {
+    const char **rules; /* n of "PATTERN=TYPE" */
+    size_t n, n_keep;   /* the first n_keep are the command line's */
+    char *text;         /* the file's: its rules point into it */
+} llmq_policy_rules;
+
+/* keep is borrowed and checked by policy_check. file (NULL: none) has one rule a line, "PATTERN TYPE"; what follows a #
+ * at the beginning of a line or behind a space is a comment. */
+llmq_status policy_rules_read(const char *const *keep, size_t n_keep, const char *file, llmq_policy_rules *out,
+                              llmq_err *err);
+void policy_rules_clear(llmq_policy_rules *rules); /* zeroed allowed */
 
 /* Every keep entry must read PATTERN=TYPE with a type that can be written. */
 llmq_status policy_check(const llmq_policy *policy, llmq_err *err);

@@ -247,6 +247,13 @@ run 0 quantize "$work/llama.bin" -t 1 --tokens 1024 --calib "$work/text:3" --cal
 bad "self" quantize "$work/llama.bin" --calib self
 before=$(cksum <"$made")
 fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
+printf '# a policy\nblk.0.* q8_0\n*ffn_down* nonsense\n' >"$work/policy"
+bad "policy:3" quantize "$work/llama.bin" --rtn --policy "$work/policy" --plan
+printf '# a policy\nblk.0.* q8_0\n*ffn_up* f16 # all of them\n' >"$work/policy"
+run 0 quantize "$work/llama.bin" --rtn --policy "$work/policy" --keep 'blk.0.attn_q*=f16' --plan
+grep -q '^blk.0.attn_q.weight .*-> f16' "$out" || fault "--keep does not go before --policy"
+grep -q '^blk.0.ffn_up.weight .*-> q8_0' "$out" || fault "the first line of a policy does not decide"
+grep -q '^blk.1.ffn_up.weight .*-> f16' "$out" || fault "a later line of a policy is not read"
 [ "$before" = "$(cksum <"$made")" ] || fault "a refused job changed the file that was there"
 run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$work/report.json" -q
 python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
