@@ -12,6 +12,8 @@ typedef struct llmq_output_kind {
     llmq_status (*put)(llmq_output *o, size_t index, const llmq_quantized *q, llmq_team *team, llmq_err *err);
     llmq_status (*put_plain)(llmq_output *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
                              export_tick_fn *tick, void *user, llmq_err *err);
+    llmq_status (*have)(llmq_output *o, size_t index, llmq_err *err);
+    llmq_status (*sync)(llmq_output *o, llmq_err *err);
     llmq_status (*finish)(llmq_output *o, int64_t *bytes_out, llmq_err *err); /* o is gone afterwards */
     void (*drop)(llmq_output *o, bool keep);
 } llmq_output_kind;

@@ -42,6 +42,14 @@ static llmq_status put_plain(llmq_output *base, size_t index, const float *value
     return export_write(base->ex, index, values, &sink, team, exact_out, err);
 }
 
+static llmq_status have(llmq_output *base, size_t index, llmq_err *err) {
+    return gguf_writer_have(((gguf_output *)base)->writer, index, err);
+}
+
+static llmq_status sync_output(llmq_output *base, llmq_err *err) {
+    return gguf_writer_sync(((gguf_output *)base)->writer, err);
+}
+
 static llmq_status finish(llmq_output *base, int64_t *bytes_out, llmq_err *err) {
     llmq_status status = gguf_writer_finish(((gguf_output *)base)->writer, bytes_out, err);
     mem_free(base);
@@ -49,19 +57,20 @@ static llmq_status finish(llmq_output *base, int64_t *bytes_out, llmq_err *err) 
 }
 
 static void drop(llmq_output *base, bool keep) {
-    (void)keep; /* there is no run yet that could go on */
-    gguf_writer_abort(((gguf_output *)base)->writer);
+    gguf_writer_abort(((gguf_output *)base)->writer, keep);
     mem_free(base);
 }
 
-static const llmq_output_kind kind_gguf = {.put = put, .put_plain = put_plain, .finish = finish, .drop = drop};
+static const llmq_output_kind kind_gguf = {
+    .put = put, .put_plain = put_plain, .have = have, .sync = sync_output, .finish = finish, .drop = drop};
 
 llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, const llmq_export *ex, llmq_output **out,
                              llmq_err *err) {
     gguf_output *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, path);
     o->base = (llmq_output){.kind = &kind_gguf, .ex = ex};
-    llmq_status status = gguf_writer_open(path, spec->force, ex->meta, ex->tensors, ex->n, &o->writer, err);
+    llmq_status status = (spec->resume ? gguf_writer_reopen : gguf_writer_open)(path, spec->force, ex->meta,
+                                                                                ex->tensors, ex->n, &o->writer, err);
     if (status == LLMQ_OK)
         *out = &o->base;
     else

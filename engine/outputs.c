@@ -41,6 +41,16 @@ llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values
     return LLMQ_OK;
 }
 
+llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err) {
+    for (size_t i = 0; i < o->n; i++) LLMQ_TRY(o->list[i]->kind->have(o->list[i], index, err));
+    return LLMQ_OK;
+}
+
+llmq_status outputs_sync(llmq_outputs *o, llmq_err *err) {
+    for (size_t i = 0; i < o->n; i++) LLMQ_TRY(o->list[i]->kind->sync(o->list[i], err));
+    return LLMQ_OK;
+}
+
 llmq_status outputs_finish(llmq_outputs *o, int64_t *bytes_out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     *bytes_out = 0;

@@ -17,7 +17,8 @@ typedef struct llmq_outputs_spec {
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
 
-/* Types of ex are set. Checks what the schemes can hold; creates OUT.tmp. */
+/* Types of ex are set. Checks what the schemes can hold; creates OUT.tmp. With resume an OUT.tmp that is not there or
+ * of another directory is LLMQ_E_IO or LLMQ_E_FORMAT and stays as it is. */
 llmq_status outputs_open(const llmq_outputs_spec *spec, const llmq_export *ex, llmq_outputs **out, llmq_err *err);
 /* Bytes of all finished files, without writing. */
 llmq_status outputs_plan_bytes(const llmq_outputs_spec *spec, const llmq_export *ex, int64_t *bytes, llmq_err *err);
@@ -27,6 +28,8 @@ llmq_status outputs_put(llmq_outputs *o, size_t index, const llmq_quantized *q, 
  * them), or from the source (values NULL). */
 llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
                               export_tick_fn *tick, void *user, llmq_err *err);
+/* After opening with resume: tensor `index` was put before the outputs_sync that the run goes on from. */
+llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err);
 /* All bytes put so far are on the disk (fdatasync). */
 llmq_status outputs_sync(llmq_outputs *o, llmq_err *err);
 /* What tensor `index` means as it was put, read back from OUT.tmp for a run that goes on: values [rows * cols] in the

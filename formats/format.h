@@ -72,7 +72,14 @@ llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data,
                             llmq_err *err);
 /* Every byte of every tensor must have been put. Syncs and renames; w is gone afterwards, also on failure. */
 llmq_status gguf_writer_finish(llmq_gguf_writer *w, int64_t *bytes_out, llmq_err *err);
-void gguf_writer_abort(llmq_gguf_writer *w);
+void gguf_writer_abort(llmq_gguf_writer *w, bool keep); /* keep: PATH.tmp stays for gguf_writer_reopen */
+/* Goes on with the PATH.tmp that a writer of the same directory left; one of another directory is LLMQ_E_FORMAT and
+ * stays as it is. Tensors that are whole in it are told by gguf_writer_have. */
+llmq_status gguf_writer_reopen(const char *path, bool force, const llmq_meta *meta, const llmq_tensor *tensors,
+                               size_t n, llmq_gguf_writer **out, llmq_err *err);
+llmq_status gguf_writer_have(llmq_gguf_writer *w, size_t index, llmq_err *err);
+/* What was put so far is on the disk. */
+llmq_status gguf_writer_sync(const llmq_gguf_writer *w, llmq_err *err);
 /* Bytes of the finished file for this directory, without writing. */
 llmq_status gguf_plan_bytes(const llmq_meta *meta, const llmq_tensor *tensors, size_t n, int64_t *bytes_out,
                             llmq_err *err);

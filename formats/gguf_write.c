@@ -275,9 +275,34 @@ static void writer_free(llmq_gguf_writer *w) {
     mem_free(w);
 }
 
-llmq_status gguf_writer_open(const char *path, bool force, const llmq_meta *meta, const llmq_tensor *tensors, size_t n,
-                             llmq_gguf_writer **out, llmq_err *err) {
+/* A new PATH.tmp: the header, and what lies behind the last tensor. Padding between tensors is what the file system
+ * reads in holes: zeros. */
+static llmq_status begin_file(llmq_gguf_writer *w, bool force, llmq_err *err) {
     static const uint8_t zeros[GGUF_ALIGNMENT];
+    const plan *p = &w->plan;
+    LLMQ_TRY(out_open(w->path, force, p->total, &w->out, err));
+    LLMQ_TRY(out_write_at(w->out, p->header.data, p->header.n, 0, err));
+    if (!p->n) return LLMQ_OK;
+    uint64_t end = p->places[p->n - 1].offset + (uint64_t)p->tensors[p->n - 1].bytes;
+    return out_write_at(w->out, zeros, (size_t)(p->total - end), end, err);
+}
+
+/* PATH.tmp of an earlier writer: its size and header must be those of this plan. */
+static llmq_status continue_file(llmq_gguf_writer *w, bool force, llmq_err *err) {
+    const buffer *header = &w->plan.header;
+    uint8_t there[4096];
+    LLMQ_TRY(out_reopen(w->path, force, w->plan.total, &w->out, err));
+    for (size_t at = 0, n; at < header->n; at += n) {
+        n = header->n - at < sizeof there ? header->n - at : sizeof there;
+        LLMQ_TRY(out_read_at(w->out, there, n, at, err));
+        if (memcmp(there, header->data + at, n) != 0)
+            return llmq_fail(err, LLMQ_E_FORMAT, "%s.tmp: its header is not that of this run", w->path);
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status writer_open(const char *path, bool force, bool resume, const llmq_meta *meta,
+                               const llmq_tensor *tensors, size_t n, llmq_gguf_writer **out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     *out = NULL;
     llmq_gguf_writer *w = mem_zalloc(1, sizeof *w);
@@ -289,19 +314,37 @@ llmq_status gguf_writer_open(const char *path, bool force, const llmq_meta *meta
         goto done;
     }
     LLMQ_TRY_GOTO(plan_make(path, meta, tensors, n, &w->plan, err));
-    LLMQ_TRY_GOTO(out_open(path, force, w->plan.total, &w->out, err));
-    LLMQ_TRY_GOTO(out_write_at(w->out, w->plan.header.data, w->plan.header.n, 0, err));
-    if (n) {
-        /* Padding between tensors is what the file system reads in holes: zeros. The last one must be written. */
-        uint64_t end = w->plan.places[n - 1].offset + (uint64_t)w->plan.tensors[n - 1].bytes;
-        LLMQ_TRY_GOTO(out_write_at(w->out, zeros, (size_t)(w->plan.total - end), end, err));
-    }
+    LLMQ_TRY_GOTO(resume ? continue_file(w, force, err) : begin_file(w, force, err));
     *out = w;
     w = NULL;
 done:
-    if (w) out_abort(w->out);
+    if (w && resume)
+        out_keep(w->out);
+    else if (w)
+        out_abort(w->out);
     writer_free(w);
     return status;
+}
+
+llmq_status gguf_writer_open(const char *path, bool force, const llmq_meta *meta, const llmq_tensor *tensors, size_t n,
+                             llmq_gguf_writer **out, llmq_err *err) {
+    return writer_open(path, force, false, meta, tensors, n, out, err);
+}
+
+llmq_status gguf_writer_reopen(const char *path, bool force, const llmq_meta *meta, const llmq_tensor *tensors,
+                               size_t n, llmq_gguf_writer **out, llmq_err *err) {
+    return writer_open(path, force, true, meta, tensors, n, out, err);
+}
+
+llmq_status gguf_writer_have(llmq_gguf_writer *w, size_t index, llmq_err *err) {
+    pthread_mutex_lock(&w->lock);
+    bool ok = coverage_add(&w->plan.places[index].put, 0, (uint64_t)w->plan.tensors[index].bytes);
+    pthread_mutex_unlock(&w->lock);
+    return ok ? LLMQ_OK : mem_error(err, sizeof(coverage_run), w->path);
+}
+
+llmq_status gguf_writer_sync(const llmq_gguf_writer *w, llmq_err *err) {
+    return out_sync(w->out, err);
 }
 
 llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
@@ -343,8 +386,11 @@ llmq_status gguf_writer_finish(llmq_gguf_writer *w, int64_t *bytes_out, llmq_err
     return status;
 }
 
-void gguf_writer_abort(llmq_gguf_writer *w) {
+void gguf_writer_abort(llmq_gguf_writer *w, bool keep) {
     if (!w) return;
-    out_abort(w->out);
+    if (keep)
+        out_keep(w->out);
+    else
+        out_abort(w->out);
     writer_free(w);
 }

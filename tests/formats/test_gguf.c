@@ -271,10 +271,56 @@ static void test_coverage(void **state) {
     assert_int_equal(gguf_writer_put(w, 2, data, 1, 0, &err), LLMQ_E_ARG);
     assert_int_equal(gguf_writer_put(w, 0, data, 2, 127, &err), LLMQ_E_ARG);
     assert_int_equal(gguf_writer_put(w, 0, data, SIZE_MAX, 2, &err), LLMQ_E_ARG);
-    gguf_writer_abort(w);
-    gguf_writer_abort(NULL);
+    gguf_writer_abort(w, false);
+    gguf_writer_abort(NULL, false);
     assert_false(file_exists(path));
     assert_false(file_exists(LLMQ_TEST_TMP "/coverage.gguf.tmp"));
+    meta_destroy(meta);
+}
+
+/* A writer that is stopped half-way and another that goes on make the file that one alone makes. */
+static void test_writer_goes_on(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_TMP "/goes-on.gguf", *whole = LLMQ_TEST_TMP "/at-once.gguf";
+    llmq_tensor t[2] = {plan_tensor("a", LLMQ_TYPE_F32, 8, 4), plan_tensor("b", LLMQ_TYPE_F16, 3, 1)};
+    uint8_t data[128];
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (uint8_t)(i * 5 + 1);
+    llmq_meta *meta = meta_create();
+    llmq_gguf_writer *w;
+    llmq_err err = {0};
+    meta_set_str(meta, "general.architecture", "llama", NULL);
+    assert_int_equal(gguf_writer_open(whole, true, meta, t, 2, &w, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 0, data, 128, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 1, data, 6, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_finish(w, NULL, &err), LLMQ_OK);
+    unlink(path);
+    assert_int_equal(gguf_writer_reopen(path, false, meta, t, 2, &w, &err), LLMQ_E_IO); /* there is none yet */
+    assert_int_equal(gguf_writer_open(path, false, meta, t, 2, &w, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 0, data, 128, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_sync(w, &err), LLMQ_OK);
+    gguf_writer_abort(w, true);
+    assert_false(file_exists(path));
+    t[1].dims[0] = 4; /* another directory: refused, and nothing is lost */
+    assert_int_equal(gguf_writer_reopen(path, false, meta, t, 2, &w, &err), LLMQ_E_FORMAT);
+    assert_non_null(strstr(err.msg, "goes-on.gguf.tmp"));
+    t[1].dims[0] = 3;
+    assert_int_equal(gguf_writer_reopen(path, false, meta, t, 2, &w, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 1, data, 6, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_finish(w, NULL, &err), LLMQ_E_ARG); /* nobody said that a is there */
+    assert_int_equal(gguf_writer_open(path, false, meta, t, 2, &w, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 0, data, 128, 0, &err), LLMQ_OK);
+    gguf_writer_abort(w, true);
+    assert_int_equal(gguf_writer_reopen(path, false, meta, t, 2, &w, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_have(w, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_put(w, 1, data, 6, 0, &err), LLMQ_OK);
+    assert_int_equal(gguf_writer_finish(w, NULL, &err), LLMQ_OK);
+    llmq_map x, y;
+    assert_int_equal(file_map(path, &x, &err), LLMQ_OK);
+    assert_int_equal(file_map(whole, &y, &err), LLMQ_OK);
+    assert_int_equal(x.size, y.size);
+    assert_memory_equal(x.data, y.data, x.size);
+    file_unmap(&x);
+    file_unmap(&y);
     meta_destroy(meta);
 }
 
@@ -505,7 +551,7 @@ static void test_array_lies(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_gguf_py), cmocka_unit_test(test_split),           cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_long_string_arrays), cmocka_unit_test(test_coverage),   cmocka_unit_test(test_writer_refusals),
+        cmocka_unit_test(test_long_string_arrays), cmocka_unit_test(test_coverage),   cmocka_unit_test(test_writer_goes_on), cmocka_unit_test(test_writer_refusals),
         cmocka_unit_test(test_header_lies),   cmocka_unit_test(test_array_lies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

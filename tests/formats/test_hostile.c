@@ -177,7 +177,7 @@ static void test_failing_allocations(void **state) {
         for (size_t i = 0; i < src->n_tensors && status == LLMQ_OK; i++)
             status = gguf_writer_put(w, i, src->tensors[i].data, (size_t)src->tensors[i].bytes, 0, NULL);
         if (status == LLMQ_OK) status = gguf_writer_finish(w, NULL, NULL);
-        else gguf_writer_abort(w);
+        else gguf_writer_abort(w, false);
         mem_fail_after(0);
         if (status != LLMQ_OK) {
             assert_int_equal(status, LLMQ_E_MEMORY);
