@@ -319,3 +319,12 @@ void out_abort(llmq_out *out) {
     unlink(out->tmp);
     out_free(out);
 }
+
+llmq_status file_write(const char *path, const void *data, size_t len, llmq_err *err) {
+    llmq_out *out = NULL;
+    LLMQ_TRY(out_open(path, true, len, &out, err));
+    llmq_status status = out_write_at(out, data, len, 0, err);
+    if (status == LLMQ_OK) return out_finish(out, err);
+    out_abort(out);
+    return status;
+}

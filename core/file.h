@@ -43,5 +43,7 @@ llmq_status out_sync(const llmq_out *out, llmq_err *err); /* what was written so
 llmq_status out_finish(llmq_out *out, llmq_err *err);     /* the object is gone afterwards, also on failure */
 void out_abort(llmq_out *out);                            /* NULL allowed */
 void out_keep(llmq_out *out);                             /* NULL allowed */
+/* A small file, whole or not at all, over what is there. */
+llmq_status file_write(const char *path, const void *data, size_t len, llmq_err *err);
 
 #endif
