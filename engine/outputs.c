@@ -8,6 +8,11 @@ struct llmq_outputs {
     size_t n;
 };
 
+const llmq_type_info *outputs_grid(const llmq_outputs_spec *spec, const llmq_export *ex, size_t index, size_t k) {
+    (void)spec; /* a GGUF file is all there is */
+    return k == 0 ? type_info(ex->tensors[index].type) : NULL;
+}
+
 llmq_status outputs_open(const llmq_outputs_spec *spec, const llmq_export *ex, llmq_outputs **out, llmq_err *err) {
     llmq_outputs *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, spec->out);

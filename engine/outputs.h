@@ -17,6 +17,10 @@ typedef struct llmq_outputs_spec {
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
 
+/* What matrix `index` of ex is to be quantized on: the k-th distinct grid that the outputs need, the first output's
+ * first; NULL past the end. */
+const llmq_type_info *outputs_grid(const llmq_outputs_spec *spec, const llmq_export *ex, size_t index, size_t k);
+
 /* Types of ex are set. Checks what the schemes can hold; creates OUT.tmp. With resume an OUT.tmp that is not there or
  * of another directory is LLMQ_E_IO or LLMQ_E_FORMAT and stays as it is. */
 llmq_status outputs_open(const llmq_outputs_spec *spec, const llmq_export *ex, llmq_outputs **out, llmq_err *err);

@@ -74,7 +74,8 @@ static void bf16_worker(const llmq_worker *w, void *arg) {
     }
 }
 
-static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, llmq_err *err) {
+/* On the grid of job->q. Grids after the first one are for other outputs of the run: the report is of the first. */
+static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bool first, llmq_err *err) {
     const llmq_tensor *t = &p->ex->tensors[job->index];
     llmq_quant_row *row = &p->result->rows[job->index];
     llmq_quant_report report;
@@ -84,7 +85,7 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
                                   .cols = tensor_cols(t),
                                   .gram = p->gram,
                                   .n_tokens = n_tokens,
-                                  .type = type_info(t->type),
+                                  .type = job->q->type,
                                   .act_order = p->params->act_order < 0 ? p->method->act_order_default
                                                                         : p->params->act_order > 0,
                                   .damp = p->params->damp,
@@ -92,6 +93,7 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
                                   .team = p->team};
     LLMQ_TRY(p->method->solve(&problem, job->q, &report, err));
     mem_note_peak();
+    if (!first) return LLMQ_OK;
     row->error = report.error;
     row->rtn_error = report.rtn_error;
     row->n_tokens = n_tokens;
@@ -104,33 +106,48 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, ll
     return LLMQ_OK;
 }
 
-static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, bool keep_ready, llmq_err *err) {
+/* On the k-th grid of the matrix; the first is what the forward pass goes on with. */
+static llmq_status solve_on_grid(pipeline *p, matrix_job *job, const llmq_type_info *grid, size_t k, int64_t n_tokens,
+                                 bool keep_ready, llmq_err *err) {
     llmq_status status = LLMQ_OK;
-    const llmq_tensor *t = &p->ex->tensors[index];
-    const llmq_export_entry *entry = &p->ex->entries[index];
-    size_t rows = (size_t)tensor_rows(t), cols = (size_t)tensor_cols(t), cells = rows * cols;
-    matrix_job job = {.ex = p->ex, .index = index, .src = entry->src};
-    job.w = mem_alloc(cells, sizeof *job.w);
-    if (!job.w) return mem_error(err, cells * sizeof *job.w, t->name);
-    team_run(p->team, decode_worker, &job);
-    LLMQ_TRY_GOTO(quantized_create(type_info(t->type), tensor_rows(t), tensor_cols(t), &job.q, err));
-    LLMQ_TRY_GOTO(run_method(p, &job, n_tokens, err));
+    size_t cols = (size_t)tensor_cols(job->src), cells = (size_t)tensor_numel(job->src);
+    const char *name = p->ex->tensors[job->index].name;
+    LLMQ_TRY(quantized_create(grid, tensor_rows(job->src), tensor_cols(job->src), &job->q, err));
+    LLMQ_TRY_GOTO(run_method(p, job, n_tokens, k == 0, err));
     end_stage(p, LLMQ_STAGE_SOLVE);
-    mem_free(job.w);
-    job.w = NULL;
-    LLMQ_TRY_GOTO(outputs_put(p->outputs, index, job.q, p->team, err));
-    if (keep_ready) {
-        job.scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job.scratch);
-        job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
-        if (!job.scratch || !job.bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.bf16, t->name));
-        team_run(p->team, bf16_worker, &job);
+    if (!outputs_grid(&p->spec, p->ex, job->index, k + 1)) { /* the last */
+        mem_free(job->w);
+        job->w = NULL;
+    }
+    LLMQ_TRY_GOTO(outputs_put(p->outputs, job->index, job->q, p->team, err));
+    if (k == 0 && keep_ready) {
+        job->scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job->scratch);
+        job->bf16 = p->ready_bf16[p->ex->entries[job->index].role] = mem_alloc(cells, sizeof *job->bf16);
+        if (!job->scratch || !job->bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job->bf16, name));
+        team_run(p->team, bf16_worker, job);
     }
     end_stage(p, LLMQ_STAGE_WRITE);
+done:
+    mem_free(job->scratch);
+    job->scratch = NULL;
+    quantized_destroy(job->q);
+    job->q = NULL;
+    return status;
+}
+
+static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, bool keep_ready, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    const llmq_type_info *grid;
+    matrix_job job = {.ex = p->ex, .index = index, .src = p->ex->entries[index].src};
+    size_t cells = (size_t)tensor_numel(job.src);
+    job.w = mem_alloc(cells, sizeof *job.w);
+    if (!job.w) return mem_error(err, cells * sizeof *job.w, p->ex->tensors[index].name);
+    team_run(p->team, decode_worker, &job);
+    for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, index, k)) != NULL; k++)
+        LLMQ_TRY_GOTO(solve_on_grid(p, &job, grid, k, n_tokens, keep_ready, err));
     if (!report_progress(p, pipeline_solve_cost(p, index)))
         LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
-    mem_free(job.scratch);
-    quantized_destroy(job.q);
     mem_free(job.w);
     return status;
 }
@@ -313,8 +330,7 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     p->total = pipeline_total_cost(p);
-    llmq_outputs_spec spec = {.out = r->out, .force = params->force};
-    LLMQ_TRY(outputs_open(&spec, p->ex, &p->outputs, err));
+    LLMQ_TRY(outputs_open(&p->spec, p->ex, &p->outputs, err));
     if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
     LLMQ_TRY(quantize_all(p, err));
     llmq_outputs *outputs = p->outputs;

@@ -24,6 +24,7 @@ typedef struct pipeline {
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
+    llmq_outputs_spec spec; /* set by pipeline_plan, its path by pipeline_output_path */
     llmq_outputs *outputs;
     llmq_calib calib;
     llmq_calib_run *run;

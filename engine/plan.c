@@ -42,9 +42,11 @@ bool pipeline_is_solved(const pipeline *p, size_t i) {
 double pipeline_solve_cost(const pipeline *p, size_t i) {
     double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
     double cost = rows * cols * COST_FIT;
+    size_t n = 0;
     if (p->method->needs_gram)
         cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
-    return cost;
+    while (outputs_grid(&p->spec, p->ex, i, n)) n++;
+    return cost * (double)n;
 }
 
 double pipeline_total_cost(const pipeline *p) {
@@ -158,8 +160,8 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     LLMQ_TRY(export_seal(p->ex, err));
     warn_unused(p);
     plan_sizes(p, p->result);
-    llmq_outputs_spec spec = {0};
-    return outputs_plan_bytes(&spec, p->ex, &p->result->out_bytes, err);
+    p->spec = (llmq_outputs_spec){.out = p->result->out, .force = params->force};
+    return outputs_plan_bytes(&p->spec, p->ex, &p->result->out_bytes, err);
 }
 
 /* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
