@@ -8,6 +8,7 @@
 typedef struct inspect_opts {
     int64_t ctx;
     int json, tensors, meta;
+    const char *engines;
 } inspect_opts;
 
 static const opt_def inspect_defs[] = {
@@ -17,7 +18,10 @@ static const opt_def inspect_defs[] = {
     OPT_ROW_FLAG("--meta", NULL, inspect_opts, meta, 1, "list the metadata"),
     OPT_ROW_INT("--ctx", "-c", "N", inspect_opts, ctx, 1, 1 << 30,
                 "context for the memory table (default: the model's own, at most 4096)"),
-    OPT_ROW_LATER("--for", "the compatibility check comes later"),
+    OPT_ROW_TEXT(
+        "--for", NULL, "ENGINES", inspect_opts, engines,
+        "instead: what would refuse the model and why; some of llama.cpp,vllm,transformers,sglang. Exit status "
+        "1 if one of them refuses"),
     OPT_ROW_END,
 };
 
@@ -232,6 +236,64 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
     return EXIT_OK;
 }
 
+/* ---- other engines */
+
+static int print_compat_json(const char *path, const llmq_compat_report *r) {
+    json_t *doc = json_object(), *engines = json_object();
+    bool ok = true;
+    for (size_t e = 0; e < r->n_engines; e++) {
+        json_t *engine = json_object(), *findings = json_array();
+        for (size_t i = 0; i < r->n_findings; i++) {
+            const llmq_compat_finding *f = &r->findings[i];
+            if (f->engine != r->engines[e].name) continue;
+            json_t *row = json_object();
+            json_object_set_new(row, "refuses", json_boolean(f->verdict == LLMQ_COMPAT_REFUSES));
+            set_text(row, "field", f->field);
+            set_text(row, "reason", f->reason);
+            set_text(row, "cure", f->cure);
+            json_array_append_new(findings, row);
+        }
+        bool loads = r->engines[e].verdict != LLMQ_COMPAT_REFUSES;
+        ok = ok && loads;
+        json_object_set_new(engine, "ok", json_boolean(loads));
+        set_text(engine, "verdict", llmq_compat_verdict_name(r->engines[e].verdict));
+        json_object_set_new(engine, "findings", findings);
+        json_object_set_new(engines, r->engines[e].name, engine);
+    }
+    set_text(doc, "path", path);
+    json_object_set_new(doc, "ok", json_boolean(ok));
+    json_object_set_new(doc, "engines", engines);
+    return cli_json_print(doc, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+}
+
+static void print_compat_text(const char *path, const llmq_compat_report *r) {
+    printf("%s\n", path);
+    for (size_t e = 0; e < r->n_engines; e++) {
+        printf("%-13s %s\n", r->engines[e].name, llmq_compat_verdict_name(r->engines[e].verdict));
+        for (size_t i = 0; i < r->n_findings; i++) {
+            const llmq_compat_finding *f = &r->findings[i];
+            if (f->engine != r->engines[e].name) continue;
+            printf("  %-11s %s: %s\n", f->verdict == LLMQ_COMPAT_REFUSES ? "refused" : "warning", f->field, f->reason);
+            printf("  %-11s %s\n", "  cure", f->cure);
+        }
+    }
+}
+
+static int inspect_for(const char *path, const inspect_opts *opts) {
+    llmq_err err = {0};
+    llmq_compat_report report;
+    if (llmq_compat_check(path, opts->engines, &report, &err)) return cli_fail_err(&err);
+    int rc = EXIT_OK;
+    if (opts->json)
+        rc = print_compat_json(path, &report);
+    else
+        print_compat_text(path, &report);
+    for (size_t e = 0; e < report.n_engines; e++)
+        if (report.engines[e].verdict == LLMQ_COMPAT_REFUSES) rc = EXIT_FAILED;
+    llmq_compat_report_clear(&report);
+    return rc;
+}
+
 /* A file that holds a tokenizer and no weights is worth a look too. */
 static llmq_status open_model(const char *path, const common_opts *common, llmq_model **out, llmq_err *err) {
     llmq_model_params params;
@@ -259,6 +321,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
     if (rc != CLI_GO_ON) return rc;
+    if (opts.engines) return inspect_for(path, &opts);
     llmq_err err = {0};
     llmq_model *model = NULL;
     if (open_model(path, &common, &model, &err)) return cli_fail_err(&err);
@@ -274,11 +337,12 @@ static int run(const cli_command *cmd, int argc, char **argv) {
 
 const cli_command cmd_inspect = {
     .name = "inspect",
-    .usage = "MODEL [--tensors] [--meta] [--ctx N] [--json]",
+    .usage = "MODEL [--tensors] [--meta] [--ctx N] [--for ENGINES] [--json]",
     .summary = "what is in a model file",
     .about = "Prints architecture, tokenizer, storage types, bits per weight, and the memory that weights and KV cache "
              "take at 32, "
              "16, 8 and 4 bits.",
-    .examples = "  llmq inspect model.gguf --ctx 8192\n  llmq inspect ./SmolLM2-135M-Instruct --tensors --json\n",
+    .examples = "  llmq inspect model.gguf --ctx 8192\n  llmq inspect ./SmolLM2-135M-Instruct --tensors --json\n"
+                "  llmq inspect ./model-gptq --for vllm,transformers && upload ./model-gptq\n",
     .run = run,
 };

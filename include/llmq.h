@@ -197,6 +197,37 @@ LLMQ_API const char *llmq_cpu_isa(void); /* "avx512", "avx2", "c": what the kern
 /* Plain read bandwidth of memory in bytes/s with n_threads, over a buffer of `bytes`. */
 LLMQ_API double llmq_read_bandwidth(int n_threads, size_t bytes);
 
+/* ---- other engines ------------------------------------------------------------------------------------------------
+ */
+
+typedef enum llmq_compat_verdict { LLMQ_COMPAT_LOADS, LLMQ_COMPAT_WARNS, LLMQ_COMPAT_REFUSES } llmq_compat_verdict;
+
+typedef struct llmq_compat_finding {
+    const char *engine;          /* "llama.cpp", "vllm", "transformers", "sglang". Static */
+    llmq_compat_verdict verdict; /* LLMQ_COMPAT_WARNS or LLMQ_COMPAT_REFUSES */
+    char field[96];              /* where in the model: "config.json: quantization_config.sym" */
+    char reason[448];            /* what the engine makes of it */
+    const char *cure;            /* what to do. Static */
+} llmq_compat_finding;
+
+typedef struct llmq_compat_report {
+    struct {
+        const char *name; /* static */
+        llmq_compat_verdict verdict;
+    } engines[4];
+    size_t n_engines;              /* those that were asked for, in the order of asking */
+    llmq_compat_finding *findings; /* n_findings, engine by engine */
+    size_t n_findings;
+} llmq_compat_report;
+
+/* What will refuse the model at path (a GGUF file, a Hugging Face folder, a llama2.c .bin) and why, by what is known of
+ * the engines' loaders (docs/compatibility.md): metadata and the directory of tensors are read, no weights. engines:
+ * "llama.cpp,vllm,transformers,sglang" or some of them; NULL: all. Free the report with llmq_compat_report_clear. */
+LLMQ_API llmq_status llmq_compat_check(const char *path, const char *engines, llmq_compat_report *out, llmq_err *err);
+LLMQ_API void llmq_compat_report_clear(llmq_compat_report *report);
+/* "loads", "loads with a warning", "refuses". Static string. */
+LLMQ_API const char *llmq_compat_verdict_name(llmq_compat_verdict verdict);
+
 #ifdef __cplusplus
 }
 #endif

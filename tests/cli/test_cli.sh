@@ -116,7 +116,7 @@ bad "--tokens" score model.gguf --tokens 1,,2
 bad "-o OUT" convert model.gguf
 bad "--type" convert model.gguf -o x.gguf --type q9_9
 bad "--emit" convert model.gguf -o x.gguf --emit gptq
-bad "--for" inspect model.gguf --for vllm
+bad "engines" inspect "$bin" --for ollama
 bad "exclude" quantize model.gguf --gptq --rtn
 bad "awq" quantize model.gguf --method awq
 bad "--bits 5" quantize model.gguf --bits 5
@@ -211,6 +211,10 @@ run 0 inspect "$gguf" --json --tensors --meta --ctx 256
 json inspect "doc['n_layer'] == 5 and doc['n_vocab'] == 512 and doc['ctx'] == 256 and len(doc['tensors']) == doc['n_tensors']"
 run 0 inspect "$bin" --tokenizer "$tok"
 grep -q 'llama2c' "$out" || fault "inspect does not name the container"
+run 1 inspect "$gguf" --for vllm,llama.cpp --json
+json "inspect --for" "list(doc['engines']) == ['vllm', 'llama.cpp'] and not doc['ok'] and not doc['engines']['vllm']['ok'] and doc['engines']['vllm']['findings'][0]['refuses']"
+run 0 inspect "$gguf" --for llama.cpp
+grep -q '^llama.cpp  *loads' "$out" || fault "inspect --for does not give a verdict"
 run 0 score "$gguf" --tokens 1,403,407,261,378 --greedy 4 --json
 json score "len(doc['next_logprobs']) == 4 and len(doc['last_logits']) == 512 and len(doc['greedy']) == 4 and max(doc['next_logprobs']) <= 0"
 run 0 score "$gguf" --tokens 1,403,407
