@@ -109,7 +109,8 @@ static int write_scaled(const char *path, unsigned sites) {
         mem_free(values);
     }
     for (int site = 0; site < SITE_COUNT; site++) mem_free(scales.s[site]);
-    assert_int_equal(outputs_finish(outputs, NULL, NULL), LLMQ_OK);
+    int64_t bytes;
+    assert_int_equal(outputs_finish(outputs, &bytes, NULL), LLMQ_OK);
     export_destroy(ex);
     team_destroy(team);
     model_close(model);
@@ -274,8 +275,8 @@ static void the_job_can_be_stopped_and_run_out_of_memory(void **state) {
     }
     mem_free(r.rows);
     p.progress = NULL;
-    p.calib_tokens = 128;
-    for (long n = 1;; n += 1 + n / 4) {
+    p.calib_tokens = p.calib_ctx = 32;
+    for (long n = 1;; n += 1 + n / 2) {
         mem_fail_after(n);
         llmq_status status = job_quantize(STORIES, &p, &r, &err);
         mem_fail_after(0);
