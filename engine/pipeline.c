@@ -261,6 +261,7 @@ static llmq_status transform_before(pipeline *p, int layer, size_t first, size_t
         p->result->rows[i].awq_alpha = reports[site].alpha;
         p->result->rows[i].awq_ratio = reports[site].after / reports[site].before;
     }
+    end_stage(p, LLMQ_STAGE_SOLVE);
     return LLMQ_OK;
 }
 

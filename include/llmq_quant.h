@@ -62,7 +62,7 @@ typedef enum llmq_quant_stage {
     LLMQ_STAGE_CHOOSE,      /* measuring layers and choosing types (target_bpw, target_bytes) */
     LLMQ_STAGE_CALIBRATION, /* the calibration tokens through the model */
     LLMQ_STAGE_GRAM,        /* sums of their products */
-    LLMQ_STAGE_SOLVE,       /* grids and codes */
+    LLMQ_STAGE_SOLVE,       /* scales, grids and codes */
     LLMQ_STAGE_WRITE,       /* packing and writing */
     LLMQ_STAGE_COUNT
 } llmq_quant_stage;

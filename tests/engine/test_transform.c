@@ -141,8 +141,8 @@ static llmq_quant_params awq_params(const char *method) {
                                .type = "q4_0",
                                .act_order = -1,
                                .damp = -1,
-                               .calib_tokens = 2048,
-                               .calib_ctx = 128,
+                               .calib_tokens = 512,
+                               .calib_ctx = 64,
                                .out = OUT,
                                .force = true,
                                .n_threads = 1,
@@ -160,7 +160,7 @@ static void the_job_finds_scales(void **state) {
         char *first = NULL, *again;
         size_t len, len_again;
         llmq_quant_params p = awq_params(m ? "gptq" : "rtn");
-        for (int n = 1; n <= 3; n++) {
+        for (int n = 1; n <= 3; n += 2) {
             llmq_quant_result r;
             int scaled = 0;
             p.n_threads = n;
@@ -176,7 +176,7 @@ static void the_job_finds_scales(void **state) {
                 scaled += row->awq_ratio < 1;
             }
             assert_true(scaled > 15);
-            assert_int_equal(r.calib_tokens, 2048);
+            assert_int_equal(r.calib_tokens, 512);
             mem_free(r.rows);
             assert_int_equal(file_read(OUT, (size_t)1 << 30, &again, &len_again, NULL), LLMQ_OK);
             if (n > 1) {
