@@ -74,20 +74,20 @@ llmq_status cli_set_err(llmq_err *err, llmq_status status, const char *fmt, ...)
 
 static void receive_log(void *user, llmq_log_level level, const char *line) {
     const common_opts *common = user;
-    llmq_log_level least = common->quiet ? LLMQ_LOG_ERROR : common->verbose ? LLMQ_LOG_INFO : LLMQ_LOG_WARN;
+    llmq_log_level least = common->quiet ? LLMQ_LOG_ERROR : common->verbose ? LLMQ_LOG_INFO : LLMQ_LOG_NOTE;
     if (level < least) return;
     cli_progress_hide();
     fprintf(stderr, "llmq: %s%s\n", level == LLMQ_LOG_WARN ? "warning: " : "", line);
 }
 
-/* Workers meet at barriers many times a token: with more of them than processors each meeting waits for the scheduler, and
- * a thousand on two cores take minutes for one word. */
+/* Workers meet at barriers many times a token: with more of them than processors each meeting waits for the scheduler,
+ * and a thousand on two cores take minutes for one word. */
 static void limit_threads(common_opts *common) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (processors < 1 || common->threads <= processors) return;
     if (!common->quiet)
-        cli_note("--threads %lld: this machine has %ld processors, so %ld threads are used",
-                 (long long)common->threads, processors, processors);
+        cli_note("--threads %lld: this machine has %ld processors, so %ld threads are used", (long long)common->threads,
+                 processors, processors);
     common->threads = processors;
 }
 

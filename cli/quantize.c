@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, awq, act_order, plan, force;
+    int gptq, rtn, act_order, plan, force, no_resume;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed;
     double damp;
@@ -20,9 +20,6 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--gptq", NULL, quantize_opts, gptq, 1,
                  "GPTQ: rounding errors are made up for by the weights not rounded yet (the default)"),
     OPT_ROW_FLAG("--rtn", NULL, quantize_opts, rtn, 1, "round to nearest, without calibration"),
-    OPT_ROW_FLAG("--awq", NULL, quantize_opts, awq, 1,
-                 "AWQ: inputs that matter are scaled up before rounding, and the op before them down; alone, or with "
-                 "--gptq (or another method) after it"),
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn"),
     OPT_ROW_LATER("--nf4", "NF4 comes later; --gptq and --rtn are there"),
     OPT_ROW_LATER("--fp4", "FP4 comes later; --gptq and --rtn are there"),
@@ -30,6 +27,7 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
+    OPT_ROW_LATER("--awq", "AWQ comes later; --gptq and --rtn are there"),
     OPT_ROW_LATER("--tune", "tuning comes later"),
     OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
     OPT_ROW_HEAD("grid"),
@@ -76,8 +74,8 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--report", "HTML reports come later; --report-json is there"),
     OPT_ROW_LATER("--shard-size", "split output files come later"),
     OPT_ROW_LATER("--max-ram", "a memory limit comes later; layers are worked on one at a time in any case"),
-    OPT_ROW_LATER("--resume", "resuming comes later: an interrupted run starts anew"),
-    OPT_ROW_LATER("--no-resume", "resuming comes later: every run starts anew"),
+    OPT_ROW_FLAG("--no-resume", NULL, quantize_opts, no_resume, 1,
+                 "start anew even if an earlier run of the same command was stopped half-way"),
     OPT_ROW_END,
 };
 
@@ -89,7 +87,7 @@ static int check_method(const cli_command *cmd, quantize_opts *o) {
         return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, o->gptq ? "gptq" : "rtn");
     if (o->method && strcmp(o->method, "gptq") && strcmp(o->method, "rtn"))
         return opt_bad(cmd, "--method '%s': this version has gptq and rtn", o->method);
-    if (!o->method) o->method = o->rtn || (o->awq && !o->gptq) ? "rtn" : "gptq";
+    if (!o->method) o->method = o->rtn ? "rtn" : "gptq";
     return CLI_GO_ON;
 }
 
@@ -177,9 +175,34 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    if (r->resumed_layers)
+        printf("resumed    after layer %lld of %lld\n", (long long)r->resumed_layers, (long long)r->n_layers);
     printf("took       %.1f s, peak memory %s besides mapped files\n", r->seconds, cli_bytes((double)r->peak_bytes, a));
     print_fallbacks(r);
     printf("next       %s chat %s\n", cli_quote(cli_program(), tok, sizeof tok), cli_quote(r->out, path, sizeof path));
+}
+
+/* The command as it was typed, without what would throw away the work that is kept. */
+static void print_command(int argc, char **argv) {
+    char word[4200];
+    fprintf(stderr, "  %s", cli_quote(cli_program(), word, sizeof word));
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--no-resume")) fprintf(stderr, " %s", cli_quote(argv[i], word, sizeof word));
+    fputc('\n', stderr);
+}
+
+static int report_failure(llmq_status status, const llmq_err *err, const llmq_quant_result *r, int argc, char **argv) {
+    bool interrupted = status == LLMQ_E_INTERRUPTED;
+    if (interrupted && !r->kept) return cli_fail("interrupted: nothing was written"), EXIT_INTERRUPTED;
+    int rc = interrupted ? EXIT_INTERRUPTED : cli_fail_err(err);
+    if (!r->kept) return rc;
+    char after[64] = "";
+    if (r->kept_layers)
+        snprintf(after, sizeof after, " after layer %lld of %lld", (long long)r->kept_layers, (long long)r->n_layers);
+    cli_note("%sthe work so far is kept in %s.tmp and .journal; this goes on%s:", interrupted ? "interrupted: " : "",
+             r->out, after);
+    print_command(argc, argv);
+    return rc;
 }
 
 static int run(const cli_command *cmd, int argc, char **argv) {
@@ -198,7 +221,6 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     cli_progress progress;
     cli_progress_init(&progress, NULL, common.quiet);
     params.method = opts.method;
-    params.awq = opts.awq;
     params.bits = (int)opts.bits;
     params.type = opts.type;
     params.keep = opts.keep.v;
@@ -213,6 +235,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     if (opts.seed >= 0) params.seed = (uint64_t)opts.seed;
     params.out = opts.out;
     params.force = opts.force;
+    params.no_resume = opts.no_resume;
     params.plan_only = opts.plan;
     params.n_threads = (int)common.threads;
     params.report_json = opts.report_json;
@@ -223,8 +246,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_quant_result result = {0};
     llmq_status status = llmq_quantize(path, &params, &result, &err);
     cli_progress_finish(&progress);
-    if (status == LLMQ_E_INTERRUPTED) return cli_fail("interrupted: nothing was written"), EXIT_INTERRUPTED;
-    if (status) return cli_fail_err(&err);
+    if (status) return report_failure(status, &err, &result, argc, argv);
     if (opts.plan) {
         print_plan(&result);
         putchar('\n');

@@ -19,6 +19,7 @@ struct llmq_calib_run {
     float *x;                    /* (n_tok, n_embd) the residual stream */
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
     uint8_t *bad;                /* [n_tok] left out somewhere */
+    bool settled;                /* x is what the last layer left */
     /* of a chunk */
     float *in;        /* (chunk, cols of the site) what matrices read */
     void *q8, *bf16;  /* in in other forms */
@@ -237,6 +238,7 @@ static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
     int64_t cols = calib_site_cols(&run->model->hp, site);
     pass p = {.run = run, .site = site, .gram = gram};
+    if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
     for (p.begin = 0; p.begin < run->n_tok; p.begin += run->chunk) {
         p.n = run->n_tok - p.begin < run->chunk ? run->n_tok - p.begin : run->chunk;
@@ -245,6 +247,7 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
         if (!run->tick(run->user, n * site_weights(run, site), gram_macs))
             return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
+    if (site == SITE_COUNT) run->settled = true;
     *n_tokens_out = run->n_tok - atomic_load(&p.dropped);
     return LLMQ_OK;
 }
@@ -269,17 +272,23 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w) {
     if (role >= ROLE_Q && role <= ROLE_O) w->bias = run->vec[ROLE_Q_BIAS + (role - ROLE_Q)];
 }
 
-void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values) {
-    run->vec[role] = values;
-}
-
-void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window) {
-    int64_t n = to->calib->ctx * to->model->hp.n_embd;
-    memcpy(to->x + to_window * n, from->x + from_window * n, (size_t)n * sizeof *to->x);
-}
-
 const float *calib_run_hidden(const llmq_calib_run *run) {
     return run->x;
+}
+
+void calib_run_state(llmq_calib_run *run, void **hidden, size_t *hidden_bytes, void **bad, size_t *bad_bytes) {
+    *hidden = run->x;
+    *hidden_bytes = (size_t)run->n_tok * (size_t)run->model->hp.n_embd * sizeof *run->x;
+    *bad = run->bad;
+    *bad_bytes = (size_t)run->n_tok;
+}
+
+size_t calib_run_state_bytes(const llmq_hparams *hp, size_t n_tokens) {
+    return n_tokens * ((size_t)hp->n_embd * sizeof(float) + 1);
+}
+
+bool calib_run_settled(const llmq_calib_run *run) {
+    return run->settled;
 }
 
 int64_t calib_run_dropped(const llmq_calib_run *run) {
@@ -330,6 +339,12 @@ static llmq_status alloc_buffers(llmq_calib_run *run, llmq_err *err) {
     return LLMQ_OK;
 }
 
+void calib_run_restart(llmq_calib_run *run) {
+    memset(run->bad, 0, (size_t)run->n_tok);
+    team_run(run->team, embed_worker, run);
+    run->settled = true;
+}
+
 llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
                              void *user, llmq_calib_run **out, llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
@@ -355,7 +370,7 @@ llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_te
         return status;
     }
     rope_table(model, 0, calib->ctx, run->cos_sin);
-    team_run(team, embed_worker, run);
+    calib_run_restart(run);
     *out = run;
     return LLMQ_OK;
 }

@@ -22,17 +22,18 @@ llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err);
 /* The weight of a role (made ready by ops->weight_prepare; its bias is set here). Borrowed until the end of the layer.
  */
 void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
-/* A norm's gain or a bias of the layer in place of the source's; before the weights. Borrowed until the end of the
- * layer.
- */
-void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values);
-/* The residual stream of a window becomes that of another run's window; both runs at the beginning of a layer. */
-void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window);
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
  * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
 /* (tokens, n_embd) the residual stream as it is now; borrowed. */
 const float *calib_run_hidden(const llmq_calib_run *run);
+/* What is carried from layer to layer: the residual stream and which tokens were left out; borrowed. Between the layers
+ * it is all there is, so a run that goes on elsewhere needs no more. calib_run_settled: it is now what the last
+ * finished layer left (a layer that began and has not added to the stream yet may begin again). */
+void calib_run_state(llmq_calib_run *run, void **hidden, size_t *hidden_bytes, void **bad, size_t *bad_bytes);
+size_t calib_run_state_bytes(const llmq_hparams *hp, size_t n_tokens); /* the sum of both */
+bool calib_run_settled(const llmq_calib_run *run);
+void calib_run_restart(llmq_calib_run *run); /* back to the embeddings, as created */
 /* Tokens that were left out somewhere. */
 int64_t calib_run_dropped(const llmq_calib_run *run);
 

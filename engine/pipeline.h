@@ -6,8 +6,8 @@
 #include "engine/calib_run.h"
 #include "engine/export.h"
 #include "engine/jobs.h"
+#include "engine/journal.h"
 #include "engine/outputs.h"
-#include "engine/transform.h"
 #include "quant/policy.h"
 #include "quant/quant.h"
 
@@ -19,6 +19,17 @@
 #define COST_FIT 150.0
 #define COST_COPY 2.0
 
+/* Of resume.c. Layers are counted: `done` 3 means 0, 1 and 2. */
+typedef struct pipeline_resume {
+    llmq_journal *journal;
+    bool found;                    /* there is a journal of the same run, not read yet */
+    int64_t begin, done, saved;    /* layers: taken over, finished, in the last checkpoint */
+    double saved_at, save_seconds; /* when that was, and how long it took */
+    struct row_record *records;
+    journal_part parts[3];
+    size_t n_parts;
+} pipeline_resume;
+
 typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
@@ -29,22 +40,26 @@ typedef struct pipeline {
     llmq_outputs *outputs;
     llmq_calib calib;
     llmq_calib_run *run;
-    llmq_transform *transform; /* NULL: layers are quantized as they are */
     llmq_quant_result *result;
     llmq_policy_rules rules;
     float *gram;                  /* the largest site's (cols, cols) */
     llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
     void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
-    double start, done, total;    /* start in seconds; done of total in nominal nanoseconds */
-    double mark;                  /* when the stage under way began */
+    char *settings;               /* for the journal: lines of all that decides about the result's bytes */
+    pipeline_resume resume;
+    double skipped;            /* of done: by an earlier run */
+    double start, done, total; /* start in seconds; done of total in nominal nanoseconds */
+    double mark;               /* when the stage under way began */
     char what[64];
 } pipeline;
 
 /* ---- plan.c */
 
-/* Fills ex, result->rows and the sizes: the whole directory of what will be written. *type_out: the type of the
- * matrices inside the layers. */
+/* Fills ex and result->rows: the whole directory of what will be written. *type_out: the type of the matrices inside
+ * the layers. */
 llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err);
+/* The sizes in result, once types and metadata are what they will be. */
+llmq_status pipeline_sizes(pipeline *p, llmq_err *err);
 llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
                                  llmq_err *err);
 bool pipeline_is_quantized(llmq_type type);
@@ -53,8 +68,23 @@ bool pipeline_is_quantized(llmq_type type);
 bool pipeline_is_solved(const pipeline *p, size_t index);
 /* Nominal nanoseconds: of solving a matrix, and of the whole job once the calibration text is known. */
 double pipeline_solve_cost(const pipeline *p, size_t index);
-/* Calibration tokens run through the model: for the method, or for what comes before it. */
-bool pipeline_calibrates(const pipeline *p);
 double pipeline_total_cost(const pipeline *p);
+
+/* ---- manifest.c: llmq.manifest into the metadata, and settings. After the plan and the calibration. */
+llmq_status pipeline_manifest(pipeline *p, llmq_err *err);
+
+/* ---- resume.c */
+
+/* Locks OUT.journal and checks the room on the disk. After the manifest. */
+llmq_status pipeline_open_journal(pipeline *p, llmq_err *err);
+/* Takes over what an earlier run did, or begins anew, and opens the outputs. Right before the layers. */
+llmq_status pipeline_begin(pipeline *p, llmq_err *err);
+/* An earlier run wrote this tensor. */
+bool pipeline_is_there(const pipeline *p, size_t index);
+/* After a layer, before anything of the next: takes a checkpoint if it is time. */
+llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err);
+/* The end of the job however it ends; after outputs_finish when it went well. Decides what stays for the next run. */
+void pipeline_end(pipeline *p, llmq_status status);
+size_t pipeline_checkpoint_bytes(const pipeline *p);
 
 #endif

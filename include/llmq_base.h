@@ -40,7 +40,13 @@ typedef struct llmq_err {
     char msg[768];
 } llmq_err;
 
-typedef enum llmq_log_level { LLMQ_LOG_DEBUG, LLMQ_LOG_INFO, LLMQ_LOG_WARN, LLMQ_LOG_ERROR } llmq_log_level;
+typedef enum llmq_log_level {
+    LLMQ_LOG_DEBUG,
+    LLMQ_LOG_INFO,
+    LLMQ_LOG_NOTE,
+    LLMQ_LOG_WARN,
+    LLMQ_LOG_ERROR
+} llmq_log_level;
 
 /* Receives log lines (no trailing newline). May be called from any thread, one call at a time. */
 typedef void llmq_log_fn(void *user, llmq_log_level level, const char *line);

@@ -10,9 +10,7 @@ extern "C" {
 
 typedef struct llmq_quant_params {
     const char *method; /* "gptq", "rtn" */
-    bool awq; /* before the method: scale each matrix's inputs by AWQ, the op before takes the scales up. With "rtn"
-                 this is AWQ itself */
-    int bits; /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
+    int bits;           /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
     const char *type; /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
                          divides the rows */
     const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
@@ -28,8 +26,9 @@ typedef struct llmq_quant_params {
     int64_t calib_tokens; /* default 65536 */
     int64_t calib_ctx;    /* default 512 */
     uint64_t seed;        /* for methods that draw at random; gptq and rtn do not */
-    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source; METHOD is awq or awq-METHOD with awq */
+    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source */
     bool force;           /* overwrite OUT */
+    bool no_resume;       /* start anew even if an earlier run of the same job was stopped half-way */
     bool plan_only;       /* fill result's plan, write nothing but report_json */
     int n_threads;
     const char *report_json; /* per-tensor report; NULL: none */
@@ -43,12 +42,10 @@ LLMQ_API void llmq_quant_params_default(llmq_quant_params *params);
 typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of the report */
     char name[64];
     llmq_type from, to;
-    const char *method; /* "gptq", "rtn", "awq", "copy" */
+    const char *method; /* "gptq", "rtn", "copy" */
     int64_t rows, cols, bytes;
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
-    double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding with them over that
-                                    without, on the rows that were sampled; -1: no scales */
-    bool fallback;               /* the type or method is not the one asked for; note says why */
+    bool fallback;           /* the type or method is not the one asked for; note says why */
     char note[120];
     int layer;        /* -1: of the model */
     const char *role; /* "attn_q", "ffn_norm", "token_embd", ...: the name without layer and ".weight". Static */
@@ -62,7 +59,7 @@ typedef enum llmq_quant_stage {
     LLMQ_STAGE_CHOOSE,      /* measuring layers and choosing types (target_bpw, target_bytes) */
     LLMQ_STAGE_CALIBRATION, /* the calibration tokens through the model */
     LLMQ_STAGE_GRAM,        /* sums of their products */
-    LLMQ_STAGE_SOLVE,       /* scales, grids and codes */
+    LLMQ_STAGE_SOLVE,       /* grids and codes */
     LLMQ_STAGE_WRITE,       /* packing and writing */
     LLMQ_STAGE_COUNT
 } llmq_quant_stage;
@@ -81,11 +78,16 @@ typedef struct llmq_quant_result {
     double seconds;
     int64_t peak_bytes; /* peak anonymous memory of this process */
     int64_t n_fallback;
+    int64_t n_layers, resumed_layers; /* of the model; of them taken over from a run that was stopped */
+    bool kept;                        /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
+    int64_t kept_layers;              /* after so many layers (0: as many as were there before) */
     double stage_seconds[LLMQ_STAGE_COUNT];
 } llmq_quant_result;
 
 /* Quantizes the model at path. On success *result is filled; free it with llmq_quant_result_clear. OUT appears only
- * when it is whole (OUT.tmp, fsync, rename). */
+ * when it is whole (OUT.tmp, fsync, rename). A job that is stopped, runs out of disk or memory, or is killed leaves
+ * OUT.tmp and OUT.journal once it has some layers, and the same job goes on with them: the result has the same bytes as
+ * that of a job in one piece. */
 LLMQ_API llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result,
                                    llmq_err *err);
 LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);

@@ -480,7 +480,16 @@ static bool stop(void *user, double done, double total, const char *what, double
     return ++s->calls < s->limit;
 }
 
-static void stopping_leaves_nothing(void **state) {
+/* What a job that failed leaves: never OUT; work files if and only if it says that they are worth something. */
+static void check_what_is_left(const llmq_quant_result *r) {
+    assert_null(r->rows);
+    assert_false(file_exists(OUT));
+    assert_int_equal(file_exists(OUT ".tmp"), r->kept);
+    assert_int_equal(file_exists(OUT ".journal"), r->kept);
+    assert_true(r->kept ? r->kept_layers > 0 && r->kept_layers <= r->n_layers : r->kept_layers == 0);
+}
+
+static void stopping_leaves_no_result(void **state) {
     (void)state;
     llmq_quant_params p = quantize_params();
     llmq_quant_result r;
@@ -492,13 +501,16 @@ static void stopping_leaves_nothing(void **state) {
     mem_free(r.rows);
     assert_true(all.calls > 40);
     remove(OUT);
+    int kept = 0;
+    p.no_resume = true;
     for (int limit = 1; limit <= all.calls; limit += 29) {
         stop_after s = {.limit = limit};
         p.user = &s;
         assert_int_equal(job_quantize(STORIES, &p, &r, &err), LLMQ_E_INTERRUPTED);
-        assert_null(r.rows);
-        assert_false(file_exists(OUT) || file_exists(OUT ".tmp"));
+        check_what_is_left(&r);
+        kept += r.kept;
     }
+    assert_true(kept > 0);
 }
 
 static void quantize_plans_and_refuses(void **state) {
@@ -662,12 +674,13 @@ static void conversations_go_through_the_template(void **state) {
     model_close(model);
 }
 
-static void running_out_of_memory_leaves_nothing(void **state) {
+static void running_out_of_memory_leaves_no_result(void **state) {
     (void)state;
     llmq_quant_params p = quantize_params();
     llmq_quant_result r;
     p.calib_tokens = 256;
     p.n_threads = 1;
+    p.no_resume = true;
     remove(OUT);
     bool done = false;
     int failures = 0;
@@ -680,7 +693,7 @@ static void running_out_of_memory_leaves_nothing(void **state) {
         if (done) break;
         if (status != LLMQ_E_MEMORY) fail_msg("allocation %ld: %s: %s", n, llmq_status_name(status), err.msg);
         assert_true(err.msg[0] != 0);
-        assert_false(file_exists(OUT) || file_exists(OUT ".tmp"));
+        check_what_is_left(&r);
         failures++;
     }
     assert_true(done && failures > 10);
@@ -697,12 +710,12 @@ int main(void) {
         cmocka_unit_test(convert_refuses),
         cmocka_unit_test(quantize_stories),
         cmocka_unit_test(rows_are_brought_to_gguf_order),
-        cmocka_unit_test(stopping_leaves_nothing),
+        cmocka_unit_test(stopping_leaves_no_result),
         cmocka_unit_test(quantize_plans_and_refuses),
         cmocka_unit_test(the_output_has_a_name_of_its_own),
         cmocka_unit_test(calibration_text_is_cut_into_windows),
         cmocka_unit_test(conversations_go_through_the_template),
-        cmocka_unit_test(running_out_of_memory_leaves_nothing),
+        cmocka_unit_test(running_out_of_memory_leaves_no_result),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

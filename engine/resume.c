@@ -1,0 +1,198 @@
+/* How a run that was killed, stopped or out of disk goes on: the journal's checkpoints, what is taken from them, and
+ * what is left behind when a run ends early.
+ *
+ * A checkpoint is taken between two layers: the tokens' hidden states, the tokens dropped, the rows of the report. What
+ * the outputs hold of the layers before it is on the disk by then. Taking one costs the writing of the hidden states,
+ * so it is done only when that is a small part of the time since the last one: large models get one every layer. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/pipeline.h"
+
+#define CHECKPOINT_SHARE 0.05     /* of the time may go into checkpoints */
+#define DISK_BYTES_SECOND 200e6   /* until the first one tells */
+#define ALWAYS "LLMQ_CHECKPOINTS" /* environment: "all" takes one after every layer, for tests */
+
+/* What a finished layer adds to a row of the report. */
+typedef struct row_record {
+    double error, rtn_error;
+    int64_t n_tokens;
+    int32_t fallback;
+    char method[20], note[120];
+} row_record;
+
+/* ---- rows ---- */
+
+static void save_rows(pipeline *p) {
+    row_record *records = p->resume.records;
+    memset(records, 0, p->result->n_rows * sizeof *records);
+    for (size_t i = 0; i < p->result->n_rows; i++) {
+        const llmq_quant_row *row = &p->result->rows[i];
+        records[i] = (row_record){row->error, row->rtn_error, row->n_tokens, row->fallback, "", ""};
+        snprintf(records[i].method, sizeof records[i].method, "%s", row->method);
+        snprintf(records[i].note, sizeof records[i].note, "%s", row->note);
+    }
+}
+
+/* Of the layers that are done; the records come from a file. */
+static void load_rows(pipeline *p) {
+    const row_record *records = p->resume.records;
+    p->result->n_fallback = 0;
+    for (size_t i = 0; i < p->result->n_rows; i++) {
+        llmq_quant_row *row = &p->result->rows[i];
+        const row_record *record = &records[i];
+        if (row->layer < p->resume.begin) {
+            char method[sizeof record->method + 1] = "";
+            memcpy(method, record->method, sizeof record->method);
+            const llmq_method *known = method_find(method);
+            row->error = record->error;
+            row->rtn_error = record->rtn_error;
+            row->n_tokens = record->n_tokens;
+            row->fallback = record->fallback != 0;
+            if (known) row->method = known->name;
+            memcpy(row->note, record->note, sizeof row->note);
+            row->note[sizeof row->note - 1] = 0;
+        }
+        p->result->n_fallback += row->fallback;
+    }
+}
+
+/* ---- the journal ---- */
+
+static void set_parts(pipeline *p) {
+    pipeline_resume *r = &p->resume;
+    r->parts[0] = (journal_part){r->records, p->result->n_rows * sizeof(row_record)};
+    r->n_parts = 1;
+    if (!p->run) return;
+    calib_run_state(p->run, &r->parts[1].data, &r->parts[1].bytes, &r->parts[2].data, &r->parts[2].bytes);
+    r->n_parts = 3;
+}
+
+size_t pipeline_checkpoint_bytes(const pipeline *p) {
+    size_t n_tok = p->method->needs_gram ? (size_t)(p->calib.n_windows * p->calib.ctx) : 0;
+    return p->result->n_rows * sizeof(row_record) + calib_run_state_bytes(&p->model->hp, n_tok);
+}
+
+static llmq_status check_disk(const pipeline *p, const char *tmp, const char *journal, llmq_err *err) {
+    uint64_t need = (uint64_t)p->result->out_bytes + journal_file_bytes(pipeline_checkpoint_bytes(p), 0);
+    uint64_t have = file_disk_bytes(tmp) + file_disk_bytes(journal);
+    return file_check_space(p->result->out, need > have ? need - have : 0, err);
+}
+
+llmq_status pipeline_open_journal(pipeline *p, llmq_err *err) {
+    char tmp[1100], journal[1100], why[256];
+    pipeline_resume *r = &p->resume;
+    snprintf(tmp, sizeof tmp, "%s.tmp", p->result->out);
+    snprintf(journal, sizeof journal, "%s.journal", p->result->out);
+    r->records = mem_zalloc(p->result->n_rows, sizeof(row_record));
+    if (!r->records) return mem_error(err, p->result->n_rows * sizeof(row_record), "the journal");
+    LLMQ_TRY(check_disk(p, tmp, journal, err));
+    LLMQ_TRY(journal_open(journal, p->settings, pipeline_checkpoint_bytes(p), &r->journal, err));
+    bool found = journal_matches(r->journal, why, sizeof why);
+    if (found && !p->params->no_resume && file_exists(tmp)) {
+        r->found = true;
+        return LLMQ_OK;
+    }
+    if (why[0] && !p->params->no_resume) llmq_log(LLMQ_LOG_WARN, "%s: %s; starting anew", journal, why);
+    return journal_start(r->journal, err);
+}
+
+/* ---- going on ---- */
+
+static llmq_status open_outputs(pipeline *p, bool resume, llmq_err *err) {
+    p->spec.resume = resume;
+    LLMQ_TRY(outputs_open(&p->spec, p->ex, &p->outputs, err));
+    for (size_t i = 0; resume && i < p->ex->n; i++)
+        if (pipeline_is_there(p, i)) LLMQ_TRY(outputs_have(p->outputs, i, err));
+    return LLMQ_OK;
+}
+
+static void go_on(pipeline *p, int64_t done) {
+    pipeline_resume *r = &p->resume;
+    int64_t n_layer = p->model->hp.n_layer;
+    r->begin = r->done = r->saved = done;
+    load_rows(p);
+    p->skipped = p->total * (double)done / (double)n_layer;
+    p->done += p->skipped;
+    p->result->resumed_layers = done;
+    llmq_log(LLMQ_LOG_NOTE, "going on after layer %lld of %lld", (long long)done, (long long)n_layer);
+}
+
+llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    llmq_err why = {0};
+    int64_t done = -1;
+    set_parts(p);
+    p->result->n_layers = p->model->hp.n_layer;
+    r->saved_at = time_seconds();
+    if (r->found) {
+        LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
+        r->found = false; /* what follows knows better what is worth keeping */
+        if (done > 0 && done <= p->model->hp.n_layer) {
+            r->begin = r->saved = done;
+            llmq_status status = open_outputs(p, true, &why);
+            if (status == LLMQ_OK) {
+                go_on(p, done);
+                return LLMQ_OK;
+            }
+            outputs_abort(p->outputs, true);
+            p->outputs = NULL;
+            if (status == LLMQ_E_MEMORY || status == LLMQ_E_EXISTS) return llmq_fail(err, status, "%s", why.msg);
+            llmq_log(LLMQ_LOG_WARN, "%s; starting anew", why.msg);
+        }
+        r->begin = r->saved = 0;
+        LLMQ_TRY(journal_start(r->journal, err));
+        if (p->run) calib_run_restart(p->run);
+    }
+    return open_outputs(p, false, err);
+}
+
+bool pipeline_is_there(const pipeline *p, size_t index) {
+    return p->resume.begin > 0 && p->ex->entries[index].layer < p->resume.begin;
+}
+
+/* ---- checkpoints ---- */
+
+/* What outputs cannot put on the disk is an error; a journal that cannot be written costs no more than itself. */
+static llmq_status checkpoint(pipeline *p, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    llmq_err why = {0};
+    double begin = time_seconds();
+    LLMQ_TRY(outputs_sync(p->outputs, err));
+    save_rows(p);
+    if (journal_save(r->journal, r->parts, r->n_parts, r->done, &why) != LLMQ_OK) {
+        llmq_log(LLMQ_LOG_WARN, "%s: a run that is stopped would go on after layer %lld", why.msg, (long long)r->saved);
+    } else {
+        r->saved = r->done;
+    }
+    r->saved_at = time_seconds();
+    r->save_seconds = r->saved_at - begin;
+    return LLMQ_OK;
+}
+
+llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    const char *always = getenv(ALWAYS);
+    double cost = r->save_seconds > 0 ? r->save_seconds : (double)pipeline_checkpoint_bytes(p) / DISK_BYTES_SECOND;
+    r->done = layer + 1;
+    bool all = always && !strcmp(always, "all");
+    if (!all && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
+    return checkpoint(p, err);
+}
+
+void pipeline_end(pipeline *p, llmq_status status) {
+    pipeline_resume *r = &p->resume;
+    /* Another try of the same command may get further after these, and only after these. */
+    bool curable = status == LLMQ_E_INTERRUPTED || status == LLMQ_E_IO || status == LLMQ_E_MEMORY;
+    if (curable && p->outputs && r->done > r->saved && (!p->run || calib_run_settled(p->run)))
+        (void)checkpoint(p, NULL); /* the last one is there in any case */
+    bool keep = curable && (r->found || (p->outputs && r->saved > 0));
+    outputs_abort(p->outputs, keep);
+    p->outputs = NULL;
+    p->result->kept = keep;
+    p->result->kept_layers = keep ? r->saved : 0;
+    journal_close(r->journal, !keep);
+    mem_free(r->records);
+    mem_free(p->settings);
+}
