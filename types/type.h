@@ -25,6 +25,7 @@ typedef struct llmq_grid {
 } llmq_grid;
 
 typedef struct llmq_type_info llmq_type_info;
+struct llmq_quantized;
 struct llmq_type_info {
     llmq_type id;
     const char *name; /* lower case: "q4_k" */
@@ -34,6 +35,8 @@ struct llmq_type_info {
     int group_len; /* weights sharing scale[g]; block_len / group_len <= TYPE_MAX_GROUPS */
     bool ragged;   /* a grid of Hugging Face schemes: one group a block of any length (TYPE_WHOLE_ROW too), the last
                     * block of a row may be shorter; no bytes of its own (formats/schemes/ lay them out) */
+    bool flat;     /* ragged, and blocks run over the ends of rows: where block_len does not divide cols, a matrix is
+                    * quantized as one row of rows * cols weights */
     const float *levels; /* n_levels, ascending; NULL for float types */
     int n_levels;
     bool uniform; /* levels are consecutive integers */
@@ -50,6 +53,10 @@ struct llmq_type_info {
     void (*fit)(const float *x, const float *importance, llmq_grid *grid);
     /* The same for blocks of n weights; ragged types only, which have no fit. */
     void (*fit_ragged)(const llmq_type_info *t, const float *x, const float *importance, int64_t n, llmq_grid *grid);
+    /* Ragged types whose scales are stored in terms of each other (NULL otherwise): rounds the scales of a whole matrix
+     * as they are stored. By quantized_settle, when all grids are fitted and before codes are chosen; from then on the
+     * grids stay. */
+    void (*settle)(struct llmq_quantized *q);
 };
 
 /* NULL for ids that llmq does not know. */

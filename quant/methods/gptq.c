@@ -114,6 +114,7 @@ static void gptq_worker(const llmq_worker *worker, void *arg) {
     const slab_buffers *buf = &job->buffers[worker->id];
     if (worker->id == 0) worker_counter_reset(worker);
     fit_rows(worker, job);
+    quantized_settle(worker, job->out);
     for (int64_t k = 0; k < job->p->cols; k++) buf->group[k] = job->f->perm[k] / job->p->type->group_len;
     worker_barrier(worker);
     for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;) round_slab(job, buf, row);

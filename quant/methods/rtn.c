@@ -4,32 +4,47 @@
 
 #include "quant/hessian.h"
 
-void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end, llmq_quantized *out) {
-    const llmq_type_info *t = p->type;
-    int64_t n_blocks = type_blocks(t, p->cols);
-    for (int64_t r = begin; r < end; r++) {
-        for (int64_t b = 0; b < n_blocks; b++) {
-            const float *x = p->w + r * p->cols + b * t->block_len;
-            uint8_t *codes = out->codes + r * p->cols + b * t->block_len;
-            llmq_grid *grid = &out->grids[r * n_blocks + b];
-            int64_t n = type_block_cols(t, p->cols, b);
-            type_fit(t, x, importance ? importance + b * t->block_len : NULL, n, grid);
-            type_codes(t, grid, x, n, codes);
-        }
-    }
-}
-
 typedef struct rtn_job {
     const llmq_quant_problem *p;
     const float *importance;
     llmq_quantized *out;
 } rtn_job;
 
+/* Blocks [begin, end) of the matrix, numbered row by row. */
+static void fit_blocks(const rtn_job *job, int64_t begin, int64_t end) {
+    const llmq_quant_problem *p = job->p;
+    int64_t n_blocks = type_blocks(p->type, p->cols);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t col = i % n_blocks * p->type->block_len;
+        type_fit(p->type, p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
+                 type_block_cols(p->type, p->cols, i % n_blocks), &job->out->grids[i]);
+    }
+}
+
+static void round_blocks(const rtn_job *job, int64_t begin, int64_t end) {
+    const llmq_quant_problem *p = job->p;
+    int64_t n_blocks = type_blocks(p->type, p->cols);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t at = i / n_blocks * p->cols + i % n_blocks * p->type->block_len;
+        type_codes(p->type, &job->out->grids[i], p->w + at, type_block_cols(p->type, p->cols, i % n_blocks),
+                   job->out->codes + at);
+    }
+}
+
+void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end, llmq_quantized *out) {
+    rtn_job job = {p, importance, out};
+    int64_t n_blocks = type_blocks(p->type, p->cols);
+    fit_blocks(&job, begin * n_blocks, end * n_blocks);
+    round_blocks(&job, begin * n_blocks, end * n_blocks);
+}
+
 static void rtn_worker(const llmq_worker *worker, void *arg) {
     const rtn_job *job = arg;
     int64_t begin, end;
-    worker_range(worker, job->p->rows, 1, &begin, &end);
-    rtn_rows(job->p, job->importance, begin, end, job->out);
+    worker_range(worker, job->p->rows * type_blocks(job->p->type, job->p->cols), 1, &begin, &end);
+    fit_blocks(job, begin, end);
+    quantized_settle(worker, job->out);
+    round_blocks(job, begin, end);
 }
 
 void rtn_matrix(const llmq_quant_problem *p, const float *importance, llmq_quantized *out) {
