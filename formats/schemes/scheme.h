@@ -9,7 +9,7 @@
 #include "formats/format.h"
 #include "types/quantized.h"
 
-#define SCHEME_MAX_MEMBERS 8
+#define SCHEME_MAX_MEMBERS 10
 
 /* What the matrices of one model have in common. */
 typedef struct llmq_scheme_spec {
@@ -40,13 +40,15 @@ typedef struct llmq_scheme_matrix {
 
     /* Set by llmq_scheme.open. */
     int64_t rows, cols;
-    int bits;            /* of a code */
-    const float *levels; /* [1 << bits]; NULL: the code itself */
-    int64_t n_groups;    /* of a row; of all rows together if flat */
-    int64_t group;       /* weights that share a scale; the last group of a row may have less */
-    int32_t *group_of;   /* [cols] by mem_alloc where groups do not follow the order of the columns, else NULL */
-    bool flat;           /* groups are counted over the ends of rows; then group divides 64 or is a multiple of it */
-    int layout;          /* the scheme's own */
+    int bits;             /* of a code */
+    const float *levels;  /* [1 << bits]; NULL: the code itself */
+    int64_t n_groups;     /* of a row; of all rows together if flat */
+    int64_t group;        /* weights that share a scale; the last group of a row may have less */
+    int32_t *group_of;    /* [cols] by mem_alloc where groups do not follow the order of the columns, else NULL */
+    bool flat;            /* groups are counted over the ends of rows; then group divides 64 or is a multiple of it */
+    int layout;           /* the scheme's own */
+    int64_t nested_group; /* bnb: scales that share a number of the second level; 0: there is none */
+    float nested_offset;  /* bnb */
 } llmq_scheme_matrix;
 
 typedef struct llmq_scheme {
