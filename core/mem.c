@@ -68,6 +68,10 @@ void *mem_alloc_lazy(size_t bytes) {
     return map_anonymous(bytes, MADV_NOHUGEPAGE);
 }
 
+void mem_zero_lazy(void *p, size_t bytes) {
+    if (madvise(p, size_align(bytes, 4096), MADV_DONTNEED) != 0) memset(p, 0, bytes);
+}
+
 void mem_free_big(void *p, size_t bytes) {
     if (p) munmap(p, size_align(bytes, 4096));
 }

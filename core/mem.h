@@ -38,6 +38,8 @@ void *mem_alloc_big(size_t bytes);
 /* Zeros of which only small pages that are touched take memory: for what may stay mostly unused. Freed by mem_free_big.
  */
 void *mem_alloc_lazy(size_t bytes);
+/* A block of mem_alloc_lazy becomes zeros that take no memory again. */
+void mem_zero_lazy(void *p, size_t bytes);
 void mem_free_big(void *p, size_t bytes);
 
 /* The usual error for a failed allocation. */

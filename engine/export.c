@@ -279,7 +279,9 @@ llmq_status export_write(const llmq_export *ex, size_t index, const float *value
                          llmq_team *team, bool *exact_out, llmq_err *err) {
     *exact_out = true;
     if (!ex->entries[index].matrix) return write_vector(ex, index, values, sink, err);
+    if (!values) LLMQ_TRY(source_load(ex->model->source, ex->entries[index].src, false, err));
     llmq_status status = write_matrix(ex, index, values, sink, team, exact_out, err);
+    *exact_out = *exact_out && (values || source_exact(ex->model->source, ex->entries[index].src));
     source_release(ex->model->source, ex->entries[index].src);
     return status;
 }

@@ -249,6 +249,7 @@ static llmq_status load_role_vector(llmq_model *model, const llmq_layer_tensors 
 /* After repacking, the file's own pages are not read again (but for rows of an embedding table): let them go. */
 static llmq_status prepare_weight(llmq_model *model, const llmq_tensor *t, llmq_weight *w, llmq_team *team,
                                   llmq_err *err) {
+    LLMQ_TRY(source_load(model->source, t, false, err));
     LLMQ_TRY(model->ops->weight_prepare(w, t, 0, team, err));
     if (w->packed) source_release(model->source, t);
     return LLMQ_OK;
@@ -406,7 +407,8 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,
                  (long long)tokenizer_n_vocab(model->tok), (long long)model->hp.n_vocab);
-    return params->no_weights ? LLMQ_OK : prepare_weights(model, params->n_threads, err);
+    if (!params->no_weights) LLMQ_TRY(prepare_weights(model, params->n_threads, err));
+    return source_load(model->source, model->by_role[ROLE_TOKEN_EMBD], true, err); /* rows are read from it any time */
 }
 
 llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {

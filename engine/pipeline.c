@@ -143,6 +143,7 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     size_t cells = (size_t)tensor_numel(job.src);
     job.w = mem_alloc(cells, sizeof *job.w);
     if (!job.w) return mem_error(err, cells * sizeof *job.w, p->ex->tensors[index].name);
+    LLMQ_TRY_GOTO(source_load(p->model->source, job.src, false, err));
     team_run(p->team, decode_worker, &job);
     for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, index, k)) != NULL; k++)
         LLMQ_TRY_GOTO(solve_on_grid(p, &job, grid, k, n_tokens, keep_ready, err));

@@ -47,7 +47,8 @@ llmq_status source_add_tensors(llmq_source *src, size_t n, llmq_tensor **out, ll
 llmq_status source_size_tensor(llmq_tensor *t, const char *file, llmq_err *err) {
     const llmq_type_info *info = type_info(t->type);
     int64_t numel = 1, bytes;
-    if (!info)
+    int member = source_member_bytes(t->type);
+    if (!info && !member)
         return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s is of type %d, which llmq does not know", file,
                          t->name, t->type);
     for (int i = 0; i < TENSOR_MAX_DIMS; i++) {
@@ -62,10 +63,10 @@ llmq_status source_size_tensor(llmq_tensor *t, const char *file, llmq_err *err) 
                              t->name);
     }
     if (t->n_dims < 1) t->n_dims = 1;
-    if (t->dims[0] % info->block_len != 0)
+    if (info && t->dims[0] % info->block_len != 0)
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: rows of %lld weights do not divide into %s blocks of %d",
                          file, t->name, (long long)t->dims[0], info->name, info->block_len);
-    bytes = type_row_bytes(t->type, t->dims[0]);
+    bytes = info ? type_row_bytes(t->type, t->dims[0]) : i64_mul(t->dims[0], member, &bytes) ? bytes : -1;
     if (bytes < 0 || !i64_mul(bytes, numel / t->dims[0], &bytes))
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its size in bytes overflows: the file is damaged", file,
                          t->name);
@@ -225,7 +226,16 @@ const llmq_tensor *source_find(const llmq_source *src, const char *name) {
     return i < src->n_tensors ? &src->tensors[i] : NULL;
 }
 
+llmq_status source_load(llmq_source *src, const llmq_tensor *t, bool keep, llmq_err *err) {
+    return src->format->load ? src->format->load(src, t, keep, err) : LLMQ_OK;
+}
+
+bool source_exact(const llmq_source *src, const llmq_tensor *t) {
+    return !src->format->exact || src->format->exact(src, t);
+}
+
 void source_release(const llmq_source *src, const llmq_tensor *tensor) {
+    if (src->format->release) src->format->release(src, tensor);
     const uint8_t *p = tensor->data;
     for (size_t i = 0; i < src->n_maps; i++) {
         const llmq_map *map = &src->maps[i];

@@ -20,6 +20,13 @@ typedef enum llmq_naming {
     NAMING_HF    /* Hugging Face names; q/k rows in NeoX order (two halves) for every architecture */
 } llmq_naming;
 
+/* Weights that others quantized, in a layout that llmq does not run as it is (formats/schemes/). */
+typedef struct llmq_source_quant {
+    char text[96];                 /* "gptq, 4 bits, groups of 128, symmetric" */
+    int64_t n_matrices, n_rounded; /* rounded: not exactly held by the storage type that stands for them here */
+    char note[128];                /* what was rounded; "" */
+} llmq_source_quant;
+
 struct llmq_source {
     const llmq_format *format;
     char *path;      /* as given */
@@ -31,14 +38,19 @@ struct llmq_source {
     int64_t file_bytes; /* of all files */
     llmq_map *maps;     /* n_maps */
     size_t n_maps;
-    void *owned; /* the format's own (dequantized llama2.c v2 weights) */
-    void *index; /* name lookup, formats/format.c's own */
+    void *owned;                    /* the format's own (dequantized llama2.c v2 weights) */
+    const llmq_source_quant *quant; /* NULL: everything is as the container stores it */
+    void *index;                    /* name lookup, formats/format.c's own */
 };
 
 struct llmq_format {
     const char *name;                /* "gguf", "huggingface", "llama2c" */
     bool (*probe)(const char *path); /* looks at the first bytes or the folder; never fails loudly */
     llmq_status (*open)(const char *path, llmq_source *src, llmq_err *err); /* src zeroed, path, format and meta set */
+    /* Where tensors may be made on demand, else NULL; see source_load, source_release, source_exact. */
+    llmq_status (*load)(llmq_source *src, const llmq_tensor *t, bool keep, llmq_err *err);
+    void (*release)(const llmq_source *src, const llmq_tensor *t);
+    bool (*exact)(const llmq_source *src, const llmq_tensor *t);
     void (*close)(llmq_source *src); /* frees owned only; maps, tensors and meta are freed by source_close */
 };
 
@@ -51,7 +63,12 @@ const llmq_tensor *source_find(const llmq_source *src, const char *name); /* NUL
 /* path is one of the source's files: of its weights, a tokenizer.bin beside them, or anything in a Hugging Face folder
  * but GGUF files, which are no part of it. */
 bool source_has_file(const llmq_source *src, const char *path);
-/* The pages behind a tensor may leave memory (they can be read again). */
+/* Makes the bytes behind t->data be there; before it, those of quantized folders are zeros. Nothing to do for most
+ * sources. keep: source_release does not take them away. One thread at a time. */
+llmq_status source_load(llmq_source *src, const llmq_tensor *t, bool keep, llmq_err *err);
+/* The tensor's values are those of the container; false: they were rounded to its type. */
+bool source_exact(const llmq_source *src, const llmq_tensor *t);
+/* The pages behind a tensor may leave memory (they can be read again; after source_load where that is needed). */
 void source_release(const llmq_source *src, const llmq_tensor *tensor);
 
 /* Side files (tokenizer.json, tokenizer.bin): NAME in the model's folder, or beside a model that is a file, if it

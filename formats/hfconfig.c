@@ -62,17 +62,8 @@ static llmq_status find_kind(config *c) {
 
 /* What changes the computation in ways that llmq has no code for. */
 static llmq_status refuse_oddities(const config *c) {
-    const char *act = "silu", *method = "unknown";
+    const char *act = "silu";
     bool mlp_bias = false;
-    const json_t *quant = json_get(c->root, "quantization_config");
-    if (quant) {
-        if (json_is_object(quant)) (void)json_get_str(quant, "quant_method", c->path, &method, NULL);
-        return llmq_fail(c->err, LLMQ_E_UNSUPPORTED,
-                         "%s: quantization_config says that the weights are quantized (%.40s); llmq reads unquantized "
-                         "folders: use the "
-                         "original model",
-                         c->path, method);
-    }
     LLMQ_TRY(json_get_str(c->root, "hidden_act", c->path, &act, c->err));
     if (strcmp(act, "silu") && strcmp(act, "swish"))
         return llmq_fail(c->err, LLMQ_E_UNSUPPORTED, "%s: hidden_act \"%.40s\": llmq computes silu only", c->path, act);

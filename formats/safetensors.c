@@ -16,6 +16,7 @@
 
 #include "core/mem.h"
 #include "formats/json.h"
+#include "formats/schemes/read.h"
 #include "formats/source.h"
 #include "types/type.h"
 
@@ -27,22 +28,26 @@
 
 /* ---- one file ---- */
 
-static llmq_status read_dtype(const char *path, const char *name, const json_t *entry, llmq_type *out, llmq_err *err) {
+/* quantized: the folder has matrices of several tensors, some of them integers (formats/schemes/). */
+static llmq_status read_dtype(const char *path, const char *name, const json_t *entry, bool quantized, llmq_type *out,
+                              llmq_err *err) {
+    static const struct {
+        const char *dtype;
+        llmq_type type;
+    } known[] = {{"F32", LLMQ_TYPE_F32}, {"F16", LLMQ_TYPE_F16}, {"BF16", LLMQ_TYPE_BF16}, {"I8", MEMBER_I8},
+                 {"I32", MEMBER_I32},    {"I64", MEMBER_I64},    {"U8", MEMBER_U8}};
     const char *dtype = NULL;
     LLMQ_TRY(json_get_str(entry, "dtype", path, &dtype, err));
     if (!dtype) return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s has no dtype: the file is damaged", path, name);
-    if (!strcmp(dtype, "F32"))
-        *out = LLMQ_TYPE_F32;
-    else if (!strcmp(dtype, "F16"))
-        *out = LLMQ_TYPE_F16;
-    else if (!strcmp(dtype, "BF16"))
-        *out = LLMQ_TYPE_BF16;
-    else
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
-                         "%s: tensor %s has dtype %.20s; llmq reads F32, F16 and BF16 (a quantized checkpoint? use the "
-                         "original model)",
-                         path, name, dtype);
-    return LLMQ_OK;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        *out = known[i].type;
+        if (!strcmp(dtype, known[i].dtype) && (quantized || !source_member_bytes(*out))) return LLMQ_OK;
+    }
+    return llmq_fail(
+        err, LLMQ_E_UNSUPPORTED,
+        "%s: tensor %s has dtype %.20s; llmq reads F32, F16 and BF16, and integers where config.json has a "
+        "quantization_config",
+        path, name, dtype);
 }
 
 static llmq_status read_shape(const char *path, const json_t *entry, llmq_tensor *t, llmq_err *err) {
@@ -86,12 +91,12 @@ static llmq_status read_offsets(const char *path, const json_t *entry, const llm
 }
 
 static llmq_status read_entry(const char *path, const char *name, const json_t *entry, size_t data_bytes,
-                              llmq_tensor *t, source_span *span, llmq_err *err) {
+                              bool quantized, llmq_tensor *t, source_span *span, llmq_err *err) {
     LLMQ_TRY(source_name_tensor(t, name, strlen(name), path, err));
     if (!json_is_object(entry))
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: tensor %s: its entry is not an object: the file is damaged", path,
                          name);
-    LLMQ_TRY(read_dtype(path, t->name, entry, &t->type, err));
+    LLMQ_TRY(read_dtype(path, t->name, entry, quantized, &t->type, err));
     LLMQ_TRY(read_shape(path, entry, t, err));
     return read_offsets(path, entry, t, data_bytes, span, err);
 }
@@ -129,7 +134,7 @@ static llmq_status read_entries(const char *path, const json_t *root, const uint
     json_object_foreach((json_t *)(uintptr_t)root, name, entry) {
         if (!strcmp(name, "__metadata__")) continue;
         spans[i].index = i;
-        LLMQ_TRY_GOTO(read_entry(path, name, entry, data_bytes, &unsorted[i], &spans[i], err));
+        LLMQ_TRY_GOTO(read_entry(path, name, entry, data_bytes, src->owned != NULL, &unsorted[i], &spans[i], err));
         i++;
     }
     source_sort_spans(spans, n);
@@ -331,8 +336,18 @@ static llmq_status open_folder(const char *path, llmq_source *src, llmq_err *err
         return llmq_fail(err, LLMQ_E_IO, "%s: is missing: a Hugging Face folder has it beside its *.safetensors files",
                          config);
     LLMQ_TRY(hfconfig_read(config, src->meta, err));
-    if (is_dir) return read_weights(dir, src, err);
-    return is_index(path) ? read_sharded(dir, path, src, err) : read_file(path, src, err);
+    LLMQ_TRY(schemes_begin(src, dir, err));
+    if (is_dir)
+        LLMQ_TRY(read_weights(dir, src, err));
+    else
+        LLMQ_TRY(is_index(path) ? read_sharded(dir, path, src, err) : read_file(path, src, err));
+    return schemes_attach(src, err);
 }
 
-const llmq_format format_safetensors = {.name = "huggingface", .probe = probe, .open = open_folder};
+const llmq_format format_safetensors = {.name = "huggingface",
+                                        .probe = probe,
+                                        .open = open_folder,
+                                        .load = schemes_load,
+                                        .release = schemes_release,
+                                        .exact = schemes_exact,
+                                        .close = schemes_close};

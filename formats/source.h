@@ -10,6 +10,17 @@
 
 #define SOURCE_MAX_PATH 4096
 
+/* Element types of safetensors that are no storage types of weights: of members of quantized matrices
+ * (formats/schemes/). No opened source has them. */
+#define MEMBER_I8 ((llmq_type)24)
+#define MEMBER_I32 ((llmq_type)26)
+#define MEMBER_I64 ((llmq_type)27)
+#define MEMBER_U8 ((llmq_type)61)
+/* Bytes of an element; 0 for other types. */
+static inline int source_member_bytes(llmq_type type) {
+    return type == MEMBER_I32 ? 4 : type == MEMBER_I64 ? 8 : type == MEMBER_I8 || type == MEMBER_U8 ? 1 : 0;
+}
+
 /* Maps one more file; *map_out is valid until the next call. */
 llmq_status source_add_map(llmq_source *src, const char *path, llmq_map *map_out, llmq_err *err);
 /* Room for n more tensors, zeroed, counted in n_tensors. The caller has bounded n by the size of the file. */

@@ -6,7 +6,7 @@
 
 #include <jansson.h>
 
-#include "formats/format.h"
+#include "formats/source.h"
 #include "types/quantized.h"
 
 #define SCHEME_MAX_MEMBERS 10
@@ -90,11 +90,6 @@ const llmq_scheme *scheme_at(size_t index);                     /* NULL past the
 const llmq_scheme *scheme_find(const char *name);               /* by --emit's name; NULL if unknown */
 const llmq_scheme *scheme_for_config(const char *quant_method); /* NULL if unknown */
 
-/* Element types of members that are no storage types of weights; they are never seen outside formats/. */
-#define MEMBER_I8 ((llmq_type)24)
-#define MEMBER_I32 ((llmq_type)26)
-#define MEMBER_I64 ((llmq_type)27)
-#define MEMBER_U8 ((llmq_type)61)
 #define MEMBER_FLOAT ((llmq_type)-2) /* for scheme_need: F16, BF16 or F32 */
 
 /* For readers: member number i is there with this type and shape (outermost first; cols -1: one dimension; a 0 takes

@@ -148,7 +148,6 @@ static void test_refusals(void **state) {
     refuse("{}", LLMQ_E_FORMAT, "no model_type");
     refuse("", LLMQ_E_FORMAT, "not valid JSON");
     refuse("{\"model_type\":\"llama\",\"model_type\":\"llama\"}", LLMQ_E_FORMAT, "duplicate");
-    refuse("{\"model_type\":\"llama\",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}," SIZES "}", LLMQ_E_UNSUPPORTED, "gptq");
     refuse("{\"model_type\":\"llama\",\"hidden_act\":\"gelu\"," SIZES "}", LLMQ_E_UNSUPPORTED, "gelu");
     refuse("{\"model_type\":\"llama\",\"mlp_bias\":true," SIZES "}", LLMQ_E_UNSUPPORTED, "mlp_bias");
     refuse("{\"model_type\":\"llama\",\"hidden_size\":64}", LLMQ_E_FORMAT, "num_hidden_layers is missing");

@@ -48,11 +48,12 @@ static stage *setup(void) {
     return &s;
 }
 
-static uint64_t use(const llmq_source *src) {
+static uint64_t use(llmq_source *src) {
     uint64_t sum = 0;
     int64_t bytes;
     for (size_t i = 0; i < src->n_tensors; i++) {
         const llmq_tensor *t = &src->tensors[i];
+        if (source_load(src, t, false, NULL) != LLMQ_OK) continue;
         for (int64_t j = 0; j < t->bytes; j++) sum += ((const uint8_t *)t->data)[j];
         if (source_find(src, t->name) != t) abort();
         source_release(src, t);
