@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, act_order, plan, force, no_resume;
+    int gptq, rtn, awq, act_order, plan, force, no_resume;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed;
     double damp;
@@ -20,6 +20,9 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--gptq", NULL, quantize_opts, gptq, 1,
                  "GPTQ: rounding errors are made up for by the weights not rounded yet (the default)"),
     OPT_ROW_FLAG("--rtn", NULL, quantize_opts, rtn, 1, "round to nearest, without calibration"),
+    OPT_ROW_FLAG("--awq", NULL, quantize_opts, awq, 1,
+                 "AWQ: inputs that matter are scaled up before rounding, and the op before them down; alone, or with "
+                 "--gptq (or another method) after it"),
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn"),
     OPT_ROW_LATER("--nf4", "NF4 comes later; --gptq and --rtn are there"),
     OPT_ROW_LATER("--fp4", "FP4 comes later; --gptq and --rtn are there"),
@@ -27,7 +30,6 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
-    OPT_ROW_LATER("--awq", "AWQ comes later; --gptq and --rtn are there"),
     OPT_ROW_LATER("--tune", "tuning comes later"),
     OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
     OPT_ROW_HEAD("grid"),
@@ -87,7 +89,7 @@ static int check_method(const cli_command *cmd, quantize_opts *o) {
         return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, o->gptq ? "gptq" : "rtn");
     if (o->method && strcmp(o->method, "gptq") && strcmp(o->method, "rtn"))
         return opt_bad(cmd, "--method '%s': this version has gptq and rtn", o->method);
-    if (!o->method) o->method = o->rtn ? "rtn" : "gptq";
+    if (!o->method) o->method = o->rtn || (o->awq && !o->gptq) ? "rtn" : "gptq";
     return CLI_GO_ON;
 }
 
@@ -221,6 +223,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     cli_progress progress;
     cli_progress_init(&progress, NULL, common.quiet);
     params.method = opts.method;
+    params.awq = opts.awq;
     params.bits = (int)opts.bits;
     params.type = opts.type;
     params.keep = opts.keep.v;

@@ -272,6 +272,15 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w) {
     if (role >= ROLE_Q && role <= ROLE_O) w->bias = run->vec[ROLE_Q_BIAS + (role - ROLE_Q)];
 }
 
+void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values) {
+    run->vec[role] = values;
+}
+
+void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window) {
+    int64_t n = to->calib->ctx * to->model->hp.n_embd;
+    memcpy(to->x + to_window * n, from->x + from_window * n, (size_t)n * sizeof *to->x);
+}
+
 const float *calib_run_hidden(const llmq_calib_run *run) {
     return run->x;
 }

@@ -22,6 +22,12 @@ llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err);
 /* The weight of a role (made ready by ops->weight_prepare; its bias is set here). Borrowed until the end of the layer.
  */
 void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
+/* A norm's gain or a bias of the layer in place of the source's; before the weights. Borrowed until the end of the
+ * layer.
+ */
+void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values);
+/* The residual stream of a window becomes that of another run's window; both runs at the beginning of a layer. */
+void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window);
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
  * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);

@@ -47,7 +47,7 @@ static llmq_status add_source(pipeline *p, json_t *manifest, llmq_err *err) {
 static void add_calibration(const pipeline *p, json_t *manifest) {
     const llmq_calib *calib = &p->calib;
     int64_t n = calib->n_windows * calib->ctx;
-    if (!p->method->needs_gram) return;
+    if (!pipeline_calibrates(p)) return;
     json_object_set_new(manifest, "calibration",
                         json_pack("{s:I, s:I, s:o}", "tokens", (json_int_t)n, "ctx", (json_int_t)calib->ctx, "xxh64",
                                   hex(hash_bytes(calib->tokens, (size_t)n * sizeof *calib->tokens))));
@@ -58,6 +58,7 @@ static void add_calibration(const pipeline *p, json_t *manifest) {
 static void add_settings(const pipeline *p, json_t *manifest) {
     const llmq_quant_params *params = p->params;
     json_object_set_new(manifest, "method", json_string(p->method->name));
+    if (params->awq) json_object_set_new(manifest, "awq", json_true());
     if (!p->method->needs_gram) return;
     json_object_set_new(manifest, "act_order",
                         json_boolean(params->act_order < 0 ? p->method->act_order_default : params->act_order > 0));

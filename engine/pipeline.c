@@ -63,6 +63,16 @@ static void decode_worker(const llmq_worker *w, void *arg) {
         type_to_f32(job->src->type, (const uint8_t *)job->src->data + r * row_bytes, job->w + r * cols, cols);
 }
 
+/* The matrix as it is to be quantized. */
+static llmq_status decode_matrix(const pipeline *p, matrix_job *job, llmq_err *err) {
+    LLMQ_TRY(source_load(p->model->source, job->src, false, err));
+    team_run(p->team, decode_worker, job);
+    if (p->transform)
+        scales_apply(p->model, transform_scales(p->transform), p->ex->entries[job->index].role, tensor_rows(job->src),
+                     tensor_cols(job->src), job->w);
+    return LLMQ_OK;
+}
+
 /* q as the forward pass reads it. */
 static void bf16_worker(const llmq_worker *w, void *arg) {
     const matrix_job *job = arg;
@@ -89,6 +99,7 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .type = job->q->type,
                                   .act_order = p->params->act_order < 0 ? p->method->act_order_default
                                                                         : p->params->act_order > 0,
+                                  .weighted = p->params->awq,
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
                                   .team = p->team};
@@ -143,8 +154,7 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     size_t cells = (size_t)tensor_numel(job.src);
     job.w = mem_alloc(cells, sizeof *job.w);
     if (!job.w) return mem_error(err, cells * sizeof *job.w, p->ex->tensors[index].name);
-    LLMQ_TRY_GOTO(source_load(p->model->source, job.src, false, err));
-    team_run(p->team, decode_worker, &job);
+    LLMQ_TRY_GOTO(decode_matrix(p, &job, err));
     for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, index, k)) != NULL; k++)
         LLMQ_TRY_GOTO(solve_on_grid(p, &job, grid, k, n_tokens, keep_ready, err));
     if (!report_progress(p, pipeline_solve_cost(p, index)))
@@ -154,11 +164,36 @@ done:
     return status;
 }
 
-static llmq_status copy_tensor(pipeline *p, size_t index, llmq_err *err) {
+/* values: in place of the source's, or NULL. */
+static llmq_status write_plain(pipeline *p, size_t index, const float *values, llmq_err *err) {
     bool exact;
     write_tick tick = {p, (double)tensor_numel(&p->ex->tensors[index])};
     snprintf(p->what, sizeof p->what, "%.60s", p->ex->tensors[index].name);
-    return outputs_put_plain(p->outputs, index, NULL, p->team, &exact, tick_write, &tick, err);
+    return outputs_put_plain(p->outputs, index, values, p->team, &exact, tick_write, &tick, err);
+}
+
+/* A matrix that stays float but is scaled, for the file and for the forward pass. */
+static llmq_status copy_scaled(pipeline *p, size_t index, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    const llmq_export_entry *entry = &p->ex->entries[index];
+    size_t cells = (size_t)tensor_numel(entry->src);
+    matrix_job job = {.ex = p->ex, .index = index, .src = entry->src, .w = mem_alloc(cells, sizeof *job.w)};
+    job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
+    if (!job.w || !job.bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.w, entry->src->name));
+    LLMQ_TRY_GOTO(decode_matrix(p, &job, err));
+    for (size_t i = 0; i < cells; i++) job.bf16[i] = f32_to_bf16(job.w[i]);
+    LLMQ_TRY_GOTO(write_plain(p, index, job.w, err));
+done:
+    mem_free(job.w);
+    return status;
+}
+
+static llmq_status copy_tensor(pipeline *p, size_t index, llmq_err *err) {
+    const llmq_export_entry *entry = &p->ex->entries[index];
+    if (!p->transform || entry->layer < 0) return write_plain(p, index, NULL, err);
+    if (!entry->matrix) return write_plain(p, index, transform_vector(p->transform, entry->role), err);
+    return scales_touch(p->model, transform_scales(p->transform), entry->role) ? copy_scaled(p, index, err)
+                                                                               : write_plain(p, index, NULL, err);
 }
 
 /* ---- layers ---- */
@@ -215,12 +250,32 @@ static llmq_status quantize_site(pipeline *p, int layer, llmq_site_id site, size
     return LLMQ_OK;
 }
 
+/* Finds the scales of the layer's sites and tells the calibration's passes. */
+static llmq_status transform_before(pipeline *p, int layer, size_t first, size_t last, llmq_err *err) {
+    llmq_site_report reports[SITE_COUNT];
+    snprintf(p->what, sizeof p->what, "layer %d/%d: scales", layer + 1, (int)p->model->hp.n_layer);
+    LLMQ_TRY(transform_layer(p->transform, p->run, layer, first, last, p->gram, reports, err));
+    for (size_t i = first; i < last; i++) {
+        llmq_role role = p->ex->entries[i].role;
+        llmq_site_id site = arch_rule(p->model->arch, role)->site;
+        const float *changed = transform_vector(p->transform, role);
+        if (changed) calib_run_vector(p->run, role, changed);
+        if (!p->ex->entries[i].matrix || !(reports[site].before > 0)) continue;
+        p->result->rows[i].awq_alpha = reports[site].alpha;
+        p->result->rows[i].awq_ratio = reports[site].after / reports[site].before;
+    }
+    end_stage(p, LLMQ_STAGE_SOLVE);
+    return LLMQ_OK;
+}
+
 /* Entries [first, last) are the layer's. */
 static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t last, llmq_err *err) {
     int64_t n_tokens;
+    if (p->run) LLMQ_TRY(calib_run_layer(p->run, layer, err));
+    if (p->transform) LLMQ_TRY(transform_before(p, layer, first, last, err));
     for (size_t i = first; i < last; i++)
         if (!p->ex->entries[i].matrix) LLMQ_TRY(copy_tensor(p, i, err));
-    if (!p->method->needs_gram) {
+    if (!p->run) {
         for (size_t i = first; i < last; i++) {
             if (!p->ex->entries[i].matrix) continue;
             if (pipeline_is_solved(p, i))
@@ -230,7 +285,6 @@ static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t l
         }
         return LLMQ_OK;
     }
-    LLMQ_TRY(calib_run_layer(p->run, layer, err));
     for (int site = 0; site < SITE_COUNT; site++)
         LLMQ_TRY(quantize_site(p, layer, (llmq_site_id)site, first, last, err));
     if (layer + 1 < (int)p->model->hp.n_layer) LLMQ_TRY(calib_run_site(p->run, SITE_COUNT, NULL, &n_tokens, err));
@@ -258,7 +312,7 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
 
 static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
-    if (!p->method->needs_gram) return LLMQ_OK;
+    if (!pipeline_calibrates(p)) return LLMQ_OK;
     int64_t ctx = params->calib_ctx;
     if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
         ctx = p->model->hp.n_ctx_train;
@@ -269,7 +323,7 @@ static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
 
 static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
     int64_t cols = 0;
-    if (!p->method->needs_gram) return LLMQ_OK;
+    if (!pipeline_calibrates(p)) return LLMQ_OK;
     for (int site = 0; site < SITE_COUNT; site++) {
         int64_t n = calib_site_cols(&p->model->hp, (llmq_site_id)site);
         cols = n > cols ? n : cols;
@@ -278,6 +332,27 @@ static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
     p->gram = size_mul((size_t)cols, (size_t)cols, &cells) ? mem_alloc(cells, sizeof *p->gram) : NULL;
     if (!p->gram) return mem_error(err, (size_t)cols * (size_t)cols * sizeof *p->gram, "a Gram matrix");
     return LLMQ_OK;
+}
+
+static const llmq_type_info *first_grid(void *user, size_t index) {
+    const pipeline *p = user;
+    return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
+}
+
+static bool tick_search(void *user, double fits) {
+    return report_progress(user, fits * COST_FIT);
+}
+
+static llmq_status create_transform(pipeline *p, llmq_err *err) {
+    llmq_transform_params params = {.model = p->model,
+                                    .ex = p->ex,
+                                    .calib = &p->calib,
+                                    .team = p->team,
+                                    .grid = first_grid,
+                                    .tick = tick_run,
+                                    .tick_search = tick_search,
+                                    .user = p};
+    return transform_create(&params, &p->transform, err);
 }
 
 static void mean_errors(llmq_quant_result *r) {
@@ -342,7 +417,8 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(alloc_gram(p, err));
     p->total = pipeline_total_cost(p);
-    if (p->method->needs_gram) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
+    if (pipeline_calibrates(p)) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
+    if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));
     llmq_outputs *outputs = p->outputs;
@@ -369,6 +445,7 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     }
     out_abort(report);
     pipeline_end(&p, status);
+    transform_destroy(p.transform);
     calib_run_destroy(p.run);
     mem_free(p.gram);
     calib_clear(&p.calib);

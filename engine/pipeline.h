@@ -8,6 +8,7 @@
 #include "engine/jobs.h"
 #include "engine/journal.h"
 #include "engine/outputs.h"
+#include "engine/transform.h"
 #include "quant/policy.h"
 #include "quant/quant.h"
 
@@ -40,6 +41,7 @@ typedef struct pipeline {
     llmq_outputs *outputs;
     llmq_calib calib;
     llmq_calib_run *run;
+    llmq_transform *transform; /* NULL: layers are quantized as they are */
     llmq_quant_result *result;
     llmq_policy_rules rules;
     float *gram;                  /* the largest site's (cols, cols) */
@@ -68,6 +70,8 @@ bool pipeline_is_quantized(llmq_type type);
 bool pipeline_is_solved(const pipeline *p, size_t index);
 /* Nominal nanoseconds: of solving a matrix, and of the whole job once the calibration text is known. */
 double pipeline_solve_cost(const pipeline *p, size_t index);
+/* Calibration tokens run through the model: for the method, or for what comes before it. */
+bool pipeline_calibrates(const pipeline *p);
 double pipeline_total_cost(const pipeline *p);
 
 /* ---- manifest.c: llmq.manifest into the metadata, and settings. After the plan and the calibration. */

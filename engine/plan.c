@@ -39,6 +39,10 @@ bool pipeline_is_solved(const pipeline *p, size_t i) {
            p->ex->tensors[i].type != entry->src->type;
 }
 
+bool pipeline_calibrates(const pipeline *p) {
+    return p->method->needs_gram || p->params->awq;
+}
+
 double pipeline_solve_cost(const pipeline *p, size_t i) {
     double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
     double cost = rows * cols * COST_FIT;
@@ -55,7 +59,11 @@ double pipeline_total_cost(const pipeline *p) {
     for (size_t i = 0; i < p->ex->n; i++)
         cost +=
             pipeline_is_solved(p, i) ? pipeline_solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
-    if (!p->method->needs_gram) return cost;
+    if (!pipeline_calibrates(p)) return cost;
+    for (size_t i = 0; p->params->awq && i < p->ex->n; i++)
+        if (pipeline_is_solved(p, i))
+            cost += COST_FIT * transform_fits(tensor_rows(&p->ex->tensors[i]), tensor_cols(&p->ex->tensors[i]));
+    if (p->params->awq) n += (double)transform_tokens(&p->calib);
     for (size_t i = 0; i < p->ex->n; i++)
         if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0)
             cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
@@ -85,6 +93,11 @@ static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err)
     return LLMQ_OK;
 }
 
+/* Plain rounding after AWQ is what is called AWQ; other methods keep their name. */
+static const char *method_label(const pipeline *p) {
+    return p->params->awq && !strcmp(p->method->name, "rtn") ? "awq" : p->method->name;
+}
+
 static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
     llmq_tensor *t = &p->ex->tensors[i];
     const llmq_export_entry *entry = &p->ex->entries[i];
@@ -97,13 +110,13 @@ static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i,
     strcpy(row->name, t->name);
     row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
     row->to = t->type;
-    row->method = pipeline_is_solved(p, i)                                 ? p->method->name
+    row->method = pipeline_is_solved(p, i)                                 ? method_label(p)
                   : pipeline_is_quantized(t->type) && t->type != row->from ? "rtn"
                                                                            : "copy";
     row->rows = tensor_rows(t);
     row->cols = tensor_cols(t);
     row->bytes = t->bytes;
-    row->error = row->rtn_error = -1;
+    row->error = row->rtn_error = row->awq_alpha = row->awq_ratio = -1;
     row->layer = entry->layer;
     row->role = role_names[entry->role];
     llmq_site_id site = arch_rule(p->model->arch, entry->role)->site;
@@ -142,8 +155,10 @@ static void warn_unused(const pipeline *p) {
             llmq_log(LLMQ_LOG_WARN, "%s %s: no matrix has such a name; --plan lists the names",
                      i < p->rules.n_keep ? "--keep" : params->policy, p->rules.rules[i]);
     }
-    if (!p->method->needs_gram && (params->n_calib || params->damp >= 0 || params->act_order >= 0))
-        llmq_log(LLMQ_LOG_WARN, "--calib, --damp and --act-order change nothing with --%s", p->method->name);
+    if (!pipeline_calibrates(p) && params->n_calib)
+        llmq_log(LLMQ_LOG_WARN, "--calib changes nothing with --%s", p->method->name);
+    if (!p->method->needs_gram && (params->damp >= 0 || params->act_order >= 0))
+        llmq_log(LLMQ_LOG_WARN, "--damp and --act-order change nothing with --%s", p->method->name);
 }
 
 llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
@@ -193,6 +208,9 @@ llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type 
     }
     char *dot = strrchr(stem, '.');
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
-    if ((size_t)snprintf(out, cap, "%s-%s-%s.gguf", stem, p->method->name, llmq_type_name(type)) < cap) return LLMQ_OK;
+    bool both = p->params->awq && strcmp(method_label(p), "awq") != 0;
+    if ((size_t)snprintf(out, cap, "%s-%s%s-%s.gguf", stem, both ? "awq-" : "", method_label(p), llmq_type_name(type)) <
+        cap)
+        return LLMQ_OK;
     return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
 }

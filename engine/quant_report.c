@@ -18,11 +18,11 @@ static json_t *text(const char *s) {
 }
 
 static json_t *row_json(const llmq_quant_row *row) {
-    return json_pack("{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:o}", "name", text(row->name), "from",
-                     llmq_type_name(row->from), "to", llmq_type_name(row->to), "method", row->method, "rows",
+    return json_pack("{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:b, s:o}", "name", text(row->name),
+                     "from", llmq_type_name(row->from), "to", llmq_type_name(row->to), "method", row->method, "rows",
                      (json_int_t)row->rows, "cols", (json_int_t)row->cols, "bytes", (json_int_t)row->bytes, "error",
-                     measured(row->error), "rtn_error", measured(row->rtn_error), "fallback", (int)row->fallback,
-                     "note", text(row->note));
+                     measured(row->error), "rtn_error", measured(row->rtn_error), "awq_alpha", measured(row->awq_alpha),
+                     "awq_ratio", measured(row->awq_ratio), "fallback", (int)row->fallback, "note", text(row->note));
 }
 
 static json_t *report_json(const char *source, const llmq_quant_params *params, const llmq_quant_result *r) {
@@ -38,6 +38,7 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
         json_decref(rows);
         return NULL;
     }
+    json_object_set_new(root, "awq", json_boolean(params->awq));
     json_object_set_new(root, "calib_tokens", json_integer(r->calib_tokens));
     json_object_set_new(root, "dropped_tokens", json_integer(r->dropped_tokens));
     json_object_set_new(root, "seconds", json_real(r->seconds));

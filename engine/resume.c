@@ -70,7 +70,7 @@ static void set_parts(pipeline *p) {
 }
 
 size_t pipeline_checkpoint_bytes(const pipeline *p) {
-    size_t n_tok = p->method->needs_gram ? (size_t)(p->calib.n_windows * p->calib.ctx) : 0;
+    size_t n_tok = pipeline_calibrates(p) ? (size_t)(p->calib.n_windows * p->calib.ctx) : 0;
     return p->result->n_rows * sizeof(row_record) + calib_run_state_bytes(&p->model->hp, n_tok);
 }
 

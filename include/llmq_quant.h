@@ -10,7 +10,9 @@ extern "C" {
 
 typedef struct llmq_quant_params {
     const char *method; /* "gptq", "rtn" */
-    int bits;           /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
+    bool awq; /* before the method: scale each matrix's inputs by AWQ, the op before takes the scales up. With "rtn"
+                 this is AWQ itself */
+    int bits; /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
     const char *type; /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
                          divides the rows */
     const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
@@ -26,7 +28,7 @@ typedef struct llmq_quant_params {
     int64_t calib_tokens; /* default 65536 */
     int64_t calib_ctx;    /* default 512 */
     uint64_t seed;        /* for methods that draw at random; gptq and rtn do not */
-    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source */
+    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source; METHOD is awq or awq-METHOD with awq */
     bool force;           /* overwrite OUT */
     bool no_resume;       /* start anew even if an earlier run of the same job was stopped half-way */
     bool plan_only;       /* fill result's plan, write nothing but report_json */
@@ -42,10 +44,12 @@ LLMQ_API void llmq_quant_params_default(llmq_quant_params *params);
 typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of the report */
     char name[64];
     llmq_type from, to;
-    const char *method; /* "gptq", "rtn", "copy" */
+    const char *method; /* "gptq", "rtn", "awq", "copy" */
     int64_t rows, cols, bytes;
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
-    bool fallback;           /* the type or method is not the one asked for; note says why */
+    double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding with them over that
+                                    without, on the rows that were sampled; -1: no scales */
+    bool fallback;               /* the type or method is not the one asked for; note says why */
     char note[120];
     int layer;        /* -1: of the model */
     const char *role; /* "attn_q", "ffn_norm", "token_embd", ...: the name without layer and ".weight". Static */
@@ -59,7 +63,7 @@ typedef enum llmq_quant_stage {
     LLMQ_STAGE_CHOOSE,      /* measuring layers and choosing types (target_bpw, target_bytes) */
     LLMQ_STAGE_CALIBRATION, /* the calibration tokens through the model */
     LLMQ_STAGE_GRAM,        /* sums of their products */
-    LLMQ_STAGE_SOLVE,       /* grids and codes */
+    LLMQ_STAGE_SOLVE,       /* scales, grids and codes */
     LLMQ_STAGE_WRITE,       /* packing and writing */
     LLMQ_STAGE_COUNT
 } llmq_quant_stage;

@@ -173,6 +173,14 @@ void hessian_feedback_clear(llmq_feedback *f) {
     *f = (llmq_feedback){.failed = true};
 }
 
+bool hessian_importance(const llmq_quant_problem *p, float *importance) {
+    if (!p->gram || p->n_tokens <= 0) return false;
+    llmq_feedback f = {.n = p->cols, .diag = importance};
+    float extra = 0.01f * (float)read_diag(p, &f);
+    for (int64_t k = 0; k < p->cols; k++) importance[k] += extra;
+    return f.usable_diag;
+}
+
 /* ---- errors ---- */
 
 #define ERROR_CHUNK 32 /* rows measured at a time: fixed, so that sums do not depend on the workers */
@@ -192,25 +200,22 @@ static int64_t picked_row(const error_job *job, int64_t i) {
     return i * job->p->rows / job->n_rows;
 }
 
-/* energy[i] = x_i H x_i' for rows [begin, end), from the lower triangle: x_j (H_jj x_j + 2 sum_{i>j} x_i H_ij). */
-static void measure_rows(const error_job *job, int64_t begin, int64_t end) {
-    const llmq_quant_problem *p = job->p;
-    int64_t n = p->cols, m = end - begin;
-    const float *x = job->x + begin * n, *h = p->gram;
-    float *y = job->y + begin * n;
+/* From the lower triangle: x_j (G_jj x_j + 2 sum_{i>j} x_i G_ij); y holds minus the sums. */
+void hessian_energy(const llmq_backend_ops *ops, int64_t n, const float *gram, int64_t m, const float *x, float *y,
+                    double *energy) {
     memset(y, 0, (size_t)(m * n) * sizeof *y);
     for (int64_t j0 = 0; j0 < n; j0 += ERROR_BLOCK) {
         int64_t j1 = j0 + ERROR_BLOCK < n ? j0 + ERROR_BLOCK : n;
-        if (j1 < n) p->ops->gemm_sub(m, j1 - j0, n - j1, x + j1, n, h + j1 * n + j0, n, y + j0, n);
+        if (j1 < n) ops->gemm_sub(m, j1 - j0, n - j1, x + j1, n, gram + j1 * n + j0, n, y + j0, n);
         for (int64_t r = 0; r < m; r++)
             for (int64_t i = j0; i < j1; i++)
-                for (int64_t j = j0; j < i; j++) y[r * n + j] -= x[r * n + i] * h[i * n + j];
+                for (int64_t j = j0; j < i; j++) y[r * n + j] -= x[r * n + i] * gram[i * n + j];
     }
     for (int64_t r = 0; r < m; r++) {
         double sum = 0;
         for (int64_t j = 0; j < n; j++)
-            sum += (double)x[r * n + j] * ((double)h[j * n + j] * x[r * n + j] - 2.0 * y[r * n + j]);
-        job->energy[begin + r] = sum;
+            sum += (double)x[r * n + j] * ((double)gram[j * n + j] * x[r * n + j] - 2.0 * y[r * n + j]);
+        energy[r] = sum;
     }
 }
 
@@ -238,7 +243,8 @@ static void error_worker(const llmq_worker *worker, void *arg) {
     }
     worker_barrier(worker);
     for (int64_t c = worker->id * ERROR_CHUNK; c < 3 * m; c += worker->n * ERROR_CHUNK)
-        measure_rows(job, c, c + ERROR_CHUNK < 3 * m ? c + ERROR_CHUNK : 3 * m);
+        hessian_energy(p->ops, n, p->gram, 3 * m - c < ERROR_CHUNK ? 3 * m - c : ERROR_CHUNK, job->x + c * n,
+                       job->y + c * n, job->energy + c);
 }
 
 static double total(const double *x, int64_t n) {

@@ -32,6 +32,15 @@ void hessian_feedback_clear(llmq_feedback *f); /* zeroed allowed */
 llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q, llmq_quant_report *report,
                            llmq_err *err);
 
+/* energy[r] = x_r G x_r' of m rows x (m, n), G the symmetric matrix whose lower triangle is gram (n, n). y (m, n) is
+ * scratch. One thread; a row's sum does not depend on m. */
+void hessian_energy(const llmq_backend_ops *ops, int64_t n, const float *gram, int64_t m, const float *x, float *y,
+                    double *energy);
+
+/* What grids are fitted with where nothing is factored: the diagonal of H with a hundredth of its mean added,
+ * importance [cols]. false: the Gram matrix is missing, empty or not finite. */
+bool hessian_importance(const llmq_quant_problem *p, float *importance);
+
 /* LLMQ_E_NUMERIC naming the tensor if a weight is not finite. */
 llmq_status hessian_check_weights(const llmq_quant_problem *p, llmq_err *err);
 

@@ -13,7 +13,8 @@ typedef struct llmq_quant_problem {
     int64_t n_tokens;
     const llmq_type_info *type;
     bool act_order;
-    double damp; /* < 0: the method's default */
+    bool weighted; /* methods that need no data: fit grids with the Gram matrix's diagonal as importance */
+    double damp;   /* < 0: the method's default */
     const llmq_backend_ops *ops;
     llmq_team *team;
 } llmq_quant_problem;

@@ -30,6 +30,13 @@ const llmq_arch_rule *arch_rule(const llmq_arch *arch, llmq_role role) {
     return NULL;
 }
 
+llmq_site_id arch_fold_site(const llmq_arch *arch, llmq_role role) {
+    if (role >= ROLE_Q_BIAS && role <= ROLE_O_BIAS) role = (llmq_role)(ROLE_Q + (role - ROLE_Q_BIAS));
+    for (int site = 0; site < SITE_COUNT; site++)
+        if (arch->folds[site].into == role) return (llmq_site_id)site;
+    return SITE_NONE;
+}
+
 bool arch_role_is_matrix(llmq_role role) {
     return role == ROLE_TOKEN_EMBD || role == ROLE_OUTPUT || (role >= ROLE_Q && role <= ROLE_O) ||
            (role >= ROLE_GATE && role <= ROLE_DOWN);

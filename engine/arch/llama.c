@@ -6,5 +6,7 @@ static const llmq_arch_rule rules[] = {
     RULES_MODEL, RULES_MATRICES(1, 2), RULES_QKV_BIAS(true, 1, 2), RULES_O_BIAS, RULES_END,
 };
 
+static const llmq_arch_fold folds[SITE_COUNT] = RULES_FOLDS;
+
 extern const llmq_arch arch_llama;
-const llmq_arch arch_llama = {.name = "llama", .rules = rules, .gguf_neox = false};
+const llmq_arch arch_llama = {.name = "llama", .rules = rules, .folds = folds, .gguf_neox = false};

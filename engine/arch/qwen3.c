@@ -6,5 +6,7 @@ static const llmq_arch_rule rules[] = {
     RULES_MODEL, RULES_MATRICES(0, 0), RULES_QKV_BIAS(true, 0, 0), RULES_O_BIAS, RULES_QK_NORM, RULES_END,
 };
 
+static const llmq_arch_fold folds[SITE_COUNT] = RULES_FOLDS;
+
 extern const llmq_arch arch_qwen3;
-const llmq_arch arch_qwen3 = {.name = "qwen3", .rules = rules, .gguf_neox = true};
+const llmq_arch arch_qwen3 = {.name = "qwen3", .rules = rules, .folds = folds, .gguf_neox = true};

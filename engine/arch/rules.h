@@ -39,6 +39,12 @@
     {ROLE_Q_NORM, HF_LAYER("self_attn.q_norm.weight"), GGUF_LAYER("attn_q_norm.weight"), SITE_NONE, false, 0},         \
         {ROLE_K_NORM, HF_LAYER("self_attn.k_norm.weight"), GGUF_LAYER("attn_k_norm.weight"), SITE_NONE, false, 0}
 
+#define RULES_FOLDS                                                                                                    \
+    {                                                                                                                  \
+        [SITE_QKV] = {ROLE_ATTN_NORM, false}, [SITE_O] = {ROLE_V, true}, [SITE_GATE_UP] = {ROLE_FFN_NORM, false},      \
+        [SITE_DOWN] = {ROLE_UP, false},                                                                                \
+    }
+
 #define RULES_END {ROLE_COUNT, NULL, NULL, SITE_NONE, true, 0}
 /* clang-format on */
 

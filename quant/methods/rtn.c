@@ -1,5 +1,6 @@
 /* Plain rounding: the yardstick of every other method, and what a matrix gets when nothing better works. Needs no data.
  */
+#include "core/mem.h"
 #include "quant/methods/methods.h"
 
 #include "quant/hessian.h"
@@ -56,7 +57,10 @@ static llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, l
                              llmq_err *err) {
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
     LLMQ_TRY(hessian_check_weights(p, err));
-    rtn_matrix(p, NULL, out);
+    float *importance = p->weighted ? mem_alloc((size_t)p->cols, sizeof *importance) : NULL;
+    if (p->weighted && !importance) return mem_error(err, (size_t)p->cols * sizeof *importance, p->name);
+    rtn_matrix(p, importance && hessian_importance(p, importance) ? importance : NULL, out);
+    mem_free(importance);
     return hessian_errors(p, out, report, err);
 }
 
