@@ -16,7 +16,7 @@
 
 /* What a finished layer adds to a row of the report. */
 typedef struct row_record {
-    double error, rtn_error;
+    double error, rtn_error, awq_alpha, awq_ratio;
     int64_t n_tokens;
     int32_t fallback;
     char method[20], note[120];
@@ -29,7 +29,12 @@ static void save_rows(pipeline *p) {
     memset(records, 0, p->result->n_rows * sizeof *records);
     for (size_t i = 0; i < p->result->n_rows; i++) {
         const llmq_quant_row *row = &p->result->rows[i];
-        records[i] = (row_record){row->error, row->rtn_error, row->n_tokens, row->fallback, "", ""};
+        records[i] = (row_record){.error = row->error,
+                                  .rtn_error = row->rtn_error,
+                                  .awq_alpha = row->awq_alpha,
+                                  .awq_ratio = row->awq_ratio,
+                                  .n_tokens = row->n_tokens,
+                                  .fallback = row->fallback};
         snprintf(records[i].method, sizeof records[i].method, "%s", row->method);
         snprintf(records[i].note, sizeof records[i].note, "%s", row->note);
     }
@@ -48,6 +53,8 @@ static void load_rows(pipeline *p) {
             const llmq_method *known = method_find(method);
             row->error = record->error;
             row->rtn_error = record->rtn_error;
+            row->awq_alpha = record->awq_alpha;
+            row->awq_ratio = record->awq_ratio;
             row->n_tokens = record->n_tokens;
             row->fallback = record->fallback != 0;
             if (known) row->method = known->name;

@@ -190,6 +190,7 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
         if (site_of(params->model, params->ex->entries[i].role) != site || !grid) continue;
         int k = problem.n_matrices++;
         int64_t n = tensor_rows(src) < SAMPLE_ROWS ? tensor_rows(src) : SAMPLE_ROWS;
+        LLMQ_TRY_GOTO(source_load(params->model->source, src, false, err));
         LLMQ_TRY_GOTO(sample_rows(src, params->team, n, &samples[k], err));
         matrices[k] = (llmq_site_matrix){.w = samples[k], .n_rows = n, .type = grid};
         fits += transform_fits(tensor_rows(src), tensor_cols(src));
@@ -218,6 +219,7 @@ static llmq_status prepare_site(llmq_transform *t, layer_range range, llmq_site_
     for (size_t i = range.first; i < range.last; i++) {
         llmq_role role = params->ex->entries[i].role;
         if (site_of(params->model, role) != site) continue;
+        LLMQ_TRY(source_load(params->model->source, params->ex->entries[i].src, false, err));
         LLMQ_TRY(params->model->ops->weight_prepare(&t->ready[role], params->ex->entries[i].src, PREP_BF16,
                                                     params->team, err));
         calib_run_weight(t->run, role, &t->ready[role]);
@@ -233,6 +235,7 @@ static llmq_status change_vectors(llmq_transform *t, layer_range range, llmq_err
         int64_t n = tensor_numel(entry->src);
         float *v = t->vec[entry->role] = mem_alloc((size_t)n, sizeof *v);
         if (!v) return mem_error(err, (size_t)n * sizeof *v, entry->src->name);
+        LLMQ_TRY(source_load(params->model->source, entry->src, false, err));
         type_to_f32(entry->src->type, entry->src->data, v, n);
         scales_apply(params->model, &t->scales, entry->role, 1, n, v);
     }
