@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, awq, act_order, plan, force, no_resume;
+    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed;
     double damp;
@@ -20,13 +20,13 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--gptq", NULL, quantize_opts, gptq, 1,
                  "GPTQ: rounding errors are made up for by the weights not rounded yet (the default)"),
     OPT_ROW_FLAG("--rtn", NULL, quantize_opts, rtn, 1, "round to nearest, without calibration"),
+    OPT_ROW_FLAG("--hqq", NULL, quantize_opts, hqq, 1, "HQQ: rounding that lets far weights go, without calibration"),
+    OPT_ROW_FLAG("--nf4", NULL, quantize_opts, nf4, 1, "round to bitsandbytes' NF4, without calibration (--emit bnb)"),
+    OPT_ROW_FLAG("--fp4", NULL, quantize_opts, fp4, 1, "round to bitsandbytes' FP4, without calibration (--emit bnb)"),
     OPT_ROW_FLAG("--awq", NULL, quantize_opts, awq, 1,
                  "AWQ: inputs that matter are scaled up before rounding, and the op before them down; alone, or with "
                  "--gptq (or another method) after it"),
-    OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn"),
-    OPT_ROW_LATER("--nf4", "NF4 comes later; --gptq and --rtn are there"),
-    OPT_ROW_LATER("--fp4", "FP4 comes later; --gptq and --rtn are there"),
-    OPT_ROW_LATER("--hqq", "HQQ comes later; --gptq and --rtn are there"),
+    OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn, hqq, nf4, fp4"),
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
@@ -84,12 +84,22 @@ static const opt_def quantize_defs[] = {
 /* ---- checks that need no model */
 
 static int check_method(const cli_command *cmd, quantize_opts *o) {
-    if (o->gptq && o->rtn) return opt_bad(cmd, "one method, please: --gptq and --rtn exclude each other");
-    if (o->method && (o->gptq || o->rtn))
-        return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, o->gptq ? "gptq" : "rtn");
-    if (o->method && strcmp(o->method, "gptq") && strcmp(o->method, "rtn"))
-        return opt_bad(cmd, "--method '%s': this version has gptq and rtn", o->method);
-    if (!o->method) o->method = o->rtn || (o->awq && !o->gptq) ? "rtn" : "gptq";
+    const struct {
+        int set;
+        const char *name;
+    } methods[] = {{o->gptq, "gptq"}, {o->rtn, "rtn"}, {o->hqq, "hqq"}, {o->nf4, "nf4"}, {o->fp4, "fp4"}};
+    const char *chosen = NULL;
+    bool known = !o->method;
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        known = known || !strcmp(o->method, methods[i].name);
+        if (!methods[i].set) continue;
+        if (chosen)
+            return opt_bad(cmd, "one method, please: --%s and --%s exclude each other", chosen, methods[i].name);
+        chosen = methods[i].name;
+    }
+    if (o->method && chosen) return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, chosen);
+    if (!known) return opt_bad(cmd, "--method '%s': this version has gptq, rtn, hqq, nf4 and fp4", o->method);
+    if (!o->method) o->method = chosen ? chosen : o->awq ? "rtn" : "gptq";
     return CLI_GO_ON;
 }
 

@@ -103,9 +103,23 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
                                   .team = p->team};
-    LLMQ_TRY(p->method->solve(&problem, job->q, &report, err));
+    const llmq_method *method = p->method;
+    if (quantized_crosses_rows(problem.type,
+                               problem.cols)) { /* one row: its columns are not the inputs that the Gram matrix is of */
+        if (method->needs_gram) method = method_find("rtn");
+        problem.rows = 1;
+        problem.cols = tensor_numel(t);
+        problem.gram = NULL;
+        problem.weighted = false;
+    }
+    LLMQ_TRY(method->solve(&problem, job->q, &report, err));
     mem_note_peak();
     if (!first) return LLMQ_OK;
+    if (method != p->method) {
+        report.fell_back = true;
+        snprintf(report.note, sizeof report.note, "plain rounding: blocks of %d run over the ends of rows of %lld",
+                 problem.type->block_len, (long long)tensor_cols(t));
+    }
     row->error = report.error;
     row->rtn_error = report.rtn_error;
     row->n_tokens = n_tokens;

@@ -31,6 +31,10 @@ typedef struct llmq_method {
     const char *name;
     bool needs_gram;
     bool act_order_default;
+    /* Methods that are a grid of their own: the one output (--emit's name) that has it, which they write unless asked
+     * otherwise; NULL: any. */
+    const char *emit;
+    bool fp4; /* bnb: that grid is FP4, not NF4 */
     llmq_status (*solve)(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err);
 } llmq_method;
 

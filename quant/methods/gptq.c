@@ -182,4 +182,4 @@ done:
     return status;
 }
 
-const llmq_method method_gptq = {"gptq", true, true, gptq_solve};
+const llmq_method method_gptq = {.name = "gptq", .needs_gram = true, .act_order_default = true, .solve = gptq_solve};

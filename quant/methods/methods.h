@@ -9,5 +9,10 @@
 void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end, llmq_quantized *out);
 /* The same for all rows, shared by the team. */
 void rtn_matrix(const llmq_quant_problem *p, const float *importance, llmq_quantized *out);
+/* The method rtn itself, for methods that are plain rounding on a grid of theirs. */
+llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err);
+/* *out: [cols] by mem_alloc, what the grids are to be fitted with if the problem is weighted and its Gram matrix of
+ * use; else NULL. */
+llmq_status method_importance(const llmq_quant_problem *p, float **out, llmq_err *err);
 
 #endif

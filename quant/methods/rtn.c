@@ -53,15 +53,26 @@ void rtn_matrix(const llmq_quant_problem *p, const float *importance, llmq_quant
     team_run(p->team, rtn_worker, &job);
 }
 
-static llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report,
-                             llmq_err *err) {
+llmq_status method_importance(const llmq_quant_problem *p, float **out, llmq_err *err) {
+    *out = NULL;
+    if (!p->weighted) return LLMQ_OK;
+    float *importance = mem_alloc((size_t)p->cols, sizeof *importance);
+    if (!importance) return mem_error(err, (size_t)p->cols * sizeof *importance, p->name);
+    if (hessian_importance(p, importance))
+        *out = importance;
+    else
+        mem_free(importance);
+    return LLMQ_OK;
+}
+
+llmq_status rtn_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err) {
+    float *importance;
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
     LLMQ_TRY(hessian_check_weights(p, err));
-    float *importance = p->weighted ? mem_alloc((size_t)p->cols, sizeof *importance) : NULL;
-    if (p->weighted && !importance) return mem_error(err, (size_t)p->cols * sizeof *importance, p->name);
-    rtn_matrix(p, importance && hessian_importance(p, importance) ? importance : NULL, out);
+    LLMQ_TRY(method_importance(p, &importance, err));
+    rtn_matrix(p, importance, out);
     mem_free(importance);
     return hessian_errors(p, out, report, err);
 }
 
-const llmq_method method_rtn = {"rtn", false, false, rtn_solve};
+const llmq_method method_rtn = {.name = "rtn", .solve = rtn_solve};
