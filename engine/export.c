@@ -1,4 +1,4 @@
-/* GGUF directories of models from any container, and tensors written into them without quantizing by a method.
+/* Directories of models from any container, and tensors written into them without quantizing by a method.
  *
  * Rows: GGUF files of arch "llama" hold q and k with each head's rows interleaved (row 2i is what row i of the first
  * half was, row 2i+1 what row i of the second half was). Sources in Hugging Face order are brought to that by moving
@@ -88,12 +88,14 @@ static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int la
     llmq_export_entry *entry = &ex->entries[ex->n];
     *entry =
         (llmq_export_entry){.src = src, .role = rule->role, .layer = layer, .matrix = arch_role_is_matrix(rule->role)};
-    if (rule->permute && model->rope_neox && !model->arch->gguf_neox)
+    bool from_pairs = !model->rope_neox, to_pairs = ex->naming == NAMING_GGUF && !model->arch->gguf_neox;
+    if (rule->permute && from_pairs != to_pairs)
         entry->interleave = rule->permute == 1 ? model->hp.n_head : model->hp.n_head_kv;
-    arch_tensor_name(rule, NAMING_GGUF, layer, t->name);
+    arch_tensor_name(rule, (int)ex->naming, layer, t->name);
     t->n_dims = src ? src->n_dims : 1;
     for (int d = 0; d < TENSOR_MAX_DIMS; d++) t->dims[d] = src ? src->dims[d] : d ? 1 : model->hp.n_rot / 2;
-    return export_set_type(ex, ex->n++, entry->matrix ? src->type : LLMQ_TYPE_F32, err);
+    llmq_type type = ex->naming == NAMING_HF ? LLMQ_TYPE_F16 : entry->matrix ? src->type : LLMQ_TYPE_F32;
+    return export_set_type(ex, ex->n++, type, err);
 }
 
 /* Entries of roles [from, to) in the order of the architecture's table. */
@@ -109,20 +111,21 @@ static llmq_status add_roles(llmq_export *ex, int layer, llmq_role from, llmq_ro
     return LLMQ_OK;
 }
 
-llmq_status export_create(const llmq_model *model, llmq_export **out, llmq_err *err) {
+static llmq_status create(const llmq_model *model, llmq_naming naming, llmq_export **out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     size_t cap = ((size_t)model->hp.n_layer + 1) * ROLE_COUNT;
     llmq_export *ex = mem_zalloc(1, sizeof *ex);
     if (!ex) return mem_error(err, sizeof *ex, "the output's directory");
     ex->model = model;
-    ex->meta = meta_create();
+    ex->naming = naming;
+    ex->meta = naming == NAMING_GGUF ? meta_create() : NULL;
     ex->tensors = mem_zalloc(cap, sizeof *ex->tensors);
     ex->entries = mem_zalloc(cap, sizeof *ex->entries);
-    if (!ex->meta || !ex->tensors || !ex->entries) {
+    if ((naming == NAMING_GGUF && !ex->meta) || !ex->tensors || !ex->entries) {
         status = mem_error(err, cap * sizeof *ex->tensors, "the output's directory");
         goto done;
     }
-    LLMQ_TRY_GOTO(build_meta(model, ex->meta, err));
+    if (ex->meta) LLMQ_TRY_GOTO(build_meta(model, ex->meta, err));
     LLMQ_TRY_GOTO(add_roles(ex, -1, ROLE_TOKEN_EMBD, ROLE_OUTPUT_NORM, err));
     LLMQ_TRY_GOTO(add_roles(ex, -1, ROLE_ROPE_FREQS, ROLE_ATTN_NORM, err));
     for (int l = 0; l < (int)model->hp.n_layer; l++) LLMQ_TRY_GOTO(add_roles(ex, l, ROLE_ATTN_NORM, ROLE_COUNT, err));
@@ -131,6 +134,14 @@ llmq_status export_create(const llmq_model *model, llmq_export **out, llmq_err *
 done:
     if (status != LLMQ_OK) export_destroy(ex);
     return status;
+}
+
+llmq_status export_create(const llmq_model *model, llmq_export **out, llmq_err *err) {
+    return create(model, NAMING_GGUF, out, err);
+}
+
+llmq_status export_create_hf(const llmq_model *model, llmq_export **out, llmq_err *err) {
+    return create(model, NAMING_HF, out, err);
 }
 
 void export_destroy(llmq_export *ex) {
@@ -168,13 +179,37 @@ int64_t export_source_row(const llmq_export *ex, size_t index, int64_t r) {
     const llmq_tensor *t = &ex->tensors[index];
     int64_t n = entry->matrix ? tensor_rows(t) : tensor_cols(t), head_dim = n / entry->interleave;
     int64_t head = r / head_dim, i = r % head_dim, n_rot = ex->model->hp.n_rot;
-    return i < n_rot ? head * head_dim + i / 2 + i % 2 * (n_rot / 2) : r; /* what RoPE does not turn stays */
+    if (i >= n_rot) return r; /* what RoPE does not turn stays */
+    int64_t half = n_rot / 2, pair = i / 2 + i % 2 * half, place = i < half ? 2 * i : 2 * (i - half) + 1;
+    return head * head_dim + (ex->naming == NAMING_GGUF ? pair : place);
 }
 
 /* ---- writing ---- */
 
+/* The first weight that f16 would make infinite, 0: none. */
+static float f16_overflow(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(x[i]) && fabsf(x[i]) >= 65520.0f) return x[i];
+    return 0;
+}
+
+/* x [n] to dst as a float type. *exact_out: the values are the same. */
+static llmq_status encode_vector(const llmq_tensor *t, const float *x, void *dst, int64_t n, bool *exact_out,
+                                 llmq_err *err) {
+    float back, over = t->type == LLMQ_TYPE_F16 ? f16_overflow(x, n) : 0;
+    if (over != 0)
+        return llmq_fail(err, LLMQ_E_NUMERIC, "tensor '%s': a value of %g does not fit f16", t->name, (double)over);
+    LLMQ_TRY(type_from_f32(t->type, x, NULL, dst, n, err));
+    *exact_out = true;
+    for (int64_t i = 0; i < n && *exact_out; i++) {
+        type_to_f32(t->type, (const uint8_t *)dst + type_row_bytes(t->type, i), &back, 1);
+        *exact_out = memcmp(&back, &x[i], sizeof back) == 0;
+    }
+    return LLMQ_OK;
+}
+
 static llmq_status write_vector(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
-                                llmq_err *err) {
+                                bool *exact_out, llmq_err *err) {
     const llmq_tensor *t = &ex->tensors[index], *src = ex->entries[index].src;
     int64_t n = tensor_numel(t);
     float *x = mem_alloc(2 * (size_t)n, sizeof *x), *y = x + n;
@@ -186,16 +221,10 @@ static llmq_status write_vector(const llmq_export *ex, size_t index, const float
     else
         memcpy(x, ex->model->freq_factors, (size_t)n * sizeof *x);
     for (int64_t i = 0; i < n; i++) y[i] = x[export_source_row(ex, index, i)];
-    llmq_status status = sink->put(sink->to, index, y, (size_t)n * sizeof *y, 0, err);
+    llmq_status status = encode_vector(t, y, x, n, exact_out, err);
+    if (status == LLMQ_OK) status = sink->put(sink->to, index, x, (size_t)t->bytes, 0, err);
     mem_free(x);
     return status;
-}
-
-/* The first weight that f16 would make infinite, 0: none. */
-static float f16_overflow(const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (isfinite(x[i]) && fabsf(x[i]) >= 65520.0f) return x[i];
-    return 0;
 }
 
 typedef struct rows_job {
@@ -278,7 +307,7 @@ done:
 llmq_status export_write(const llmq_export *ex, size_t index, const float *values, const export_sink *sink,
                          llmq_team *team, bool *exact_out, llmq_err *err) {
     *exact_out = true;
-    if (!ex->entries[index].matrix) return write_vector(ex, index, values, sink, err);
+    if (!ex->entries[index].matrix) return write_vector(ex, index, values, sink, exact_out, err);
     if (!values) LLMQ_TRY(source_load(ex->model->source, ex->entries[index].src, false, err));
     llmq_status status = write_matrix(ex, index, values, sink, team, exact_out, err);
     *exact_out = *exact_out && (values || source_exact(ex->model->source, ex->entries[index].src));

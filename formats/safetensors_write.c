@@ -226,9 +226,9 @@ static void shard_name(const plan *p, size_t k, char out[64]) {
         snprintf(out, 64, "model-%05zu-of-%05zu.safetensors", k + 1, p->n_shards);
 }
 
-static void writer_free(llmq_st_writer *w) {
+static void writer_free(llmq_st_writer *w, bool keep) {
     if (!w) return;
-    for (size_t k = 0; w->out && k < w->plan.n_shards; k++) out_abort(w->out[k]);
+    for (size_t k = 0; w->out && k < w->plan.n_shards; k++) (keep ? out_keep : out_abort)(w->out[k]);
     for (size_t i = 0; w->put && i < w->plan.n; i++) coverage_clear(&w->put[i]);
     pthread_mutex_destroy(&w->lock);
     mem_free(w->out);
@@ -238,17 +238,20 @@ static void writer_free(llmq_st_writer *w) {
     mem_free(w);
 }
 
-static llmq_status open_shard(llmq_st_writer *w, size_t k, uint64_t bytes, llmq_err *err) {
+/* The last byte gives the file its size, by which a later run knows it. */
+static llmq_status open_shard(llmq_st_writer *w, size_t k, uint64_t room, bool resume, llmq_err *err) {
     char name[64], path[SOURCE_MAX_PATH];
     const shard *s = &w->plan.shards[k];
     shard_name(&w->plan, k, name);
     if (!path_join(path, sizeof path, w->dir, name))
         return llmq_fail(err, LLMQ_E_ARG, "%s: the path is too long", w->dir);
-    LLMQ_TRY(out_open(path, true, bytes, &w->out[k], err));
+    if (resume) return out_reopen(path, true, s->total, &w->out[k], err);
+    LLMQ_TRY(out_open(path, true, room, &w->out[k], err));
+    LLMQ_TRY(out_write_at(w->out[k], "", 1, s->total - 1, err));
     return out_write_at(w->out[k], s->header, s->header_bytes, 0, err);
 }
 
-llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_t n, int64_t shard_bytes,
+llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_t n, int64_t shard_bytes, bool resume,
                            llmq_st_writer **out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     llmq_st_writer *w = mem_zalloc(1, sizeof *w);
@@ -261,17 +264,21 @@ llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_
     w->out = mem_zalloc(w->plan.n_shards, sizeof(llmq_out *));
     if (!w->out) LLMQ_TRY_GOTO(mem_error(err, w->plan.n_shards * sizeof(llmq_out *), dir));
     for (size_t k = 0; k < w->plan.n_shards; k++) /* the room for all is asked for once */
-        LLMQ_TRY_GOTO(open_shard(w, k, k ? 0 : plan_total(&w->plan), err));
+        LLMQ_TRY_GOTO(open_shard(w, k, k ? 0 : plan_total(&w->plan), resume, err));
     *out = w;
     w = NULL;
 done:
-    writer_free(w);
+    writer_free(w, resume);
     return status;
 }
 
+static llmq_status check_index(const llmq_st_writer *w, size_t index, llmq_err *err) {
+    if (index < w->plan.n) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->dir, index, w->plan.n);
+}
+
 llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err) {
-    if (index >= w->plan.n)
-        return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->dir, index, w->plan.n);
+    LLMQ_TRY(check_index(w, index, err));
     const llmq_st_tensor *t = &w->plan.tensors[index];
     size_t bytes = (size_t)t->bytes;
     if (offset > bytes || len > bytes - offset)
@@ -282,6 +289,23 @@ llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, siz
     bool ok = coverage_add(&w->put[index], offset, offset + len);
     pthread_mutex_unlock(&w->lock);
     return ok ? LLMQ_OK : mem_error(err, sizeof(coverage_run), w->dir);
+}
+
+llmq_status st_writer_have(llmq_st_writer *w, size_t index, llmq_err *err) {
+    LLMQ_TRY(check_index(w, index, err));
+    bool ok = coverage_add(&w->put[index], 0, (uint64_t)w->plan.tensors[index].bytes);
+    return ok ? LLMQ_OK : mem_error(err, sizeof(coverage_run), w->dir);
+}
+
+llmq_status st_writer_read(llmq_st_writer *w, size_t index, void *data, llmq_err *err) {
+    LLMQ_TRY(check_index(w, index, err));
+    size_t bytes = (size_t)w->plan.tensors[index].bytes;
+    return out_read_at(w->out[w->plan.shard_of[index]], data, bytes, w->plan.offset[index], err);
+}
+
+llmq_status st_writer_sync(llmq_st_writer *w, llmq_err *err) {
+    for (size_t k = 0; k < w->plan.n_shards; k++) LLMQ_TRY(out_sync(w->out[k], err));
+    return LLMQ_OK;
 }
 
 static llmq_status check_coverage(const llmq_st_writer *w, llmq_err *err) {
@@ -329,10 +353,10 @@ llmq_status st_writer_finish(llmq_st_writer *w, int64_t *bytes_out, llmq_err *er
     }
     if (status == LLMQ_OK) status = write_index(w, err);
     if (status == LLMQ_OK && bytes_out) *bytes_out = (int64_t)plan_total(&w->plan);
-    writer_free(w);
+    writer_free(w, false);
     return status;
 }
 
-void st_writer_abort(llmq_st_writer *w) {
-    writer_free(w);
+void st_writer_abort(llmq_st_writer *w, bool keep) {
+    writer_free(w, keep);
 }

@@ -21,14 +21,20 @@ typedef struct llmq_st_tensor {
 typedef struct llmq_st_writer llmq_st_writer;
 
 /* shard_bytes: no file becomes larger, header included, unless one tensor does alone; 0: one file. Tensors stay in
- * their order over the files, and are copied. */
-llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_t n, int64_t shard_bytes,
+ * their order over the files, and are copied. resume: the files are there as st_writer_abort(keep) or a killed process
+ * left them. */
+llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_t n, int64_t shard_bytes, bool resume,
                            llmq_st_writer **out, llmq_err *err);
 /* data goes to bytes [offset, offset + len) of tensor number index. Putting bytes again replaces them. */
 llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err);
+/* After opening with resume: the tensor was put by the earlier run. */
+llmq_status st_writer_have(llmq_st_writer *w, size_t index, llmq_err *err);
+/* Bytes that were put, back. */
+llmq_status st_writer_read(llmq_st_writer *w, size_t index, void *data, llmq_err *err);
+llmq_status st_writer_sync(llmq_st_writer *w, llmq_err *err);
 /* Every byte of every tensor must have been put. Writes the index of shards; w is gone afterwards, also on failure. */
 llmq_status st_writer_finish(llmq_st_writer *w, int64_t *bytes_out, llmq_err *err);
-void st_writer_abort(llmq_st_writer *w); /* NULL allowed */
+void st_writer_abort(llmq_st_writer *w, bool keep); /* NULL allowed; keep: files stay for a run that goes on */
 /* Bytes of all files for this directory, without writing. */
 llmq_status st_plan_bytes(const llmq_st_tensor *tensors, size_t n, int64_t shard_bytes, int64_t *bytes_out,
                           llmq_err *err);

@@ -34,7 +34,7 @@ static void write_golden(int64_t shard_bytes, int64_t *bytes) {
     llmq_st_writer *w = NULL;
     llmq_err err = {0};
     llmq_source *src = open_ok(DATA "single");
-    if (st_writer_open(DIR, golden, N_GOLDEN, shard_bytes, &w, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    if (st_writer_open(DIR, golden, N_GOLDEN, shard_bytes, false, &w, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     for (size_t i = N_GOLDEN; i-- > 0;) {
         const llmq_tensor *t = source_find(src, golden[i].name);
         size_t half = (size_t)t->bytes / 2;
@@ -83,10 +83,38 @@ static void shards_are_whole_models(void **state) {
     }
 }
 
+static void another_run_goes_on(void **state) {
+    (void)state;
+    llmq_st_writer *w = NULL;
+    int64_t bytes;
+    float back[8];
+    llmq_source *src = open_ok(DATA "single");
+    fresh();
+    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, true, &w, NULL), LLMQ_E_IO); /* nothing to go on with */
+    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, false, &w, NULL), LLMQ_OK);
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(st_writer_put(w, i, source_find(src, golden[i].name)->data, (size_t)golden[i].bytes, 0, NULL), LLMQ_OK);
+    assert_int_equal(st_writer_sync(w, NULL), LLMQ_OK);
+    st_writer_abort(w, true);
+    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN - 1, 0, true, &w, NULL), LLMQ_E_FORMAT); /* another directory */
+    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, true, &w, NULL), LLMQ_OK);
+    assert_int_equal(st_writer_read(w, 1, back, NULL), LLMQ_OK);
+    assert_memory_equal(back, source_find(src, golden[1].name)->data, sizeof back);
+    for (size_t i = 0; i < N_GOLDEN; i++) {
+        if (i < 2)
+            assert_int_equal(st_writer_have(w, i, NULL), LLMQ_OK);
+        else
+            assert_int_equal(st_writer_put(w, i, source_find(src, golden[i].name)->data, (size_t)golden[i].bytes, 0, NULL), LLMQ_OK);
+    }
+    assert_int_equal(st_writer_finish(w, &bytes, NULL), LLMQ_OK);
+    assert_same_file(DIR "/model.safetensors", DATA "single/model.safetensors");
+    source_close(src);
+}
+
 static void open_fails_with(const llmq_st_tensor *t, size_t n, const char *says) {
     llmq_st_writer *w = NULL;
     llmq_err err = {0};
-    assert_int_equal(st_writer_open(DIR, t, n, 0, &w, &err), LLMQ_E_ARG);
+    assert_int_equal(st_writer_open(DIR, t, n, 0, false, &w, &err), LLMQ_E_ARG);
     if (!strstr(err.msg, says)) fail_msg("\"%s\" lacks \"%s\"", err.msg, says);
     assert_false(file_exists(DIR "/model.safetensors.tmp"));
 }
@@ -103,7 +131,7 @@ static void what_does_not_fit_is_refused(void **state) {
     open_fails_with(bad + 1, 1, "dtype F17");
     open_fails_with(bad + 2, 1, "do not fit its shape");
     open_fails_with(bad + 3, 1, "cannot be written");
-    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, &w, NULL), LLMQ_OK);
+    assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, false, &w, NULL), LLMQ_OK);
     assert_int_equal(st_writer_put(w, N_GOLDEN, "", 0, 0, NULL), LLMQ_E_ARG);
     assert_int_equal(st_writer_put(w, 1, "12345678", 8, 25, NULL), LLMQ_E_ARG);
     assert_int_equal(st_writer_put(w, 1, "12345678", 8, 0, NULL), LLMQ_OK);
@@ -119,10 +147,10 @@ static void running_out_of_memory_leaves_nothing(void **state) {
     for (long n = 1; n < 100; n++) {
         llmq_st_writer *w = NULL;
         mem_fail_after(n);
-        llmq_status status = st_writer_open(DIR, golden, N_GOLDEN, 300, &w, NULL);
+        llmq_status status = st_writer_open(DIR, golden, N_GOLDEN, 300, false, &w, NULL);
         mem_fail_after(0);
         if (status == LLMQ_OK) {
-            st_writer_abort(w);
+            st_writer_abort(w, false);
             assert_true(n > 5);
             break;
         }
@@ -136,6 +164,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_file_is_the_librarys),
         cmocka_unit_test(shards_are_whole_models),
+        cmocka_unit_test(another_run_goes_on),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(running_out_of_memory_leaves_nothing),
     };
