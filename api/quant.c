@@ -5,8 +5,13 @@
 #include "engine/jobs.h"
 
 void llmq_quant_params_default(llmq_quant_params *params) {
-    *params =
-        (llmq_quant_params){.method = "gptq", .act_order = -1, .damp = -1, .calib_tokens = 65536, .calib_ctx = 512};
+    *params = (llmq_quant_params){.method = "gptq",
+
+                                  .shard_bytes = 5000000000,
+                                  .act_order = -1,
+                                  .damp = -1,
+                                  .calib_tokens = 65536,
+                                  .calib_ctx = 512};
 }
 
 llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {

@@ -8,9 +8,9 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume;
+    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
-    int64_t bits, tokens, calib_ctx, seed;
+    int64_t bits, tokens, calib_ctx, seed, group, shard_bytes;
     double damp;
     cli_texts calib, keep;
 } quantize_opts;
@@ -41,10 +41,13 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_TEXTS(
         "--keep", NULL, "PATTERN=TYPE", quantize_opts, keep,
         "tensors whose GGUF name matches get this type, e.g. 'blk.0.*=f16' (repeatable, the first match decides)"),
-    OPT_ROW_LATER("--group", "group sizes of Hugging Face formats come later; a GGUF type has its own"),
-    OPT_ROW_LATER("--sym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
-    OPT_ROW_LATER("--asym", "Hugging Face formats come later; choose q4_0 (symmetric) or q4_1 by --type"),
-    OPT_ROW_LATER("--double-quant", "NF4 comes later"),
+    OPT_ROW_INT("--group", NULL, "32|64|128|-1", quantize_opts, group, -1, 128,
+                "weights of a row that share a scale in gptq, awq and ct; -1: the whole row (default 128; a GGUF type "
+                "has a block of its own)"),
+    OPT_ROW_FLAG("--sym", NULL, quantize_opts, asym, 0, "gptq, awq, ct: levels around zero (the default)"),
+    OPT_ROW_FLAG("--asym", NULL, quantize_opts, asym, 1,
+                 "gptq, awq, ct: a zero point for each group; vLLM reads it in awq and ct only"),
+    OPT_ROW_FLAG("--double-quant", NULL, quantize_opts, double_quant, 1, "bnb: quantize the scales too"),
     OPT_ROW_TEXT("--policy", NULL, "FILE", quantize_opts, policy,
                  "the same from a file, one 'PATTERN TYPE' a line, # for comments; --keep goes before it"),
     OPT_ROW_LATER("--target-bpw", "the choice of types by size comes later; --keep is there"),
@@ -67,14 +70,24 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_INT("--calib-ctx", NULL, "N", quantize_opts, calib_ctx, 8, 1 << 20,
                 "tokens of one calibration window (default 512)"),
     OPT_ROW_HEAD("output"),
-    OPT_ROW_TEXT("--output", "-o", "OUT", quantize_opts, out,
-                 "the file to write (default: STEM-METHOD-TYPE.gguf beside the source)"),
+    OPT_ROW_TEXT(
+        "--output", "-o", "OUT", quantize_opts, out,
+        "the file or folder to write (default: STEM-METHOD-TYPE.gguf or STEM-METHOD-FORMAT beside the source)"),
+    OPT_ROW_TEXT("--emit", NULL, "LIST", quantize_opts, emit,
+                 "what to write: gguf (the default); or Hugging Face folders that vLLM, transformers and SGLang load: "
+                 "gptq, awq, ct (compressed-tensors), bnb (bitsandbytes NF4). Several, as in gguf,gptq,ct: OUT is a "
+                 "folder with one folder for each; gptq, awq, ct and a gguf beside them share one grid and its codes"),
+    {.kind = OPT_SIZE,
+     .name = "--shard-size",
+     .arg = "SIZE",
+     .offset = offsetof(quantize_opts, shard_bytes),
+     .min = 1,
+     .max = 9e18,
+     .help = "safetensors files become no larger, as in 500MB, 4.2GiB (default 5GB)"},
     OPT_ROW_FLAG("--force", NULL, quantize_opts, force, 1, "replace OUT if it exists"),
     OPT_ROW_FLAG("--plan", NULL, quantize_opts, plan, 1, "print what would become of every tensor, and stop"),
-    OPT_ROW_TEXT("--emit", NULL, "gguf", quantize_opts, emit, "output format: gguf is the only one in this version"),
     OPT_ROW_TEXT("--report-json", NULL, "F", quantize_opts, report_json, "write a report of every tensor as JSON"),
     OPT_ROW_LATER("--report", "HTML reports come later; --report-json is there"),
-    OPT_ROW_LATER("--shard-size", "split output files come later"),
     OPT_ROW_LATER("--max-ram", "a memory limit comes later; layers are worked on one at a time in any case"),
     OPT_ROW_FLAG("--no-resume", NULL, quantize_opts, no_resume, 1,
                  "start anew even if an earlier run of the same command was stopped half-way"),
@@ -116,8 +129,8 @@ static int check_types(const cli_command *cmd, const quantize_opts *o) {
     }
     if (o->bits && o->bits != 2 && o->bits != 3 && o->bits != 4 && o->bits != 8)
         return opt_bad(cmd, "--bits %lld: it takes 2, 3, 4 or 8", (long long)o->bits);
-    if (o->emit && strcmp(o->emit, "gguf"))
-        return opt_bad(cmd, "--emit '%s' is not in this version: only gguf is", o->emit);
+    if (o->group && o->group != 32 && o->group != 64 && o->group != 128 && o->group != -1)
+        return opt_bad(cmd, "--group %lld: it takes 32, 64, 128 or -1", (long long)o->group);
     return CLI_GO_ON;
 }
 
@@ -144,19 +157,23 @@ static void print_plan(const llmq_quant_result *r) {
     for (size_t i = 0; i < r->n_rows; i++) {
         const llmq_quant_row *row = &r->rows[i];
         snprintf(shape, sizeof shape, "%lld x %lld", (long long)row->rows, (long long)row->cols);
-        printf("%-*s  %-6s -> %-6s  %-6s  %14s  %10s  %s\n", width, row->name, llmq_type_name(row->from),
-               llmq_type_name(row->to), row->method, shape, cli_bytes((double)row->bytes, bytes), row->note);
+        printf("%-*s  %-6s -> %-6s  %-6s  %14s  %10s  %s\n", width, row->name, llmq_type_name(row->from), row->to_name,
+               row->method, shape, cli_bytes((double)row->bytes, bytes), row->note);
     }
 }
 
 static void print_sizes(const llmq_quant_result *r, bool planned) {
     char a[32], b[32], c[32];
     double out = (double)r->out_bytes;
-    printf("size       %s%s: %.2fx smaller than FP32 (%s), %.2fx smaller than FP16 (%s)\n", cli_bytes(out, a),
-           planned ? " planned" : "", out > 0 ? (double)r->f32_bytes / out : 0, cli_bytes((double)r->f32_bytes, b),
-           out > 0 ? (double)r->f16_bytes / out : 0, cli_bytes((double)r->f16_bytes, c));
-    printf("bits       %.3f per weight over the whole model, %.3f inside the layers\n", r->bits_per_weight,
-           r->matrix_bits_per_weight);
+    if (r->n_outputs > 1)
+        printf("size       %s%s in %zu outputs; FP32 is %s, FP16 %s\n", cli_bytes(out, a), planned ? " planned" : "",
+               r->n_outputs, cli_bytes((double)r->f32_bytes, b), cli_bytes((double)r->f16_bytes, c));
+    else
+        printf("size       %s%s: %.2fx smaller than FP32 (%s), %.2fx smaller than FP16 (%s)\n", cli_bytes(out, a),
+               planned ? " planned" : "", out > 0 ? (double)r->f32_bytes / out : 0, cli_bytes((double)r->f32_bytes, b),
+               out > 0 ? (double)r->f16_bytes / out : 0, cli_bytes((double)r->f16_bytes, c));
+    printf("bits       %.3f per weight over the whole model%s, %.3f inside the layers\n", r->bits_per_weight,
+           r->n_outputs > 1 ? " (the first output)" : "", r->matrix_bits_per_weight);
 }
 
 /* Tensors that got another type or method than the one asked for; the first few by name. */
@@ -167,7 +184,7 @@ static void print_fallbacks(const llmq_quant_result *r) {
     printf("fallbacks  %lld tensor%s not as asked:\n", (long long)r->n_fallback, r->n_fallback == 1 ? " is" : "s are");
     for (size_t i = 0; i < r->n_rows && shown < SHOWN; i++)
         if (r->rows[i].fallback) {
-            printf("             %s: %s, %s: %s\n", r->rows[i].name, llmq_type_name(r->rows[i].to), r->rows[i].method,
+            printf("             %s: %s, %s: %s\n", r->rows[i].name, r->rows[i].to_name, r->rows[i].method,
                    r->rows[i].note);
             shown++;
         }
@@ -191,7 +208,8 @@ static void print_summary(const llmq_quant_result *r) {
         printf("resumed    after layer %lld of %lld\n", (long long)r->resumed_layers, (long long)r->n_layers);
     printf("took       %.1f s, peak memory %s besides mapped files\n", r->seconds, cli_bytes((double)r->peak_bytes, a));
     print_fallbacks(r);
-    printf("next       %s chat %s\n", cli_quote(cli_program(), tok, sizeof tok), cli_quote(r->out, path, sizeof path));
+    printf("next       %s chat %s\n", cli_quote(cli_program(), tok, sizeof tok),
+           cli_quote(r->main_out, path, sizeof path));
 }
 
 /* The command as it was typed, without what would throw away the work that is kept. */
@@ -236,6 +254,11 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.awq = opts.awq;
     params.bits = (int)opts.bits;
     params.type = opts.type;
+    params.emit = opts.emit;
+    params.group = (int)opts.group;
+    params.asym = opts.asym;
+    params.double_quant = opts.double_quant;
+    if (opts.shard_bytes) params.shard_bytes = opts.shard_bytes;
     params.keep = opts.keep.v;
     params.n_keep = opts.keep.n;
     params.policy = opts.policy;
@@ -280,9 +303,11 @@ const cli_command cmd_quantize = {
         "Reads a full-precision model (a Hugging Face folder, a GGUF file or a llama2.c .bin), quantizes the matrices "
         "inside its "
         "layers with calibration text, stores the embedding and the head as Q8_0, and writes a GGUF file that llmq and "
-        "llama.cpp read. Nothing but MODEL has to be given. OUT appears only when it is whole.",
+        "llama.cpp read, or with --emit folders in the formats of other engines. Nothing but MODEL has to be given. "
+        "OUT appears only when it is whole.",
     .examples = "  llmq quantize ./SmolLM2-135M-Instruct --gptq\n"
                 "  llmq quantize model-f16.gguf --type q4_0 --calib text.txt --tokens 65536 -o small.gguf\n"
+                "  llmq quantize ./SmolLM2-135M-Instruct --gptq --group 64 --emit gguf,gptq,ct -o small\n"
                 "  llmq quantize model-f16.gguf --rtn --type q8_0 --keep 'blk.0.*=f16' --plan\n",
     .run = run,
 };

@@ -59,6 +59,12 @@ static void add_settings(const pipeline *p, json_t *manifest) {
     const llmq_quant_params *params = p->params;
     json_object_set_new(manifest, "method", json_string(p->method->name));
     if (params->awq) json_object_set_new(manifest, "awq", json_true());
+    if (outputs_have_folder(&p->spec))
+        json_object_set_new(manifest, "emit",
+                            json_pack("{s:s, s:i, s:I, s:b, s:b, s:I}", "outputs", p->spec.emit, "bits",
+                                      p->spec.integer.bits, "group", (json_int_t)p->spec.integer.group, "sym",
+                                      (int)p->spec.integer.sym, "double_quant", (int)p->spec.bnb.double_quant,
+                                      "shard_bytes", (json_int_t)p->spec.shard_bytes));
     if (!p->method->needs_gram) return;
     json_object_set_new(manifest, "act_order",
                         json_boolean(params->act_order < 0 ? p->method->act_order_default : params->act_order > 0));

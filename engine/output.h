@@ -20,10 +20,23 @@ typedef struct llmq_output_kind {
 
 struct llmq_output {
     const llmq_output_kind *kind;
-    const llmq_export *ex; /* the run's, with GGUF's names and order of rows */
+    const llmq_export *ex;      /* the run's, with GGUF's names and order of rows */
+    const llmq_type_info *grid; /* what matrices inside layers come on; NULL: each tensor's own type */
 };
 
 llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, const llmq_export *ex, llmq_output **out,
                              llmq_err *err);
+/* The folder dir is there and is filled. name: gptq, awq, ct or bnb. */
+llmq_status output_hf_open(const llmq_outputs_spec *spec, const char *name, const char *dir, const llmq_export *ex,
+                           llmq_output **out, llmq_err *err);
+llmq_status output_hf_plan_bytes(const llmq_outputs_spec *spec, const char *name, const llmq_export *ex, int64_t *bytes,
+                                 llmq_err *err);
+const llmq_scheme_spec *output_scheme_spec(const llmq_outputs_spec *spec, const char *name);
+
+/* hf_files.c: config.json and all that lies beside the weights. */
+llmq_status hf_files_write(const char *dir, const llmq_export *ex, const llmq_scheme *scheme,
+                           const llmq_scheme_spec *spec, llmq_err *err);
+/* NAME is one that hf_files_write or the writer of weights makes. */
+bool hf_files_has(const char *name);
 
 #endif

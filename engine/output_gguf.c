@@ -1,5 +1,7 @@
-/* A GGUF file as an output: matrices packed in the file's order of rows. */
+/* A GGUF file as an output: matrices packed in the file's order of rows. Beside Hugging Face folders of an integer
+ * scheme it holds the same codes and scales as they do. */
 #include "engine/output.h"
+#include "types/affine.h"
 
 typedef struct gguf_output {
     llmq_output base;
@@ -13,12 +15,29 @@ typedef struct pack_job {
     uint8_t *bytes;          /* in the file's */
 } pack_job;
 
+/* Row r of a matrix on an integer grid as blocks of a type with the same levels: a group's scale goes to each of its
+ * blocks, codes are what they were. A minimum is -scale * zero rounded to F16. */
+static void repack_row(const llmq_quantized *q, int64_t r, const llmq_type_info *type, uint8_t *bytes) {
+    const llmq_grid *groups = q->grids + r * type_blocks(q->type, q->cols);
+    const uint8_t *codes = q->codes + r * q->cols;
+    for (int64_t at = 0; at < q->cols; at += type->block_len, bytes += type->block_bytes) {
+        llmq_grid grid = groups[at / q->type->block_len];
+        type->pack(&grid, codes + at, bytes);
+    }
+}
+
 static void pack_worker(const llmq_worker *w, void *arg) {
     const pack_job *job = arg;
-    int64_t row_bytes = type_row_bytes(job->q->type->id, job->q->cols), begin, end;
+    const llmq_type_info *type = type_info(job->ex->tensors[job->index].type);
+    int64_t row_bytes = type_row_bytes(type->id, job->q->cols), begin, end;
     worker_range(w, job->q->rows, 1, &begin, &end);
-    for (int64_t r = begin; r < end; r++)
-        quantized_pack_row(job->q, export_source_row(job->ex, job->index, r), job->bytes + r * row_bytes);
+    for (int64_t r = begin; r < end; r++) {
+        int64_t from = export_source_row(job->ex, job->index, r);
+        if (job->q->type == type)
+            quantized_pack_row(job->q, from, job->bytes + r * row_bytes);
+        else
+            repack_row(job->q, from, type, job->bytes + r * row_bytes);
+    }
 }
 
 static llmq_status put(llmq_output *base, size_t index, const llmq_quantized *q, llmq_team *team, llmq_err *err) {
@@ -69,6 +88,8 @@ llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, co
     gguf_output *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, path);
     o->base = (llmq_output){.kind = &kind_gguf, .ex = ex};
+    if (outputs_have_integer(spec))
+        o->base.grid = type_affine(spec->integer.bits, spec->integer.group, spec->integer.sym);
     llmq_status status = (spec->resume ? gguf_writer_reopen : gguf_writer_open)(path, spec->force, ex->meta,
                                                                                 ex->tensors, ex->n, &o->writer, err);
     if (status == LLMQ_OK)

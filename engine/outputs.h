@@ -4,18 +4,44 @@
 #define LLMQ_ENGINE_OUTPUTS_H
 
 #include "engine/export.h"
+#include "formats/schemes/scheme.h"
 #include "types/quantized.h"
 
 typedef struct llmq_outputs llmq_outputs;
 
+/* Every name that --emit takes. */
+#define OUTPUTS_MAX 5
+
 /* What the matrices inside layers are quantized to, and what is written of them. */
 typedef struct llmq_outputs_spec {
-    const char *emit;    /* "gguf", "gptq,ct", ...: NULL is gguf */
-    const char *out;     /* the file, the folder, or for several the folder above them */
+    const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf */
+    const char *out;          /* the file, the folder, or for several the folder above them */
+    const char *gguf_name;    /* for several: of the GGUF file in OUT/gguf/ */
+    llmq_scheme_spec integer; /* of gptq, awq and ct, and then of the GGUF file too */
+    llmq_scheme_spec bnb;
     int64_t shard_bytes; /* of safetensors files; 0: one file */
     bool force;
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
+
+/* LLMQ_E_ARG for names that are unknown or there twice. */
+llmq_status outputs_check_emit(const char *emit, llmq_err *err);
+bool outputs_emits(const llmq_outputs_spec *spec, const char *name);
+size_t outputs_count(const llmq_outputs_spec *spec);
+/* gptq, awq or ct is among them: one integer grid for all that can have it. */
+bool outputs_have_integer(const llmq_outputs_spec *spec);
+/* Something else than a GGUF file is: matrices inside layers must all be quantized. */
+bool outputs_have_folder(const llmq_outputs_spec *spec);
+/* The first output's name. */
+const char *outputs_first(const llmq_outputs_spec *spec);
+/* The GGUF type that holds the integer grid without change of codes and scales; LLMQ_TYPE_NONE: none does. */
+llmq_type outputs_integer_type(const llmq_scheme_spec *integer);
+/* Every matrix inside layers fits every output; before any work. */
+llmq_status outputs_check(const llmq_outputs_spec *spec, const llmq_export *ex, llmq_err *err);
+/* OUT may be written: it is no part of the source, and absent or (with replace) one that such a run wrote. */
+llmq_status outputs_check_path(const llmq_outputs_spec *spec, const llmq_source *source, bool replace, llmq_err *err);
+/* Bytes of tensor `index` in the first output. */
+int64_t outputs_tensor_bytes(const llmq_outputs_spec *spec, const llmq_export *ex, size_t index);
 
 /* What matrix `index` of ex is to be quantized on: the k-th distinct grid that the outputs need, the first output's
  * first; NULL past the end. */
@@ -36,9 +62,6 @@ llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values
 llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err);
 /* All bytes put so far are on the disk (fdatasync). */
 llmq_status outputs_sync(llmq_outputs *o, llmq_err *err);
-/* What tensor `index` means as it was put, read back from OUT.tmp for a run that goes on: values [rows * cols] in the
- * source's order. */
-llmq_status outputs_read_back(llmq_outputs *o, size_t index, float *values, llmq_team *team, llmq_err *err);
 /* Side files, sync, rename. o is gone afterwards, also on failure. */
 llmq_status outputs_finish(llmq_outputs *o, int64_t *bytes_out, llmq_err *err);
 /* keep: OUT.tmp stays for a run that goes on. */

@@ -416,7 +416,7 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(model_open(path, &open, &p->model, err));
     LLMQ_TRY(pipeline_plan(p, &type, err));
     LLMQ_TRY(pipeline_output_path(p, path, type, r->out, sizeof r->out, err));
-    LLMQ_TRY(job_check_output(p->model->source, r->out, "-o", params->force || params->plan_only, err));
+    LLMQ_TRY(outputs_check_path(&p->spec, p->model->source, params->force || params->plan_only, err));
     LLMQ_TRY(open_report(p, report, err));
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;

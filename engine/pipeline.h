@@ -37,7 +37,8 @@ typedef struct pipeline {
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
-    llmq_outputs_spec spec; /* set by pipeline_plan, its path by pipeline_output_path */
+    llmq_outputs_spec spec; /* set by pipeline_plan, its paths by pipeline_output_path */
+    char gguf_name[256];    /* of the file among several outputs */
     llmq_outputs *outputs;
     llmq_calib calib;
     llmq_calib_run *run;
@@ -55,15 +56,29 @@ typedef struct pipeline {
     char what[64];
 } pipeline;
 
+/* ---- plan_outputs.c: what --emit and the options of its grids ask for */
+
+/* p->spec from the parameters, and whether they make sense together. */
+llmq_status pipeline_plan_outputs(pipeline *p, llmq_err *err);
+/* The type of matrices inside the layers in a run with an integer scheme or without a GGUF file: what holds their grid
+ * in the GGUF file, or F16 (a placeholder) where none is written. */
+llmq_status pipeline_folder_type(const pipeline *p, llmq_type *out, llmq_err *err);
+/* The planned types are what a run with Hugging Face outputs can write. type: of the matrices inside the layers. */
+llmq_status pipeline_check_folders(const pipeline *p, llmq_type type, llmq_err *err);
+/* row->to, to_name and bytes of tensor `index`. */
+void pipeline_plan_row(const pipeline *p, size_t index, llmq_quant_row *row);
+/* STEM-METHOD-TYPE.gguf, STEM-METHOD-gptq, or for several STEM-METHOD, and the name of the GGUF file among those. */
+llmq_status pipeline_name_outputs(pipeline *p, const char *stem, const char *method, llmq_type type, char *out,
+                                  size_t cap, llmq_err *err);
+
 /* ---- plan.c */
 
 /* Fills ex and result->rows: the whole directory of what will be written. *type_out: the type of the matrices inside
  * the layers. */
 llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err);
-/* The sizes in result, once types and metadata are what they will be. */
+/* Rows' types and the sizes in result, once types and metadata are what they will be. */
 llmq_status pipeline_sizes(pipeline *p, llmq_err *err);
-llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
-                                 llmq_err *err);
+llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, char *out, size_t cap, llmq_err *err);
 bool pipeline_is_quantized(llmq_type type);
 /* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for
  * another). */

@@ -35,6 +35,7 @@ bool pipeline_is_quantized(llmq_type type) {
 
 bool pipeline_is_solved(const pipeline *p, size_t i) {
     const llmq_export_entry *entry = &p->ex->entries[i];
+    if (outputs_have_folder(&p->spec)) return entry->matrix && entry->layer >= 0;
     return entry->matrix && entry->layer >= 0 && pipeline_is_quantized(p->ex->tensors[i].type) &&
            p->ex->tensors[i].type != entry->src->type;
 }
@@ -77,6 +78,7 @@ double pipeline_total_cost(const pipeline *p) {
 static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     const llmq_hparams *hp = &p->model->hp;
+    if (outputs_have_integer(&p->spec) || !outputs_emits(&p->spec, "gguf")) return pipeline_folder_type(p, out, err);
     if (!params->type) {
         const int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
         return policy_default_type(params->bits, cols, sizeof cols / sizeof *cols, out, err);
@@ -109,13 +111,11 @@ static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i,
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
     strcpy(row->name, t->name);
     row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
-    row->to = t->type;
     row->method = pipeline_is_solved(p, i)                                 ? method_label(p)
                   : pipeline_is_quantized(t->type) && t->type != row->from ? "rtn"
                                                                            : "copy";
     row->rows = tensor_rows(t);
     row->cols = tensor_cols(t);
-    row->bytes = t->bytes;
     row->error = row->rtn_error = row->awq_alpha = row->awq_ratio = -1;
     row->layer = entry->layer;
     row->role = role_names[entry->role];
@@ -131,10 +131,10 @@ static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
     int64_t bytes = 0, weights = 0, matrix_bytes = 0, matrix_weights = 0;
     for (size_t i = 0; i < p->ex->n; i++) {
         const llmq_tensor *t = &p->ex->tensors[i];
-        bytes += t->bytes;
+        bytes += r->rows[i].bytes;
         weights += tensor_numel(t);
         if (!p->ex->entries[i].matrix || p->ex->entries[i].layer < 0) continue;
-        matrix_bytes += t->bytes;
+        matrix_bytes += r->rows[i].bytes;
         matrix_weights += tensor_numel(t);
     }
     r->f32_bytes = weights * 4;
@@ -162,10 +162,14 @@ static void warn_unused(const pipeline *p) {
 }
 
 llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
-    LLMQ_TRY(choose_type(p, type_out, err));
     const llmq_quant_params *params = p->params;
+    LLMQ_TRY(pipeline_plan_outputs(p, err));
+    LLMQ_TRY(choose_type(p, type_out, err));
     LLMQ_TRY(policy_rules_read(params->keep, params->n_keep, params->policy, &p->rules, err));
-    llmq_policy policy = {.type = *type_out, .outer = LLMQ_TYPE_Q8_0, .keep = p->rules.rules, .n_keep = p->rules.n};
+    llmq_policy policy = {.type = *type_out,
+                          .outer = outputs_emits(&p->spec, "gguf") ? LLMQ_TYPE_Q8_0 : LLMQ_TYPE_F16,
+                          .keep = p->rules.rules,
+                          .n_keep = p->rules.n};
     LLMQ_TRY(policy_check(&policy, err));
     LLMQ_TRY(export_create(p->model, &p->ex, err));
     p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
@@ -174,22 +178,17 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
     LLMQ_TRY(export_seal(p->ex, err));
     warn_unused(p);
-    return LLMQ_OK;
+    return pipeline_check_folders(p, *type_out, err);
 }
 
 llmq_status pipeline_sizes(pipeline *p, llmq_err *err) {
+    for (size_t i = 0; i < p->ex->n; i++) pipeline_plan_row(p, i, &p->result->rows[i]);
     plan_sizes(p, p->result);
-    p->spec = (llmq_outputs_spec){.out = p->result->out, .force = p->params->force};
     return outputs_plan_bytes(&p->spec, p->ex, &p->result->out_bytes, err);
 }
 
-/* STEM-METHOD-TYPE.gguf beside the file, or beside the folder; "." and trailing slashes are looked through. */
-llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type type, char *out, size_t cap,
-                                 llmq_err *err) {
-    if (p->params->out) {
-        if ((size_t)snprintf(out, cap, "%s", p->params->out) < cap) return LLMQ_OK;
-        return llmq_fail(err, LLMQ_E_ARG, "-o: the path is too long");
-    }
+/* The outputs' names beside the file, or beside the folder; "." and trailing slashes are looked through. */
+llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, char *out, size_t cap, llmq_err *err) {
     char stem[1024];
     size_t len = strlen(path);
     while (len > 1 && path[len - 1] == '/') len--;
@@ -203,14 +202,13 @@ llmq_status pipeline_output_path(const pipeline *p, const char *path, llmq_type 
         bool fits = real && strlen(real) < sizeof stem;
         if (fits) strcpy(stem, real);
         free(real);
-        if (!fits || !strcmp(stem, "/"))
+        if ((!fits || !strcmp(stem, "/")) && !p->params->out)
             return llmq_fail(err, LLMQ_E_ARG, "%s: give a name for the output with -o", path);
     }
     char *dot = strrchr(stem, '.');
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
+    char label[64];
     bool both = p->params->awq && strcmp(method_label(p), "awq") != 0;
-    if ((size_t)snprintf(out, cap, "%s-%s%s-%s.gguf", stem, both ? "awq-" : "", method_label(p), llmq_type_name(type)) <
-        cap)
-        return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_ARG, "the path of the model is too long; give a name for the output with -o");
+    snprintf(label, sizeof label, "%s%s", both ? "awq-" : "", method_label(p));
+    return pipeline_name_outputs(p, stem, label, type, out, cap, err);
 }

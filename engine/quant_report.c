@@ -19,7 +19,7 @@ static json_t *text(const char *s) {
 
 static json_t *row_json(const llmq_quant_row *row) {
     return json_pack("{s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:b, s:o}", "name", text(row->name),
-                     "from", llmq_type_name(row->from), "to", llmq_type_name(row->to), "method", row->method, "rows",
+                     "from", llmq_type_name(row->from), "to", row->to_name, "method", row->method, "rows",
                      (json_int_t)row->rows, "cols", (json_int_t)row->cols, "bytes", (json_int_t)row->bytes, "error",
                      measured(row->error), "rtn_error", measured(row->rtn_error), "awq_alpha", measured(row->awq_alpha),
                      "awq_ratio", measured(row->awq_ratio), "fallback", (int)row->fallback, "note", text(row->note));

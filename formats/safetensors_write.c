@@ -297,12 +297,6 @@ llmq_status st_writer_have(llmq_st_writer *w, size_t index, llmq_err *err) {
     return ok ? LLMQ_OK : mem_error(err, sizeof(coverage_run), w->dir);
 }
 
-llmq_status st_writer_read(llmq_st_writer *w, size_t index, void *data, llmq_err *err) {
-    LLMQ_TRY(check_index(w, index, err));
-    size_t bytes = (size_t)w->plan.tensors[index].bytes;
-    return out_read_at(w->out[w->plan.shard_of[index]], data, bytes, w->plan.offset[index], err);
-}
-
 llmq_status st_writer_sync(llmq_st_writer *w, llmq_err *err) {
     for (size_t k = 0; k < w->plan.n_shards; k++) LLMQ_TRY(out_sync(w->out[k], err));
     return LLMQ_OK;

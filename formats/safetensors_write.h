@@ -29,8 +29,6 @@ llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_
 llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err);
 /* After opening with resume: the tensor was put by the earlier run. */
 llmq_status st_writer_have(llmq_st_writer *w, size_t index, llmq_err *err);
-/* Bytes that were put, back. */
-llmq_status st_writer_read(llmq_st_writer *w, size_t index, void *data, llmq_err *err);
 llmq_status st_writer_sync(llmq_st_writer *w, llmq_err *err);
 /* Every byte of every tensor must have been put. Writes the index of shards; w is gone afterwards, also on failure. */
 llmq_status st_writer_finish(llmq_st_writer *w, int64_t *bytes_out, llmq_err *err);

@@ -13,8 +13,15 @@ typedef struct llmq_quant_params {
     bool awq; /* before the method: scale each matrix's inputs by AWQ, the op before takes the scales up. With "rtn"
                  this is AWQ itself */
     int bits; /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
-    const char *type; /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
-                         divides the rows */
+    const char *type;  /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
+                          divides the rows */
+    const char *emit;  /* what is written, a list of "gguf", "gptq", "awq", "ct", "bnb"; NULL: gguf. One: OUT is that
+                          file or  Hugging Face folder; several: OUT is a folder with one folder for each. gptq, awq and
+                          ct share  one integer grid, and a GGUF file among them has the same codes */
+    int group;         /* weights that share a scale in gptq, awq and ct: 32, 64, 128, -1 the whole row; 0: 128 */
+    bool asym;         /* zero points in gptq, awq and ct */
+    bool double_quant; /* bnb: the scales are quantized too */
+    int64_t shard_bytes;     /* safetensors files become no larger; 0: one file. Default 5 GB */
     const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */
     size_t n_keep;
     const char *policy; /* file of rules "PATTERN TYPE", read after keep; NULL: none */
@@ -28,10 +35,11 @@ typedef struct llmq_quant_params {
     int64_t calib_tokens; /* default 65536 */
     int64_t calib_ctx;    /* default 512 */
     uint64_t seed;        /* for methods that draw at random; gptq and rtn do not */
-    const char *out;      /* NULL: STEM-METHOD-TYPE.gguf beside the source; METHOD is awq or awq-METHOD with awq */
-    bool force;           /* overwrite OUT */
-    bool no_resume;       /* start anew even if an earlier run of the same job was stopped half-way */
-    bool plan_only;       /* fill result's plan, write nothing but report_json */
+    const char *out; /* NULL: STEM-METHOD-TYPE.gguf (or -gptq, ...) beside the source; METHOD is awq or awq-METHOD with
+                        awq */
+    bool force;      /* overwrite OUT */
+    bool no_resume;  /* start anew even if an earlier run of the same job was stopped half-way */
+    bool plan_only;  /* fill result's plan, write nothing but report_json */
     int n_threads;
     const char *report_json; /* per-tensor report; NULL: none */
     const char *report;      /* the same as one HTML page; NULL: none */
@@ -43,8 +51,9 @@ LLMQ_API void llmq_quant_params_default(llmq_quant_params *params);
 
 typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of the report */
     char name[64];
-    llmq_type from, to;
-    const char *method; /* "gptq", "rtn", "awq", "copy" */
+    llmq_type from, to;  /* to is LLMQ_TYPE_NONE where the first output has no GGUF type for it: */
+    const char *to_name; /* "q4_0", "int4-g128-sym", ...: the name in any case. Static */
+    const char *method;  /* "gptq", "rtn", "awq", "copy" */
     int64_t rows, cols, bytes;
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
     double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding with them over that
@@ -70,7 +79,9 @@ typedef enum llmq_quant_stage {
 LLMQ_API const char *llmq_quant_stage_name(llmq_quant_stage stage); /* "calibration". Static string */
 
 typedef struct llmq_quant_result {
-    char out[1024];       /* path written */
+    char out[1024];      /* path written */
+    char main_out[1400]; /* of the first output: out itself unless there are several */
+    size_t n_outputs;
     llmq_quant_row *rows; /* n_rows */
     size_t n_rows;
     int64_t f32_bytes, f16_bytes;  /* the whole model at 32 and 16 bits */

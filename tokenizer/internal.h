@@ -83,6 +83,8 @@ const struct pretok_row *pretok_find(const char *name);
 /* The name of the row whose steps are these patterns, with the best fitting traits; NULL if none. */
 const char *pretok_detect(const char *const *patterns, size_t n, pretok_traits want);
 pretok_traits pretok_row_traits(const struct pretok_row *row);
+/* Pattern of step i, NULL past the last. */
+const char *pretok_row_step(const struct pretok_row *row, size_t i);
 extern const char PRETOK_GPT2_PATTERN[], PRETOK_DIGITS_PATTERN[];
 
 llmq_status pretok_create(const struct pretok_row *row, tok_pretok **out, llmq_err *err);

@@ -132,6 +132,10 @@ pretok_traits pretok_row_traits(const struct pretok_row *row) {
     return row->traits;
 }
 
+const char *pretok_row_step(const struct pretok_row *row, size_t i) {
+    return i < PRETOK_MAX_STEPS ? row->steps[i] : NULL;
+}
+
 /* Equal patterns; a raw CR or LF in theirs is the escape in ours. */
 static bool same_pattern(const char *ours, const char *theirs) {
     for (; *theirs; theirs++) {

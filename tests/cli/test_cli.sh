@@ -123,8 +123,10 @@ bad "--bits 5" quantize model.gguf --bits 5
 bad "--type" quantize model.gguf --type nonsense
 bad "PATTERN=TYPE" quantize model.gguf --keep q4_0
 bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
-for o in --int8-dynamic --int8-static --qat --tune --group --sym --asym --double-quant --policy --target-bpw \
-    --target-size --smooth --report --shard-size --max-ram; do
+bad "32, 64, 128 or -1" quantize model.gguf --group 48
+bad "--shard-size" quantize model.gguf --shard-size 5XB
+for o in --int8-dynamic --int8-static --qat --tune --policy --target-bpw \
+    --target-size --smooth --report --max-ram; do
     bad "$o" quantize model.gguf $o
 done
 

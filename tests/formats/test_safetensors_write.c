@@ -87,7 +87,6 @@ static void another_run_goes_on(void **state) {
     (void)state;
     llmq_st_writer *w = NULL;
     int64_t bytes;
-    float back[8];
     llmq_source *src = open_ok(DATA "single");
     fresh();
     assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, true, &w, NULL), LLMQ_E_IO); /* nothing to go on with */
@@ -98,8 +97,6 @@ static void another_run_goes_on(void **state) {
     st_writer_abort(w, true);
     assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN - 1, 0, true, &w, NULL), LLMQ_E_FORMAT); /* another directory */
     assert_int_equal(st_writer_open(DIR, golden, N_GOLDEN, 0, true, &w, NULL), LLMQ_OK);
-    assert_int_equal(st_writer_read(w, 1, back, NULL), LLMQ_OK);
-    assert_memory_equal(back, source_find(src, golden[1].name)->data, sizeof back);
     for (size_t i = 0; i < N_GOLDEN; i++) {
         if (i < 2)
             assert_int_equal(st_writer_have(w, i, NULL), LLMQ_OK);
