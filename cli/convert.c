@@ -49,6 +49,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     char bytes[32];
     printf("%s: %s, %lld tensors exact, %lld rounded\n", opts.out, cli_bytes((double)result.out_bytes, bytes),
            (long long)result.n_exact, (long long)result.n_inexact);
+    if (result.quantization[0]) printf("%s: from %s\n", opts.out, result.quantization);
     return EXIT_OK;
 }
 
@@ -56,11 +57,14 @@ const cli_command cmd_convert = {
     .name = "convert",
     .usage = "MODEL -o OUT.gguf [--type T]",
     .summary = "a model in another container or storage type",
-    .about = "Writes a model as a GGUF file that llama.cpp reads too, tokenizer included. Values stay exactly as they "
-             "are unless "
-             "--type asks for fewer bits; the last line says how many tensors had to be rounded. For 4 bits with "
-             "calibration see "
-             "llmq quantize.",
+    .about =
+        "Writes a model as a GGUF file that llama.cpp reads too, tokenizer included. Values stay exactly as they "
+        "are unless "
+        "--type asks for fewer bits; the output says how many tensors had to be rounded. Folders that were quantized "
+        "by GPTQ, AWQ, compressed-tensors or bitsandbytes are repacked: symmetric 4 bits become q4_0 exactly. For 4 "
+        "bits with "
+        "calibration see "
+        "llmq quantize.",
     .examples = "  llmq convert ./SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16\n"
                 "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n",
     .run = run,

@@ -139,6 +139,7 @@ static int print_json(const llmq_model *model, const llmq_model_info *m, const t
     set_text(doc, "name", m->name);
     set_text(doc, "tokenizer", m->tokenizer);
     set_text(doc, "chat_template", m->chat_template);
+    set_text(doc, "quantization", m->quantization);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         json_object_set_new(doc, numbers[i].key, json_integer(numbers[i].value));
     json_object_set_new(doc, "rope_theta", cli_json_real(m->rope_theta));
@@ -227,6 +228,9 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
     printf("template      %s\n", m->chat_template ? m->chat_template : "none that llmq knows");
     printf("weights       %s, %.3f bits per weight (%.3f inside the layers)\n", cli_bytes((double)m->weight_bytes, a),
            bits_per(m->weight_bytes, m->n_params), bits_per(m->matrix_bytes, m->matrix_params));
+    if (m->quantization)
+        printf("quantized     %s; %lld matrices rounded to a type that llmq runs\n", m->quantization,
+               (long long)m->n_rounded);
     printf("generation    reads %s of weights a token; the f16 cache grows by %s a token\n",
            cli_bytes((double)m->bytes_per_token, a), cli_bytes((double)m->kv_bytes_per_token, b));
     print_types(sums);

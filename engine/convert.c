@@ -87,6 +87,8 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
     LLMQ_TRY_GOTO(choose_types(ex, type, err));
     LLMQ_TRY_GOTO(outputs_open(&spec, ex, &outputs, err));
     LLMQ_TRY_GOTO(write_all(ex, outputs, team, params, result, err));
+    if (model->source->quant)
+        snprintf(result->quantization, sizeof result->quantization, "%s", model->source->quant->text);
     status = outputs_finish(outputs, &result->out_bytes, err);
     outputs = NULL;
 done:

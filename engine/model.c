@@ -177,12 +177,21 @@ static llmq_status bind_rule(llmq_model *model, const llmq_arch_rule *rule, int 
     return LLMQ_OK;
 }
 
+/* Some quantizers give every matrix a bias of zeros. */
+static bool is_zero(const llmq_tensor *t) {
+    const uint8_t *bytes = t->data;
+    for (int64_t i = 0; i < t->bytes; i++)
+        if (bytes[i]) return false;
+    return true;
+}
+
 /* A tensor that nobody reads may mean a model that is not what it says. Biases surely change the result: refuse. */
 static llmq_status check_unbound(const llmq_model *model, const bool *bound, llmq_err *err) {
     const llmq_source *src = model->source;
     for (size_t i = 0; i < src->n_tensors; i++) {
         const char *name = src->tensors[i].name;
         if (bound[i] || strstr(name, "rotary_emb") || strstr(name, "rope_f") || strstr(name, "attn_rot_embd")) continue;
+        if (has_suffix(name, ".bias") && is_zero(&src->tensors[i])) continue;
         if (has_suffix(name, ".bias") && (strstr(name, "blk.") || strstr(name, "layers.")))
             return llmq_fail(err, LLMQ_E_UNSUPPORTED,
                              "%s: tensor '%s': llmq does not run biases there for architecture '%s'", src->path, name,
@@ -366,6 +375,10 @@ static void fill_info(llmq_model *model) {
     info->name = name ? name : "";
     info->tokenizer = model->tok ? tokenizer_describe(model->tok) : "none";
     info->chat_template = model->chat ? chat_template_name(model->chat) : NULL;
+    if (model->source->quant) {
+        info->quantization = model->source->quant->text;
+        info->n_rounded = model->source->quant->n_rounded;
+    }
     info->main_type = LLMQ_TYPE_NONE;
     info->n_vocab = hp->n_vocab ? hp->n_vocab : model->tok ? tokenizer_n_vocab(model->tok) : 0;
     info->n_embd = hp->n_embd;
@@ -431,6 +444,7 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
     LLMQ_TRY_GOTO(load_tokenizer(model, params, err));
     if (!params->vocab_only) LLMQ_TRY_GOTO(open_body(model, params, err));
     fill_info(model);
+    if (model->info.n_rounded) llmq_log(LLMQ_LOG_WARN, "%s: %s", path, model->source->quant->note);
     *out = model;
     return LLMQ_OK;
 done:

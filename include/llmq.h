@@ -50,8 +50,11 @@ typedef struct llmq_model_info {
     const char *chat_template;    /* recognized template: "chatml", "llama2", ... ; NULL if none or not recognized */
     int64_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_ctx_train;
     double rope_theta;
-    int64_t n_params;                    /* all weights, embedding and head counted (a tied head once) */
-    int64_t weight_bytes;                /* as stored */
+    const char *quantization; /* how others quantized the matrices of a Hugging Face folder: "gptq, 4 bits, groups of
+                                 128, symmetric"; NULL if nobody did, and for other containers */
+    int64_t n_rounded;        /* of these, matrices that no storage type of llmq holds exactly */
+    int64_t n_params;         /* all weights, embedding and head counted (a tied head once) */
+    int64_t weight_bytes;     /* as stored */
     int64_t matrix_params, matrix_bytes; /* matrices inside the layers only */
     bool tied_head;
     llmq_type main_type;        /* storage type of most of the matrices' parameters */

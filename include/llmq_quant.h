@@ -119,6 +119,7 @@ LLMQ_API void llmq_convert_params_default(llmq_convert_params *params);
 typedef struct llmq_convert_result {
     int64_t out_bytes;
     int64_t n_exact, n_inexact; /* tensors whose values are the same as before; that had to be rounded */
+    char quantization[96];      /* of the source, as in llmq_model_info; "" for none */
 } llmq_convert_result;
 /* Writes the model at path as GGUF to out. */
 LLMQ_API llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params,

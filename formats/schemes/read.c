@@ -133,8 +133,23 @@ typedef struct survey {
     bool scales_exact, mins_exact;
 } survey;
 
-static int64_t slab_groups(const llmq_scheme_matrix *m, int64_t rows) {
-    return m->flat ? (rows * m->cols + m->group - 1) / m->group : rows * m->n_groups;
+/* Rows are worked on by slabs; weights of a flat slab's first group that lie before the slab. */
+static int64_t slab_rows(const llmq_scheme_matrix *m, int64_t row) {
+    return m->rows - row < SLAB ? m->rows - row : SLAB;
+}
+
+static int64_t slab_base(const llmq_scheme_matrix *m, int64_t row) {
+    return m->flat ? row * m->cols % m->group : 0;
+}
+
+static int64_t slab_groups(const llmq_scheme_matrix *m, int64_t row) {
+    int64_t rows = slab_rows(m, row);
+    return m->flat ? (slab_base(m, row) + rows * m->cols + m->group - 1) / m->group : rows * m->n_groups;
+}
+
+static size_t slab_max_groups(const llmq_scheme_matrix *m) {
+    int64_t rows = slab_rows(m, 0);
+    return (size_t)(m->flat ? rows * m->cols / m->group + 2 : rows * m->n_groups);
 }
 
 static void survey_groups(const float *scale, const int16_t *zero, int64_t n, survey *s) {
@@ -153,16 +168,15 @@ static void survey_groups(const float *scale, const int16_t *zero, int64_t n, su
 }
 
 static llmq_status survey_matrix(const llmq_scheme *scheme, const llmq_scheme_matrix *m, survey *s, llmq_err *err) {
-    size_t n = (size_t)slab_groups(m, SLAB);
+    size_t n = slab_max_groups(m);
     float *scale = mem_alloc(n, sizeof *scale);
     int16_t *zero = mem_alloc(n, sizeof *zero);
     llmq_status status = LLMQ_OK;
     *s = (survey){.zero_min = INT16_MAX, .zero_max = INT16_MIN, .scales_exact = true, .mins_exact = true};
     if (!scale || !zero) LLMQ_TRY_GOTO(mem_error(err, n * sizeof *scale, m->name));
     for (int64_t r = 0; r < m->rows; r += SLAB) {
-        int64_t rows = m->rows - r < SLAB ? m->rows - r : SLAB;
-        scheme->scales(m, r, rows, scale, zero);
-        survey_groups(scale, zero, slab_groups(m, rows), s);
+        scheme->scales(m, r, slab_rows(m, r), scale, zero);
+        survey_groups(scale, zero, slab_groups(m, r), s);
     }
     if (!isfinite(s->scale_max))
         status = llmq_fail(err, LLMQ_E_FORMAT, "%s: %s: a scale is not finite: the file is damaged", m->file, m->name);
@@ -269,10 +283,11 @@ static void describe(owned *o) {
     }
     quant->n_matrices = (int64_t)o->n_matrices;
     int n = snprintf(quant->text, sizeof quant->text, "%s, %d bits, ", o->scheme->quant_method, m->bits);
-    if (m->n_groups == 1 && !m->flat)
+    if (m->n_groups == 1 && !m->flat && o->spec.group < 0)
         n += snprintf(quant->text + n, sizeof quant->text - (size_t)n, "one scale a row");
     else
-        n += snprintf(quant->text + n, sizeof quant->text - (size_t)n, "groups of %lld", (long long)m->group);
+        n += snprintf(quant->text + n, sizeof quant->text - (size_t)n, "groups of %lld",
+                      (long long)(o->spec.group > 0 ? o->spec.group : m->group));
     snprintf(quant->text + n, sizeof quant->text - (size_t)n, "%s%s",
              m->levels ? ""
              : sym     ? ", symmetric"
@@ -327,10 +342,11 @@ typedef struct slab {
     uint8_t *codes;
     float *scale, *values;
     int16_t *zero;
+    int64_t base;
 } slab;
 
-static int64_t group_at(const llmq_scheme_matrix *m, int64_t r, int64_t k) {
-    if (m->flat) return (r * m->cols + k) / m->group;
+static int64_t group_at(const llmq_scheme_matrix *m, const slab *s, int64_t r, int64_t k) {
+    if (m->flat) return (s->base + r * m->cols + k) / m->group;
     return r * m->n_groups + (m->group_of ? m->group_of[k] : k / m->group);
 }
 
@@ -338,7 +354,7 @@ static int64_t group_at(const llmq_scheme_matrix *m, int64_t r, int64_t k) {
 static void make_blocks(const llmq_scheme_matrix *m, const llmq_type_info *t, slab *s, int64_t r, uint8_t *dst) {
     uint8_t *codes = s->codes + r * m->cols;
     for (int64_t k = 0; k < m->cols; k += BLOCK, dst += t->block_bytes, codes += BLOCK) {
-        int64_t g = group_at(m, r, k);
+        int64_t g = group_at(m, s, r, k);
         float first = t->levels[0], offset = 0;
         int shift = first < 0 ? -(int)first - s->zero[g] : 0;
         if (first == 0) offset = -(s->scale[g] * (float)s->zero[g]);
@@ -351,7 +367,7 @@ static void make_blocks(const llmq_scheme_matrix *m, const llmq_type_info *t, sl
 static void make_floats(const llmq_scheme_matrix *m, const llmq_type_info *t, slab *s, int64_t r, uint8_t *dst) {
     const uint8_t *codes = s->codes + r * m->cols;
     for (int64_t k = 0; k < m->cols; k++) {
-        int64_t g = group_at(m, r, k);
+        int64_t g = group_at(m, s, r, k);
         float level = m->levels ? m->levels[codes[k]] : (float)codes[k];
         s->values[k] = s->scale[g] * (level - (float)s->zero[g]);
     }
@@ -361,14 +377,17 @@ static void make_floats(const llmq_scheme_matrix *m, const llmq_type_info *t, sl
 static llmq_status make_matrix(const llmq_scheme *scheme, matrix *x, const llmq_tensor *t, llmq_err *err) {
     const llmq_scheme_matrix *m = &x->m;
     const llmq_type_info *type = type_info(t->type);
-    size_t groups = (size_t)slab_groups(m, SLAB);
+    size_t groups = slab_max_groups(m), n_codes = (size_t)(slab_rows(m, 0) * m->cols);
     int64_t row_bytes = type_row_bytes(t->type, m->cols);
-    slab s = {mem_alloc(SLAB * (size_t)m->cols, 1), mem_alloc(groups, sizeof *s.scale),
-              mem_alloc((size_t)m->cols, sizeof *s.values), mem_alloc(groups, sizeof *s.zero)};
+    slab s = {.codes = mem_alloc(n_codes, 1),
+              .scale = mem_alloc(groups, sizeof *s.scale),
+              .values = mem_alloc((size_t)m->cols, sizeof *s.values),
+              .zero = mem_alloc(groups, sizeof *s.zero)};
     llmq_status status = LLMQ_OK;
-    if (!s.codes || !s.scale || !s.values || !s.zero) LLMQ_TRY_GOTO(mem_error(err, SLAB * (size_t)m->cols, m->name));
+    if (!s.codes || !s.scale || !s.values || !s.zero) LLMQ_TRY_GOTO(mem_error(err, n_codes, m->name));
     for (int64_t row = 0; row < m->rows; row += SLAB) {
-        int64_t n = m->rows - row < SLAB ? m->rows - row : SLAB;
+        int64_t n = slab_rows(m, row);
+        s.base = slab_base(m, row);
         scheme->scales(m, row, n, s.scale, s.zero);
         scheme->codes(m, row, n, s.codes);
         for (int64_t r = 0; r < n; r++) {

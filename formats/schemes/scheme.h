@@ -45,7 +45,7 @@ typedef struct llmq_scheme_matrix {
     int64_t n_groups;     /* of a row; of all rows together if flat */
     int64_t group;        /* weights that share a scale; the last group of a row may have less */
     int32_t *group_of;    /* [cols] by mem_alloc where groups do not follow the order of the columns, else NULL */
-    bool flat;            /* groups are counted over the ends of rows; then group divides 64 or is a multiple of it */
+    bool flat;            /* groups are counted over the ends of rows; the first of a slab may begin before it */
     int layout;           /* the scheme's own */
     int64_t nested_group; /* bnb: scales that share a number of the second level; 0: there is none */
     float nested_offset;  /* bnb */
