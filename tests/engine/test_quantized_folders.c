@@ -64,7 +64,7 @@ static void finish(writer *w, json_t *quant) {
     llmq_err err = {0};
     char path[600];
     mkdir(w->dir, 0777);
-    if (st_writer_open(w->dir, w->tensors, w->n, 0, &st, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    if (st_writer_open(w->dir, w->tensors, w->n, 0, false, &st, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     for (size_t i = 0; i < w->n; i++) {
         if (st_writer_put(st, i, w->data[i], (size_t)w->tensors[i].bytes, 0, &err) != LLMQ_OK) fail_msg("%s", err.msg);
         free(w->data[i]);
