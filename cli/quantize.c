@@ -11,6 +11,7 @@ typedef struct quantize_opts {
     int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes;
+    const char *solver;
     double damp;
     cli_texts calib, keep;
 } quantize_opts;
@@ -58,6 +59,9 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--no-act-order", NULL, quantize_opts, act_order, 0, "quantize the inputs in their own order"),
     OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 1,
                  "damping, as a part of the Hessian's mean diagonal (default: chosen by the method)"),
+    OPT_ROW_TEXT("--solver", NULL, "LIST", quantize_opts, solver,
+                 "advanced: switch pieces of GPTQ, to measure them: sweeps=N, refit=0|1, grid=original|corrected, "
+                 "weight=diag|pivot, order=static|group|none"),
     OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18,
                 "for choices made at random (the methods of this version make none)"),
     OPT_ROW_LATER("--smooth", "INT8 with smoothing comes later"),
@@ -264,6 +268,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.policy = opts.policy;
     params.act_order = opts.act_order;
     params.damp = opts.damp;
+    params.solver = opts.solver;
     params.calib = opts.calib.v;
     params.n_calib = opts.calib.n;
     if (opts.tokens) params.calib_tokens = opts.tokens;

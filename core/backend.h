@@ -10,6 +10,7 @@
 #ifndef LLMQ_CORE_BACKEND_H
 #define LLMQ_CORE_BACKEND_H
 
+#include "core/grid.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
 
@@ -75,6 +76,30 @@ typedef struct llmq_round_block {
     uint8_t *codes; /* (n, lanes) */
 } llmq_round_block;
 
+/* One block of n columns (at most REFINE_MAX) of a slab of rows whose codes are already good: the error of each row,
+ * e H e' with e = value - w over all columns, is brought down by changing the block's grid and codes, one number after
+ * another, each to the best given all others, and only if that is better. Rows are lanes as in llmq_round_block.
+ *
+ * With refit every group's scale and offset are fitted anew for the codes as they are (and d and dmin of a super-block,
+ * which must then be the whole block); with sweep every code follows. h and g are the block's part of H and of e H. */
+#define REFINE_MAX 256
+typedef struct llmq_refine_block {
+    int64_t n, lanes;
+    const float *h;    /* (n, n), symmetric */
+    const float *ones; /* (groups, n): sums of h over the columns of each group */
+    int64_t group_len; /* columns of a group; the last may have fewer */
+    llmq_grid_form form;
+    int sc_min, sc_max; /* of super-blocks */
+    const float *levels;
+    int n_levels;
+    bool uniform;
+    bool refit, sweep;
+    float *g, *e, *level;            /* (n, lanes); level: that of each code */
+    float *scale, *offset, *sc, *mn; /* (groups, lanes); sc and mn: super-blocks only */
+    float *d, *dmin;                 /* [lanes], super-blocks only */
+    float *gain;                     /* [lanes] how much e H e' fell is added to it */
+} llmq_refine_block;
+
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
 
@@ -132,6 +157,8 @@ typedef struct llmq_backend_ops {
     /* Rounds one block of columns of a slab of rows with error feedback inside the block (llmq_round_block). One
      * thread. */
     void (*round_block)(const llmq_round_block *b);
+    /* Improves one block of columns of a slab of rows (llmq_refine_block). One thread. */
+    void (*refine_block)(const llmq_refine_block *b);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */

@@ -7,9 +7,12 @@
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else */
 void cpu_round_block_c(const llmq_round_block *b);
+void cpu_refine_block_c(const llmq_refine_block *b);
 #if defined(__x86_64__)
 void cpu_round_block_avx2(const llmq_round_block *b);
+void cpu_refine_block_avx2(const llmq_refine_block *b);
 void cpu_round_block_avx512(const llmq_round_block *b);
+void cpu_refine_block_avx512(const llmq_refine_block *b);
 void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
 void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
 void cpu_fill_ops_avx2(llmq_backend_ops *ops);

@@ -1,39 +1,31 @@
 /* The body of round_block (core/backend.h), written once with vector types and compiled for each ISA by cpu/round_*.c,
- * which define ROUND_FN first. Lanes are dealt in strips; inside a strip columns go in panels of PANEL: a panel first
+ * which define
+ * ROUND_FN and LANES first. Lanes are dealt in strips; inside a strip columns go in panels of PANEL: a panel first
  * takes the errors of all columns before it with its PANEL sums in registers, then its own columns follow one by one.
  */
-#include <stdint.h>
-
 #include "core/backend.h"
 
-#ifndef ROUND_VEC
-#define ROUND_VEC 16 /* floats of a vector: one zmm; smaller machines split it */
-#endif
+#include "cpu/lanes.h"
+
 #define PANEL 8
-
-typedef float round_f __attribute__((vector_size(4 * ROUND_VEC), aligned(16)));
-typedef int32_t round_i __attribute__((vector_size(4 * ROUND_VEC), aligned(16)));
-
-/* bits of a where mask, else of b */
-#define PICK(mask, a, b) ((round_f)(((mask) & (round_i)(a)) | (~(mask) & (round_i)(b))))
 
 /* e[k] for the panel's columns -= sum over j < k0 of at[k][j] * e[j]. */
 static inline void take_errors(const llmq_round_block *b, int64_t k0, int64_t n, int64_t lane) {
     int64_t lanes = b->lanes, ld = b->ldat;
     if (n < PANEL) {
         for (int64_t k = k0; k < k0 + n; k++) {
-            round_f *sum = (round_f *)(b->e + k * lanes + lane);
-            for (int64_t j = 0; j < k0; j++) *sum -= *(const round_f *)(b->e + j * lanes + lane) * b->at[k * ld + j];
+            lanes_f *sum = (lanes_f *)(b->e + k * lanes + lane);
+            for (int64_t j = 0; j < k0; j++) *sum -= *(const lanes_f *)(b->e + j * lanes + lane) * b->at[k * ld + j];
         }
         return;
     }
     const float *at = b->at + k0 * ld;
-    round_f *e = (round_f *)(b->e + k0 * lanes + lane);
-    int64_t step = lanes / ROUND_VEC;
-    round_f s0 = e[0], s1 = e[step], s2 = e[2 * step], s3 = e[3 * step];
-    round_f s4 = e[4 * step], s5 = e[5 * step], s6 = e[6 * step], s7 = e[7 * step];
+    lanes_f *e = (lanes_f *)(b->e + k0 * lanes + lane);
+    int64_t step = lanes / LANES;
+    lanes_f s0 = e[0], s1 = e[step], s2 = e[2 * step], s3 = e[3 * step];
+    lanes_f s4 = e[4 * step], s5 = e[5 * step], s6 = e[6 * step], s7 = e[7 * step];
     for (int64_t j = 0; j < k0; j++) {
-        round_f x = *(const round_f *)(b->e + j * lanes + lane);
+        lanes_f x = *(const lanes_f *)(b->e + j * lanes + lane);
         s0 -= x * at[j];
         s1 -= x * at[ld + j];
         s2 -= x * at[2 * ld + j];
@@ -51,42 +43,26 @@ static inline void take_errors(const llmq_round_block *b, int64_t k0, int64_t n,
 static inline void round_column(const llmq_round_block *b, int64_t k, int64_t lane) {
     int64_t lanes = b->lanes;
     const float *grid = b->grids + b->group[k] * 3 * lanes + lane;
-    const float *levels = b->levels;
-    round_f scale = *(const round_f *)grid, inv = *(const round_f *)(grid + lanes),
-            offset = *(const round_f *)(grid + 2 * lanes);
-    round_f t = (*(const round_f *)(b->e + k * lanes + lane) - offset) * inv, level;
-    round_i code;
-    if (b->uniform) {
-        round_f lo = (round_f){0} + levels[0], hi = (round_f){0} + levels[b->n_levels - 1];
-        t = PICK(t > lo, t, lo); /* a NaN becomes lo */
-        t = PICK(t < hi, t, hi);
-        t = (t + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: rounds to the nearest integer */
-        level = t;
-        code = __builtin_convertvector(t - lo, round_i);
-    } else {
-        level = (round_f){0} + levels[0];
-        code = (round_i){0};
-        for (int i = 1; i < b->n_levels; i++) {
-            round_i above = t > (round_f){0} + 0.5f * (levels[i - 1] + levels[i]);
-            code -= above; /* true is -1 */
-            level = PICK(above, (round_f){0} + levels[i], level);
-        }
-    }
-    *(round_f *)(b->e + k * lanes + lane) = scale * level + offset - *(const round_f *)(b->w + k * lanes + lane);
-    for (int i = 0; i < ROUND_VEC; i++) b->codes[k * lanes + lane + i] = (uint8_t)code[i];
+    lanes_f scale = *(const lanes_f *)grid, inv = *(const lanes_f *)(grid + lanes),
+            offset = *(const lanes_f *)(grid + 2 * lanes);
+    lanes_f t = (*(const lanes_f *)(b->e + k * lanes + lane) - offset) * inv;
+    lanes_i code;
+    lanes_f level = lanes_nearest(b->levels, b->n_levels, b->uniform, t, &code);
+    *(lanes_f *)(b->e + k * lanes + lane) = scale * level + offset - *(const lanes_f *)(b->w + k * lanes + lane);
+    for (int i = 0; i < LANES; i++) b->codes[k * lanes + lane + i] = (uint8_t)code[i];
 }
 
 void ROUND_FN(const llmq_round_block *b) {
     int64_t lanes = b->lanes;
-    for (int64_t lane = 0; lane < lanes; lane += ROUND_VEC) {
+    for (int64_t lane = 0; lane < lanes; lane += LANES) {
         for (int64_t k0 = 0; k0 < b->n; k0 += PANEL) {
             int64_t n = b->n - k0 < PANEL ? b->n - k0 : PANEL;
             take_errors(b, k0, n, lane);
             for (int64_t k = k0; k < k0 + n; k++) {
-                round_f sum = *(const round_f *)(b->e + k * lanes + lane);
+                lanes_f sum = *(const lanes_f *)(b->e + k * lanes + lane);
                 for (int64_t j = k0; j < k; j++)
-                    sum -= *(const round_f *)(b->e + j * lanes + lane) * b->at[k * b->ldat + j];
-                *(round_f *)(b->e + k * lanes + lane) = sum;
+                    sum -= *(const lanes_f *)(b->e + j * lanes + lane) * b->at[k * b->ldat + j];
+                *(lanes_f *)(b->e + k * lanes + lane) = sum;
                 round_column(b, k, lane);
             }
         }

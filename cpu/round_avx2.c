@@ -1,4 +1,4 @@
-#define ROUND_VEC 8
+#define LANES 8
 #define ROUND_FN cpu_round_block_avx2
 #include "cpu/cpu.h"
 #include "cpu/round.h"

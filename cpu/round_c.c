@@ -1,4 +1,4 @@
-#define ROUND_VEC 4
+#define LANES 4
 #define ROUND_FN cpu_round_block_c
 #include "cpu/cpu.h"
 #include "cpu/round.h"

@@ -97,12 +97,12 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .gram = p->gram,
                                   .n_tokens = n_tokens,
                                   .type = job->q->type,
-                                  .act_order = p->params->act_order < 0 ? p->method->act_order_default
-                                                                        : p->params->act_order > 0,
                                   .weighted = p->params->awq,
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
                                   .team = p->team};
+    bool act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0;
+    LLMQ_TRY(solver_parse(p->params->solver, act_order, &problem.solver, err));
     const llmq_method *method = p->method;
     if (quantized_crosses_rows(problem.type,
                                problem.cols)) { /* one row: its columns are not the inputs that the Gram matrix is of */
@@ -393,7 +393,8 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
     }
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
-    return LLMQ_OK;
+    llmq_solver solver;
+    return solver_parse(params->solver, params->act_order != 0, &solver, err);
 }
 
 /* A report replaces an older one without asking; the model's own files and OUT it must not touch. */

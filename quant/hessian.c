@@ -17,26 +17,37 @@
 #include "quant/methods/methods.h"
 
 #define TILE 64
+#define DEAD_WEIGHT 0.001f /* of an input that was always zero, relative to the mean: its code should be the nearest   \
+                            */
 
 /* ---- order of the columns ---- */
 
 typedef struct column_rank {
-    float diag;
-    int32_t index;
+    float block_diag, diag;
+    int32_t block, index;
 } column_rank;
 
 static int by_descending_diag(const void *pa, const void *pb) {
     const column_rank *a = pa, *b = pb;
+    if (a->block_diag != b->block_diag) return a->block_diag < b->block_diag ? 1 : -1;
+    if (a->block != b->block) return a->block < b->block ? -1 : 1;
     if (a->diag != b->diag) return a->diag < b->diag ? 1 : -1;
     return a->index < b->index ? -1 : 1;
 }
 
-static llmq_status order_columns(llmq_feedback *f, bool act_order, llmq_err *err) {
+static llmq_status order_columns(const llmq_quant_problem *p, llmq_feedback *f, llmq_err *err) {
     for (int64_t k = 0; k < f->n; k++) f->perm[k] = (int32_t)k;
-    if (!act_order || !f->usable_diag) return LLMQ_OK;
+    if (p->solver.order == ORDER_NONE || !f->usable_diag) return LLMQ_OK;
     column_rank *ranks = mem_alloc((size_t)f->n, sizeof *ranks);
     if (!ranks) return mem_error(err, (size_t)f->n * sizeof *ranks, "the order of columns");
-    for (int64_t k = 0; k < f->n; k++) ranks[k] = (column_rank){f->diag[k], (int32_t)k};
+    int64_t len = p->solver.order == ORDER_GROUP ? p->type->block_len : f->n;
+    for (int64_t begin = 0, end; begin < f->n; begin = end) {
+        float largest = 0;
+        end = f->n - begin < len ? f->n : begin + len;
+        for (int64_t k = begin; k < end; k++) largest = f->diag[k] > largest ? f->diag[k] : largest;
+        for (int64_t k = begin; k < end; k++)
+            ranks[k] = (column_rank){largest, f->diag[k], (int32_t)(begin / len), (int32_t)k};
+    }
     qsort(ranks, (size_t)f->n, sizeof *ranks, by_descending_diag);
     for (int64_t k = 0; k < f->n; k++) f->perm[k] = ranks[k].index;
     mem_free(ranks);
@@ -151,18 +162,51 @@ llmq_status hessian_factor(const llmq_quant_problem *p, double damp, llmq_feedba
         goto done;
     }
     double mean = read_diag(p, out);
-    LLMQ_TRY_GOTO(order_columns(out, p->act_order, err));
+    LLMQ_TRY_GOTO(order_columns(p, out, err));
     if (!out->usable_diag) goto done;
     for (out->damp = damp; out->failed; out->damp = out->damp > 0.001 ? out->damp * 10 : 0.01) {
         if (out->damp > 1) out->damp = 1;
         LLMQ_TRY_GOTO(factor_damped(p, mean, out, pivots, err));
         if (!out->failed || out->damp >= 1) break;
     }
-    for (size_t k = 0; k < n; k++) out->importance[k] = out->diag[k] + (float)(fmax(out->damp, 0.001) * mean);
+    bool use_pivots = p->solver.pivots && !out->failed;
+    for (size_t k = 0; k < n; k++) { /* pivots come in the reverse of the order of rounding */
+        float *importance = &out->importance[out->perm[k]];
+        *importance = out->diag[out->perm[k]] + (float)(fmax(out->damp, DEAD_WEIGHT) * mean);
+        if (use_pivots && out->diag[out->perm[k]] > 0) *importance = pivots[n - 1 - k] * pivots[n - 1 - k];
+    }
 done:
     mem_free(pivots);
     if (status != LLMQ_OK) hessian_feedback_clear(out);
     return status;
+}
+
+typedef struct mirror_job {
+    const llmq_quant_problem *p;
+    const llmq_feedback *f;
+    float ridge, dead; /* added to the diagonal; the diagonal of a dead column */
+} mirror_job;
+
+static void mirror_worker(const llmq_worker *worker, void *arg) {
+    const mirror_job *job = arg;
+    const float *gram = job->p->gram;
+    int64_t n = job->f->n, n_tiles = (n + TILE - 1) / TILE;
+    for (int64_t t = worker->id; t < n_tiles; t += worker->n) {
+        for (int64_t i = t * TILE; i < (t + 1) * TILE && i < n; i++)
+            job->f->at[i * n + i] = job->f->diag[i] > 0 ? gram[i * n + i] + job->ridge : job->dead;
+        for (int64_t j0 = t * TILE; j0 < n; j0 += TILE)
+            for (int64_t i = t * TILE; i < (t + 1) * TILE && i < n; i++)
+                for (int64_t j = j0 <= i ? i + 1 : j0; j < j0 + TILE && j < n; j++)
+                    job->f->at[i * n + j] = gram[j * n + i];
+    }
+}
+
+void hessian_mirror(const llmq_quant_problem *p, llmq_feedback *f, double ridge) {
+    double sum = 0;
+    for (int64_t k = 0; k < f->n; k++) sum += f->diag[k];
+    float mean = (float)(sum / (double)(f->n - f->dead) * (double)p->n_tokens);
+    mirror_job job = {p, f, (float)ridge * mean, DEAD_WEIGHT * mean};
+    team_run(p->team, mirror_worker, &job);
 }
 
 void hessian_feedback_clear(llmq_feedback *f) {

@@ -11,8 +11,9 @@ typedef struct llmq_feedback {
     float *at;         /* (n, n), row k: what the errors of the columns before k add to column k */
     int32_t *perm;     /* [n] perm[k]: the matrix's column that is rounded k-th */
     float *diag;       /* [n] diagonal of H in the matrix's own order; 0 for dead columns */
-    float *importance; /* [n] diagonal of the damped H: what the grids are fitted with; a dead column weighs little, not
-                          nothing */
+    float *importance; /* [n] what the grids are fitted with, in the matrix's own order: the diagonal of the damped H (a
+                        * dead column weighs little, not nothing), or with solver.pivots the squared diagonal of R: what
+                        * an input adds to those that are rounded after it */
     bool usable_diag;  /* all of diag is finite and some of it positive */
     int64_t dead;      /* columns whose input was always zero */
     double damp;       /* fraction of the mean diagonal that was added in the end */
@@ -22,6 +23,9 @@ typedef struct llmq_feedback {
 /* Permutes, damps (fraction damp, raised tenfold up to 1 while the factorization fails) and factors. A Gram matrix that
  * no damping saves is not an error: then failed is set. */
 llmq_status hessian_factor(const llmq_quant_problem *p, double damp, llmq_feedback *out, llmq_err *err);
+/* Fills at[i*n + j], j >= i, in the matrix's own order of columns, with the Gram matrix and `ridge` times its mean
+ * diagonal: with the Gram matrix's own lower triangle every row of H is then at hand. */
+void hessian_mirror(const llmq_quant_problem *p, llmq_feedback *f, double ridge);
 void hessian_feedback_clear(llmq_feedback *f); /* zeroed allowed */
 
 /* Fills report->error and rtn_error with tr(E H E') / tr(W H W') of q and of plain rounding. H is the Gram matrix

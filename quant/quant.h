@@ -5,6 +5,27 @@
 #include "core/backend.h"
 #include "types/quantized.h"
 
+/* The pieces of gptq, so that each can be switched off and measured (docs/quantization.md). */
+typedef enum llmq_column_order {
+    ORDER_STATIC, /* by falling diagonal of H, across blocks */
+    ORDER_GROUP,  /* blocks by their largest diagonal, columns of a block by theirs */
+    ORDER_NONE
+} llmq_column_order;
+
+typedef struct llmq_solver {
+    llmq_column_order order;
+    bool corrected; /* grids fitted when their block is reached, on weights that hold the errors so far; not with
+                     * ORDER_STATIC */
+    bool pivots; /* importance in that fit: what H leaves of an input given those not rounded yet; else its diagonal */
+    bool refit;  /* scales fitted anew for the codes chosen */
+    int sweeps;  /* passes of coordinate descent over the codes, at most */
+} llmq_solver;
+
+/* The defaults, changed by a list such as "sweeps=0,refit=0,order=group,grid=corrected,weight=pivot"; NULL: none.
+ * LLMQ_E_ARG names the item that is wrong. act_order false: ORDER_NONE unless the list has an order; ORDER_STATIC
+ * clears corrected. */
+llmq_status solver_parse(const char *list, bool act_order, llmq_solver *out, llmq_err *err);
+
 typedef struct llmq_quant_problem {
     const char *name; /* for messages */
     const float *w;   /* (rows, cols) */
@@ -12,7 +33,7 @@ typedef struct llmq_quant_problem {
     const float *gram; /* (cols, cols) lower triangle of X'X over the calibration tokens; NULL: data-free */
     int64_t n_tokens;
     const llmq_type_info *type;
-    bool act_order;
+    llmq_solver solver;
     bool weighted; /* methods that need no data: fit grids with the Gram matrix's diagonal as importance */
     double damp;   /* < 0: the method's default */
     const llmq_backend_ops *ops;

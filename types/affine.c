@@ -208,7 +208,7 @@ static void fit_ragged(const llmq_type_info *t, const float *x, const float *imp
     {                                                                                                                  \
         .id = LLMQ_TYPE_NONE, .name = "int" #b "-" group "-" kind, .bits = b, .block_len = len, .group_len = len,      \
         .ragged = true, .levels = BITS_RAMP(is_sym ? -(1 << (b - 1)) : 0), .n_levels = 1 << b, .uniform = true,        \
-        .fit_ragged = fit_ragged                                                                                       \
+        .form = is_sym ? GRID_SCALE : GRID_ZERO, .fit_ragged = fit_ragged                                              \
     }
 #define AFFINE_GROUPS(b, is_sym, kind)                                                                                 \
     AFFINE(b, 32, "g32", is_sym, kind), AFFINE(b, 64, "g64", is_sym, kind), AFFINE(b, 128, "g128", is_sym, kind),      \

@@ -31,6 +31,7 @@ const llmq_type_info type_iq4_nl = {
     .levels = bits_iq4_nl,
     .n_levels = 16,
     .uniform = false,
+    .form = GRID_SCALE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

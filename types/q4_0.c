@@ -31,6 +31,7 @@ const llmq_type_info type_q4_0 = {
     .levels = BITS_RAMP(-8),
     .n_levels = 16,
     .uniform = true,
+    .form = GRID_SCALE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

@@ -32,6 +32,7 @@ const llmq_type_info type_q4_1 = {
     .levels = BITS_RAMP(0),
     .n_levels = 16,
     .uniform = true,
+    .form = GRID_AFFINE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

@@ -33,6 +33,7 @@ const llmq_type_info type_q5_0 = {
     .levels = BITS_RAMP(-16),
     .n_levels = 32,
     .uniform = true,
+    .form = GRID_SCALE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

@@ -34,6 +34,7 @@ const llmq_type_info type_q5_1 = {
     .levels = BITS_RAMP(0),
     .n_levels = 32,
     .uniform = true,
+    .form = GRID_AFFINE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

@@ -32,6 +32,7 @@ const llmq_type_info type_q8_0 = {
     .levels = BITS_RAMP(-128),
     .n_levels = 256,
     .uniform = true,
+    .form = GRID_SCALE,
     .unpack = unpack,
     .pack = pack,
     .fit = fit,

@@ -9,6 +9,7 @@
 #ifndef LLMQ_TYPES_TYPE_H
 #define LLMQ_TYPES_TYPE_H
 
+#include "core/grid.h"
 #include "core/tensor.h"
 
 #define TYPE_MAX_BLOCK 256
@@ -39,7 +40,9 @@ struct llmq_type_info {
                     * quantized as one row of rows * cols weights */
     const float *levels; /* n_levels, ascending; NULL for float types */
     int n_levels;
-    bool uniform; /* levels are consecutive integers */
+    bool uniform;                     /* levels are consecutive integers */
+    llmq_grid_form form;              /* how the numbers of a grid are stored; encoders only */
+    const struct llmq_search *search; /* what fit searches with, and the bounds of sc and mn; NULL: no super-blocks */
 
     /* Float types: whole rows. */
     void (*to_f32)(const void *src, float *dst, int64_t n);

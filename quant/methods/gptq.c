@@ -1,9 +1,11 @@
 /* GPTQ in its LDLQ form: every column is rounded to its own fixed grid after the errors of the columns before it have
  * been added to it, weighed so that what the layer computes on the calibration text changes least (the derivation is in
- * quant/hessian.c).
+ * quant/hessian.c). Then coordinate descent improves codes and scales (quant/refine.c). docs/quantization.md says what
+ * each piece gives.
  *
- * The grids of all blocks are fitted first, on the original weights with the Hessian's diagonal as importance. A column
- * keeps the grid of the group it lies in, whatever the order of rounding ("static groups"): no permutation survives.
+ * Grids are fitted either all first, on the original weights, which leaves the order of the columns free; or when their
+ * block is reached, on weights that hold the errors so far, which keeps a block's columns together. A column keeps the
+ * grid of the group it lies in whatever the order ("static groups"): no permutation survives.
  *
  * Rows do not know of each other. So a slab of rows goes through all columns on one worker, without barriers: per block
  * of columns the errors so far are brought in by one matrix product, then the block is rounded column by column. Slabs
@@ -13,17 +15,18 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "quant/hessian.h"
 #include "quant/methods/methods.h"
+#include "quant/refine.h"
 
 #define DEFAULT_DAMP 0.01
-#define BLOCK 128
+#define BLOCK 128 /* columns of a step where grids do not say */
 
 typedef struct slab_buffers {
     float *e;       /* (cols, lanes) targets, then errors, in the order of rounding */
-    float *w;       /* (BLOCK, lanes) */
+    float *w;       /* (step, lanes) */
+    float *x;       /* [block_len] targets of one row's block, in its own order */
     float *grids;   /* (groups, 3, lanes) */
-    uint8_t *codes; /* (BLOCK, lanes) */
+    uint8_t *codes; /* (step, lanes) */
     int32_t *group; /* [cols] of the k-th rounded column */
 } slab_buffers;
 
@@ -32,7 +35,10 @@ typedef struct gptq_job {
     const llmq_feedback *f;
     const float *importance;
     llmq_quantized *out;
+    bool corrected; /* a step is a block, fitted when it is reached */
+    bool refine;
     int64_t lanes;
+    llmq_refiner refiner;
     slab_buffers *buffers; /* [workers] */
 } gptq_job;
 
@@ -41,6 +47,18 @@ static int64_t slab_lanes(int64_t rows) {
     return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32;
 }
 
+/* Scale, inverse scale and offset of one block's groups into lane r. */
+static void load_grid(const gptq_job *job, const slab_buffers *buf, const llmq_grid *grid, int64_t block, int64_t r) {
+    int64_t lanes = job->lanes, per_block = job->p->type->block_len / job->p->type->group_len;
+    for (int64_t g = 0; g < per_block; g++) {
+        float *dst = buf->grids + (block * per_block + g) * 3 * lanes + r;
+        dst[0] = grid->scale[g];
+        dst[lanes] = grid->scale[g] != 0 ? 1.0f / grid->scale[g] : 0;
+        dst[2 * lanes] = grid->offset[g];
+    }
+}
+
+/* All grids, on the original weights. */
 static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
     const llmq_quant_problem *p = job->p;
     const llmq_type_info *t = p->type;
@@ -48,76 +66,91 @@ static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
     worker_range(worker, p->rows, 1, &begin, &end);
     for (int64_t i = begin * n_blocks; i < end * n_blocks; i++) {
         int64_t col = i % n_blocks * t->block_len;
-        type_fit(t, p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
+        type_fit(t, p->w + i / n_blocks * p->cols + col, job->importance + col,
                  type_block_cols(t, p->cols, i % n_blocks), &job->out->grids[i]);
     }
 }
 
-/* Scale, inverse scale and offset of every group with the slab's rows side by side. Lanes past the last row stay zero.
- */
-static void load_grids(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows) {
+/* The grids of the block whose columns are rounded next, [k0, k0 + n), on their targets e. */
+static void fit_block(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows, int64_t k0,
+                      int64_t n) {
     const llmq_type_info *t = job->p->type;
-    int64_t cols = job->p->cols, lanes = job->lanes, n_blocks = type_blocks(t, cols),
-            per_block = t->block_len / t->group_len;
-    memset(buf->grids, 0, (size_t)(n_blocks * per_block * 3 * lanes) * sizeof(float));
+    const int32_t *perm = job->f->perm + k0;
+    const float *e = buf->e + k0 * job->lanes;
+    int64_t b = perm[0] / t->block_len, col = b * t->block_len;
     for (int64_t r = 0; r < n_rows; r++) {
-        for (int64_t b = 0; b < n_blocks; b++) {
-            const llmq_grid *grid = &job->out->grids[(row + r) * n_blocks + b];
-            for (int64_t g = 0; g < per_block; g++) {
-                float *dst = buf->grids + (b * per_block + g) * 3 * lanes + r;
-                dst[0] = grid->scale[g];
-                dst[lanes] = grid->scale[g] != 0 ? 1.0f / grid->scale[g] : 0;
-                dst[2 * lanes] = grid->offset[g];
-            }
-        }
+        llmq_grid *grid = &job->out->grids[(row + r) * type_blocks(t, job->p->cols) + b];
+        for (int64_t k = 0; k < n; k++) buf->x[perm[k] - col] = e[k * job->lanes + r];
+        type_fit(t, buf->x, job->importance + col, n, grid);
+        load_grid(job, buf, grid, b, r);
     }
 }
 
-static void round_slab(const gptq_job *job, const slab_buffers *buf, int64_t row) {
+static int64_t step_cols(const gptq_job *job, int64_t k0) {
+    int64_t cols = job->p->cols;
+    if (job->corrected) return type_block_cols(job->p->type, cols, job->f->perm[k0] / job->p->type->block_len);
+    return cols - k0 < BLOCK ? cols - k0 : BLOCK;
+}
+
+static void round_step(const gptq_job *job, const slab_buffers *buf, int64_t row, int64_t n_rows, int64_t k0,
+                       int64_t n) {
     const llmq_quant_problem *p = job->p;
-    int64_t cols = p->cols, lanes = job->lanes, n_rows = p->rows - row < lanes ? p->rows - row : lanes;
-    const int32_t *perm = job->f->perm;
-    load_grids(job, buf, row, n_rows);
-    for (int64_t k0 = 0; k0 < cols; k0 += BLOCK) {
-        int64_t n = cols - k0 < BLOCK ? cols - k0 : BLOCK;
-        float *e = buf->e + k0 * lanes;
-        memset(buf->w, 0, (size_t)(n * lanes) * sizeof(float));
-        for (int64_t r = 0; r < n_rows; r++) {
-            const float *w = p->w + (row + r) * cols;
-            for (int64_t k = 0; k < n; k++) buf->w[k * lanes + r] = w[perm[k0 + k]];
-        }
-        memcpy(e, buf->w, (size_t)(n * lanes) * sizeof(float));
-        const float *at = job->f->at + k0 * cols;
-        if (k0 > 0) p->ops->gemm_sub(n, lanes, k0, at, cols, buf->e, lanes, e, lanes);
-        llmq_round_block block = {.n = n,
-                                  .lanes = lanes,
-                                  .at = at + k0,
-                                  .ldat = cols,
-                                  .e = e,
-                                  .w = buf->w,
-                                  .grids = buf->grids,
-                                  .group = buf->group + k0,
-                                  .levels = p->type->levels,
-                                  .n_levels = p->type->n_levels,
-                                  .uniform = p->type->uniform,
-                                  .codes = buf->codes};
-        p->ops->round_block(&block);
-        for (int64_t r = 0; r < n_rows; r++) {
-            uint8_t *codes = job->out->codes + (row + r) * cols;
-            for (int64_t k = 0; k < n; k++) codes[perm[k0 + k]] = buf->codes[k * lanes + r];
-        }
+    int64_t cols = p->cols, lanes = job->lanes;
+    const int32_t *perm = job->f->perm + k0;
+    const float *at = job->f->at + k0 * cols;
+    float *e = buf->e + k0 * lanes;
+    memset(buf->w, 0, (size_t)(n * lanes) * sizeof(float));
+    for (int64_t r = 0; r < n_rows; r++) {
+        const float *w = p->w + (row + r) * cols;
+        for (int64_t k = 0; k < n; k++) buf->w[k * lanes + r] = w[perm[k]];
     }
+    memcpy(e, buf->w, (size_t)(n * lanes) * sizeof(float));
+    if (k0 > 0) p->ops->gemm_sub(n, lanes, k0, at, cols, buf->e, lanes, e, lanes);
+    if (job->corrected) fit_block(job, buf, row, n_rows, k0, n);
+    llmq_round_block block = {.n = n,
+                              .lanes = lanes,
+                              .at = at + k0,
+                              .ldat = cols,
+                              .e = e,
+                              .w = buf->w,
+                              .grids = buf->grids,
+                              .group = buf->group + k0,
+                              .levels = p->type->levels,
+                              .n_levels = p->type->n_levels,
+                              .uniform = p->type->uniform,
+                              .codes = buf->codes};
+    p->ops->round_block(&block);
+    for (int64_t r = 0; r < n_rows; r++) {
+        uint8_t *codes = job->out->codes + (row + r) * cols;
+        for (int64_t k = 0; k < n; k++) codes[perm[k]] = buf->codes[k * lanes + r];
+    }
+}
+
+static void solve_slab(const gptq_job *job, int id, int64_t row) {
+    const llmq_quant_problem *p = job->p;
+    const slab_buffers *buf = &job->buffers[id];
+    int64_t lanes = job->lanes, n_rows = p->rows - row < lanes ? p->rows - row : lanes;
+    int64_t n_blocks = type_blocks(p->type, p->cols), groups = n_blocks * (p->type->block_len / p->type->group_len);
+    memset(buf->grids, 0, (size_t)(groups * 3 * lanes) * sizeof(float)); /* lanes past the last row stay zero */
+    for (int64_t i = 0; !job->corrected && i < n_rows * n_blocks; i++)
+        load_grid(job, buf, &job->out->grids[row * n_blocks + i], i % n_blocks, i / n_blocks);
+    for (int64_t k0 = 0, n; k0 < p->cols; k0 += n) {
+        n = step_cols(job, k0);
+        round_step(job, buf, row, n_rows, k0, n);
+    }
+    if (job->refine) refine_slab(&job->refiner, id, row, job->out);
 }
 
 static void gptq_worker(const llmq_worker *worker, void *arg) {
     const gptq_job *job = arg;
     const slab_buffers *buf = &job->buffers[worker->id];
     if (worker->id == 0) worker_counter_reset(worker);
-    fit_rows(worker, job);
+    if (!job->corrected) fit_rows(worker, job);
     quantized_settle(worker, job->out);
     for (int64_t k = 0; k < job->p->cols; k++) buf->group[k] = job->f->perm[k] / job->p->type->group_len;
     worker_barrier(worker);
-    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;) round_slab(job, buf, row);
+    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;)
+        solve_slab(job, worker->id, row);
 }
 
 static void buffers_destroy(gptq_job *job, int n) {
@@ -125,6 +158,7 @@ static void buffers_destroy(gptq_job *job, int n) {
         slab_buffers *buf = &job->buffers[i];
         mem_free(buf->e);
         mem_free(buf->w);
+        mem_free(buf->x);
         mem_free(buf->grids);
         mem_free(buf->codes);
         mem_free(buf->group);
@@ -133,17 +167,21 @@ static void buffers_destroy(gptq_job *job, int n) {
 }
 
 static llmq_status buffers_create(gptq_job *job, int n, llmq_err *err) {
-    size_t cols = (size_t)job->p->cols, lanes = (size_t)job->lanes, groups = cols / (size_t)job->p->type->group_len + 1;
+    const llmq_type_info *t = job->p->type;
+    size_t cols = (size_t)job->p->cols, lanes = (size_t)job->lanes;
+    size_t block = job->corrected ? (size_t)t->block_len : 1, step = block > BLOCK ? block : BLOCK;
+    size_t groups = (size_t)type_blocks(t, job->p->cols) * (size_t)(t->block_len / t->group_len);
     job->buffers = mem_zalloc((size_t)n, sizeof *job->buffers);
     if (!job->buffers) return mem_error(err, (size_t)n * sizeof *job->buffers, "rounding");
     for (int i = 0; i < n; i++) {
         slab_buffers *buf = &job->buffers[i];
         buf->e = mem_alloc(cols * lanes, sizeof *buf->e);
-        buf->w = mem_alloc(BLOCK * lanes, sizeof *buf->w);
+        buf->w = mem_alloc(step * lanes, sizeof *buf->w);
+        buf->x = mem_alloc(block, sizeof *buf->x);
         buf->grids = mem_alloc(groups * 3 * lanes, sizeof *buf->grids);
-        buf->codes = mem_alloc(BLOCK * lanes, 1);
+        buf->codes = mem_alloc(step * lanes, 1);
         buf->group = mem_alloc(cols, sizeof *buf->group);
-        if (!buf->e || !buf->w || !buf->grids || !buf->codes || !buf->group)
+        if (!buf->e || !buf->w || !buf->x || !buf->grids || !buf->codes || !buf->group)
             return mem_error(err, cols * lanes * sizeof(float), "rounding");
     }
     return LLMQ_OK;
@@ -154,6 +192,8 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     llmq_status status = LLMQ_OK;
     llmq_feedback f = {.failed = true};
     gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p->rows)};
+    job.corrected = p->solver.corrected && p->type->block_len <= REFINE_MAX && !p->type->settle;
+    job.refine = p->solver.sweeps > 0 || p->solver.refit;
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
     if (!p->gram)
         return llmq_fail(err, LLMQ_E_ARG, "%s: gptq needs calibration text; give --calib FILE or use --rtn", p->name);
@@ -172,11 +212,16 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
         if (f.dead) snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
         job.importance = f.importance;
         LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
+        if (job.refine) {
+            hessian_mirror(p, &f, f.damp);
+            LLMQ_TRY_GOTO(refiner_create(p, &f, job.lanes, team_size(p->team), &job.refiner, err));
+        }
         mem_note_peak();
         team_run(p->team, gptq_worker, &job);
     }
     LLMQ_TRY_GOTO(hessian_errors(p, out, report, err));
 done:
+    refiner_clear(&job.refiner);
     buffers_destroy(&job, team_size(p->team));
     hessian_feedback_clear(&f);
     return status;

@@ -82,7 +82,7 @@ static llmq_quant_problem problem(const float *w, const float *gram, const llmq_
                                 .gram = gram,
                                 .n_tokens = TOKENS,
                                 .type = type,
-                                .act_order = true,
+                                .solver = {ORDER_GROUP, true, true, true, 3},
                                 .damp = -1,
                                 .ops = backend_cpu(),
                                 .team = team};
@@ -220,7 +220,7 @@ static void gptq_is_the_textbook(void **state) {
         for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
             llmq_quant_problem p = problem(f->w, f->gram, type_info(types[i]), team);
             llmq_quant_report report;
-            p.act_order = act_order;
+            p.solver = (llmq_solver){.order = act_order ? ORDER_STATIC : ORDER_NONE};
             p.damp = 0.02;
             llmq_quantized *q = solve(method_find("gptq"), &p, &report);
             assert_true(fabs(report.damp_used - 0.02) < 1e-9);
@@ -336,6 +336,120 @@ static void every_method_on_nf4(void **state) {
     p.type = nf4_grid(true, 64, false);
     assert_int_equal(method_find("nf4")->solve(&p, NULL, &report, &err), LLMQ_E_ARG);
     team_destroy(team);
+}
+
+/* tr(E H E') of all rows of q. */
+static double error_of(const fixture *f, const llmq_quantized *q) {
+    float *back = array((size_t)(q->rows * q->cols), sizeof *back);
+    for (int64_t r = 0; r < q->rows; r++) quantized_row_to_f32(q, r, back + r * q->cols);
+    double error = energy(f->gram, f->w, back, q->rows);
+    mem_free(back);
+    return error;
+}
+
+static llmq_solver solver_of(const char *list) {
+    llmq_solver s;
+    llmq_err err;
+    if (solver_parse(list, true, &s, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    return s;
+}
+
+/* Each piece of the solver against the solver without it, on every type. */
+static void every_piece_pays(void **state) {
+    const struct {
+        const char *without, *with;
+        double factor; /* error with <= factor * error without */
+        double damp;   /* 0: what is measured is what is brought down */
+    } pieces[] = {
+        {"sweeps=0,refit=0,order=static", "sweeps=1,refit=0,order=static", 1, 0},
+        {"sweeps=1,refit=0,order=static", "sweeps=4,refit=0,order=static", 1, 0},
+        {"sweeps=0,refit=0,order=static", "sweeps=0,refit=1,order=static", 1, 0},
+        {"sweeps=0,refit=0", "sweeps=4,refit=1", 0.99, 0.01},
+        {"sweeps=0,refit=0,grid=original,weight=diag", "sweeps=0,refit=0,grid=original,weight=pivot", 1.1, 0.01},
+        {"sweeps=0,refit=0,grid=original", "sweeps=0,refit=0,grid=corrected", 1.02, 0.01},
+        {"sweeps=0,refit=0,order=none", "sweeps=0,refit=0,order=group", 1.02, 0.01},
+    };
+    const fixture *f = *state;
+    const llmq_type_info *t;
+    llmq_team *team;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        for (size_t j = 0; (t = type_at(j)) != NULL; j++) {
+            if (type_is_float(t) || !type_can_encode(t)) continue;
+            double error[2];
+            for (int with = 0; with < 2; with++) {
+                llmq_quant_report report;
+                llmq_quant_problem p = problem(f->w, f->gram, t, team);
+                p.rows = 33;
+                p.solver = solver_of(with ? pieces[i].with : pieces[i].without);
+                p.damp = pieces[i].damp;
+                llmq_quantized *q = solve(method_find("gptq"), &p, &report);
+                error[with] = error_of(f, q);
+                quantized_destroy(q);
+            }
+            if (!(error[1] <= pieces[i].factor * error[0]))
+                fail_msg("%s: %s gives %g, %s gives %g", t->name, pieces[i].without, error[0], pieces[i].with,
+                         error[1]);
+        }
+    }
+    team_destroy(team);
+}
+
+/* When the passes have ended, no other code for a single weight is better. */
+static void sweeps_end_where_no_code_can_improve(void **state) {
+    const fixture *f = *state;
+    const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q2_K};
+    llmq_team *team;
+    assert_int_equal(team_create(1, &team, NULL), LLMQ_OK);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        llmq_quant_problem p = problem(f->w, f->gram, type_info(types[i]), team);
+        llmq_quant_report report;
+        p.rows = 6;
+        p.solver = solver_of("sweeps=100");
+        p.damp = 0;
+        llmq_quantized *q = solve(method_find("gptq"), &p, &report);
+        for (int64_t r = 0; r < p.rows; r++) {
+            float back[COLS];
+            double e[COLS], g[COLS], total = 0;
+            quantized_row_to_f32(q, r, back);
+            for (int k = 0; k < COLS; k++) e[k] = (double)back[k] - f->w[r * COLS + k];
+            for (int k = 0; k < COLS; k++) {
+                g[k] = 0;
+                for (int j = 0; j < COLS; j++) g[k] += e[j] * f->gram[j > k ? j * COLS + k : k * COLS + j];
+                total += g[k] * e[k];
+            }
+            for (int k = 0; k < COLS; k++) {
+                const llmq_grid *grid = &q->grids[(r * COLS + k) / p.type->block_len];
+                int group = k % p.type->block_len / p.type->group_len;
+                for (int code = 0; code < p.type->n_levels; code++) {
+                    double step = (double)type_value(p.type, grid, group, (uint8_t)code) - back[k];
+                    double change = step * (2 * g[k] + step * f->gram[k * COLS + k]);
+                    if (change < -2e-5 * total)
+                        fail_msg("%s row %d column %d: %g of %g", p.type->name, (int)r, k, change, total);
+                }
+            }
+        }
+        quantized_destroy(q);
+    }
+    team_destroy(team);
+}
+
+static void solver_lists_are_checked(void **state) {
+    (void)state;
+    llmq_solver s;
+    llmq_err err;
+    assert_int_equal(solver_parse(NULL, true, &s, &err), LLMQ_OK);
+    assert_true(s.order == ORDER_GROUP && s.corrected && s.pivots && s.refit && s.sweeps > 0);
+    assert_int_equal(solver_parse("", false, &s, &err), LLMQ_OK);
+    assert_true(s.order == ORDER_NONE && s.corrected);
+    assert_int_equal(solver_parse("order=static,sweeps=7,refit=0,weight=diag", false, &s, &err), LLMQ_OK);
+    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 7);
+    const char *wrong[] = {"sweeps", "sweeps=", "sweeps=x", "sweeps=-1",    "sweeps=1000", "refit=2",  "grid=new",
+                           ",",      "order=",  "weight=",  "order=groups", "Refit=1",     "refit=0,,"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        if (solver_parse(wrong[i], true, &s, &err) != LLMQ_E_ARG) fail_msg("'%s' was taken", wrong[i]);
+        assert_non_null(strstr(err.msg, "--solver"));
+    }
 }
 
 static void dead_columns_are_rounded_plainly(void **state) {
@@ -485,6 +599,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(gptq_is_the_textbook, setup, teardown),
         cmocka_unit_test_setup_teardown(hqq_lets_far_weights_go, setup, teardown),
         cmocka_unit_test_setup_teardown(every_method_on_nf4, setup, teardown),
+        cmocka_unit_test_setup_teardown(every_piece_pays, setup, teardown),
+        cmocka_unit_test_setup_teardown(sweeps_end_where_no_code_can_improve, setup, teardown),
+        cmocka_unit_test(solver_lists_are_checked),
         cmocka_unit_test_setup_teardown(dead_columns_are_rounded_plainly, setup, teardown),
         cmocka_unit_test_setup_teardown(hopeless_hessians_never_end_the_run, setup, teardown),
         cmocka_unit_test_setup_teardown(damaged_weights_are_an_error, setup, teardown),
