@@ -1,10 +1,13 @@
 #define _GNU_SOURCE
 #include "core/parallel.h"
 
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -18,10 +21,16 @@
 
 #include "core/mem.h"
 
+/* Rounds of waiting at a barrier before a worker sleeps: long where everybody has a core, since waking takes as long as
+ * the work between two barriers of a token; hardly any where the one waited for may need this very core. */
+#define SPINS 20000
+#define SPINS_CROWDED 100
+
 struct llmq_team {
-    int n;
+    int n, spins;
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_uint phase;
+    atomic_int sleepers;
     _Alignas(64) _Atomic int64_t counter;
 };
 
@@ -47,6 +56,12 @@ int cpu_physical_cores(void) {
     return cores > 0 ? cores : 1;
 }
 
+static int cpu_processors(void) {
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+}
+
 double time_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -63,6 +78,7 @@ llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err) {
 #else
     team->n = 1;
 #endif
+    team->spins = team->n <= cpu_processors() ? SPINS : SPINS_CROWDED;
     *out = team;
     return LLMQ_OK;
 }
@@ -89,21 +105,31 @@ void team_run(llmq_team *team, team_fn *fn, void *arg) {
 #endif
 }
 
+static void phase_sleep(llmq_team *team, unsigned phase) {
+    atomic_fetch_add(&team->sleepers, 1);
+    while (atomic_load(&team->phase) == phase)
+        syscall(SYS_futex, &team->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0);
+    atomic_fetch_sub(&team->sleepers, 1);
+}
+
 void worker_barrier(const llmq_worker *worker) {
     if (worker->n == 1) return;
     llmq_team *team = worker->team;
     unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == worker->n) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+        /* Sequentially consistent, like the sleeper's count and its look at the phase: one of the two sees the other.
+         */
+        atomic_store(&team->phase, phase + 1);
+        if (atomic_load(&team->sleepers) > 0)
+            syscall(SYS_futex, &team->phase, FUTEX_WAKE_PRIVATE, worker->n, NULL, NULL, 0);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < 20000)
-            cpu_relax();
-        else
-            sched_yield(); /* somebody lost his core: let him run */
+    for (int i = 0; i < team->spins; i++) {
+        if (atomic_load_explicit(&team->phase, memory_order_acquire) != phase) return;
+        cpu_relax();
     }
+    phase_sleep(team, phase);
 }
 
 void worker_counter_reset(const llmq_worker *worker) {
