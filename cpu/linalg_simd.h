@@ -112,6 +112,14 @@ static void gram_pack_f32(const float *x, int64_t n_tok, int64_t cols, int64_t c
         }
 }
 
+/* The tile's sums so far lie in the L3 cache or beyond: fetch them while the products are made. */
+SIMD_FN void gram_tile_fetch(const float *gram, int64_t cols, int64_t row, int64_t col) {
+    UNROLL_FOR(i, GRAM_M)
+    UNROLL_FOR(j, GRAM_NV)
+    if (row + i < cols && col + j * VF_N < cols)
+        _mm_prefetch((const char *)(gram + (row + i) * cols + col + j * VF_N), _MM_HINT_T0);
+}
+
 SIMD_FN void gram_tile_zero(vf acc[][4]) {
     UNROLL_FOR(i, GRAM_M)
     UNROLL_FOR(j, GRAM_NV) acc[i][j] = vf_zero();
@@ -177,6 +185,7 @@ static void gram_pack(bool bf16, const float *x, int64_t n_tok, int64_t cols, in
 SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row,
                        int64_t col) {
     vf acc[GRAM_M][4];
+    gram_tile_fetch(gram, cols, row, col);
     gram_tile_zero(acc);
 #if GRAM_HAS_BF16
     if (bf16)

@@ -169,6 +169,7 @@ static void attend(const llmq_worker *w, pass *p) {
 }
 
 static void pass_qkv(const llmq_worker *w, pass *p) {
+    if (!p->gram) return;
     norm_inputs(w, p, ROLE_ATTN_NORM);
     finish_inputs(w, p);
 }
@@ -190,6 +191,7 @@ static void pass_o(const llmq_worker *w, pass *p) {
 
 static void pass_gate_up(const llmq_worker *w, pass *p) {
     close_block(w, p, ROLE_O, p->run->q_dim);
+    if (!p->gram) return;
     norm_inputs(w, p, ROLE_FFN_NORM);
     finish_inputs(w, p);
 }
