@@ -10,9 +10,9 @@
 typedef struct quantize_opts {
     int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
-    int64_t bits, tokens, calib_ctx, seed, group, shard_bytes;
+    int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
     const char *solver;
-    double damp;
+    double damp, target_bpw;
     cli_texts calib, keep;
 } quantize_opts;
 
@@ -51,8 +51,15 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--double-quant", NULL, quantize_opts, double_quant, 1, "bnb: quantize the scales too"),
     OPT_ROW_TEXT("--policy", NULL, "FILE", quantize_opts, policy,
                  "the same from a file, one 'PATTERN TYPE' a line, # for comments; --keep goes before it"),
-    OPT_ROW_LATER("--target-bpw", "the choice of types by size comes later; --keep is there"),
-    OPT_ROW_LATER("--target-size", "the choice of types by size comes later; --keep is there"),
+    OPT_ROW_REAL(
+        "--target-bpw", NULL, "X", quantize_opts, target_bpw, 0.1, 32,
+        "choose the type of every matrix, embedding and head too, by measured errors: the best model of at most "
+        "so many bits a weight, all tensors counted (--keep and --policy still fix what they name)"),
+    {.kind = OPT_SIZE,
+     .name = "--target-size",
+     .arg = "SIZE",
+     .offset = offsetof(quantize_opts, target_bytes),
+     .help = "the same for the size of the file: 90MB, 4.2GiB"},
     OPT_ROW_HEAD("solver"),
     OPT_ROW_FLAG("--act-order", NULL, quantize_opts, act_order, 1,
                  "quantize the inputs with the largest activations first (GPTQ's default)"),
@@ -266,6 +273,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.keep = opts.keep.v;
     params.n_keep = opts.keep.n;
     params.policy = opts.policy;
+    params.target_bpw = opts.target_bpw;
+    params.target_bytes = opts.target_bytes;
     params.act_order = opts.act_order;
     params.damp = opts.damp;
     params.solver = opts.solver;

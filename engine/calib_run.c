@@ -15,6 +15,7 @@ struct llmq_calib_run {
     calib_tick_fn *tick;
     void *user;
     int64_t n_tok, chunk;        /* all tokens; at most so many at a time, whole windows */
+    int64_t n_active;            /* tokens that passes run */
     int64_t q_dim, kv_dim, wide; /* wide: the longest input row */
     float *x;                    /* (n_tok, n_embd) the residual stream */
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
@@ -31,6 +32,10 @@ struct llmq_calib_run {
     /* of the layer */
     llmq_weight *w[ROLE_COUNT];
     const float *vec[ROLE_COUNT]; /* norms and biases, NULL where there are none */
+    struct {
+        int64_t window;
+        llmq_weight *w; /* NULL: none */
+    } instead[ROLE_COUNT];
 };
 
 int64_t calib_site_cols(const llmq_hparams *hp, llmq_site_id site) {
@@ -97,8 +102,9 @@ static void fill_for(const llmq_worker *w, pass *p, const llmq_role *roles) {
     llmq_acts acts = inputs(p, p->run->w[*roles]->cols);
     bool q8 = false, bf16 = false;
     for (; *roles != ROLE_COUNT; roles++) {
-        q8 = q8 || p->run->w[*roles]->act == ACT_Q8;
-        bf16 = bf16 || p->run->w[*roles]->act == ACT_BF16;
+        const llmq_weight *other = p->run->instead[*roles].w;
+        q8 = q8 || p->run->w[*roles]->act == ACT_Q8 || (other && other->act == ACT_Q8);
+        bf16 = bf16 || p->run->w[*roles]->act == ACT_BF16 || (other && other->act == ACT_BF16);
     }
     if (q8) ops->acts_fill(w, &acts, ACT_Q8);
     if (bf16) ops->acts_fill(w, &acts, ACT_BF16);
@@ -106,7 +112,9 @@ static void fill_for(const llmq_worker *w, pass *p, const llmq_role *roles) {
 }
 
 static void multiply(const llmq_worker *w, pass *p, llmq_role role, float *y) {
-    const llmq_weight *weight = p->run->w[role];
+    const llmq_calib_run *run = p->run;
+    bool instead = run->instead[role].w && run->instead[role].window == p->begin / run->calib->ctx;
+    const llmq_weight *weight = instead ? run->instead[role].w : run->w[role];
     llmq_acts acts = inputs(p, weight->cols);
     p->run->model->ops->matmul(w, weight, &acts, y, weight->rows);
 }
@@ -242,15 +250,15 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
     pass p = {.run = run, .site = site, .gram = gram};
     if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
-    for (p.begin = 0; p.begin < run->n_tok; p.begin += run->chunk) {
-        p.n = run->n_tok - p.begin < run->chunk ? run->n_tok - p.begin : run->chunk;
+    for (p.begin = 0; p.begin < run->n_active; p.begin += run->chunk) {
+        p.n = run->n_active - p.begin < run->chunk ? run->n_active - p.begin : run->chunk;
         team_run(run->team, pass_worker, &p);
         double n = (double)p.n, gram_macs = gram ? n * (double)cols * (double)cols / 2 : 0;
         if (!run->tick(run->user, n * site_weights(run, site), gram_macs))
             return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     if (site == SITE_COUNT) run->settled = true;
-    *n_tokens_out = run->n_tok - atomic_load(&p.dropped);
+    *n_tokens_out = run->n_active - atomic_load(&p.dropped);
     return LLMQ_OK;
 }
 
@@ -262,6 +270,7 @@ llmq_status calib_run_layer(llmq_calib_run *run, int layer, llmq_err *err) {
                                       ROLE_Q_BIAS,    ROLE_K_BIAS,   ROLE_V_BIAS, ROLE_O_BIAS};
     memset(run->w, 0, sizeof run->w);
     memset(run->vec, 0, sizeof run->vec);
+    memset(run->instead, 0, sizeof run->instead);
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
         const llmq_tensor *t = tensors[roles[i]];
         if (t) LLMQ_TRY(model_load_vector(run->model, t, tensor_numel(t), &run->vec[roles[i]], err));
@@ -283,7 +292,25 @@ void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_cal
     memcpy(to->x + to_window * n, from->x + from_window * n, (size_t)n * sizeof *to->x);
 }
 
-const float *calib_run_hidden(const llmq_calib_run *run) {
+void calib_run_limit(llmq_calib_run *run, int64_t n_windows) {
+    run->chunk = run->calib->ctx;
+    run->n_active = n_windows * run->calib->ctx;
+}
+
+int64_t calib_run_fork(llmq_calib_run *run, llmq_site_id site, llmq_role role, llmq_weight *w) {
+    int64_t ctx = run->calib->ctx, window = run->n_active / ctx, n_embd = run->model->hp.n_embd;
+    int64_t cols = calib_site_cols(&run->model->hp, site);
+    run->n_active += ctx;
+    memcpy(run->x + window * ctx * n_embd, run->x, (size_t)(ctx * n_embd) * sizeof *run->x);
+    if (site == SITE_O || site == SITE_DOWN) /* inputs that passes keep */
+        memcpy(run->mid + window * ctx * cols, run->mid, (size_t)(ctx * cols) * sizeof *run->mid);
+    run->instead[role].window = window;
+    run->instead[role].w = w;
+    w->bias = run->w[role]->bias;
+    return window;
+}
+
+float *calib_run_hidden(llmq_calib_run *run) {
     return run->x;
 }
 
@@ -365,6 +392,7 @@ llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_te
     run->n_tok = calib->n_windows * calib->ctx;
     run->chunk = max64(1, CHUNK_TOKENS / calib->ctx) * calib->ctx;
     if (run->chunk > run->n_tok) run->chunk = run->n_tok;
+    run->n_active = run->n_tok;
     run->q_dim = hp->n_head * hp->head_dim;
     run->kv_dim = hp->n_head_kv * hp->head_dim;
     run->wide = max64(hp->n_embd, max64(run->q_dim, hp->n_ff));

@@ -28,11 +28,17 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
 void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values);
 /* The residual stream of a window becomes that of another run's window; both runs at the beginning of a layer. */
 void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window);
+/* Passes run the first n windows only, one at a time. */
+void calib_run_limit(llmq_calib_run *run, int64_t n_windows);
+/* After the pass that ended at site: one window more runs, a copy of the first as it is now, and to the end of the
+ * layer it reads w in place of the role's weight. One window a role; w as in calib_run_weight; the run was created with
+ * room for it. Returns the window. */
+int64_t calib_run_fork(llmq_calib_run *run, llmq_site_id site, llmq_role role, llmq_weight *w);
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
  * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
 /* (tokens, n_embd) the residual stream as it is now; borrowed. */
-const float *calib_run_hidden(const llmq_calib_run *run);
+float *calib_run_hidden(llmq_calib_run *run);
 /* What is carried from layer to layer: the residual stream and which tokens were left out; borrowed. Between the layers
  * it is all there is, so a run that goes on elsewhere needs no more. calib_run_settled: it is now what the last
  * finished layer left (a layer that began and has not added to the stream yet may begin again). */

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/half.h"
+#include "engine/eval.h"
 #include "engine/session.h"
 
 typedef struct ppl_job {
@@ -84,6 +85,11 @@ static double kl_divergence(const float *b, double b_lse, const float *l, double
         for (int j = 0; j < 16; j++) total += (double)part[j];
     }
     return total > 0 ? total : 0; /* rounding may leave a tiny negative */
+}
+
+double eval_kl(const float *base, const float *logits, int64_t n) {
+    double b_lse = log_sum_exp(base, n, base[best_token(base, n)]);
+    return kl_divergence(base, b_lse, logits, log_sum_exp(logits, n, logits[best_token(logits, n)]), n);
 }
 
 typedef struct score_block {

@@ -22,7 +22,7 @@ static bool report_progress(pipeline *p, double cost) {
     return p->params->progress(p->params->user, p->done < p->total ? p->done : p->total, p->total, p->what, left);
 }
 
-static bool tick_run(void *user, double weight_macs, double gram_macs) {
+bool pipeline_tick(void *user, double weight_macs, double gram_macs) {
     return report_progress(user, weight_macs * COST_WEIGHT_MAC + gram_macs * COST_GRAM_MAC);
 }
 
@@ -326,7 +326,7 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
 
 static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p)) return LLMQ_OK;
+    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
     int64_t ctx = params->calib_ctx;
     if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
         ctx = p->model->hp.n_ctx_train;
@@ -363,10 +363,19 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .calib = &p->calib,
                                     .team = p->team,
                                     .grid = first_grid,
-                                    .tick = tick_run,
+                                    .tick = pipeline_tick,
                                     .tick_search = tick_search,
                                     .user = p};
     return transform_create(&params, &p->transform, err);
+}
+
+/* The extra pass of a job with a target, also for a plan alone. */
+static llmq_status choose_types(pipeline *p, llmq_err *err) {
+    end_stage(p, LLMQ_STAGE_OPEN);
+    p->total = pipeline_choose_cost(p) + (p->params->plan_only ? 0 : pipeline_total_cost(p));
+    LLMQ_TRY(pipeline_choose_types(p, err));
+    end_stage(p, LLMQ_STAGE_CHOOSE);
+    return LLMQ_OK;
 }
 
 static void mean_errors(llmq_quant_result *r) {
@@ -421,6 +430,7 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(open_report(p, report, err));
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
+    if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     end_stage(p, LLMQ_STAGE_OPEN);
@@ -431,8 +441,9 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
                  path, llmq_type_name(p->model->info.main_type));
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(alloc_gram(p, err));
-    p->total = pipeline_total_cost(p);
-    if (pipeline_calibrates(p)) LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, tick_run, p, &p->run, err));
+    p->total = p->done + pipeline_total_cost(p);
+    if (pipeline_calibrates(p))
+        LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));

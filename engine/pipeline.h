@@ -79,6 +79,8 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err);
 /* Rows' types and the sizes in result, once types and metadata are what they will be. */
 llmq_status pipeline_sizes(pipeline *p, llmq_err *err);
 llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, char *out, size_t cap, llmq_err *err);
+/* Entry `index` becomes what choice says. The sizes in result do not follow. */
+llmq_status pipeline_set_type(pipeline *p, size_t index, const llmq_policy_choice *choice, llmq_err *err);
 bool pipeline_is_quantized(llmq_type type);
 /* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for
  * another). */
@@ -105,5 +107,17 @@ llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err);
 /* The end of the job however it ends; after outputs_finish when it went well. Decides what stays for the next run. */
 void pipeline_end(pipeline *p, llmq_status status);
 size_t pipeline_checkpoint_bytes(const pipeline *p);
+/* ---- pipeline.c */
+
+bool pipeline_tick(void *user, double weight_macs, double gram_macs); /* calib_tick_fn, user: the pipeline */
+
+/* ---- mixed.c */
+
+/* A size is given and the types are to be chosen for it. */
+bool pipeline_has_target(const pipeline *p);
+/* After pipeline_plan and with calib: measures the layers and chooses the types that no rule fixes. */
+llmq_status pipeline_choose_types(pipeline *p, llmq_err *err);
+/* Nominal nanoseconds of that. */
+double pipeline_choose_cost(const pipeline *p);
 
 #endif

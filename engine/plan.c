@@ -78,6 +78,13 @@ double pipeline_total_cost(const pipeline *p) {
 static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     const llmq_hparams *hp = &p->model->hp;
+    if (pipeline_has_target(p) && (outputs_count(&p->spec) != 1 || !outputs_emits(&p->spec, "gguf")))
+        return llmq_fail(err, LLMQ_E_ARG, "--target-bpw and --target-size choose among GGUF's types: leave out --emit");
+    if (pipeline_has_target(p) &&
+        (params->type || params->bits || (params->target_bpw > 0 && params->target_bytes > 0)))
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--target-bpw and --target-size choose the types themselves: one of the two, without --type "
+                         "and --bits; --keep and --policy fix single tensors");
     if (outputs_have_integer(&p->spec) || !outputs_emits(&p->spec, "gguf")) return pipeline_folder_type(p, out, err);
     if (!params->type) {
         const int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
@@ -100,31 +107,40 @@ static const char *method_label(const pipeline *p) {
     return p->params->awq && !strcmp(p->method->name, "rtn") ? "awq" : p->method->name;
 }
 
-static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
+llmq_status pipeline_set_type(pipeline *p, size_t i, const llmq_policy_choice *choice, llmq_err *err) {
     llmq_tensor *t = &p->ex->tensors[i];
+    llmq_quant_row *row = &p->result->rows[i];
+    LLMQ_TRY(export_set_type(p->ex, i, choice->type, err));
+    row->to = t->type;
+    row->method = pipeline_is_solved(p, i)                                 ? method_label(p)
+                  : pipeline_is_quantized(t->type) && t->type != row->from ? "rtn"
+                                                                           : "copy";
+    row->bytes = t->bytes;
+    row->fixed = choice->fixed;
+    p->result->n_fallback += choice->fallback - row->fallback;
+    row->fallback = choice->fallback;
+    memcpy(row->note, choice->note, sizeof row->note);
+    return LLMQ_OK;
+}
+
+static llmq_status plan_tensor(pipeline *p, const llmq_policy *policy, size_t i, llmq_err *err) {
+    const llmq_tensor *t = &p->ex->tensors[i];
     const llmq_export_entry *entry = &p->ex->entries[i];
     llmq_quant_row *row = &p->result->rows[i];
     llmq_policy_choice choice = {.type = t->type};
     if (entry->matrix) policy_choose(policy, t->name, entry->layer >= 0, entry->src->type, tensor_cols(t), &choice);
-    LLMQ_TRY(export_set_type(p->ex, i, choice.type, err));
     if (strlen(t->name) >= sizeof row->name)
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: the name is too long for GGUF", t->name);
     strcpy(row->name, t->name);
     row->from = entry->src ? entry->src->type : LLMQ_TYPE_F32;
-    row->method = pipeline_is_solved(p, i)                                 ? method_label(p)
-                  : pipeline_is_quantized(t->type) && t->type != row->from ? "rtn"
-                                                                           : "copy";
     row->rows = tensor_rows(t);
     row->cols = tensor_cols(t);
-    row->error = row->rtn_error = row->awq_alpha = row->awq_ratio = -1;
+    row->error = row->rtn_error = row->awq_alpha = row->awq_ratio = row->expected_kl = -1;
     row->layer = entry->layer;
     row->role = role_names[entry->role];
     llmq_site_id site = arch_rule(p->model->arch, entry->role)->site;
     row->site = site == SITE_NONE ? NULL : site_names[site];
-    row->fallback = choice.fallback;
-    memcpy(row->note, choice.note, sizeof row->note);
-    p->result->n_fallback += choice.fallback;
-    return LLMQ_OK;
+    return pipeline_set_type(p, i, &choice, err);
 }
 
 static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
@@ -155,7 +171,7 @@ static void warn_unused(const pipeline *p) {
             llmq_log(LLMQ_LOG_WARN, "%s %s: no matrix has such a name; --plan lists the names",
                      i < p->rules.n_keep ? "--keep" : params->policy, p->rules.rules[i]);
     }
-    if (!pipeline_calibrates(p) && params->n_calib)
+    if (!pipeline_calibrates(p) && !pipeline_has_target(p) && params->n_calib)
         llmq_log(LLMQ_LOG_WARN, "--calib changes nothing with --%s", p->method->name);
     if (!p->method->needs_gram && (params->damp >= 0 || params->act_order >= 0))
         llmq_log(LLMQ_LOG_WARN, "--damp and --act-order change nothing with --%s", p->method->name);
@@ -176,8 +192,8 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
     if (!p->result->rows) return mem_error(err, p->ex->n * sizeof *p->result->rows, "the plan");
     p->result->n_rows = p->ex->n;
     for (size_t i = 0; i < p->ex->n; i++) LLMQ_TRY(plan_tensor(p, &policy, i, err));
-    LLMQ_TRY(export_seal(p->ex, err));
     warn_unused(p);
+    LLMQ_TRY(export_seal(p->ex, err));
     return pipeline_check_folders(p, *type_out, err);
 }
 

@@ -119,8 +119,8 @@ void pipeline_plan_row(const pipeline *p, size_t index, llmq_quant_row *row) {
 
 llmq_status pipeline_name_outputs(pipeline *p, const char *stem, const char *method, llmq_type type, char *out,
                                   size_t cap, llmq_err *err) {
-    int n,
-        m = snprintf(p->gguf_name, sizeof p->gguf_name, "%s-%s-%s.gguf", path_base(stem), method, llmq_type_name(type));
+    const char *type_name = pipeline_has_target(p) ? "mixed" : llmq_type_name(type);
+    int n, m = snprintf(p->gguf_name, sizeof p->gguf_name, "%s-%s-%s.gguf", path_base(stem), method, type_name);
     bool gguf = outputs_emits(&p->spec, "gguf"), several = outputs_count(&p->spec) > 1;
     if (p->params->out) {
         n = snprintf(out, cap, "%s", p->params->out); /* "out/" works in out.tmp */
@@ -128,7 +128,7 @@ llmq_status pipeline_name_outputs(pipeline *p, const char *stem, const char *met
     } else if (several)
         n = snprintf(out, cap, "%s-%s", stem, method);
     else
-        n = snprintf(out, cap, "%s-%s-%s%s", stem, method, gguf ? llmq_type_name(type) : outputs_first(&p->spec),
+        n = snprintf(out, cap, "%s-%s-%s%s", stem, method, gguf ? type_name : outputs_first(&p->spec),
                      gguf ? ".gguf" : "");
     if ((size_t)n >= cap || (several && (size_t)m >= sizeof p->gguf_name))
         return llmq_fail(err, LLMQ_E_ARG, "the path of the %s is too long; give a shorter name with -o",

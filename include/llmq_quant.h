@@ -62,10 +62,12 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
                                     without, on the rows that were sampled; -1: no scales */
     bool fallback;               /* the type or method is not the one asked for; note says why */
     char note[120];
-    int layer;        /* -1: of the model */
-    const char *role; /* "attn_q", "ffn_norm", "token_embd", ...: the name without layer and ".weight". Static */
-    const char *site; /* "qkv", "o", "gate_up", "down": what a matrix inside a layer reads; NULL: none. Static */
-    int64_t n_tokens; /* calibration tokens that counted for it; 0: no calibration */
+    int layer;          /* -1: of the model */
+    const char *role;   /* "attn_q", "ffn_norm", "token_embd", ...: the name without layer and ".weight". Static */
+    const char *site;   /* "qkv", "o", "gate_up", "down": what a matrix inside a layer reads; NULL: none. Static */
+    bool fixed;         /* its type is from keep or the policy file */
+    double expected_kl; /* what the choice of types expects of it: nats a token; -1: its type was not chosen so */
+    int64_t n_tokens;   /* calibration tokens that counted for it; 0: no calibration */
 } llmq_quant_row;
 
 /* What a job spends its time on. */

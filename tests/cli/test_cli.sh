@@ -253,6 +253,9 @@ run 0 quantize "$work/llama.bin" -t 1 --tokens 1024 --calib "$work/text:3" --cal
 bad "self" quantize "$work/llama.bin" --calib self
 before=$(cksum <"$made")
 fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
+run 0 quantize "$work/llama.bin" -t 1 --target-size 260kB --tokens 512 --calib-ctx 128 --plan -q
+[ "$(sed -n 's/^size *\([0-9]*\)\..* kB planned.*/\1/p' "$out")" -le 260 ] || fault "--target-size is not obeyed"
+bad "--target-size" quantize "$work/llama.bin" --target-size 1kB --tokens 512 --calib-ctx 128 -q
 printf '# a policy\nblk.0.* q8_0\n*ffn_down* nonsense\n' >"$work/policy"
 bad "policy:3" quantize "$work/llama.bin" --rtn --policy "$work/policy" --plan
 printf '# a policy\nblk.0.* q8_0\n*ffn_up* f16 # all of them\n' >"$work/policy"
