@@ -98,7 +98,8 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--force", NULL, quantize_opts, force, 1, "replace OUT if it exists"),
     OPT_ROW_FLAG("--plan", NULL, quantize_opts, plan, 1, "print what would become of every tensor, and stop"),
     OPT_ROW_TEXT("--report-json", NULL, "F", quantize_opts, report_json, "write a report of every tensor as JSON"),
-    OPT_ROW_LATER("--report", "HTML reports come later; --report-json is there"),
+    OPT_ROW_TEXT("--report", NULL, "F.html", quantize_opts, report,
+                 "the same as one page for a browser: sizes, types, curves of the layers' errors, times, warnings"),
     OPT_ROW_LATER("--max-ram", "a memory limit comes later; layers are worked on one at a time in any case"),
     OPT_ROW_FLAG("--no-resume", NULL, quantize_opts, no_resume, 1,
                  "start anew even if an earlier run of the same command was stopped half-way"),
@@ -246,7 +247,17 @@ static int report_failure(llmq_status status, const llmq_err *err, const llmq_qu
     return rc;
 }
 
+/* The command as it can be typed again, cut off where it is too long. */
+static const char *join_command(int argc, char **argv, char *buf, size_t cap) {
+    char word[1024];
+    size_t n = (size_t)snprintf(buf, cap, "llmq quantize");
+    for (int i = 1; i < argc && n < cap; i++)
+        n += (size_t)snprintf(buf + n, cap - n, " %s", cli_quote(argv[i], word, sizeof word));
+    return buf;
+}
+
 static int run(const cli_command *cmd, int argc, char **argv) {
+    char command[4096];
     quantize_opts opts = {.act_order = -1, .damp = -1, .seed = -1};
     common_opts common = {0};
     const opt_set sets[] = {{quantize_defs, &opts}, {common_defs, &common}};
@@ -289,6 +300,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.plan_only = opts.plan;
     params.n_threads = (int)common.threads;
     params.report_json = opts.report_json;
+    params.report = opts.report;
+    params.command = join_command(argc, argv, command, sizeof command);
     params.tokenizer = common.tokenizer;
     params.progress = cli_progress_update;
     params.user = &progress;

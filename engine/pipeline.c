@@ -10,6 +10,7 @@
 #include "core/half.h"
 #include "engine/pipeline.h"
 #include "engine/quant_report.h"
+#include "report/report.h"
 
 /* ---- progress ---- */
 
@@ -406,17 +407,39 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
     return solver_parse(params->solver, params->act_order != 0, &solver, err);
 }
 
+/* The reports' files, opened before the work so that a bad path is told at once. */
+typedef struct report_files {
+    llmq_out *json, *html;
+} report_files;
+
 /* A report replaces an older one without asking; the model's own files and OUT it must not touch. */
-static llmq_status open_report(const pipeline *p, llmq_out **report, llmq_err *err) {
-    const char *path = p->params->report_json;
+static llmq_status open_report(const pipeline *p, const char *option, const char *path, llmq_out **report,
+                               llmq_err *err) {
     if (!path) return LLMQ_OK;
-    LLMQ_TRY(job_check_output(p->model->source, path, "--report-json", true, err));
+    LLMQ_TRY(job_check_output(p->model->source, path, option, true, err));
     if (file_is_same(path, p->result->out))
-        return llmq_fail(err, LLMQ_E_ARG, "--report-json %s: that is the model to be written; give another name", path);
+        return llmq_fail(err, LLMQ_E_ARG, "%s %s: that is the model to be written; give another name", option, path);
     return out_open(path, true, 0, report, err);
 }
 
-static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llmq_err *err) {
+static llmq_status open_reports(const pipeline *p, report_files *reports, llmq_err *err) {
+    const char *json = p->params->report_json, *html = p->params->report;
+    if (json && html && file_is_same(json, html))
+        return llmq_fail(err, LLMQ_E_ARG, "--report %s: --report-json has the same name", html);
+    LLMQ_TRY(open_report(p, "--report-json", json, &reports->json, err));
+    return open_report(p, "--report", html, &reports->html, err);
+}
+
+static llmq_status write_reports(const pipeline *p, const char *path, report_files *reports, llmq_err *err) {
+    const llmq_report_facts facts = {.source = path, .params = p->params, .result = p->result, .settings = p->settings};
+    llmq_out *json = reports->json, *html = reports->html;
+    *reports = (report_files){.html = html};
+    if (json) LLMQ_TRY(quant_report_write(path, p->params, p->result, json, err));
+    reports->html = NULL;
+    return html ? report_html_write(&facts, html, err) : LLMQ_OK;
+}
+
+static llmq_status run_job(pipeline *p, const char *path, report_files *reports, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     llmq_quant_result *r = p->result;
     llmq_type type;
@@ -427,7 +450,7 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
     LLMQ_TRY(pipeline_plan(p, &type, err));
     LLMQ_TRY(pipeline_output_path(p, path, type, r->out, sizeof r->out, err));
     LLMQ_TRY(outputs_check_path(&p->spec, p->model->source, params->force || params->plan_only, err));
-    LLMQ_TRY(open_report(p, report, err));
+    LLMQ_TRY(open_reports(p, reports, err));
     LLMQ_TRY(prepare_calibration(p, err));
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
@@ -454,22 +477,20 @@ static llmq_status run_job(pipeline *p, const char *path, llmq_out **report, llm
 
 llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
     llmq_weight ready[ROLE_COUNT];
-    llmq_out *report = NULL;
+    report_files reports = {0};
     memset(ready, 0, sizeof ready);
     *result = (llmq_quant_result){0};
     pipeline p = {.params = params, .result = result, .ready = ready, .start = time_seconds()};
     p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
-    llmq_status status = run_job(&p, path, &report, err);
+    llmq_status status = run_job(&p, path, &reports, err);
     if (p.run) result->dropped_tokens = calib_run_dropped(p.run);
     mean_errors(result);
     result->seconds = time_seconds() - p.start;
     result->peak_bytes = mem_peak();
-    if (status == LLMQ_OK && report) {
-        status = quant_report_write(path, params, result, report, err);
-        report = NULL;
-    }
-    out_abort(report);
+    if (status == LLMQ_OK) status = write_reports(&p, path, &reports, err);
+    out_abort(reports.json);
+    out_abort(reports.html);
     pipeline_end(&p, status);
     transform_destroy(p.transform);
     calib_run_destroy(p.run);

@@ -27,7 +27,17 @@ static json_t *row_json(const llmq_quant_row *row) {
 
 static json_t *report_json(const char *source, const llmq_quant_params *params, const llmq_quant_result *r) {
     json_t *rows = json_array();
-    for (size_t i = 0; i < r->n_rows; i++) json_array_append_new(rows, row_json(&r->rows[i]));
+    for (size_t i = 0; i < r->n_rows; i++) {
+        const llmq_quant_row *row = &r->rows[i];
+        json_t *j = row_json(row);
+        json_object_set_new(j, "layer", row->layer < 0 ? json_null() : json_integer(row->layer));
+        json_object_set_new(j, "role", text(row->role));
+        json_object_set_new(j, "site", text(row->site));
+        json_object_set_new(j, "tokens", json_integer(row->n_tokens));
+        json_object_set_new(j, "fixed", json_boolean(row->fixed));
+        json_object_set_new(j, "expected_kl", measured(row->expected_kl));
+        json_array_append_new(rows, j);
+    }
     json_t *root = json_pack("{s:o, s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:o}", "source", text(source),
                              "out", text(r->out), "method", params->method, "version", llmq_version(), "f32_bytes",
                              (json_int_t)r->f32_bytes, "f16_bytes", (json_int_t)r->f16_bytes, "in_bytes",
@@ -44,6 +54,11 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
     json_object_set_new(root, "seconds", json_real(r->seconds));
     json_object_set_new(root, "peak_bytes", json_integer(r->peak_bytes));
     json_object_set_new(root, "n_fallback", json_integer(r->n_fallback));
+    json_t *stages = json_object();
+    for (int i = 0; i < LLMQ_STAGE_COUNT; i++)
+        json_object_set_new(stages, llmq_quant_stage_name((llmq_quant_stage)i), json_real(r->stage_seconds[i]));
+    json_object_set_new(root, "stage_seconds", stages);
+    json_object_set_new(root, "command", text(params->command));
     json_object_set_new(root, "tensors", rows);
     return root;
 }

@@ -45,6 +45,7 @@ typedef struct llmq_quant_params {
     int n_threads;
     const char *report_json; /* per-tensor report; NULL: none */
     const char *report;      /* the same as one HTML page; NULL: none */
+    const char *command;     /* what the user typed, for the report; NULL: not told */
     const char *tokenizer;   /* as in llmq_model_params */
     llmq_progress_fn *progress;
     void *user;

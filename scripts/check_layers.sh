@@ -12,9 +12,9 @@ allowed() {
     tokenizer) echo "core" ;;
     formats | quant | cpu) echo "types core" ;;
     report) echo "core" ;;
-    engine) echo "quant tokenizer formats types core" ;;
+    engine) echo "report quant tokenizer formats types core" ;;
     train) echo "engine quant tokenizer formats types core" ;;
-    api) echo "train engine report core" ;; # core: status and memory helpers
+    api) echo "train engine core" ;; # core: status and memory helpers
     cli | server | examples) echo "" ;;     # clients of the public API, like anyone else
     *) return 1 ;;
     esac

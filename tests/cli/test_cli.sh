@@ -253,6 +253,7 @@ run 0 quantize "$work/llama.bin" -t 1 --tokens 1024 --calib "$work/text:3" --cal
 bad "self" quantize "$work/llama.bin" --calib self
 before=$(cksum <"$made")
 fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
+bad "--report" quantize "$work/llama.bin" --rtn --plan --report "$work/same" --report-json "$work/same"
 run 0 quantize "$work/llama.bin" -t 1 --target-size 260kB --tokens 512 --calib-ctx 128 --plan -q
 [ "$(sed -n 's/^size *\([0-9]*\)\..* kB planned.*/\1/p' "$out")" -le 260 ] || fault "--target-size is not obeyed"
 bad "--target-size" quantize "$work/llama.bin" --target-size 1kB --tokens 512 --calib-ctx 128 -q
@@ -264,7 +265,8 @@ grep -q '^blk.0.attn_q.weight .*-> f16' "$out" || fault "--keep does not go befo
 grep -q '^blk.0.ffn_up.weight .*-> q8_0' "$out" || fault "the first line of a policy does not decide"
 grep -q '^blk.1.ffn_up.weight .*-> f16' "$out" || fault "a later line of a policy is not read"
 [ "$before" = "$(cksum <"$made")" ] || fault "a refused job changed the file that was there"
-run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$work/report.json" -q
+run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$work/report.json" --report "$work/report.html" -q
+grep -q "^</body></html>" "$work/report.html" || fault "--report writes no whole page"
 python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
