@@ -10,14 +10,16 @@ import pathlib
 import subprocess
 import tempfile
 
-OLD = "sweeps=0,refit=0,order=static,weight=diag"
+NEW = "order=group,grid=corrected,weight=pivot"
 VARIANTS = [
-    ("feedback only, grids first", OLD),
-    ("+ pivots as importance", "sweeps=0,refit=0,order=static"),
-    ("+ grids on corrected weights, group order", "sweeps=0,refit=0"),
-    ("+ scales refitted", "sweeps=0"),
-    ("+ sweeps, no refit", "refit=0"),
-    ("everything (default)", ""),
+    ("default: feedback, grids first", ""),
+    ("weight=pivot", "weight=pivot"),
+    ("grids on corrected weights", "order=group,grid=corrected"),
+    ("both", NEW),
+    ("sweeps", "sweeps=4"),
+    ("refit", "refit=1"),
+    ("sweeps, refit", "sweeps=4,refit=1"),
+    ("everything", NEW + ",sweeps=4,refit=1"),
 ]
 
 

@@ -1,7 +1,7 @@
 /* GPTQ in its LDLQ form: every column is rounded to its own fixed grid after the errors of the columns before it have
  * been added to it, weighed so that what the layer computes on the calibration text changes least (the derivation is in
- * quant/hessian.c). Then coordinate descent improves codes and scales (quant/refine.c). docs/quantization.md says what
- * each piece gives.
+ * quant/hessian.c). Then, if asked for, coordinate descent improves codes and scales (quant/refine.c).
+ * docs/quantization.md says what each piece gives.
  *
  * Grids are fitted either all first, on the original weights, which leaves the order of the columns free; or when their
  * block is reached, on weights that hold the errors so far, which keeps a block's columns together. A column keeps the

@@ -361,13 +361,14 @@ static void every_piece_pays(void **state) {
         double factor; /* error with <= factor * error without */
         double damp;   /* 0: what is measured is what is brought down */
     } pieces[] = {
-        {"sweeps=0,refit=0,order=static", "sweeps=1,refit=0,order=static", 1, 0},
-        {"sweeps=1,refit=0,order=static", "sweeps=4,refit=0,order=static", 1, 0},
-        {"sweeps=0,refit=0,order=static", "sweeps=0,refit=1,order=static", 1, 0},
-        {"sweeps=0,refit=0", "sweeps=4,refit=1", 0.99, 0.01},
-        {"sweeps=0,refit=0,grid=original,weight=diag", "sweeps=0,refit=0,grid=original,weight=pivot", 1.1, 0.01},
-        {"sweeps=0,refit=0,grid=original", "sweeps=0,refit=0,grid=corrected", 1.02, 0.01},
-        {"sweeps=0,refit=0,order=none", "sweeps=0,refit=0,order=group", 1.02, 0.01},
+        {"", "sweeps=1", 1, 0},
+        {"sweeps=1", "sweeps=4", 1, 0},
+        {"", "refit=1", 1, 0},
+        {"order=group,grid=corrected,weight=pivot", "order=group,grid=corrected,weight=pivot,sweeps=4,refit=1", 0.99,
+         0.01},
+        {"order=group", "order=group,weight=pivot", 1.1, 0.01},
+        {"order=group,weight=pivot", "order=group,weight=pivot,grid=corrected", 1.02, 0.01},
+        {"order=none,grid=corrected,weight=pivot", "order=group,grid=corrected,weight=pivot", 1.02, 0.01},
     };
     const fixture *f = *state;
     const llmq_type_info *t;
@@ -405,7 +406,7 @@ static void sweeps_end_where_no_code_can_improve(void **state) {
         llmq_quant_problem p = problem(f->w, f->gram, type_info(types[i]), team);
         llmq_quant_report report;
         p.rows = 6;
-        p.solver = solver_of("sweeps=100");
+        p.solver = solver_of("order=group,grid=corrected,weight=pivot,refit=1,sweeps=100");
         p.damp = 0;
         llmq_quantized *q = solve(method_find("gptq"), &p, &report);
         for (int64_t r = 0; r < p.rows; r++) {
@@ -439,9 +440,11 @@ static void solver_lists_are_checked(void **state) {
     llmq_solver s;
     llmq_err err;
     assert_int_equal(solver_parse(NULL, true, &s, &err), LLMQ_OK);
-    assert_true(s.order == ORDER_GROUP && s.corrected && s.pivots && s.refit && s.sweeps > 0);
+    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 0);
     assert_int_equal(solver_parse("", false, &s, &err), LLMQ_OK);
-    assert_true(s.order == ORDER_NONE && s.corrected);
+    assert_true(s.order == ORDER_NONE && !s.corrected);
+    assert_int_equal(solver_parse("order=group,grid=corrected,weight=pivot,refit=1,sweeps=3", true, &s, &err), LLMQ_OK);
+    assert_true(s.order == ORDER_GROUP && s.corrected && s.pivots && s.refit && s.sweeps == 3);
     assert_int_equal(solver_parse("order=static,sweeps=7,refit=0,weight=diag", false, &s, &err), LLMQ_OK);
     assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 7);
     const char *wrong[] = {"sweeps", "sweeps=", "sweeps=x", "sweeps=-1",    "sweeps=1000", "refit=2",  "grid=new",
