@@ -9,6 +9,7 @@
 
 typedef struct quantize_opts {
     int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
+    int64_t max_ram;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
     const char *solver;
@@ -100,7 +101,14 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_TEXT("--report-json", NULL, "F", quantize_opts, report_json, "write a report of every tensor as JSON"),
     OPT_ROW_TEXT("--report", NULL, "F.html", quantize_opts, report,
                  "the same as one page for a browser: sizes, types, curves of the layers' errors, times, warnings"),
-    OPT_ROW_LATER("--max-ram", "a memory limit comes later; layers are worked on one at a time in any case"),
+    {.kind = OPT_SIZE,
+     .name = "--max-ram",
+     .arg = "SIZE",
+     .offset = offsetof(quantize_opts, max_ram),
+     .min = 1,
+     .max = 9e18,
+     .help = "memory to do with, besides mapped files: 16GiB. Activations go to the disk first, then fewer tokens are "
+             "worked on at a time; the result stays the same (default: what it takes, see --plan)"},
     OPT_ROW_FLAG("--no-resume", NULL, quantize_opts, no_resume, 1,
                  "start anew even if an earlier run of the same command was stopped half-way"),
     OPT_ROW_END,
@@ -186,6 +194,12 @@ static void print_sizes(const llmq_quant_result *r, bool planned) {
                out > 0 ? (double)r->f16_bytes / out : 0, cli_bytes((double)r->f16_bytes, c));
     printf("bits       %.3f per weight over the whole model%s, %.3f inside the layers\n", r->bits_per_weight,
            r->n_outputs > 1 ? " (the first output)" : "", r->matrix_bits_per_weight);
+}
+
+static void print_forecast(const llmq_quant_result *r) {
+    char a[32], b[32];
+    printf("needs      %s of memory besides mapped files, %s of disk\n", cli_bytes((double)r->planned_peak_bytes, a),
+           cli_bytes((double)r->planned_disk_bytes, b));
 }
 
 /* Tensors that got another type or method than the one asked for; the first few by name. */
@@ -297,6 +311,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.out = opts.out;
     params.force = opts.force;
     params.no_resume = opts.no_resume;
+    params.max_ram = opts.max_ram;
     params.plan_only = opts.plan;
     params.n_threads = (int)common.threads;
     params.report_json = opts.report_json;
@@ -315,6 +330,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
         putchar('\n');
         if (result.out[0]) printf("to write   %s\n", result.out);
         print_sizes(&result, true);
+        print_forecast(&result);
     } else {
         print_summary(&result);
     }

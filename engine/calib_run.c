@@ -7,6 +7,7 @@
 #include "core/half.h"
 
 #define CHUNK_TOKENS 2048 /* per pass of a weight: enough to hide the traffic of the Gram matrix */
+#define GRAM_TOKENS 256   /* Gram kernels sum so many at a time: chunks cut there give the same sums */
 
 struct llmq_calib_run {
     llmq_model *model;
@@ -21,6 +22,7 @@ struct llmq_calib_run {
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
     uint8_t *bad;                /* [n_tok] left out somewhere */
     bool settled;                /* x is what the last layer left */
+    bool mapped;                 /* x and mid are the caller's */
     /* of a chunk */
     float *in;        /* (chunk, cols of the site) what matrices read */
     void *q8, *bf16;  /* in in other forms */
@@ -346,52 +348,60 @@ static int64_t max64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static llmq_status alloc_buffers(llmq_calib_run *run, llmq_err *err) {
+typedef struct block {
+    void **p;
+    size_t n, size;
+} block;
+enum { BLOCK_X, BLOCK_MID, N_BLOCKS = 13 };
+
+static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCKS]) {
     const llmq_hparams *hp = &run->model->hp;
     const llmq_backend_ops *ops = run->model->ops;
     int64_t ctx = run->calib->ctx, chunk = run->chunk;
     size_t kv_bytes = ops->kv_bytes(0, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
-    struct {
-        void **p;
-        size_t n, size;
-    } blocks[] = {{(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
-                  {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
-                  {(void **)&run->bad, (size_t)run->n_tok, 1},
-                  {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-                  {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
-                  {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
-                  {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-                  {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
-                  {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
-                  {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
-                  {&run->kv.k, kv_bytes, 1},
-                  {&run->kv.v, kv_bytes, 1},
-                  {&run->scratch, ops->attn_scratch_bytes(&run->attn, team_size(run->team)), 1}};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+    const block list[N_BLOCKS] = {
+        [BLOCK_X] = {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
+        [BLOCK_MID] = {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
+        {(void **)&run->bad, (size_t)run->n_tok, 1},
+        {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+        {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
+        {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
+        {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
+        {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
+        {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
+        {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
+        {&run->kv.k, kv_bytes, 1},
+        {&run->kv.v, kv_bytes, 1},
+        {&run->scratch, ops->attn_scratch_bytes(&run->attn, n_workers), 1}};
+    memcpy(blocks, list, sizeof list);
+}
+
+static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *memory, llmq_err *err) {
+    block blocks[N_BLOCKS];
+    list_blocks(run, team_size(run->team), blocks);
+    run->mapped = memory->hidden != NULL;
+    if (run->mapped) {
+        run->x = memory->hidden;
+        run->mid = memory->mid;
+    }
+    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < N_BLOCKS; i++) {
         *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
         if (!*blocks[i].p)
-            return llmq_fail(err, LLMQ_E_MEMORY,
-                             "out of memory: %.0f MB for the calibration's activations; calibrate on fewer --tokens",
-                             (double)blocks[i].n * (double)blocks[i].size / 1e6);
+            return llmq_fail(
+                err, LLMQ_E_MEMORY,
+                "out of memory: %.0f MB for the calibration's activations; calibrate on fewer --tokens, or "
+                "set --max-ram",
+                (double)blocks[i].n * (double)blocks[i].size / 1e6);
     }
     return LLMQ_OK;
 }
 
-void calib_run_restart(llmq_calib_run *run) {
-    memset(run->bad, 0, (size_t)run->n_tok);
-    team_run(run->team, embed_worker, run);
-    run->settled = true;
-}
-
-llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
-                             void *user, llmq_calib_run **out, llmq_err *err) {
+/* Sizes only. */
+static void size_run(llmq_calib_run *run, llmq_model *model, const llmq_calib *calib, int64_t chunk) {
     const llmq_hparams *hp = &model->hp;
-    llmq_calib_run *run = mem_zalloc(1, sizeof *run);
-    if (!run) return mem_error(err, sizeof *run, "calibration");
-    *run = (llmq_calib_run){.model = model, .calib = calib, .team = team, .tick = tick, .user = user};
+    *run = (llmq_calib_run){.model = model, .calib = calib};
     run->n_tok = calib->n_windows * calib->ctx;
-    run->chunk = max64(1, CHUNK_TOKENS / calib->ctx) * calib->ctx;
-    if (run->chunk > run->n_tok) run->chunk = run->n_tok;
+    run->chunk = chunk ? chunk : calib_run_chunk(calib, 0);
     run->n_active = run->n_tok;
     run->q_dim = hp->n_head * hp->head_dim;
     run->kv_dim = hp->n_head_kv * hp->head_dim;
@@ -403,7 +413,48 @@ llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_te
                             .scale = 1.0f / sqrtf((float)hp->head_dim),
                             .window = hp->window,
                             .n_tok = calib->ctx};
-    llmq_status status = alloc_buffers(run, err);
+}
+
+int64_t calib_run_chunk(const llmq_calib *calib, int halvings) {
+    int64_t n_tok = calib->n_windows * calib->ctx, chunk = max64(1, CHUNK_TOKENS / calib->ctx) * calib->ctx;
+    for (; halvings > 0; halvings--) {
+        chunk /= 2;
+        if (chunk % calib->ctx || chunk % GRAM_TOKENS) return 0;
+    }
+    return chunk < n_tok ? chunk : n_tok;
+}
+
+llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64_t chunk, int n_workers) {
+    llmq_calib_run run;
+    block blocks[N_BLOCKS];
+    size_run(&run, model, calib, chunk);
+    list_blocks(&run, n_workers, blocks);
+    llmq_calib_need need = {.hidden = blocks[BLOCK_X].n * blocks[BLOCK_X].size,
+                            .mid = blocks[BLOCK_MID].n * blocks[BLOCK_MID].size};
+    for (size_t i = BLOCK_MID + 1; i < N_BLOCKS; i++) need.rest += blocks[i].n * blocks[i].size;
+    return need;
+}
+
+void calib_run_restart(llmq_calib_run *run) {
+    memset(run->bad, 0, (size_t)run->n_tok);
+    team_run(run->team, embed_worker, run);
+    run->settled = true;
+}
+
+llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
+                             void *user, llmq_calib_run **out, llmq_err *err) {
+    return calib_run_create_in(&(llmq_calib_memory){0}, model, calib, team, tick, user, out, err);
+}
+
+llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *model, const llmq_calib *calib,
+                                llmq_team *team, calib_tick_fn *tick, void *user, llmq_calib_run **out, llmq_err *err) {
+    llmq_calib_run *run = mem_zalloc(1, sizeof *run);
+    if (!run) return mem_error(err, sizeof *run, "calibration");
+    size_run(run, model, calib, memory->chunk);
+    run->team = team;
+    run->tick = tick;
+    run->user = user;
+    llmq_status status = alloc_buffers(run, memory, err);
     if (status != LLMQ_OK) {
         calib_run_destroy(run);
         return status;
@@ -418,6 +469,6 @@ void calib_run_destroy(llmq_calib_run *run) {
     if (!run) return;
     void *blocks[] = {run->x, run->mid, run->bad,     run->in,   run->bf16, run->q8,     run->a,
                       run->b, run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     mem_free(run);
 }

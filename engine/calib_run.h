@@ -15,6 +15,19 @@ typedef bool calib_tick_fn(void *user, double weight_macs, double gram_macs);
 /* model: opened, possibly with no_weights; its arena grows by norms and biases. All are borrowed. Embeds the tokens. */
 llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
                              void *user, llmq_calib_run **out, llmq_err *err);
+/* The same in memory that is cut otherwise; the results are the same bits. */
+typedef struct llmq_calib_memory {
+    int64_t chunk;      /* tokens that pass a matrix at a time: a calib_run_chunk, 0: the default */
+    void *hidden, *mid; /* zeroed and as large as calib_run_need says, borrowed; NULL: the run's own */
+} llmq_calib_memory;
+llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *model, const llmq_calib *calib,
+                                llmq_team *team, calib_tick_fn *tick, void *user, llmq_calib_run **out, llmq_err *err);
+/* The default chunk, halved so often; 0: it cannot be. */
+int64_t calib_run_chunk(const llmq_calib *calib, int halvings);
+typedef struct llmq_calib_need {
+    size_t hidden, mid, rest; /* bytes */
+} llmq_calib_need;
+llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64_t chunk, int n_workers);
 void calib_run_destroy(llmq_calib_run *run); /* NULL allowed */
 
 /* Before the passes of a layer. */

@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK_BYTES ((size_t)8 << 20) /* of floats of a matrix on their way */
-
 /* ---- metadata ---- */
 
 /* "dir/SmolLM2.gguf" and "dir/SmolLM2/" are both called SmolLM2; "." is called what the folder is. */
@@ -276,7 +274,7 @@ static llmq_status write_matrix(const llmq_export *ex, size_t index, const float
     llmq_status status = LLMQ_OK;
     const llmq_tensor *t = &ex->tensors[index];
     int64_t cols = tensor_cols(t), rows = tensor_rows(t), row_bytes = type_row_bytes(t->type, cols);
-    int64_t chunk = (int64_t)(CHUNK_BYTES / sizeof(float)) / cols;
+    int64_t chunk = EXPORT_CHUNK_FLOATS / cols;
     if (chunk < 1) chunk = 1;
     if (chunk > rows) chunk = rows;
     rows_job job = {.ex = ex, .index = index, .values = values};

@@ -6,6 +6,8 @@
 #include "engine/model.h"
 #include "types/type.h"
 
+#define EXPORT_CHUNK_FLOATS ((int64_t)2 << 20) /* of a matrix on its way, in whole rows */
+
 typedef struct llmq_export_entry {
     const llmq_tensor *src; /* NULL: the divisors of llama3 rope scaling, which the source has as settings only */
     llmq_role role;

@@ -337,16 +337,9 @@ static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
 }
 
 static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
-    int64_t cols = 0;
-    if (!pipeline_calibrates(p)) return LLMQ_OK;
-    for (int site = 0; site < SITE_COUNT; site++) {
-        int64_t n = calib_site_cols(&p->model->hp, (llmq_site_id)site);
-        cols = n > cols ? n : cols;
-    }
-    size_t cells;
-    p->gram = size_mul((size_t)cols, (size_t)cols, &cells) ? mem_alloc(cells, sizeof *p->gram) : NULL;
-    if (!p->gram) return mem_error(err, (size_t)cols * (size_t)cols * sizeof *p->gram, "a Gram matrix");
-    return LLMQ_OK;
+    size_t bytes = pipeline_gram_bytes(p);
+    p->gram = bytes ? mem_alloc(bytes, 1) : NULL;
+    return bytes && !p->gram ? mem_error(err, bytes, "a Gram matrix") : LLMQ_OK;
 }
 
 static const llmq_type_info *first_grid(void *user, size_t index) {
@@ -456,6 +449,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
+    LLMQ_TRY(pipeline_budget(p, err));
     end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;
     if (pipeline_is_quantized(p->model->info.main_type))
@@ -463,10 +457,11 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
                  "%s is %s already: what that lost cannot come back; a full-precision source gives a better model",
                  path, llmq_type_name(p->model->info.main_type));
     LLMQ_TRY(pipeline_open_journal(p, err));
+    LLMQ_TRY(pipeline_take_scratch(p, err));
     LLMQ_TRY(alloc_gram(p, err));
     p->total = p->done + pipeline_total_cost(p);
     if (pipeline_calibrates(p))
-        LLMQ_TRY(calib_run_create(p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
+        LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));
@@ -491,8 +486,8 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     if (status == LLMQ_OK) status = write_reports(&p, path, &reports, err);
     out_abort(reports.json);
     out_abort(reports.html);
-    pipeline_end(&p, status);
     transform_destroy(p.transform);
+    pipeline_end(&p, status); /* before the run, whose state it may save; its memory may be the journal's */
     calib_run_destroy(p.run);
     mem_free(p.gram);
     calib_clear(&p.calib);

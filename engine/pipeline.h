@@ -48,6 +48,8 @@ typedef struct pipeline {
     float *gram;                  /* the largest site's (cols, cols) */
     llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
     void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
+    llmq_calib_memory memory;     /* of budget.c */
+    size_t scratch_bytes;         /* of it in the journal's file */
     char *settings;               /* for the journal: lines of all that decides about the result's bytes */
     pipeline_resume resume;
     double skipped;            /* of done: by an earlier run */
@@ -90,6 +92,14 @@ double pipeline_solve_cost(const pipeline *p, size_t index);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */
 bool pipeline_calibrates(const pipeline *p);
 double pipeline_total_cost(const pipeline *p);
+
+/* ---- budget.c */
+
+/* The most memory and disk the job will take, into result; cut to --max-ram in this order: the hidden states in the
+ * journal's file, then fewer tokens at a time. The result's bytes stay the same. After the sizes. */
+llmq_status pipeline_budget(pipeline *p, llmq_err *err);
+llmq_status pipeline_take_scratch(pipeline *p, llmq_err *err); /* as planned, once the journal is open */
+size_t pipeline_gram_bytes(const pipeline *p);                 /* the widest site's; 0: none */
 
 /* ---- manifest.c: llmq.manifest into the metadata, and settings. After the plan and the calibration. */
 llmq_status pipeline_manifest(pipeline *p, llmq_err *err);

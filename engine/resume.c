@@ -82,7 +82,7 @@ size_t pipeline_checkpoint_bytes(const pipeline *p) {
 }
 
 static llmq_status check_disk(const pipeline *p, const char *tmp, const char *journal, llmq_err *err) {
-    uint64_t need = (uint64_t)p->result->out_bytes + journal_file_bytes(pipeline_checkpoint_bytes(p), 0);
+    uint64_t need = (uint64_t)p->result->planned_disk_bytes;
     uint64_t have = file_disk_bytes(tmp) + file_disk_bytes(journal);
     return file_check_space(p->result->out, need > have ? need - have : 0, err);
 }

@@ -40,6 +40,7 @@ typedef struct llmq_quant_params {
     const char *out; /* NULL: STEM-METHOD-TYPE.gguf (or -gptq, ...) beside the source; METHOD is awq or awq-METHOD with
                         awq */
     bool force;      /* overwrite OUT */
+    int64_t max_ram; /* bytes of memory besides mapped files; 0: as much as it takes */
     bool no_resume;  /* start anew even if an earlier run of the same job was stopped half-way */
     bool plan_only;  /* fill result's plan, write nothing but report_json */
     int n_threads;
@@ -98,6 +99,8 @@ typedef struct llmq_quant_result {
     double seconds;
     int64_t peak_bytes; /* peak anonymous memory of this process */
     int64_t n_fallback;
+    int64_t planned_peak_bytes,
+        planned_disk_bytes;           /* the forecasts: peak_bytes; the most that all files take at once */
     int64_t n_layers, resumed_layers; /* of the model; of them taken over from a run that was stopped */
     bool kept;                        /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
     int64_t kept_layers;              /* after so many layers (0: as many as were there before) */
