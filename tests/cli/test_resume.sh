@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# A quantization that is killed, interrupted or out of disk, and the same command again.
+# usage: test_resume.sh PROGRAM DATA_FOLDER      (ctest calls it so; status 0 passed, 1 failed)
+set -u
+llmq=$1 data=$2
+work=$(mktemp -d "${TMPDIR:-/tmp}/llmq-goes-on.XXXXXX")
+mounted=
+cleanup() {
+    [ -z "$mounted" ] || umount "$mounted" 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
+export LC_ALL=C.UTF-8 NO_COLOR=1 LLMQ_CHECKPOINTS=all
+cp "$data/stories260K/stories260K.bin" "$work/model.bin" && cp "$data/stories260K/tok512.bin" "$work/tokenizer.bin"
+faults=0
+fault() {
+    faults=$((faults + 1))
+    echo "FAULT: $1"
+    sed 's/^/    /' "$work/log" | tail -n 5
+}
+quantize() { "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 "$@" >"$work/log" 2>&1; }
+says() { grep -q -- "$1" "$work/log" || fault "$2: no '$1'"; }
+
+# stopped SIGNAL OPTION...: starts a job on $work/a.gguf and sends the signal once it has a checkpoint. Status of the job.
+stopped() {
+    local signal=$1 pid
+    shift
+    "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 -o "$work/a.gguf" "$@" >"$work/log" 2>&1 &
+    pid=$!
+    # A slot's head begins with its magic; it is written after the rest of the checkpoint.
+    for _ in $(seq 2000); do
+        grep -qa LLMQSLOT "$work/a.gguf.journal" 2>/dev/null && break
+        sleep 0.005
+    done
+    kill -"$signal" $pid
+    wait $pid 2>/dev/null
+}
+
+quantize -o "$work/whole.gguf" -t 1 || fault "quantize"
+wanted=$(sha256sum <"$work/whole.gguf")
+same() { # same WHAT FILE
+    [ "$(sha256sum <"$2")" = "$wanted" ] || fault "$1: not the bytes of an undisturbed run"
+    [ ! -e "$2.tmp" ] && [ ! -e "$2.journal" ] || fault "$1: work files are left"
+}
+quantize -o "$work/two.gguf" -t 2 && same "two threads" "$work/two.gguf"
+
+echo "-- kill -9, and go on with another number of threads"
+stopped KILL -t 2
+[ ! -e "$work/a.gguf" ] && [ -e "$work/a.gguf.tmp" ] && [ -e "$work/a.gguf.journal" ] || fault "kill: not what should be left"
+quantize -o "$work/a.gguf" -t 1 || fault "going on"
+says "going on after layer [1-5] of 5" "going on"
+says "^resumed  *after layer" "the summary"
+same "kill" "$work/a.gguf"
+
+echo "-- OUT that exists stays as it is until the end"
+echo old >"$work/a.gguf"
+quantize -o "$work/a.gguf" && fault "OUT was replaced without --force"
+stopped KILL --force
+[ "$(cat "$work/a.gguf")" = old ] || fault "a killed run changed OUT"
+quantize -o "$work/a.gguf" --force && same "--force" "$work/a.gguf"
+rm -f "$work/a.gguf"
+
+echo "-- Ctrl-C"
+stopped INT -t 1
+[ $? -eq 130 ] || fault "Ctrl-C: not status 130"
+says "interrupted: the work so far is kept" "Ctrl-C"
+command=$(tail -n 1 "$work/log")
+bash -c "$command" >"$work/log" 2>&1 || fault "the command that Ctrl-C prints"
+says "going on after layer" "the command that Ctrl-C prints"
+same "Ctrl-C" "$work/a.gguf"
+rm -f "$work/a.gguf"
+
+echo "-- starting anew"
+stopped KILL
+quantize -o "$work/a.gguf" --no-resume && same "--no-resume" "$work/a.gguf"
+! grep -q "going on" "$work/log" || fault "--no-resume went on"
+rm -f "$work/a.gguf"
+stopped KILL
+quantize -o "$work/a.gguf" --damp 0.03 || fault "other settings"
+says 'another damp ("default", now 0.03.*); starting anew' "other settings"
+rm -f "$work/a.gguf"
+stopped KILL
+printf 'x' | dd of="$work/model.bin" bs=1 seek=300000 conv=notrunc 2>/dev/null # the model is not what it was
+quantize -o "$work/a.gguf" || fault "a changed model"
+says 'another source .*starting anew' "a changed model"
+rm -f "$work/a.gguf"
+cp "$data/stories260K/stories260K.bin" "$work/model.bin"
+stopped KILL
+rm "$work/a.gguf.tmp"
+quantize -o "$work/a.gguf" && same "a lost OUT.tmp" "$work/a.gguf"
+rm -f "$work/a.gguf"
+stopped KILL
+head -c 3000 /dev/urandom | dd of="$work/a.gguf.tmp" bs=1 conv=notrunc 2>/dev/null # its header
+quantize -o "$work/a.gguf" && same "a damaged OUT.tmp" "$work/a.gguf"
+says "starting anew" "a damaged OUT.tmp"
+rm -f "$work/a.gguf"
+
+echo "-- two at once"
+"$llmq" quantize "$work/model.bin" --type q4_0 --tokens 3072 -o "$work/a.gguf" >/dev/null 2>&1 &
+pid=$!
+for _ in $(seq 2000); do [ -e "$work/a.gguf.tmp" ] && break; sleep 0.005; done
+quantize -o "$work/a.gguf" && fault "two runs on one output"
+says "another llmq is at work" "two runs on one output"
+wait $pid || fault "the first of two runs"
+rm -f "$work"/a.gguf*
+
+echo "-- methods without data, and AWQ"
+for method in --rtn --awq; do
+    quantize -o "$work/b.gguf" $method || fault "$method"
+    stopped KILL $method
+    quantize -o "$work/a.gguf" $method || fault "$method going on"
+    cmp -s "$work/a.gguf" "$work/b.gguf" || fault "$method: not the bytes of an undisturbed run"
+    rm -f "$work"/[ab].gguf*
+done
+
+echo "-- --max-ram"
+plan() { "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 --plan "$@" 2>&1; }
+bytes() { sed -n 's/^needs  *\([0-9.]*\) MB of memory.*/\1/p'; }
+least=$(plan --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
+most=$(plan | bytes)
+awk -v a="$least" -v b="$most" 'BEGIN { exit !(a > 1 && a < b) }' || fault "--max-ram: least '$least', without it '$most'"
+quantize -o "$work/a.gguf" --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" || fault "--max-ram"
+same "--max-ram" "$work/a.gguf"
+rm -f "$work"/a.gguf*
+
+mkdir "$work/small"
+if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=300k tmpfs "$work/small" 2>/dev/null; then
+    echo "-- a full disk"
+    mounted=$work/small
+    quantize -o "$work/small/a.gguf" && fault "a disk that is too small"
+    says "the disk has" "a disk that is too small"
+    [ -z "$(ls -A "$work/small")" ] || fault "a disk that is too small: files are left"
+fi
+
+echo "-- six random kills"
+LLMQ=$llmq "$(dirname "$0")/../../scripts/check_resume.sh" "$work/model.bin" 6 --tokens 512 --type q4_0 || faults=$((faults + 1))
+echo "$faults faults"
+[ "$faults" -eq 0 ]
