@@ -159,7 +159,7 @@ static void scales(const llmq_scheme_matrix *m, int64_t row, int64_t n, float *s
         for (int64_t r = 0; r < n; r++) {
             int64_t at = r * m->n_groups + g, from = g * m->rows + row + r;
             scheme_floats(m->members[SCALES], from, 1, scale + at);
-            zero[at] = qzeros ? word_at(qzeros->data, from / LANES) >> row_shift(from) & 15 : 8;
+            zero[at] = (int16_t)(qzeros ? word_at(qzeros->data, from / LANES) >> row_shift(from) & 15 : 8);
         }
     }
 }
