@@ -39,7 +39,7 @@ const char *llmq_quant_stage_name(llmq_quant_stage stage) {
 }
 
 void llmq_convert_params_default(llmq_convert_params *params) {
-    *params = (llmq_convert_params){0};
+    *params = (llmq_convert_params){.shard_bytes = 5000000000};
 }
 
 llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params,

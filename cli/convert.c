@@ -5,17 +5,28 @@
 #include "llmq_quant.h"
 
 typedef struct convert_opts {
-    const char *out, *type;
+    const char *out, *type, *emit;
     int force;
+    int64_t shard_bytes;
 } convert_opts;
 
 static const opt_def convert_defs[] = {
     OPT_ROW_HEAD("options"),
-    OPT_ROW_TEXT("--output", "-o", "OUT", convert_opts, out, "the GGUF file to write"),
+    OPT_ROW_TEXT("--output", "-o", "OUT", convert_opts, out, "the GGUF file to write, or with --emit the folder"),
     OPT_ROW_TEXT("--type", NULL, "T", convert_opts, type,
                  "storage type of all matrices: f32, f16, bf16, q8_0, q4_0, ... (default: as they are)"),
     OPT_ROW_FLAG("--force", NULL, convert_opts, force, 1, "replace OUT if it exists"),
-    OPT_ROW_LATER("--emit", "this version writes GGUF only"),
+    OPT_ROW_TEXT(
+        "--emit", NULL, "LIST", convert_opts, emit,
+        "gguf (the default), or gptq, awq, ct: a quantized model as a Hugging Face folder, where the grid is the "
+        "same and nothing has to be rounded"),
+    {.kind = OPT_SIZE,
+     .name = "--shard-size",
+     .arg = "SIZE",
+     .offset = offsetof(convert_opts, shard_bytes),
+     .min = 1,
+     .max = 9e18,
+     .help = "safetensors files become no larger, as in 500MB, 4.2GiB (default 5GB)"},
     OPT_ROW_END,
 };
 
@@ -37,6 +48,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_convert_params_default(&params);
     params.type = opts.type;
     params.tokenizer = common.tokenizer;
+    params.emit = opts.emit;
+    if (opts.shard_bytes) params.shard_bytes = opts.shard_bytes;
     params.force = opts.force;
     params.n_threads = (int)common.threads;
     params.progress = cli_progress_update;
@@ -55,7 +68,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
 
 const cli_command cmd_convert = {
     .name = "convert",
-    .usage = "MODEL -o OUT.gguf [--type T]",
+    .usage = "MODEL -o OUT [--type T] [--emit LIST]",
     .summary = "a model in another container or storage type",
     .about =
         "Writes a model as a GGUF file that llama.cpp reads too, tokenizer included. Values stay exactly as they "
@@ -64,7 +77,8 @@ const cli_command cmd_convert = {
         "by GPTQ, AWQ, compressed-tensors or bitsandbytes are repacked: symmetric 4 bits become q4_0 exactly. For 4 "
         "bits with "
         "calibration see "
-        "llmq quantize.",
+        "llmq quantize. With --emit a model that is quantized already (Q4_0, Q8_0, or a gptq, awq or ct folder) "
+        "goes to another of these formats bit for bit, or not at all.",
     .examples = "  llmq convert ./SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16\n"
                 "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n",
     .run = run,

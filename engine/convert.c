@@ -1,4 +1,5 @@
-/* convert: any container to GGUF, without quantization unless a type is asked for. */
+/* convert: any container to GGUF, without quantization unless a type is asked for; or to a Hugging Face folder
+ * (convert_hf.c). */
 #include <stdio.h>
 #include <string.h>
 
@@ -82,8 +83,13 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
                          params->type);
     LLMQ_TRY_GOTO(team_create(params->n_threads, &team, err));
     LLMQ_TRY_GOTO(model_open(path, &open, &model, err));
-    LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
+    bool folders = params->emit && strcmp(params->emit, "gguf") != 0;
+    if (!folders) LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
     LLMQ_TRY_GOTO(export_create(model, &ex, err));
+    if (folders) {
+        status = convert_to_folders(ex, out, params, team, result, err);
+        goto done;
+    }
     LLMQ_TRY_GOTO(choose_types(ex, type, err));
     LLMQ_TRY_GOTO(outputs_open(&spec, ex, &outputs, err));
     LLMQ_TRY_GOTO(write_all(ex, outputs, team, params, result, err));

@@ -117,6 +117,9 @@ LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);
 
 typedef struct llmq_convert_params {
     const char *type; /* storage type of all matrices; NULL: as they are (BF16/F16/F32 kept, quantized blocks copied) */
+    const char *emit; /* NULL or "gguf": GGUF. "gptq", "awq", "ct" (or a list): Hugging Face folders of a model that is
+                         quantized already on a grid that they hold exactly; anything else is LLMQ_E_UNSUPPORTED */
+    int64_t shard_bytes; /* of safetensors files; 0: one file. Default 5 GB */
     const char *tokenizer;
     bool force;
     int n_threads;
@@ -129,7 +132,7 @@ typedef struct llmq_convert_result {
     int64_t n_exact, n_inexact; /* tensors whose values are the same as before; that had to be rounded */
     char quantization[96];      /* of the source, as in llmq_model_info; "" for none */
 } llmq_convert_result;
-/* Writes the model at path as GGUF to out. */
+/* Writes the model at path to out, as GGUF unless params->emit says otherwise. */
 LLMQ_API llmq_status llmq_convert(const char *path, const char *out, const llmq_convert_params *params,
                                   llmq_convert_result *result, llmq_err *err);
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than the few tokens here
 TOKENS = [504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30, 657, 314, 253, 1191, 282, 1215]
 TOLERANCE = {"gptq": 0.05, "awq": 0.05, "ct": 0.02, "bnb": 0.05}
 PACKAGES = ["torch", "transformers", "gptqmodel", "compressed-tensors", "bitsandbytes", "safetensors"]

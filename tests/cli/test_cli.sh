@@ -115,7 +115,6 @@ bad "--tokens" score model.gguf
 bad "--tokens" score model.gguf --tokens 1,,2
 bad "-o OUT" convert model.gguf
 bad "--type" convert model.gguf -o x.gguf --type q9_9
-bad "--emit" convert model.gguf -o x.gguf --emit gptq
 bad "engines" inspect "$bin" --for ollama
 bad "exclude" quantize model.gguf --gptq --rtn
 bad "awq" quantize model.gguf --method awq

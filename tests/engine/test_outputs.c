@@ -309,6 +309,61 @@ static void folders_of_others_stay(void **state) {
     quantize_fails(OUT, &p, LLMQ_E_ARG, "belongs to the source");
 }
 
+static llmq_status convert(const char *from, const char *to, const char *emit, llmq_err *err) {
+    llmq_convert_params p = {.emit = emit, .n_threads = 1};
+    llmq_convert_result r;
+    return job_convert(from, to, &p, &r, err);
+}
+
+/* From one container to another nothing is rounded: the weights of a folder are the bytes that the run itself wrote. */
+static void containers_become_each_other(void **state) {
+    (void)state;
+    llmq_err err = {0};
+    llmq_quant_params p = params_of("gptq,ct,awq,gguf");
+    quantize_ok(LLAMA, &p);
+    if (convert(OUT "/gptq", ROOT "/ct", "ct", &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    if (convert(OUT "/ct", ROOT "/awq", "awq", &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    if (convert(OUT "/awq", ROOT "/gptq", "gptq", &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    for (int i = 0; i < 3; i++) {
+        static const char *const names[] = {"ct", "awq", "gptq"};
+        char command[512];
+        snprintf(command, sizeof command, "cmp " ROOT "/%s/model.safetensors " OUT "/%s/model.safetensors", names[i], names[i]);
+        assert_int_equal(system(command), 0);
+    }
+    if (convert(gguf_of(OUT), ROOT "/both", "gptq,ct", &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    assert_same_layers(gguf_of(OUT), ROOT "/both/gptq", 0);
+    assert_same_layers(gguf_of(OUT), ROOT "/both/ct", 0);
+    /* Groups that do not divide the rows become shorter ones of the same scale. */
+    p.group = 64;
+    p.emit = "gptq";
+    p.out = ROOT "/long";
+    llmq_quant_result r;
+    if (job_quantize(QWEN2, &p, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    mem_free(r.rows);
+    if (convert(ROOT "/long", ROOT "/again", "gptq", &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    json_t *config = read_json(ROOT "/again/quantize_config.json");
+    int64_t group = json_integer_value(json_object_get(config, "group_size"));
+    assert_int_equal(group, 32); /* rows of 96 end in half a group of 64, which is one of 32 in blocks */
+    json_decref(config);
+    assert_same_layers(ROOT "/long", ROOT "/again", 0);
+}
+
+static void what_would_be_rounded_is_not_converted(void **state) {
+    (void)state;
+    llmq_err err = {0};
+    assert_int_equal(convert(LLAMA, OUT, "gptq", &err), LLMQ_E_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "cannot hold exactly"));
+    llmq_quant_params p = params_of("gguf");
+    p.group = 0;
+    p.type = "q4_0"; /* blocks of negative scale, which say -8 to the largest weight */
+    p.out = ROOT "/x.gguf";
+    quantize_ok(LLAMA, &p);
+    assert_int_equal(convert(ROOT "/x.gguf", OUT, "gptq", &err), LLMQ_E_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "negative scale"));
+    assert_int_equal(convert(ROOT "/x.gguf", OUT, "bnb", &err), LLMQ_E_ARG);
+    assert_false(file_exists(OUT) || file_exists(OUT ".tmp"));
+}
+
 static bool stop_early(void *user, double done, double total, const char *what, double left) {
     (void)total, (void)what, (void)left;
     int *calls = user;
@@ -360,6 +415,8 @@ int main(void) {
         cmocka_unit_test_setup(shards_hold_the_same, fresh),
         cmocka_unit_test_setup(what_does_not_fit_is_refused, fresh),
         cmocka_unit_test_setup(folders_of_others_stay, fresh),
+        cmocka_unit_test_setup(containers_become_each_other, fresh),
+        cmocka_unit_test_setup(what_would_be_rounded_is_not_converted, fresh),
         cmocka_unit_test_setup(stopping_leaves_no_folder, fresh),
         cmocka_unit_test_setup(running_out_of_memory_leaves_nothing, fresh),
     };
