@@ -9,6 +9,7 @@
 typedef struct text_source {
     char path[1024]; /* "" for the text that ships with llmq */
     double weight;
+    bool self; /* the model writes it */
 } text_source;
 
 /* FILE or FILE:WEIGHT; a file whose own name ends in ":2" wins. */
@@ -17,7 +18,7 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
     if ((size_t)snprintf(out->path, sizeof out->path, "%s", arg) >= sizeof out->path)
         return llmq_fail(err, LLMQ_E_ARG, "--calib: the path is too long");
     char *colon = strrchr(out->path, ':');
-    if (colon && !file_exists(out->path)) {
+    if (colon && (!file_exists(out->path) || !strncmp(out->path, "self:", 5))) {
         char *end;
         double weight = strtod(colon + 1, &end);
         if (end != colon + 1 && *end == 0) {
@@ -27,6 +28,8 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
             *colon = 0;
         }
     }
+    out->self = !strcmp(out->path, "self"); /* a file of that name is ./self */
+    if (out->self) return LLMQ_OK;
     if (!file_exists(out->path) || file_is_dir(out->path))
         return llmq_fail(err, LLMQ_E_IO, "--calib %s: no such file", out->path);
     return LLMQ_OK;
@@ -69,8 +72,13 @@ static bool is_chat(const char *path) {
     return n > 6 && !strcmp(path + n - 6, ".jsonl");
 }
 
-static llmq_status read_source(const llmq_model *model, const text_source *source, llmq_calib *calib, int64_t n,
-                               llmq_err *err) {
+static llmq_status read_source(const llmq_model *model, const text_source *source, const llmq_calib_self *self,
+                               llmq_calib *calib, int64_t n, llmq_err *err) {
+    if (source->self) {
+        LLMQ_TRY(calib_self_windows(model, self, calib, calib->n_windows, n, err));
+        calib->n_windows += n;
+        return LLMQ_OK;
+    }
     llmq_map map = {0};
     llmq_status status = LLMQ_OK;
     size_t len;
@@ -111,7 +119,7 @@ static llmq_status check_tokens(const llmq_model *model, const llmq_calib *calib
 }
 
 llmq_status calib_load(const llmq_model *model, const char *const *files, size_t n_files, int64_t n_tokens, int64_t ctx,
-                       llmq_calib *out, llmq_err *err) {
+                       const llmq_calib_self *self, llmq_calib *out, llmq_err *err) {
     const llmq_tokenizer *tok;
     llmq_status status = LLMQ_OK;
     *out = (llmq_calib){.ctx = ctx};
@@ -131,12 +139,16 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
         goto done;
     }
     sources[0].weight = 1;
-    for (size_t i = 0; i < n_files; i++) LLMQ_TRY_GOTO(parse_file(files[i], &sources[i], err));
+    for (size_t i = 0; i < n_files; i++) {
+        LLMQ_TRY_GOTO(parse_file(files[i], &sources[i], err));
+        if (sources[i].self && !self)
+            LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_UNSUPPORTED, "--calib self: not here; give a text file"));
+    }
     for (size_t i = 0; i < n_sources; i++) weights += sources[i].weight;
     for (size_t i = 0; i < n_sources; i++) {
         before += sources[i].weight;
         int64_t until = i + 1 == n_sources ? n_windows : (int64_t)((double)n_windows * before / weights + 0.5);
-        if (until > planned) LLMQ_TRY_GOTO(read_source(model, &sources[i], out, until - planned, err));
+        if (until > planned) LLMQ_TRY_GOTO(read_source(model, &sources[i], self, out, until - planned, err));
         planned = until;
     }
     if (out->n_windows == 0)
@@ -148,6 +160,17 @@ done:
     mem_free(sources);
     if (status != LLMQ_OK) calib_clear(out);
     return status;
+}
+
+int64_t calib_self_tokens(const char *const *files, size_t n_files, int64_t n_tokens) {
+    text_source source;
+    double weights = 0, self = 0;
+    for (size_t i = 0; i < n_files; i++) {
+        if (parse_file(files[i], &source, NULL) != LLMQ_OK) return 0; /* calib_load will say so */
+        weights += source.weight;
+        if (source.self) self += source.weight;
+    }
+    return weights > 0 ? (int64_t)((double)n_tokens * self / weights) : 0;
 }
 
 void calib_clear(llmq_calib *calib) {

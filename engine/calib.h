@@ -9,13 +9,28 @@ typedef struct llmq_calib {
     int64_t n_windows, ctx;
 } llmq_calib;
 
-/* n_files of text, or of conversations if the name ends in .jsonl, as "FILE" or "FILE:WEIGHT" (none: the text that
- * ships with llmq): consecutive windows from the start of each file, n_tokens / ctx in all, shared by weight. Where the
- * tokenizer adds BOS, each window begins with one, as it does when perplexity is measured. Less text than asked for:
- * what there is, and a warning. */
+/* What a job that lets the model write its own text gives for that. */
+typedef struct llmq_calib_self {
+    llmq_team *team;
+    uint64_t seed;
+    bool plan_only;                            /* windows of no meaning: only their number counts */
+    bool (*tick)(void *user, double n_tokens); /* after so many more tokens; false stops. NULL allowed */
+    void *user;
+} llmq_calib_self;
+
+/* n_files of text, or of conversations if the name ends in .jsonl, as "FILE" or "FILE:WEIGHT", or "self" for what the
+ * model writes (self NULL: refused) (none: the text that ships with llmq): consecutive windows from the start of each
+ * file, n_tokens / ctx in all, shared by weight. Where the tokenizer adds BOS, each window begins with one, as it does
+ * when perplexity is measured. Less text than asked for: what there is, and a warning. */
 llmq_status calib_load(const llmq_model *model, const char *const *files, size_t n_files, int64_t n_tokens, int64_t ctx,
-                       llmq_calib *out, llmq_err *err);
+                       const llmq_calib_self *self, llmq_calib *out, llmq_err *err);
+/* That many of n_tokens the model would write itself. */
+int64_t calib_self_tokens(const char *const *files, size_t n_files, int64_t n_tokens);
 void calib_clear(llmq_calib *calib); /* zeroed allowed */
+
+/* calib_self.c: windows [begin, begin + n) of calib. The model is opened once more, with its weights. */
+llmq_status calib_self_windows(const llmq_model *model, const llmq_calib_self *self, llmq_calib *calib, int64_t begin,
+                               int64_t n, llmq_err *err);
 
 /* calib_chat.c: the lines of a .jsonl file of conversations as text of the model's chat template, special tokens
  * spelled out. *out by mem_alloc, NUL-terminated. */

@@ -325,6 +325,19 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
 
 /* ---- the job ---- */
 
+/* Of one token that the model writes. */
+static double self_cost(const pipeline *p) {
+    double weights = 0;
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (p->ex->entries[i].matrix) weights += (double)tensor_numel(&p->ex->tensors[i]);
+    return weights * COST_SELF_MAC;
+}
+
+static bool tick_self(void *user, double n_tokens) {
+    pipeline *p = user;
+    return report_progress(p, n_tokens * self_cost(p));
+}
+
 static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
@@ -333,7 +346,16 @@ static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
         ctx = p->model->hp.n_ctx_train;
         llmq_log(LLMQ_LOG_INFO, "calibrating on windows of %lld tokens, the model's context", (long long)ctx);
     }
-    return calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, ctx, &p->calib, err);
+    int64_t own = calib_self_tokens(params->calib, params->n_calib, params->calib_tokens);
+    llmq_calib_self self = {
+        .team = p->team, .seed = params->seed, .plan_only = params->plan_only, .tick = tick_self, .user = p};
+    if (own > 0 && ctx > 0) {
+        p->calib = (llmq_calib){.ctx = ctx, .n_windows = params->calib_tokens / ctx}; /* for the forecast */
+        p->total = pipeline_total_cost(p) + (double)own * self_cost(p);
+        snprintf(p->what, sizeof p->what, "writing %lld tokens of text", (long long)own);
+        llmq_log(LLMQ_LOG_INFO, "the model writes %lld tokens of calibration text itself", (long long)own);
+    }
+    return calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, ctx, &self, &p->calib, err);
 }
 
 static llmq_status alloc_gram(pipeline *p, llmq_err *err) {

@@ -14,6 +14,7 @@
 
 /* Nominal costs in nanoseconds of one thread: only their ratios matter, for the time left. */
 #define COST_WEIGHT_MAC 0.005
+#define COST_SELF_MAC 0.03
 #define COST_GRAM_MAC 0.006
 #define COST_FEEDBACK_MAC 0.012
 #define COST_FACTOR_MAC 0.012

@@ -31,12 +31,13 @@ typedef struct llmq_quant_params {
     double damp;              /* fraction of the mean diagonal; < 0: default */
     const char *solver;       /* pieces of gptq to switch on, "sweeps=3,refit=1,..." (docs/quantization.md); NULL: those
                                  that were found to help, none so far */
-    const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages; none: the text
+    const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages, or "self":
+                                 the model writes the text (from seed; slow); none: the text
                                  that ships with llmq */
     size_t n_calib;
     int64_t calib_tokens; /* default 65536 */
     int64_t calib_ctx;    /* default 512 */
-    uint64_t seed;        /* for methods that draw at random; gptq and rtn do not */
+    uint64_t seed;        /* for what is drawn at random: the text of calib "self" */
     const char *out; /* NULL: STEM-METHOD-TYPE.gguf (or -gptq, ...) beside the source; METHOD is awq or awq-METHOD with
                         awq */
     bool force;      /* overwrite OUT */

@@ -250,7 +250,6 @@ grep -q '^Once upon a time' "$out" || fault "the quantized model does not run"
 run 0 perplexity "$made" -f "$work/text" --ctx 64 --chunks 4 --json -q -t 1 --base "$gguf"
 json "perplexity with a base" "0 <= doc['kl_mean'] < 1 and 0.3 < doc['top1'] <= 1 and abs(doc['ppl'] - doc['base_ppl'] - doc['dppl']) < 0.05 * doc['ppl']"
 run 0 quantize "$work/llama.bin" -t 1 --tokens 1024 --calib "$work/text:3" --calib "$work/text" -o "$work/weights.gguf" -q
-bad "self" quantize "$work/llama.bin" --calib self
 before=$(cksum <"$made")
 fails "--force" quantize "$work/llama.bin" --rtn -o "$made"
 bad "--report" quantize "$work/llama.bin" --rtn --plan --report "$work/same" --report-json "$work/same"

@@ -609,13 +609,13 @@ static void calibration_text_is_cut_into_windows(void **state) {
     llmq_err err = {0};
     assert_int_equal(model_open(STORIES, &open, &model, NULL), LLMQ_OK);
     const char *const files[] = {CALIB, CALIB ":2"};
-    assert_int_equal(calib_load(model, files, 1, 1 << 20, 64, &calib, &err), LLMQ_OK);
+    assert_int_equal(calib_load(model, files, 1, 1 << 20, 64, NULL, &calib, &err), LLMQ_OK);
     assert_in_range(calib.n_windows, 20, 400);
     for (int64_t w = 0; w < calib.n_windows; w++) {
         assert_int_equal(calib.tokens[w * 64], 1); /* this tokenizer adds BOS */
         for (int i = 1; i < 64; i++) assert_int_not_equal(calib.tokens[w * 64 + i], 1);
     }
-    assert_int_equal(calib_load(model, files, 2, 64 * 12, 64, &both, &err), LLMQ_OK);
+    assert_int_equal(calib_load(model, files, 2, 64 * 12, 64, NULL, &both, &err), LLMQ_OK);
     assert_int_equal(both.n_windows, 12);
     assert_memory_equal(both.tokens, calib.tokens, 4 * 64 * sizeof(int32_t));
     assert_memory_equal(both.tokens + 4 * 64, calib.tokens, 8 * 64 * sizeof(int32_t));
@@ -625,11 +625,11 @@ static void calibration_text_is_cut_into_windows(void **state) {
     size_t len;
     assert_non_null(calib_default_text(&len));
     assert_true(len >= 400000 && strlen(calib_default_text(&len)) == len);
-    assert_int_equal(calib_load(model, NULL, 0, 64 * 1000, 64, &calib, &err), LLMQ_OK);
+    assert_int_equal(calib_load(model, NULL, 0, 64 * 1000, 64, NULL, &calib, &err), LLMQ_OK);
     assert_int_equal(calib.n_windows, 1000);
     calib_clear(&calib);
     assert_int_equal(truncate(CALIB, 5), 0);
-    assert_int_equal(calib_load(model, files, 1, 4096, 64, &calib, &err), LLMQ_E_ARG);
+    assert_int_equal(calib_load(model, files, 1, 4096, 64, NULL, &calib, &err), LLMQ_E_ARG);
     model_close(model);
 }
 
@@ -650,7 +650,7 @@ static void conversations_go_through_the_template(void **state) {
                 i % 2 ? "[" : "{\"messages\": [", i % 2 ? "" : "}\n");
     fclose(f);
     assert_int_equal(model_open(STORIES, &open, &model, NULL), LLMQ_OK);
-    assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_E_UNSUPPORTED); /* no template */
+    assert_int_equal(calib_load(model, files, 1, 256, 64, NULL, &calib, &err), LLMQ_E_UNSUPPORTED); /* no template */
     model->chat = chat_template_detect(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
     assert_non_null(model->chat);
@@ -662,7 +662,7 @@ static void conversations_go_through_the_template(void **state) {
     assert_non_null(strstr(text, "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>"));
     assert_int_equal(strlen(text), len);
     mem_free(text);
-    assert_int_equal(calib_load(model, files, 1, 256, 64, &calib, &err), LLMQ_OK);
+    assert_int_equal(calib_load(model, files, 1, 256, 64, NULL, &calib, &err), LLMQ_OK);
     assert_int_equal(calib.n_windows, 4);
     calib_clear(&calib);
     const char *const bad[] = {"{\"messages\": []}", "[1, 2]", "{\"role\": 3}", "[{\"role\": \"user\"}]",
