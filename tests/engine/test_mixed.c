@@ -159,7 +159,7 @@ static void losses_are_sound(void **state) {
     assert_int_equal(model_open(STORIES, &open, &model, &err), LLMQ_OK);
     assert_int_equal(export_create(model, &ex, &err), LLMQ_OK);
     assert_int_equal(team_create(2, &team, &err), LLMQ_OK);
-    assert_int_equal(calib_load(model, NULL, 0, 512, 64, &calib, &err), LLMQ_OK);
+    assert_int_equal(calib_load(model, NULL, 0, 512, 64, NULL, &calib, &err), LLMQ_OK);
     bool *free_ = mem_zalloc(ex->n, sizeof *free_);
     double *loss = mem_zalloc(ex->n * LLMQ_TYPE_COUNT, sizeof *loss);
     for (size_t i = 0; i < ex->n; i++) free_[i] = ex->entries[i].matrix && i != 3;
