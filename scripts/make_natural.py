@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Train a small natural model: Qwen3-shaped, every row divisible by 256, about 8 million weights.
 
-usage: make_natural.py OUT_DIR [--minutes 40] [--threads N] [--text FILE[:REPEATS]]... [--seed 0]
+usage: make_natural.py OUT_DIR [--steps 1200] [--threads N] [--text FILE[:REPEATS]]... [--seed 0]
 
 Quantizers flatter themselves on models that were made by rounding or rotating other models. This one is trained from nothing
 on real text, in full precision, so its weights and inputs are what training makes them. The text: the Python documentation topics
 and the sources of Python's standard library of this machine, data/calibration.txt, and the files of --text, each so
 often. The last tenth of each file is held out: OUT_DIR/heldout.txt. Writes an ordinary Hugging Face folder (float16).
-Needs: torch transformers tokenizers safetensors. The result depends on the machine's Python and on the time given; it
+Needs: torch transformers tokenizers safetensors. The result depends on the machine's Python; it
 is a specimen for comparing methods on one and the same file, not a benchmark of its own."""
 import argparse, itertools, math, pathlib, sys, sysconfig, time
 
@@ -47,7 +47,7 @@ def make_tokenizer(corpus):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("out", type=pathlib.Path)
-    ap.add_argument("--minutes", type=float, default=40)
+    ap.add_argument("--steps", type=int, default=1200)
     ap.add_argument("--threads", type=int, default=0)
     ap.add_argument("--text", action="append", default=[])
     ap.add_argument("--seed", type=int, default=0)
@@ -66,10 +66,10 @@ def main():
     model = Qwen3ForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights", flush=True)
     opt = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    start, step, seen = time.time(), 0, 0
-    while (share := (time.time() - start) / 60 / args.minutes) < 1:
-        for group in opt.param_groups:  # a warm-up, then a cosine over the time given
-            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+    start = time.time()
+    for step in range(1, args.steps + 1):
+        for group in opt.param_groups:  # a warm-up, then a cosine
+            group["lr"] = 2e-3 * min(1, step / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
         at = torch.randint(0, len(ids) - CTX - 1, (BATCH,))
         batch = torch.stack([ids[a: a + CTX] for a in at])
         loss = model(input_ids=batch, labels=batch).loss
@@ -77,9 +77,8 @@ def main():
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        step, seen = step + 1, seen + BATCH * CTX
         if step % 50 == 0:
-            print(f"step {step}  {seen} tokens  loss {loss.item():.3f}  {100 * share:.0f} %", flush=True)
+            print(f"step {step}  {step * BATCH * CTX} tokens  loss {loss.item():.3f}  {time.time() - start:.0f} s", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(args.out, safe_serialization=True)
     PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>",
