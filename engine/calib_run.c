@@ -23,9 +23,11 @@ struct llmq_calib_run {
     uint8_t *bad;                /* [n_tok] left out somewhere */
     bool settled;                /* x is what the last layer left */
     bool mapped;                 /* x and mid are the caller's */
+    double mean_weight;
     /* of a chunk */
     float *in;        /* (chunk, cols of the site) what matrices read */
     void *q8, *bf16;  /* in in other forms */
+    double *sums;     /* [wide] of a site's inputs over all tokens */
     float *a, *b, *c; /* (chunk, .) q k v, or gate up, or a block's output in a */
     float *cos_sin;   /* (ctx, n_rot / 2, 2) */
     llmq_kv kv;       /* one window */
@@ -79,12 +81,21 @@ static llmq_acts inputs(const pass *p, int64_t cols) {
     return (llmq_acts){.n_tok = p->n, .cols = cols, .x = p->run->in, .q8 = p->run->q8, .bf16 = p->run->bf16};
 }
 
+/* Workers divide columns, so that each sum is made in the order of the tokens. */
+static void sum_inputs(const llmq_worker *w, pass *p, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, cols, 16, &begin, &end);
+    for (int64_t t = 0; t < p->n; t++)
+        for (int64_t c = begin; c < end; c++) p->run->sums[c] += (double)p->run->in[t * cols + c];
+}
+
 /* in, complete and behind a barrier, becomes what the site's matrices read; then the Gram matrix. */
 static void finish_inputs(const llmq_worker *w, pass *p) {
     const llmq_backend_ops *ops = p->run->model->ops;
     llmq_acts acts = inputs(p, calib_site_cols(&p->run->model->hp, p->site));
     if (!p->gram) return;
     worker_barrier(w);
+    if (p->run->mean_weight > 0) sum_inputs(w, p, acts.cols);
     ops->gram_add(w, &acts, true, p->gram);
 }
 
@@ -247,11 +258,23 @@ static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
     }
 }
 
+void calib_run_mean_weight(llmq_calib_run *run, double weight) {
+    run->mean_weight = weight;
+}
+
+/* gram += weight * n * mean mean', of n tokens. */
+static void weigh_mean(const llmq_calib_run *run, int64_t cols, int64_t n_tokens, float *gram) {
+    double weight = run->mean_weight / (double)n_tokens;
+    for (int64_t i = 0; i < cols; i++)
+        for (int64_t j = 0; j <= i; j++) gram[i * cols + j] += (float)(weight * run->sums[i] * run->sums[j]);
+}
+
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
     int64_t cols = calib_site_cols(&run->model->hp, site);
     pass p = {.run = run, .site = site, .gram = gram};
     if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
+    if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
     for (p.begin = 0; p.begin < run->n_active; p.begin += run->chunk) {
         p.n = run->n_active - p.begin < run->chunk ? run->n_active - p.begin : run->chunk;
         team_run(run->team, pass_worker, &p);
@@ -261,6 +284,7 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
     }
     if (site == SITE_COUNT) run->settled = true;
     *n_tokens_out = run->n_active - atomic_load(&p.dropped);
+    if (gram && run->mean_weight > 0 && *n_tokens_out > 0) weigh_mean(run, cols, *n_tokens_out, gram);
     return LLMQ_OK;
 }
 
@@ -352,7 +376,7 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, N_BLOCKS = 13 };
+enum { BLOCK_X, BLOCK_MID, N_BLOCKS = 14 };
 
 static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCKS]) {
     const llmq_hparams *hp = &run->model->hp;
@@ -366,6 +390,7 @@ static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCK
         {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
         {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
         {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
+        {(void **)&run->sums, (size_t)run->wide, sizeof(double)},
         {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
         {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
         {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
@@ -467,8 +492,8 @@ llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *mod
 
 void calib_run_destroy(llmq_calib_run *run) {
     if (!run) return;
-    void *blocks[] = {run->x, run->mid, run->bad,     run->in,   run->bf16, run->q8,     run->a,
-                      run->b, run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
+    void *blocks[] = {run->x, run->mid, run->bad, run->in,      run->bf16, run->q8,   run->sums,
+                      run->a, run->b,   run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
     for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     mem_free(run);
 }

@@ -68,7 +68,6 @@ static void add_settings(const pipeline *p, json_t *manifest) {
     if (!p->method->needs_gram) return;
     json_object_set_new(manifest, "act_order",
                         json_boolean(params->act_order < 0 ? p->method->act_order_default : params->act_order > 0));
-    json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     json_object_set_new(manifest, "damp", params->damp < 0 ? json_string("default") : json_real(params->damp));
     json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     json_object_set_new(manifest, "seed", json_integer((json_int_t)params->seed));

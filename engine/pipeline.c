@@ -87,6 +87,11 @@ static void bf16_worker(const llmq_worker *w, void *arg) {
 }
 
 /* On the grid of job->q. Grids after the first one are for other outputs of the run: the report is of the first. */
+static llmq_status job_solver(const pipeline *p, llmq_solver *out, llmq_err *err) {
+    bool act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0;
+    return solver_parse(p->params->solver, act_order, out, err);
+}
+
 static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bool first, llmq_err *err) {
     const llmq_tensor *t = &p->ex->tensors[job->index];
     llmq_quant_row *row = &p->result->rows[job->index];
@@ -102,8 +107,7 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
                                   .team = p->team};
-    bool act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0;
-    LLMQ_TRY(solver_parse(p->params->solver, act_order, &problem.solver, err));
+    LLMQ_TRY(job_solver(p, &problem.solver, err));
     const llmq_method *method = p->method;
     if (quantized_crosses_rows(problem.type,
                                problem.cols)) { /* one row: its columns are not the inputs that the Gram matrix is of */
@@ -419,7 +423,7 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
     llmq_solver solver;
-    return solver_parse(params->solver, params->act_order != 0, &solver, err);
+    return job_solver(p, &solver, err);
 }
 
 /* The reports' files, opened before the work so that a bad path is told at once. */
@@ -484,6 +488,9 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     p->total = p->done + pipeline_total_cost(p);
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
+    llmq_solver solver;
+    LLMQ_TRY(job_solver(p, &solver, err));
+    if (p->run) calib_run_mean_weight(p->run, p->method->needs_gram ? solver.mean : 0);
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));

@@ -19,6 +19,7 @@ typedef struct llmq_solver {
     bool pivots; /* importance in that fit: what H leaves of an input given those not rounded yet; else its diagonal */
     bool refit;  /* scales fitted anew for the codes chosen */
     int sweeps;  /* passes of coordinate descent over the codes, at most */
+    double mean; /* how often more H counts the mean of the inputs: the caller adds it to the Gram matrix */
 } llmq_solver;
 
 /* The defaults, changed by a list such as "sweeps=0,refit=0,order=group,grid=corrected,weight=pivot"; NULL: none.

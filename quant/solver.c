@@ -5,6 +5,7 @@
 #include "quant/quant.h"
 
 #define MAX_SWEEPS 100
+#define MAX_MEAN 1000
 
 static bool is(const char *text, size_t len, const char *word) {
     return strlen(word) == len && memcmp(text, word, len) == 0;
@@ -17,6 +18,10 @@ static bool set_item(const char *key, size_t key_len, const char *value, size_t 
         long n = strtol(value, &end, 10);
         if (len == 0 || end != value + len || n < 0 || n > MAX_SWEEPS) return false;
         s->sweeps = (int)n;
+    } else if (is(key, key_len, "mean")) {
+        char *end;
+        s->mean = strtod(value, &end);
+        return len > 0 && end == value + len && s->mean >= 0 && s->mean <= MAX_MEAN;
     } else if (is(key, key_len, "refit")) {
         s->refit = on;
         return on || off;
@@ -42,7 +47,7 @@ llmq_status solver_parse(const char *list, bool act_order, llmq_solver *out, llm
         size_t len = strcspn(item, ","), key_len = strcspn(item, "=");
         if (key_len >= len || !set_item(item, key_len, item + key_len + 1, len - key_len - 1, out))
             return llmq_fail(err, LLMQ_E_ARG,
-                             "--solver: '%.*s' is none of sweeps=N, refit=0|1, grid=original|corrected, "
+                             "--solver: '%.*s' is none of sweeps=N, mean=X, refit=0|1, grid=original|corrected, "
                              "weight=diag|pivot, order=static|group|none",
                              (int)len, item);
         item += len + (item[len] == ',');
