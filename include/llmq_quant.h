@@ -29,8 +29,8 @@ typedef struct llmq_quant_params {
     int64_t target_bytes;     /* the same: the file at most so large; 0: no */
     int act_order;            /* 1 on, 0 off, -1 the method's default (on for gptq) */
     double damp;              /* fraction of the mean diagonal; < 0: default */
-    const char *solver;       /* pieces of gptq to switch on, "sweeps=3,refit=1,..." (docs/quantization.md); NULL: those
-                                 that were found to help, none so far */
+    const char *solver;       /* pieces of gptq to switch, "sweeps=0,refit=0,..." (docs/quantization.md); NULL: those
+                                 that were found to help */
     const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages, or "self":
                                  the model writes the text (from seed; slow); none: the text
                                  that ships with llmq */

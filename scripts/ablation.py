@@ -10,16 +10,17 @@ import pathlib
 import subprocess
 import tempfile
 
-NEW = "order=group,grid=corrected,weight=pivot"
+PLAIN = "sweeps=0,refit=0,mean=0"
 VARIANTS = [
-    ("default: feedback, grids first", ""),
-    ("weight=pivot", "weight=pivot"),
-    ("grids on corrected weights", "order=group,grid=corrected"),
-    ("both", NEW),
-    ("sweeps", "sweeps=4"),
-    ("refit", "refit=1"),
-    ("sweeps, refit", "sweeps=4,refit=1"),
-    ("everything", NEW + ",sweeps=4,refit=1"),
+    ("feedback only, grids first", PLAIN),
+    ("weight=pivot", PLAIN + ",weight=pivot"),
+    ("grids on corrected weights", PLAIN + ",order=group,grid=corrected"),
+    ("mean=2", PLAIN + ",mean=2"),
+    ("sweeps", PLAIN + ",sweeps=3"),
+    ("refit", PLAIN + ",refit=1"),
+    ("sweeps, refit", "mean=0"),
+    ("default: sweeps, refit, mean=2", ""),
+    ("default with grids on corrected weights", "order=group,grid=corrected"),
 ]
 
 

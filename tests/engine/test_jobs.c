@@ -146,6 +146,51 @@ static void calibration_runs_the_model(void **state) {
     team_destroy(team);
 }
 
+/* With a weight for the mean, a Gram matrix has that many times n mean mean' more. */
+static void the_mean_counts_as_often_as_asked(void **state) {
+    (void)state;
+    const double weight = 2.5;
+    llmq_model *model = open_model(golden_path("llama"));
+    int32_t tokens[MAX_TOKENS];
+    int64_t n = (int64_t)golden_tokens("llama", tokens), n_embd = model->hp.n_embd, counted;
+    llmq_calib calib = {.tokens = tokens, .n_windows = 1, .ctx = n};
+    const llmq_tensor *norm = model->layer_tensors[0].by_role[ROLE_ATTN_NORM];
+    float gain[512], *grams[3]; /* without, with, with on three workers */
+    double mean[512] = {0}, macs = 0;
+    type_to_f32(norm->type, norm->data, gain, n_embd);
+    for (int k = 0; k < 3; k++) {
+        llmq_team *team;
+        llmq_calib_run *run;
+        llmq_err err = {0};
+        assert_int_equal(team_create(k == 2 ? 3 : 1, &team, NULL), LLMQ_OK);
+        grams[k] = mem_alloc((size_t)(n_embd * n_embd), sizeof **grams);
+        assert_int_equal(calib_run_create(model, &calib, team, never_stop, &macs, &run, &err), LLMQ_OK);
+        calib_run_mean_weight(run, k ? weight : 0);
+        assert_int_equal(calib_run_layer(run, 0, &err), LLMQ_OK);
+        const float *x = calib_run_hidden(run);
+        for (int64_t t = 0; k == 0 && t < n; t++) {
+            double sum = 0;
+            for (int64_t c = 0; c < n_embd; c++) sum += (double)x[t * n_embd + c] * x[t * n_embd + c];
+            double scale = 1 / sqrt(sum / (double)n_embd + model->hp.eps) / (double)n;
+            for (int64_t c = 0; c < n_embd; c++) mean[c] += x[t * n_embd + c] * scale * gain[c];
+        }
+        assert_int_equal(calib_run_site(run, SITE_QKV, grams[k], &counted, &err), LLMQ_OK);
+        assert_int_equal(counted, n);
+        calib_run_destroy(run);
+        team_destroy(team);
+    }
+    for (int64_t i = 0; i < n_embd; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            double want = weight * (double)n * mean[i] * mean[j],
+                   got = grams[1][i * n_embd + j] - grams[0][i * n_embd + j];
+            double size = sqrt((double)grams[1][i * n_embd + i] * grams[1][j * n_embd + j]);
+            assert_true(fabs(got - want) <= 1e-5 * size);
+            assert_true(grams[1][i * n_embd + j] == grams[2][i * n_embd + j]);
+        }
+    for (int k = 0; k < 3; k++) mem_free(grams[k]);
+    model_close(model);
+}
+
 /* A token whose embedding is not finite counts nowhere and spoils nobody. */
 static void tokens_that_are_not_finite_are_dropped(void **state) {
     (void)state;
@@ -703,6 +748,7 @@ static void running_out_of_memory_leaves_no_result(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calibration_runs_the_model),
+        cmocka_unit_test(the_mean_counts_as_often_as_asked),
         cmocka_unit_test(tokens_that_are_not_finite_are_dropped),
         cmocka_unit_test(converted_models_run_the_same),
         cmocka_unit_test(partly_turned_heads_run_the_same),

@@ -354,6 +354,8 @@ static llmq_solver solver_of(const char *list) {
     return s;
 }
 
+#define PLAIN "sweeps=0,refit=0"
+
 /* Each piece of the solver against the solver without it, on every type. */
 static void every_piece_pays(void **state) {
     const struct {
@@ -361,14 +363,14 @@ static void every_piece_pays(void **state) {
         double factor; /* error with <= factor * error without */
         double damp;   /* 0: what is measured is what is brought down */
     } pieces[] = {
-        {"", "sweeps=1", 1, 0},
-        {"sweeps=1", "sweeps=4", 1, 0},
-        {"", "refit=1", 1, 0},
-        {"order=group,grid=corrected,weight=pivot", "order=group,grid=corrected,weight=pivot,sweeps=4,refit=1", 0.99,
-         0.01},
-        {"order=group", "order=group,weight=pivot", 1.1, 0.01},
-        {"order=group,weight=pivot", "order=group,weight=pivot,grid=corrected", 1.02, 0.01},
-        {"order=none,grid=corrected,weight=pivot", "order=group,grid=corrected,weight=pivot", 1.02, 0.01},
+        {PLAIN, PLAIN ",sweeps=1", 1, 0},
+        {PLAIN ",sweeps=1", PLAIN ",sweeps=4", 1, 0},
+        {PLAIN, PLAIN ",refit=1", 1, 0},
+        {PLAIN ",order=group,grid=corrected,weight=pivot",
+         PLAIN ",order=group,grid=corrected,weight=pivot,sweeps=4,refit=1", 0.99, 0.01},
+        {PLAIN ",order=group", PLAIN ",order=group,weight=pivot", 1.1, 0.01},
+        {PLAIN ",order=group,weight=pivot", PLAIN ",order=group,weight=pivot,grid=corrected", 1.02, 0.01},
+        {PLAIN ",order=none,grid=corrected,weight=pivot", PLAIN ",order=group,grid=corrected,weight=pivot", 1.02, 0.01},
     };
     const fixture *f = *state;
     const llmq_type_info *t;
@@ -440,15 +442,16 @@ static void solver_lists_are_checked(void **state) {
     llmq_solver s;
     llmq_err err;
     assert_int_equal(solver_parse(NULL, true, &s, &err), LLMQ_OK);
-    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 0);
+    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && s.refit && s.sweeps > 0 && s.mean > 0);
     assert_int_equal(solver_parse("", false, &s, &err), LLMQ_OK);
     assert_true(s.order == ORDER_NONE && !s.corrected);
     assert_int_equal(solver_parse("order=group,grid=corrected,weight=pivot,refit=1,sweeps=3", true, &s, &err), LLMQ_OK);
     assert_true(s.order == ORDER_GROUP && s.corrected && s.pivots && s.refit && s.sweeps == 3);
-    assert_int_equal(solver_parse("order=static,sweeps=7,refit=0,weight=diag", false, &s, &err), LLMQ_OK);
-    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 7);
-    const char *wrong[] = {"sweeps", "sweeps=", "sweeps=x", "sweeps=-1",    "sweeps=1000", "refit=2",  "grid=new",
-                           ",",      "order=",  "weight=",  "order=groups", "Refit=1",     "refit=0,,"};
+    assert_int_equal(solver_parse("order=static,sweeps=7,refit=0,weight=diag,mean=0.5", false, &s, &err), LLMQ_OK);
+    assert_true(s.order == ORDER_STATIC && !s.corrected && !s.pivots && !s.refit && s.sweeps == 7 && s.mean == 0.5);
+    const char *wrong[] = {"sweeps",    "sweeps=", "sweeps=x", "sweeps=-1", "sweeps=1000",  "refit=2",
+                           "grid=new",  ",",       "order=",   "weight=",   "order=groups", "Refit=1",
+                           "refit=0,,", "mean=-1", "mean=nan", "mean=1e9"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         if (solver_parse(wrong[i], true, &s, &err) != LLMQ_E_ARG) fail_msg("'%s' was taken", wrong[i]);
         assert_non_null(strstr(err.msg, "--solver"));
