@@ -60,15 +60,9 @@ static void load_grid(const gptq_job *job, const slab_buffers *buf, const llmq_g
 
 /* All grids, on the original weights. */
 static void fit_rows(const llmq_worker *worker, const gptq_job *job) {
-    const llmq_quant_problem *p = job->p;
-    const llmq_type_info *t = p->type;
-    int64_t n_blocks = type_blocks(t, p->cols), begin, end;
-    worker_range(worker, p->rows, 1, &begin, &end);
-    for (int64_t i = begin * n_blocks; i < end * n_blocks; i++) {
-        int64_t col = i % n_blocks * t->block_len;
-        type_fit(t, p->w + i / n_blocks * p->cols + col, job->importance + col,
-                 type_block_cols(t, p->cols, i % n_blocks), &job->out->grids[i]);
-    }
+    int64_t n_blocks = type_blocks(job->p->type, job->p->cols), begin, end;
+    worker_range(worker, job->p->rows, 1, &begin, &end);
+    rtn_fit_blocks(job->p, job->importance, begin * n_blocks, end * n_blocks, job->out);
 }
 
 /* The grids of the block whose columns are rounded next, [k0, k0 + n), on their targets e. */

@@ -81,11 +81,7 @@ static void hqq_worker(const llmq_worker *worker, void *arg) {
         fit_block(&b, &job->out->grids[i]);
     }
     quantized_settle(worker, job->out);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t at = i / n_blocks * p->cols + i % n_blocks * p->type->block_len;
-        type_codes(p->type, &job->out->grids[i], p->w + at, type_block_cols(p->type, p->cols, i % n_blocks),
-                   job->out->codes + at);
-    }
+    rtn_round_blocks(p, begin, end, job->out);
 }
 
 static llmq_status hqq_solve(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report,

@@ -11,41 +11,38 @@ typedef struct rtn_job {
     llmq_quantized *out;
 } rtn_job;
 
-/* Blocks [begin, end) of the matrix, numbered row by row. */
-static void fit_blocks(const rtn_job *job, int64_t begin, int64_t end) {
-    const llmq_quant_problem *p = job->p;
+void rtn_fit_blocks(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end,
+                    llmq_quantized *out) {
     int64_t n_blocks = type_blocks(p->type, p->cols);
     for (int64_t i = begin; i < end; i++) {
         int64_t col = i % n_blocks * p->type->block_len;
-        type_fit(p->type, p->w + i / n_blocks * p->cols + col, job->importance ? job->importance + col : NULL,
-                 type_block_cols(p->type, p->cols, i % n_blocks), &job->out->grids[i]);
+        type_fit(p->type, p->w + i / n_blocks * p->cols + col, importance ? importance + col : NULL,
+                 type_block_cols(p->type, p->cols, i % n_blocks), &out->grids[i]);
     }
 }
 
-static void round_blocks(const rtn_job *job, int64_t begin, int64_t end) {
-    const llmq_quant_problem *p = job->p;
+void rtn_round_blocks(const llmq_quant_problem *p, int64_t begin, int64_t end, llmq_quantized *out) {
     int64_t n_blocks = type_blocks(p->type, p->cols);
     for (int64_t i = begin; i < end; i++) {
         int64_t at = i / n_blocks * p->cols + i % n_blocks * p->type->block_len;
-        type_codes(p->type, &job->out->grids[i], p->w + at, type_block_cols(p->type, p->cols, i % n_blocks),
-                   job->out->codes + at);
+        type_codes(p->type, &out->grids[i], p->w + at, type_block_cols(p->type, p->cols, i % n_blocks),
+                   out->codes + at);
     }
 }
 
 void rtn_rows(const llmq_quant_problem *p, const float *importance, int64_t begin, int64_t end, llmq_quantized *out) {
-    rtn_job job = {p, importance, out};
     int64_t n_blocks = type_blocks(p->type, p->cols);
-    fit_blocks(&job, begin * n_blocks, end * n_blocks);
-    round_blocks(&job, begin * n_blocks, end * n_blocks);
+    rtn_fit_blocks(p, importance, begin * n_blocks, end * n_blocks, out);
+    rtn_round_blocks(p, begin * n_blocks, end * n_blocks, out);
 }
 
 static void rtn_worker(const llmq_worker *worker, void *arg) {
     const rtn_job *job = arg;
     int64_t begin, end;
     worker_range(worker, job->p->rows * type_blocks(job->p->type, job->p->cols), 1, &begin, &end);
-    fit_blocks(job, begin, end);
+    rtn_fit_blocks(job->p, job->importance, begin, end, job->out);
     quantized_settle(worker, job->out);
-    round_blocks(job, begin, end);
+    rtn_round_blocks(job->p, begin, end, job->out);
 }
 
 void rtn_matrix(const llmq_quant_problem *p, const float *importance, llmq_quantized *out) {
