@@ -57,6 +57,7 @@ typedef struct llmq_attn {
     int64_t window; /* sliding window: position p sees p-window+1..p; 0: everything before */
     int64_t pos;    /* position of the first of the n_tok queries; key positions 0..pos+n_tok-1 are in the cache */
     int64_t n_tok;
+    bool allow_bf16; /* products of many queries may round their inputs to bf16, sums stay f32: calibration */
 } llmq_attn;
 
 /* One block of n columns of a slab of rows being rounded. Rows are the vector lanes: every matrix is (columns, lanes)
@@ -144,10 +145,10 @@ typedef struct llmq_backend_ops {
                       float *out, void *scratch);
 
     /* ---- quantization. Not SPMD unless it has a worker. */
-    /* gram (cols, cols; lower triangle and diagonal filled) += x' x over n_tok rows; tiles are dealt so that
-     * workers get about the same area, each accumulated by one worker in token order. allow_bf16: inputs may be rounded
-     * to bf16, sums stay f32. Reads a->x only. */
-    void (*gram_add)(const llmq_worker *, const llmq_acts *a, bool allow_bf16, float *gram);
+    /* gram (cols, cols; lower triangle and diagonal filled) += x' x, x (n_tok, cols) finite; tiles are dealt so that workers get
+     * about the same area, each accumulated by one worker in token order. allow_q8: inputs may be rounded to 8 bits
+     * with a scale for each column of a slice of tokens. */
+    void (*gram_add)(const llmq_worker *, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, float *gram);
     /* C (m,n; ldc) -= A (m,k; lda) * B (k,n; ldb), all row-major f32, one thread. */
     void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                      float *c, int64_t ldc);

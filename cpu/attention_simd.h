@@ -19,6 +19,7 @@ typedef struct attn_call {
     int64_t ldq;
     float *out;
     float *parts; /* (n_splits, n_tok * n_head, part_len) */
+    bool bf16;
 } attn_call;
 
 typedef struct attn_item {
@@ -163,32 +164,76 @@ SIMD_FN void load_values(int type, const attn_call *c, const attn_item *it, int6
         for (int64_t i = 0; i < dim; i += VF_N) vf_store(v + j * dim + i, kv_load(type, rows + j * stride, dim, i));
 }
 
+/* ---- bf16: a float becomes two neighbours of what the product sums over ----
+ * Everything is done in place: pair i lies where value i was, so it never overtakes what is still to be read. */
+
+#if VF_HAS_BF16
+/* Rows of n floats, stride apart: columns 2i and 2i + 1 side by side. */
+static void pair_columns(float *x, int64_t rows, int64_t n, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++, x += stride)
+        for (int64_t i = 0; i < n; i += 16)
+            _mm256_storeu_si256((__m256i *)(x + i / 2), (__m256i)_mm512_cvtneps_pbh(vf_load(x + i)));
+}
+
+/* Rows of n floats, as far apart: rows 2i and 2i + 1 side by side; rows is even. */
+static void pair_rows(float *x, int64_t rows, int64_t n) {
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t i = 0; i < n; i += 16)
+            vf_store(x + r / 2 * n + i, vf_pair_bf16(vf_load(x + r * n + i), vf_load(x + (r + 1) * n + i)));
+}
+
+/* tile_fma on k pairs. */
+SIMD_FN void tile_pairs(int m, int nv, int64_t k, const float *a, int64_t a_row, const float *b, int64_t ldb,
+                        vf acc[][4]) {
+    for (int64_t l = 0; l < k; l++) {
+        __m512bh col[4];
+        UNROLL_FOR(j, nv) col[j] = (__m512bh)vf_load(b + l * ldb + j * VF_N);
+        UNROLL_FOR(i, m) {
+            __m512bh x = (__m512bh)vf_set1(a[i * a_row + l]);
+            UNROLL_FOR(j, nv) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, col[j]);
+        }
+    }
+}
+#endif
+
 /* ---- many queries: tiles ---- */
 
-static void tile_scores(const attn_space *sp, int64_t row, int64_t dim) {
+SIMD_FN void tile_product(bool bf16, int nv, int64_t k, const float *a, int64_t a_row, const float *b, int64_t ldb,
+                          vf acc[][4]) {
+#if VF_HAS_BF16
+    if (bf16) {
+        tile_pairs(TILE_M, nv, (k + 1) / 2, a, a_row, b, ldb, acc);
+        return;
+    }
+#endif
+    (void)bf16;
+    tile_fma(TILE_M, nv, k, a, a_row, 1, b, ldb, acc);
+}
+
+SIMD_FN void tile_scores(bool bf16, const attn_space *sp, int64_t row, int64_t dim) {
     for (int64_t j = 0; j < ATTN_KEYS; j += TILE_N) {
         vf acc[TILE_M][4];
         UNROLL_FOR(i, TILE_M)
         UNROLL_FOR(b, TILE_NV) acc[i][b] = vf_zero();
-        tile_fma(TILE_M, TILE_NV, dim, sp->q + row * dim, dim, 1, sp->k + j, ATTN_KEYS, acc);
+        tile_product(bf16, TILE_NV, dim, sp->q + row * dim, dim, sp->k + j, ATTN_KEYS, acc);
         UNROLL_FOR(i, TILE_M)
         UNROLL_FOR(b, TILE_NV) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
     }
 }
 
 /* o = o * factor + weights * v for TILE_M rows and nv vectors of dimensions. */
-SIMD_FN void tile_values(int nv, const float *p, int64_t n, const float *v, int64_t dim, const float *factor,
+SIMD_FN void tile_values(bool bf16, int nv, const float *p, int64_t n, const float *v, int64_t dim, const float *factor,
                          float *o) {
     vf acc[TILE_M][4];
     UNROLL_FOR(i, TILE_M)
     UNROLL_FOR(b, nv) acc[i][b] = vf_mul(vf_load(o + i * dim + b * VF_N), vf_set1(factor[i]));
-    tile_fma(TILE_M, nv, n, p, ATTN_KEYS, 1, v, dim, acc);
+    tile_product(bf16, nv, n, p, ATTN_KEYS, v, dim, acc);
     UNROLL_FOR(i, TILE_M)
     UNROLL_FOR(b, nv) vf_store(o + i * dim + b * VF_N, acc[i][b]);
 }
 
-static void tile_rows(const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row, int64_t key,
-                      int64_t n) {
+SIMD_FN void tile_rows(bool bf16, const attn_call *c, const attn_item *it, const attn_space *sp, int64_t row,
+                       int64_t key, int64_t n) {
     int64_t dim = c->a->head_dim, lo[TILE_M], hi[TILE_M];
     float factor[TILE_M];
     bool seen = false;
@@ -197,24 +242,45 @@ static void tile_rows(const attn_call *c, const attn_item *it, const attn_space 
         seen = seen || lo[i] < hi[i];
     }
     if (!seen) return;
-    tile_scores(sp, row, dim);
+    tile_scores(bf16, sp, row, dim);
     for (int i = 0; i < TILE_M; i++)
         factor[i] =
             softmax_step(sp->s + i * ATTN_KEYS, ATTN_KEYS, lo[i], hi[i], sp->m + row + i, sp->l + (row + i) * VF_N);
+#if VF_HAS_BF16
+    if (bf16) pair_columns(sp->s, TILE_M, ATTN_KEYS, ATTN_KEYS);
+#endif
     float *o = sp->o + row * dim;
     int64_t i = 0;
-    for (; i + TILE_N <= dim; i += TILE_N) tile_values(TILE_NV, sp->s, n, sp->v + i, dim, factor, o + i);
+    for (; i + TILE_N <= dim; i += TILE_N) tile_values(bf16, TILE_NV, sp->s, n, sp->v + i, dim, factor, o + i);
 #if TILE_NV == 4
     if (i + 2 * VF_N <= dim) {
-        tile_values(2, sp->s, n, sp->v + i, dim, factor, o + i);
+        tile_values(bf16, 2, sp->s, n, sp->v + i, dim, factor, o + i);
         i += 2 * VF_N;
     }
 #endif
-    if (i < dim) tile_values(1, sp->s, n, sp->v + i, dim, factor, o + i);
+    if (i < dim) tile_values(bf16, 1, sp->s, n, sp->v + i, dim, factor, o + i);
+}
+
+/* Rows times the keys in sp->k, the values in sp->v. */
+static void step_rows(const attn_call *c, const attn_item *it, const attn_space *sp, int64_t key, int64_t n) {
+#if VF_HAS_BF16
+    if (c->bf16) {
+        int64_t dim = c->a->head_dim;
+        if (n % 2) memset(sp->v + n * dim, 0, (size_t)dim * sizeof *sp->v); /* the partner of the last value */
+        pair_rows(sp->k, dim, ATTN_KEYS);
+        pair_rows(sp->v, (n + 1) / 2 * 2, dim);
+        for (int64_t row = 0; row < it->n_rows; row += TILE_M) tile_rows(true, c, it, sp, row, key, n);
+        return;
+    }
+#endif
+    for (int64_t row = 0; row < it->n_rows; row += TILE_M) tile_rows(false, c, it, sp, row, key, n);
 }
 
 static void attend_tiles(const attn_call *c, const attn_item *it, const attn_space *sp) {
     rows_start(c, it, sp);
+#if VF_HAS_BF16
+    if (c->bf16) pair_columns(sp->q, attn_div_up(it->n_rows, TILE_M) * TILE_M, c->a->head_dim, c->a->head_dim);
+#endif
     for (int64_t key = it->key; key < it->key_end; key += ATTN_KEYS) {
         int64_t n = it->key_end - key < ATTN_KEYS ? it->key_end - key : ATTN_KEYS;
         if (c->kv->type == KV_F16) {
@@ -227,7 +293,7 @@ static void attend_tiles(const attn_call *c, const attn_item *it, const attn_spa
             load_keys(KV_Q8, c, it, key, n, sp->k);
             load_values(KV_Q8, c, it, key, n, sp->v);
         }
-        for (int64_t row = 0; row < it->n_rows; row += TILE_M) tile_rows(c, it, sp, row, key, n);
+        step_rows(c, it, sp, key, n);
     }
     rows_finish(c, it, sp);
 }
@@ -390,7 +456,7 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
         return;
     }
     int64_t own = attn_worker_len(a);
-    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n};
+    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16};
     attn_space sp = space_make(a, (float *)scratch + own * w->id);
     if (c.plan.few)
         run_few(w, &c, &sp);

@@ -10,12 +10,12 @@ extern void spotrf_(const char *uplo, const int *n, float *a, const int *lda, in
 extern void openblas_set_num_threads(int n);
 
 /* Rows of the triangle are dealt so that everybody gets the same area: row r costs r + 1. */
-void linalg_gram_c(const llmq_worker *w, const llmq_acts *a, bool allow_bf16, float *gram) {
-    (void)allow_bf16;
-    int64_t cols = a->cols, begin = (int64_t)((double)cols * sqrt((double)w->id / w->n)),
+void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8,
+                   float *gram) {
+    (void)allow_q8;
+    int64_t begin = (int64_t)((double)cols * sqrt((double)w->id / w->n)),
             end = w->id + 1 == w->n ? cols : (int64_t)((double)cols * sqrt((double)(w->id + 1) / w->n));
-    for (int64_t t = 0; t < a->n_tok; t++) {
-        const float *x = a->x + t * cols;
+    for (int64_t t = 0; t < n_tok; t++, x += cols) {
         for (int64_t i = begin; i < end; i++) {
             float *row = gram + i * cols, xi = x[i];
             for (int64_t j = 0; j <= i; j++) row[j] += xi * x[j];

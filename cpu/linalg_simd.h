@@ -95,14 +95,14 @@ static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64
 #define GRAM_M 6
 #define GRAM_NV 2
 #endif
-#define GRAM_F32_TOK 128
-#define GRAM_BF16_TOK 256 /* 128 pairs */
+#define GRAM_TOK 128
+#define GRAM_HAS_Q8 (VF_N == 16) /* gram_avx512.c */
 
 typedef struct gram_panels {
-    _Alignas(64) float row[GRAM_F32_TOK * GRAM], col[GRAM_F32_TOK * GRAM]; /* (tokens or pairs of tokens, GRAM) */
+    _Alignas(64) float row[GRAM_TOK * GRAM], col[GRAM_TOK * GRAM]; /* (tokens, GRAM) */
 } gram_panels;
 
-static void gram_pack_f32(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
+static void gram_pack(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
     int64_t width = cols - col0 < GRAM ? cols - col0 : GRAM;
     for (int64_t t = 0; t < n_tok; t++)
         for (int64_t j = 0; j < GRAM; j += VF_N) {
@@ -140,95 +140,45 @@ SIMD_FN void gram_tile_add(vf acc[][4], float *gram, int64_t cols, int64_t row, 
     }
 }
 
-#if VF_N == 16
-/* Tokens 2p and 2p+1 of a column side by side, as vdpbf16ps wants them; an odd last token is paired with zeros. */
-static void gram_pack_bf16(const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
-    int64_t width = cols - col0 < GRAM ? cols - col0 : GRAM;
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    for (int64_t p = 0; 2 * p < n_tok; p++)
-        for (int64_t j = 0; j < GRAM; j += 16) {
-            int64_t left = width - j < 0 ? 0 : width - j < 16 ? width - j : 16;
-            const float *from = x + 2 * p * cols + col0 + j;
-            __m512 even = vf_load_n(from, left), odd = 2 * p + 1 < n_tok ? vf_load_n(from + cols, left) : vf_zero();
-            __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-            _mm512_storeu_si512(panel + p * GRAM + j, _mm512_permutexvar_epi16(interleave, both));
-        }
-}
-
-SIMD_FN void gram_tile_bf16(int64_t pairs, const float *a, const float *b, vf acc[][4]) {
-    for (int64_t p = 0; p < pairs; p++) {
-        __m512bh col[GRAM_NV];
-        UNROLL_FOR(j, GRAM_NV) col[j] = (__m512bh)_mm512_loadu_ps(b + p * GRAM + j * 16);
-        UNROLL_FOR(i, GRAM_M) {
-            __m512bh x = (__m512bh)_mm512_set1_ps(a[p * GRAM + i]);
-            UNROLL_FOR(j, GRAM_NV) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, col[j]);
-        }
-    }
-}
-#define GRAM_HAS_BF16 1
-#else
-#define GRAM_HAS_BF16 0
-#endif
-
-static void gram_pack(bool bf16, const float *x, int64_t n_tok, int64_t cols, int64_t col0, float *panel) {
-#if GRAM_HAS_BF16
-    if (bf16) {
-        gram_pack_bf16(x, n_tok, cols, col0, panel);
-        return;
-    }
-#endif
-    (void)bf16;
-    gram_pack_f32(x, n_tok, cols, col0, panel);
-}
-
-SIMD_FN void gram_tile(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row,
+SIMD_FN void gram_tile(int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row,
                        int64_t col) {
     vf acc[GRAM_M][4];
     gram_tile_fetch(gram, cols, row, col);
     gram_tile_zero(acc);
-#if GRAM_HAS_BF16
-    if (bf16)
-        gram_tile_bf16((n_tok + 1) / 2, a, b, acc);
-    else
-#endif
-        tile_fma(GRAM_M, GRAM_NV, n_tok, a, 1, GRAM, b, GRAM, acc);
-    (void)bf16;
+    tile_fma(GRAM_M, GRAM_NV, n_tok, a, 1, GRAM, b, GRAM, acc);
     gram_tile_add(acc, gram, cols, row, col);
 }
 
-static void gram_block(bool bf16, int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols,
-                       int64_t row0, int64_t col0) {
+static void gram_block(int64_t n_tok, const float *a, const float *b, float *gram, int64_t cols, int64_t row0,
+                       int64_t col0) {
     for (int64_t j = 0; j < GRAM && col0 + j < cols; j += GRAM_NV * VF_N)
         for (int64_t i = 0; i < GRAM && row0 + i < cols; i += GRAM_M) {
             if (row0 + i + GRAM_M <= col0 + j) continue; /* above the diagonal */
-            if (bf16)
-                gram_tile(true, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
-            else
-                gram_tile(false, n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
+            gram_tile(n_tok, a + i, b + j, gram, cols, row0 + i, col0 + j);
         }
 }
 
-/* Who owns tile (i, j): a tile below the diagonal counts 2, one on it 1, so i*i + 2*j comes before it of n*n. */
-SIMD_FN bool gram_mine(const llmq_worker *w, int64_t n, int64_t i, int64_t j) {
-    return (i * i + 2 * j) * w->n / (n * n) == w->id;
-}
-
-static void gram_add_simd(const llmq_worker *w, const llmq_acts *a, bool allow_bf16, float *gram) {
-    bool bf16 = allow_bf16 && GRAM_HAS_BF16;
-    int64_t cols = a->cols, n = (cols + GRAM - 1) / GRAM, slice = bf16 ? GRAM_BF16_TOK : GRAM_F32_TOK;
+static void gram_add_simd(const llmq_worker *w, const float *x0, int64_t n, int64_t cols, bool allow_q8, float *gram) {
+#if GRAM_HAS_Q8
+    if (allow_q8) {
+        gram_q8_avx512(w, x0, n, cols, gram);
+        return;
+    }
+#endif
+    (void)allow_q8;
+    int64_t n_tiles = (cols + GRAM - 1) / GRAM;
     gram_panels panels;
-    for (int64_t t = 0; t < a->n_tok; t += slice) {
-        const float *x = a->x + t * cols;
-        int64_t n_tok = a->n_tok - t < slice ? a->n_tok - t : slice;
-        for (int64_t i = 0; i < n; i++) {
+    for (int64_t t = 0; t < n; t += GRAM_TOK) {
+        const float *x = x0 + t * cols;
+        int64_t n_tok = n - t < GRAM_TOK ? n - t : GRAM_TOK;
+        for (int64_t i = 0; i < n_tiles; i++) {
             bool packed = false;
             for (int64_t j = 0; j <= i; j++) {
-                if (!gram_mine(w, n, i, j)) continue;
-                if (!packed) gram_pack(bf16, x, n_tok, cols, i * GRAM, panels.row);
+                if (!gram_tile_mine(w, n_tiles, i, j)) continue;
+                if (!packed) gram_pack(x, n_tok, cols, i * GRAM, panels.row);
                 packed = true;
-                if (j < i) gram_pack(bf16, x, n_tok, cols, j * GRAM, panels.col);
-                gram_block(bf16, n_tok, panels.row, j < i ? panels.col : panels.row, gram, cols, i * GRAM, j * GRAM);
+                if (j < i) gram_pack(x, n_tok, cols, j * GRAM, panels.col);
+                gram_block(n_tok, panels.row, j < i ? panels.col : panels.row, gram, cols, i * GRAM, j * GRAM);
             }
         }
     }

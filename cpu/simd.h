@@ -23,6 +23,13 @@
 typedef __m512 vf;
 
 SIMD_FN vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+#define VF_HAS_BF16 1
+/* Each lane: bf16 of even, then of odd. */
+SIMD_FN vf vf_pair_bf16(vf even, vf odd) {
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vf)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
 SIMD_FN void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 SIMD_FN vf vf_set1(float x) { return _mm512_set1_ps(x); }
 SIMD_FN vf vf_zero(void) { return _mm512_setzero_ps(); }
@@ -128,6 +135,7 @@ SIMD_FN void vf_transpose(vf r[VF_N]) {
 typedef __m256 vf;
 
 SIMD_FN vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+#define VF_HAS_BF16 0
 SIMD_FN void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
 SIMD_FN vf vf_set1(float x) { return _mm256_set1_ps(x); }
 SIMD_FN vf vf_zero(void) { return _mm256_setzero_ps(); }

@@ -24,6 +24,7 @@ struct llmq_calib_run {
     bool settled;                /* x is what the last layer left */
     bool mapped;                 /* x and mid are the caller's */
     double mean_weight;
+    bool allow_q8;
     /* of a chunk */
     float *in;        /* (chunk, cols of the site) what matrices read */
     void *q8, *bf16;  /* in in other forms */
@@ -89,14 +90,14 @@ static void sum_inputs(const llmq_worker *w, pass *p, int64_t cols) {
         for (int64_t c = begin; c < end; c++) p->run->sums[c] += (double)p->run->in[t * cols + c];
 }
 
-/* in, complete and behind a barrier, becomes what the site's matrices read; then the Gram matrix. */
+/* The Gram matrix of in, once that is complete. */
 static void finish_inputs(const llmq_worker *w, pass *p) {
-    const llmq_backend_ops *ops = p->run->model->ops;
-    llmq_acts acts = inputs(p, calib_site_cols(&p->run->model->hp, p->site));
+    const llmq_calib_run *run = p->run;
+    int64_t cols = calib_site_cols(&run->model->hp, p->site);
     if (!p->gram) return;
     worker_barrier(w);
-    if (p->run->mean_weight > 0) sum_inputs(w, p, acts.cols);
-    ops->gram_add(w, &acts, true, p->gram);
+    if (run->mean_weight > 0) sum_inputs(w, p, cols);
+    run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, p->gram);
 }
 
 static void norm_inputs(const llmq_worker *w, pass *p, llmq_role gain) {
@@ -258,8 +259,9 @@ static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
     }
 }
 
-void calib_run_mean_weight(llmq_calib_run *run, double weight) {
-    run->mean_weight = weight;
+void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8) {
+    run->mean_weight = mean;
+    run->allow_q8 = allow_q8;
 }
 
 /* gram += weight * n * mean mean', of n tokens. */
@@ -424,7 +426,7 @@ static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *m
 /* Sizes only. */
 static void size_run(llmq_calib_run *run, llmq_model *model, const llmq_calib *calib, int64_t chunk) {
     const llmq_hparams *hp = &model->hp;
-    *run = (llmq_calib_run){.model = model, .calib = calib};
+    *run = (llmq_calib_run){.model = model, .calib = calib, .allow_q8 = true};
     run->n_tok = calib->n_windows * calib->ctx;
     run->chunk = chunk ? chunk : calib_run_chunk(calib, 0);
     run->n_active = run->n_tok;
@@ -437,7 +439,8 @@ static void size_run(llmq_calib_run *run, llmq_model *model, const llmq_calib *c
                             .head_dim = (int)hp->head_dim,
                             .scale = 1.0f / sqrtf((float)hp->head_dim),
                             .window = hp->window,
-                            .n_tok = calib->ctx};
+                            .n_tok = calib->ctx,
+                            .allow_bf16 = true};
 }
 
 int64_t calib_run_chunk(const llmq_calib *calib, int halvings) {

@@ -50,9 +50,9 @@ int64_t calib_run_fork(llmq_calib_run *run, llmq_site_id site, llmq_role role, l
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
  * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
-/* Gram matrices of later passes count the mean of the inputs so often more (docs/quantization.md); 0: not, as created.
- */
-void calib_run_mean_weight(llmq_calib_run *run, double weight);
+/* Of the Gram matrices of later passes (docs/quantization.md): how often more they count the mean of the inputs, and
+ * whether inputs may be rounded to 8 bits. 0 and true as created. */
+void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8);
 /* (tokens, n_embd) the residual stream as it is now; borrowed. */
 float *calib_run_hidden(llmq_calib_run *run);
 /* What is carried from layer to layer: the residual stream and which tokens were left out; borrowed. Between the layers

@@ -52,7 +52,8 @@ typedef struct matrix_job {
     const llmq_tensor *src;
     float *w; /* (rows, cols) in the source's order of rows */
     llmq_quantized *q;
-    uint16_t *bf16; /* (rows, cols) what q means, in the source's order; NULL: not wanted */
+    uint8_t *ready; /* rows of what q means in the source's order: q's own type, or bf16 */
+    int64_t ready_bytes; /* of a row */
     float *scratch; /* (workers, cols) */
 } matrix_job;
 
@@ -75,23 +76,42 @@ static llmq_status decode_matrix(const pipeline *p, matrix_job *job, llmq_err *e
 }
 
 /* q as the forward pass reads it. */
-static void bf16_worker(const llmq_worker *w, void *arg) {
+static void ready_worker(const llmq_worker *w, void *arg) {
     const matrix_job *job = arg;
     int64_t cols = job->q->cols, begin, end;
     float *row = job->scratch + w->id * cols;
     worker_range(w, job->q->rows, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
+        uint8_t *to = job->ready + r * job->ready_bytes;
+        if (!job->scratch) {
+            quantized_pack_row(job->q, r, to);
+            continue;
+        }
         quantized_row_to_f32(job->q, r, row);
-        for (int64_t c = 0; c < cols; c++) job->bf16[r * cols + c] = f32_to_bf16(row[c]);
+        for (int64_t c = 0; c < cols; c++) ((uint16_t *)(void *)to)[c] = f32_to_bf16(row[c]);
     }
 }
 
-/* On the grid of job->q. Grids after the first one are for other outputs of the run: the report is of the first. */
-static llmq_status job_solver(const pipeline *p, llmq_solver *out, llmq_err *err) {
-    bool act_order = p->params->act_order < 0 ? p->method->act_order_default : p->params->act_order > 0;
-    return solver_parse(p->params->solver, act_order, out, err);
+/* Packed blocks are multiplied by the kernels that inference uses, twice as fast as bf16; grids that only Hugging Face
+ * schemes store have none. */
+static llmq_status keep_for_pass(pipeline *p, matrix_job *job, llmq_err *err) {
+    llmq_role role = p->ex->entries[job->index].role;
+    const llmq_type_info *t = job->q->type;
+    llmq_type type = p->solver.q8 && !t->ragged ? t->id : LLMQ_TYPE_BF16;
+    job->ready_bytes = type_row_bytes(type, job->q->cols);
+    size_t bytes = (size_t)(job->q->rows * job->ready_bytes);
+    if (type == LLMQ_TYPE_BF16) {
+        job->scratch = mem_alloc((size_t)team_size(p->team) * (size_t)job->q->cols, sizeof *job->scratch);
+        if (!job->scratch) return mem_error(err, bytes, p->ex->tensors[job->index].name);
+    }
+    job->ready = p->ready_data[role] = mem_alloc(bytes, 1);
+    p->ready_type[role] = type;
+    if (!job->ready) return mem_error(err, bytes, p->ex->tensors[job->index].name);
+    team_run(p->team, ready_worker, job);
+    return LLMQ_OK;
 }
 
+/* On the grid of job->q. Grids after the first one are for other outputs of the run: the report is of the first. */
 static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bool first, llmq_err *err) {
     const llmq_tensor *t = &p->ex->tensors[job->index];
     llmq_quant_row *row = &p->result->rows[job->index];
@@ -104,10 +124,10 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .n_tokens = n_tokens,
                                   .type = job->q->type,
                                   .weighted = p->params->awq,
+                                  .solver = p->solver,
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
                                   .team = p->team};
-    LLMQ_TRY(job_solver(p, &problem.solver, err));
     const llmq_method *method = p->method;
     if (quantized_crosses_rows(problem.type,
                                problem.cols)) { /* one row: its columns are not the inputs that the Gram matrix is of */
@@ -141,8 +161,6 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
 static llmq_status solve_on_grid(pipeline *p, matrix_job *job, const llmq_type_info *grid, size_t k, int64_t n_tokens,
                                  bool keep_ready, llmq_err *err) {
     llmq_status status = LLMQ_OK;
-    size_t cols = (size_t)tensor_cols(job->src), cells = (size_t)tensor_numel(job->src);
-    const char *name = p->ex->tensors[job->index].name;
     LLMQ_TRY(quantized_create(grid, tensor_rows(job->src), tensor_cols(job->src), &job->q, err));
     LLMQ_TRY_GOTO(run_method(p, job, n_tokens, k == 0, err));
     end_stage(p, LLMQ_STAGE_SOLVE);
@@ -151,12 +169,7 @@ static llmq_status solve_on_grid(pipeline *p, matrix_job *job, const llmq_type_i
         job->w = NULL;
     }
     LLMQ_TRY_GOTO(outputs_put(p->outputs, job->index, job->q, p->team, err));
-    if (k == 0 && keep_ready) {
-        job->scratch = mem_alloc((size_t)team_size(p->team) * cols, sizeof *job->scratch);
-        job->bf16 = p->ready_bf16[p->ex->entries[job->index].role] = mem_alloc(cells, sizeof *job->bf16);
-        if (!job->scratch || !job->bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job->bf16, name));
-        team_run(p->team, bf16_worker, job);
-    }
+    if (k == 0 && keep_ready) LLMQ_TRY_GOTO(keep_for_pass(p, job, err));
     end_stage(p, LLMQ_STAGE_WRITE);
 done:
     mem_free(job->scratch);
@@ -197,10 +210,11 @@ static llmq_status copy_scaled(pipeline *p, size_t index, llmq_err *err) {
     const llmq_export_entry *entry = &p->ex->entries[index];
     size_t cells = (size_t)tensor_numel(entry->src);
     matrix_job job = {.ex = p->ex, .index = index, .src = entry->src, .w = mem_alloc(cells, sizeof *job.w)};
-    job.bf16 = p->ready_bf16[entry->role] = mem_alloc(cells, sizeof *job.bf16);
-    if (!job.w || !job.bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.w, entry->src->name));
+    uint16_t *bf16 = p->ready_data[entry->role] = mem_alloc(cells, sizeof *bf16);
+    p->ready_type[entry->role] = LLMQ_TYPE_BF16;
+    if (!job.w || !bf16) LLMQ_TRY_GOTO(mem_error(err, cells * sizeof *job.w, entry->src->name));
     LLMQ_TRY_GOTO(decode_matrix(p, &job, err));
-    for (size_t i = 0; i < cells; i++) job.bf16[i] = f32_to_bf16(job.w[i]);
+    for (size_t i = 0; i < cells; i++) bf16[i] = f32_to_bf16(job.w[i]);
     LLMQ_TRY_GOTO(write_plain(p, index, job.w, err));
 done:
     mem_free(job.w);
@@ -221,8 +235,8 @@ static void release_ready(pipeline *p) {
     for (int role = 0; role < ROLE_COUNT; role++) {
         if (p->ready[role].rows) p->model->ops->weight_release(&p->ready[role]);
         memset(&p->ready[role], 0, sizeof p->ready[role]);
-        mem_free(p->ready_bf16[role]);
-        p->ready_bf16[role] = NULL;
+        mem_free(p->ready_data[role]);
+        p->ready_data[role] = NULL;
     }
 }
 
@@ -231,16 +245,16 @@ static llmq_status make_ready(pipeline *p, size_t index, llmq_err *err) {
     const llmq_export_entry *entry = &p->ex->entries[index];
     llmq_role role = entry->role;
     llmq_tensor view = *entry->src;
-    if (p->ready_bf16[role]) {
-        view.type = LLMQ_TYPE_BF16;
-        view.data = p->ready_bf16[role];
-        view.bytes = tensor_numel(&view) * 2;
+    if (p->ready_data[role]) {
+        view.type = p->ready_type[role];
+        view.data = p->ready_data[role];
+        view.bytes = tensor_rows(&view) * type_row_bytes(view.type, tensor_cols(&view));
     }
     llmq_weight *w = &p->ready[role];
     LLMQ_TRY(p->model->ops->weight_prepare(w, &view, PREP_BF16, p->team, err));
     if (w->packed) {
-        mem_free(p->ready_bf16[role]);
-        p->ready_bf16[role] = NULL;
+        mem_free(p->ready_data[role]);
+        p->ready_data[role] = NULL;
     }
     calib_run_weight(p->run, role, w);
     return LLMQ_OK;
@@ -411,7 +425,7 @@ static void mean_errors(llmq_quant_result *r) {
     r->mean_rtn_error = n ? rtn / (double)n : -1;
 }
 
-static llmq_status check_params(const pipeline *p, llmq_err *err) {
+static llmq_status check_params(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     if (!p->method) {
         char known[128] = "";
@@ -422,8 +436,8 @@ static llmq_status check_params(const pipeline *p, llmq_err *err) {
     }
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
-    llmq_solver solver;
-    return job_solver(p, &solver, err);
+    bool act_order = params->act_order < 0 ? p->method->act_order_default : params->act_order > 0;
+    return solver_parse(params->solver, act_order, &p->solver, err);
 }
 
 /* The reports' files, opened before the work so that a bad path is told at once. */
@@ -488,9 +502,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     p->total = p->done + pipeline_total_cost(p);
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
-    llmq_solver solver;
-    LLMQ_TRY(job_solver(p, &solver, err));
-    if (p->run) calib_run_mean_weight(p->run, p->method->needs_gram ? solver.mean : 0);
+    if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));

@@ -35,6 +35,7 @@ typedef struct pipeline_resume {
 typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
+    llmq_solver solver; /* the pieces of params->solver */
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
@@ -46,12 +47,13 @@ typedef struct pipeline {
     llmq_transform *transform; /* NULL: layers are quantized as they are */
     llmq_quant_result *result;
     llmq_policy_rules rules;
-    float *gram;                  /* the largest site's (cols, cols) */
-    llmq_weight *ready;           /* [ROLE_COUNT] of the layer under way, made for the forward pass */
-    void *ready_bf16[ROLE_COUNT]; /* what they view, where that is not the source */
-    llmq_calib_memory memory;     /* of budget.c */
-    size_t scratch_bytes;         /* of it in the journal's file */
-    char *settings;               /* for the journal: lines of all that decides about the result's bytes */
+    float *gram;                      /* the largest site's (cols, cols) */
+    llmq_weight *ready;               /* [ROLE_COUNT] of the layer under way, made for the forward pass */
+    llmq_type ready_type[ROLE_COUNT]; /* what they are made from, where that is not the source */
+    void *ready_data[ROLE_COUNT];     /* its rows */
+    llmq_calib_memory memory;         /* of budget.c */
+    size_t scratch_bytes;             /* of it in the journal's file */
+    char *settings;                   /* for the journal: lines of all that decides about the result's bytes */
     pipeline_resume resume;
     double skipped;            /* of done: by an earlier run */
     double start, done, total; /* start in seconds; done of total in nominal nanoseconds */

@@ -19,7 +19,10 @@ typedef struct llmq_solver {
     bool pivots; /* importance in that fit: what H leaves of an input given those not rounded yet; else its diagonal */
     bool refit;  /* scales fitted anew for the codes chosen */
     int sweeps;  /* passes of coordinate descent over the codes, at most */
-    double mean; /* how often more H counts the mean of the inputs: the caller adds it to the Gram matrix */
+    /* Of the caller's calibration: */
+    double mean; /* how often more H counts the mean of the inputs: added to the Gram matrix */
+    bool q8;     /* the forward pass runs on the packed blocks with 8-bit activations, as inference does, else in bf16;
+                  * inputs of Gram matrices are rounded to 8 bits, else not at all */
 } llmq_solver;
 
 /* The defaults, changed by a list such as "sweeps=0,refit=0,order=group,grid=corrected,weight=pivot"; NULL: none.

@@ -20,6 +20,9 @@ static bool set_item(const char *key, size_t key_len, const char *value, size_t 
         long n = strtol(value, &end, 10);
         if (len == 0 || end != value + len || n < 0 || n > MAX_SWEEPS) return false;
         s->sweeps = (int)n;
+    } else if (is(key, key_len, "acts")) {
+        s->q8 = is(value, len, "q8");
+        return s->q8 || is(value, len, "f32");
     } else if (is(key, key_len, "mean")) {
         char *end;
         s->mean = strtod(value, &end);
@@ -44,14 +47,17 @@ static bool set_item(const char *key, size_t key_len, const char *value, size_t 
 
 llmq_status solver_parse(const char *list, bool act_order, llmq_solver *out, llmq_err *err) {
     /* By the models' KL on held-out texts (docs/quantization.md); the layers' own errors prefer other pieces. */
-    *out = (llmq_solver){
-        .order = act_order ? ORDER_STATIC : ORDER_NONE, .refit = true, .sweeps = DEFAULT_SWEEPS, .mean = DEFAULT_MEAN};
+    *out = (llmq_solver){.order = act_order ? ORDER_STATIC : ORDER_NONE,
+                         .refit = true,
+                         .sweeps = DEFAULT_SWEEPS,
+                         .mean = DEFAULT_MEAN,
+                         .q8 = true};
     for (const char *item = list; item && *item;) {
         size_t len = strcspn(item, ","), key_len = strcspn(item, "=");
         if (key_len >= len || !set_item(item, key_len, item + key_len + 1, len - key_len - 1, out))
             return llmq_fail(err, LLMQ_E_ARG,
                              "--solver: '%.*s' is none of sweeps=N, mean=X, refit=0|1, grid=original|corrected, "
-                             "weight=diag|pivot, order=static|group|none",
+                             "weight=diag|pivot, order=static|group|none, acts=q8|f32",
                              (int)len, item);
         item += len + (item[len] == ',');
     }

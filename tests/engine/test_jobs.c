@@ -165,7 +165,7 @@ static void the_mean_counts_as_often_as_asked(void **state) {
         assert_int_equal(team_create(k == 2 ? 3 : 1, &team, NULL), LLMQ_OK);
         grams[k] = mem_alloc((size_t)(n_embd * n_embd), sizeof **grams);
         assert_int_equal(calib_run_create(model, &calib, team, never_stop, &macs, &run, &err), LLMQ_OK);
-        calib_run_mean_weight(run, k ? weight : 0);
+        calib_run_statistics(run, k ? weight : 0, false);
         assert_int_equal(calib_run_layer(run, 0, &err), LLMQ_OK);
         const float *x = calib_run_hidden(run);
         for (int64_t t = 0; k == 0 && t < n; t++) {

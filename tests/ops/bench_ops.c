@@ -18,7 +18,7 @@ typedef struct job {
     llmq_kv kv;
     int64_t layers; /* decode: caches in turn, so that they do not stay in the CPU's caches */
     llmq_acts acts;
-    bool bf16;
+    bool q8;
     float *x, *y, *z;
     void *scratch;
 } job;
@@ -110,18 +110,18 @@ static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, i
 
 static void run_gram(const llmq_worker *w, void *arg) {
     job *j = arg;
-    j->ops->gram_add(w, &j->acts, j->bf16, j->y);
+    j->ops->gram_add(w, j->acts.x, j->acts.n_tok, j->acts.cols, j->q8, j->y);
 }
 
 static void bench_gram(job j, llmq_team *team, int64_t cols, int64_t n_tok) {
     j.x = numbers((size_t)(cols * n_tok));
     j.y = numbers((size_t)(cols * cols));
     j.acts = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = j.x};
-    for (int bf16 = 0; bf16 < 2; bf16++) {
-        j.bf16 = bf16;
+    for (int q8 = 0; q8 < 2; q8++) {
+        j.q8 = q8;
         double took = best_of(team, run_gram, &j);
         printf("gram %5lld columns, %5lld tokens, %s: %8.2f ms, %6.1f GMAC/s of the triangle\n", (long long)cols,
-               (long long)n_tok, bf16 ? "bf16" : "f32 ", took * 1e3,
+               (long long)n_tok, q8 ? "int8" : "f32 ", took * 1e3,
                (double)cols * (double)(cols + 1) / 2 * (double)n_tok / took * 1e-9);
     }
     mem_free(j.x);

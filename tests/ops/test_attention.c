@@ -82,7 +82,7 @@ static void reference(const attn_case *a, const call *c, double *out) {
     free(p);
 }
 
-static void check_isa(const attn_case *a, call *c, const double *want, const char *isa) {
+static void check_isa(const attn_case *a, call *c, const double *want, double tol, const char *isa) {
     size_t len = (size_t)(a->n_tok * a->n_head * a->head_dim);
     size_t kv_len = c->ops->kv_bytes(a->kv_type, c->kv.n_ctx, a->n_head_kv, a->head_dim) / sizeof(float) + 1;
     float *first = NULL;
@@ -97,10 +97,10 @@ static void check_isa(const attn_case *a, call *c, const double *want, const cha
         team_run(teams[n], attend, c);
         char name[160];
         snprintf(name, sizeof name,
-                 "attention %d/%d heads of %d, kv %d, pos %lld, %lld tokens, window %lld on %s, %d workers", a->n_head,
-                 a->n_head_kv, a->head_dim, a->kv_type, (long long)a->pos, (long long)a->n_tok, (long long)a->window,
-                 isa, n);
-        assert_close(out, want, len, 5e-6, name);
+                 "attention %d/%d heads of %d, kv %d, pos %lld, %lld tokens, window %lld, bf16 %d on %s, %d workers",
+                 a->n_head, a->n_head_kv, a->head_dim, a->kv_type, (long long)a->pos, (long long)a->n_tok,
+                 (long long)a->window, c->attn.allow_bf16, isa, n);
+        assert_close(out, want, len, tol, name);
         assert_guard(k, kv_len);
         assert_guard(v, kv_len);
         assert_guard(scratch, scratch_len);
@@ -120,7 +120,8 @@ static void check_isa(const attn_case *a, call *c, const double *want, const cha
 static void check_case(attn_case a) {
     int width = a.n_head_kv * a.head_dim;
     int64_t n = a.pos + a.n_tok;
-    call c = {.attn = {a.n_head, a.n_head_kv, a.head_dim, 1.3f / sqrtf((float)a.head_dim), a.window, a.pos, a.n_tok},
+    call c = {.attn = {a.n_head, a.n_head_kv, a.head_dim, 1.3f / sqrtf((float)a.head_dim), a.window, a.pos, a.n_tok,
+                       false},
               .kv = {.type = a.kv_type, .n_ctx = n + 3, .n_head_kv = a.n_head_kv, .head_dim = a.head_dim},
               .ldq = a.n_head * a.head_dim + 5,
               .ldk = width + 1,
@@ -133,7 +134,11 @@ static void check_case(attn_case a) {
     reference(&a, &c, want);
     for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
         c.ops = backend_cpu_isa(all_isas[i]);
-        if (c.ops) check_isa(&a, &c, want, all_isas[i]);
+        if (!c.ops) continue;
+        c.attn.allow_bf16 = false;
+        check_isa(&a, &c, want, 5e-6, all_isas[i]);
+        c.attn.allow_bf16 = true;
+        check_isa(&a, &c, want, 2e-2, all_isas[i]);
     }
     free(want);
     guarded_free(q);
@@ -193,7 +198,7 @@ static void test_extreme_scores(void **state) {
         call c = {.ops = backend_cpu_isa(all_isas[i])};
         if (!c.ops) continue;
         for (int64_t n_tok = 1; n_tok <= N; n_tok += N - 1) {
-            c.attn = (llmq_attn){1, 1, DIM, 1.0f, 0, N - n_tok, n_tok};
+            c.attn = (llmq_attn){1, 1, DIM, 1.0f, 0, N - n_tok, n_tok, false};
             c.kv = (llmq_kv){.n_ctx = N, .n_head_kv = 1, .head_dim = DIM};
             size_t bytes = c.ops->kv_bytes(0, N, 1, DIM);
             float *k = guarded(N * DIM), *v = guarded(N * DIM), *q = guarded(N * DIM), *out = guarded(N * DIM);
@@ -230,7 +235,7 @@ static void test_scratch_is_monotone(void **state) {
     for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
         if (!ops) continue;
-        const llmq_attn largest = {32, 8, 128, 1, 0, 4096 - 512, 512};
+        const llmq_attn largest = {32, 8, 128, 1, 0, 4096 - 512, 512, false};
         size_t most = ops->attn_scratch_bytes(&largest, 2);
         assert_true(most < (size_t)64 << 20);
         for (int64_t n_tok = 1; n_tok <= 512; n_tok += n_tok < 40 ? 1 : 59)

@@ -1,0 +1,168 @@
+/* Gram matrix of inputs rounded to 8 bits, with VNNI: twice the speed of bf16.
+ *
+ * A slice of the tokens has a scale for each column. What rounding adds to the sums is noise that does not know of other
+ * columns, so it lands on the diagonal: (max / rms)^2 / 12 / 127^2 of it, 0.01 % to 0.5 %, less than damping adds there.
+ *
+ * The triangle is cut into square tiles. Columns of a tile become a panel, four tokens of a column in a word; a block of
+ * tile columns stays packed while the tile rows below pass by. One operand of vpdpbusd is unsigned: its codes are 128
+ * too large, and sums start at -128 times the sum of the other's. */
+#include <immintrin.h>
+
+#include "cpu/ops.h"
+
+#define SLICE 256 /* tokens: sums stay below 2^24, exact as floats */
+#define SIDE 96
+#define VECTORS (SIDE / 16)
+#define ROWS 8 /* register tile */
+#define WIDE 3 /* its vectors of columns */
+#define BLOCK 4
+#define TINY 1e-30f
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+typedef struct panel {
+    _Alignas(64) int32_t word[SLICE / 4 * SIDE]; /* (tokens / 4, SIDE) */
+    _Alignas(64) float scale[SIDE];
+    _Alignas(64) int32_t start[SIDE];
+} panel;
+
+typedef struct slice {
+    const float *x; /* (n_tok, cols) */
+    int64_t n_tok, cols;
+    float *gram;
+} slice;
+
+INLINE __mmask16 mask_of(int64_t left) {
+    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
+}
+
+/* Four tokens of 16 columns; those past the last are zero. */
+INLINE __m512i round_quad(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse, __m512i *sum) {
+    __m512i word = _mm512_setzero_si512();
+    UNROLL for (int b = 0; b < 4; b++) {
+        if (t + b >= s->n_tok) break;
+        __m512 x = _mm512_maskz_loadu_ps(mask, s->x + (t + b) * s->cols + col);
+        __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+        *sum = _mm512_add_epi32(*sum, code);
+        word = _mm512_or_si512(
+            word, _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(255)), (unsigned)(8 * b)));
+    }
+    return word;
+}
+
+static void pack(const slice *s, int64_t tile, panel *p) {
+    int64_t col = tile * SIDE;
+    __m512 max[VECTORS], inverse[VECTORS];
+    __m512i sum[VECTORS];
+    __mmask16 mask[VECTORS];
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        max[j] = _mm512_setzero_ps();
+        sum[j] = _mm512_setzero_si512();
+        mask[j] = mask_of(s->cols - col - 16 * j);
+    }
+    for (int64_t t = 0; t < s->n_tok; t++) {
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            __m512 x = _mm512_maskz_loadu_ps(mask[j], s->x + t * s->cols + col + 16 * j);
+            max[j] = _mm512_max_ps(max[j], _mm512_abs_ps(x));
+        }
+    }
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        __mmask16 live = _mm512_cmp_ps_mask(max[j], _mm512_set1_ps(TINY), _CMP_GT_OQ);
+        inverse[j] = _mm512_maskz_div_ps(live, _mm512_set1_ps(127.0f), max[j]);
+        _mm512_store_ps(p->scale + 16 * j, _mm512_div_ps(max[j], _mm512_set1_ps(127.0f)));
+    }
+    for (int64_t t = 0; t < s->n_tok; t += 4) {
+        UNROLL for (int j = 0; j < VECTORS; j++)
+            _mm512_store_si512(p->word + t / 4 * SIDE + 16 * j,
+                               round_quad(s, t, col + 16 * j, mask[j], inverse[j], &sum[j]));
+    }
+    UNROLL for (int j = 0; j < VECTORS; j++)
+        _mm512_store_si512(p->start + 16 * j, _mm512_mullo_epi32(sum[j], _mm512_set1_epi32(-128)));
+}
+
+/* out (ROWS, WIDE) = sums over n quads of rows a times columns b. Apart from what follows, or gcc keeps the sums in
+ * memory. */
+static __attribute__((noinline)) void product(int64_t n, const int32_t *start, const int32_t *a, const int32_t *b,
+                                              __m512i *out) {
+    __m512i acc[ROWS][WIDE], col[WIDE];
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int j = 0; j < WIDE; j++) acc[i][j] = _mm512_set1_epi32(start[i]);
+    }
+    for (; n > 0; n--, a += SIDE, b += SIDE) {
+        UNROLL for (int j = 0; j < WIDE; j++) col[j] = _mm512_xor_si512(_mm512_load_si512(b + 16 * j), flip);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            __m512i x = _mm512_set1_epi32(a[i]);
+            __asm__("" : "+v"(x)); /* once for its three uses */
+            UNROLL for (int j = 0; j < WIDE; j++) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], col[j], x);
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int j = 0; j < WIDE; j++) _mm512_store_si512(out + i * WIDE + j, acc[i][j]);
+    }
+}
+
+/* Rows i0.. of panel r times columns j0.. of panel c; row0, col0: where those lie in the matrix. Adds only what is on and
+ * below the diagonal. */
+static void register_tile(const slice *s, const panel *r, int64_t row0, int64_t i0, const panel *c, int64_t col0,
+                          int64_t j0) {
+    __m512i sums[ROWS * WIDE];
+    int64_t n_rows = s->cols - row0 < ROWS ? s->cols - row0 : ROWS;
+    float *gram = s->gram + row0 * s->cols + col0;
+    for (int64_t i = 0; i < n_rows; i++) /* the sums so far lie in the L3 cache or beyond */
+        for (int j = 0; j < WIDE; j++) _mm_prefetch((const char *)(gram + i * s->cols + 16 * j), _MM_HINT_T0);
+    product((s->n_tok + 3) / 4, r->start + i0, r->word + i0, c->word + j0, sums);
+    for (int64_t i = 0; i < n_rows; i++) {
+        UNROLL for (int j = 0; j < WIDE; j++) {
+            __mmask16 mask = mask_of(row0 + i + 1 - (col0 + 16 * j));
+            float *to = gram + i * s->cols + 16 * j;
+            __m512 scale = _mm512_mul_ps(_mm512_set1_ps(r->scale[i0 + i]), _mm512_load_ps(c->scale + j0 + 16 * j));
+            __m512 sum = _mm512_cvtepi32_ps(sums[i * WIDE + j]);
+            _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, to)));
+        }
+    }
+}
+
+static void tile(const slice *s, const panel *r, int64_t ti, const panel *c, int64_t tj) {
+    int64_t row0 = ti * SIDE, col0 = tj * SIDE;
+    for (int64_t j = 0; j < SIDE && col0 + j < s->cols; j += WIDE * 16)
+        for (int64_t i = 0; i < SIDE && row0 + i < s->cols; i += ROWS)
+            if (row0 + i + ROWS > col0 + j) register_tile(s, r, row0 + i, i, c, col0 + j, j);
+}
+
+static void slice_add(const llmq_worker *w, const slice *s, panel panels[BLOCK + 1]) {
+    int64_t n = (s->cols + SIDE - 1) / SIDE;
+    for (int64_t j0 = 0; j0 < n; j0 += BLOCK) {
+        bool packed[BLOCK] = {false};
+        for (int64_t i = j0; i < n; i++) {
+            panel *row = &panels[i < j0 + BLOCK ? i - j0 : BLOCK];
+            bool row_packed = false;
+            for (int64_t j = j0; j < j0 + BLOCK && j <= i; j++) {
+                if (!gram_tile_mine(w, n, i, j)) continue;
+                if (!row_packed) {
+                    pack(s, i, row);
+                    row_packed = true;
+                    if (i < j0 + BLOCK) packed[i - j0] = true;
+                }
+                if (!packed[j - j0]) {
+                    pack(s, j, &panels[j - j0]);
+                    packed[j - j0] = true;
+                }
+                tile(s, row, i, &panels[j - j0], j);
+            }
+        }
+    }
+}
+
+void gram_q8_avx512(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, float *gram) {
+    panel panels[BLOCK + 1];
+    for (int64_t t = 0; t < n_tok; t += SLICE) {
+        slice s = {x + t * cols, n_tok - t < SLICE ? n_tok - t : SLICE, cols, gram};
+        slice_add(w, &s, panels);
+    }
+}
