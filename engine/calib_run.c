@@ -6,8 +6,17 @@
 
 #include "core/half.h"
 
-#define CHUNK_TOKENS 2048 /* per pass of a weight: enough to hide the traffic of the Gram matrix */
+#define CHUNK_TOKENS 4096 /* at a time: enough windows for some workers */
 #define GRAM_TOKENS 256   /* Gram kernels sum so many at a time: chunks cut there give the same sums */
+
+/* What one window passes through on its way to a site's inputs. */
+typedef struct lane {
+    float *x;         /* (ctx, wide) inputs of the matrices before the site */
+    void *q8, *bf16;  /* x in other forms */
+    float *a, *b, *c; /* (ctx, .) q k v, or gate up, or a block's output in a */
+    llmq_kv kv;
+    void *scratch; /* of attention */
+} lane;
 
 struct llmq_calib_run {
     llmq_model *model;
@@ -25,15 +34,12 @@ struct llmq_calib_run {
     bool mapped;                 /* x and mid are the caller's */
     double mean_weight;
     bool allow_q8;
-    /* of a chunk */
-    float *in;        /* (chunk, cols of the site) what matrices read */
-    void *q8, *bf16;  /* in in other forms */
-    double *sums;     /* [wide] of a site's inputs over all tokens */
-    float *a, *b, *c; /* (chunk, .) q k v, or gate up, or a block's output in a */
-    float *cos_sin;   /* (ctx, n_rot / 2, 2) */
-    llmq_kv kv;       /* one window */
+    double *sums;   /* [wide] of a site's inputs over all tokens */
+    float *in;      /* (chunk, cols of the site) inputs of the site's matrices */
+    float *cos_sin; /* (ctx, n_rot / 2, 2) */
+    lane *lanes;    /* one: all workers share the work on a window; else one for each worker */
+    int n_lanes, n_workers; /* n_workers: on one window */
     llmq_attn attn;
-    void *scratch;
     /* of the layer */
     llmq_weight *w[ROLE_COUNT];
     const float *vec[ROLE_COUNT]; /* norms and biases, NULL where there are none */
@@ -47,7 +53,7 @@ int64_t calib_site_cols(const llmq_hparams *hp, llmq_site_id site) {
     return site == SITE_O ? hp->n_head * hp->head_dim : site == SITE_DOWN ? hp->n_ff : hp->n_embd;
 }
 
-/* ---- the steps of a chunk; each is called by all workers ---- */
+/* ---- the steps of a window; each is called by all who work on it ---- */
 
 typedef struct pass {
     llmq_calib_run *run;
@@ -57,30 +63,175 @@ typedef struct pass {
     _Atomic int64_t dropped;
 } pass;
 
+typedef struct span {
+    pass *p;
+    const llmq_calib_run *run;
+    const lane *l;
+    int64_t begin, n; /* tokens of the window */
+    float *in;        /* (n, cols of the site) its part of run->in */
+} span;
+
 static bool row_finite(const float *x, int64_t n) {
     uint32_t bad = 0;
     for (int64_t i = 0; i < n; i++) bad |= (uint32_t)((f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
     return bad == 0;
 }
 
-/* Rows that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the rest
- * of their window. */
-static void drop_bad_rows(const llmq_worker *w, pass *p, int64_t cols) {
+/* Rows of x that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the
+ * rest of their window. */
+static void drop_bad_rows(const llmq_worker *w, const span *s, float *x, int64_t cols) {
     int64_t begin, end;
-    worker_range(w, p->n, 1, &begin, &end);
+    worker_range(w, s->n, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
-        float *row = p->run->in + t * cols;
+        float *row = x + t * cols;
         if (row_finite(row, cols)) continue;
         memset(row, 0, (size_t)cols * sizeof *row);
-        p->run->bad[p->begin + t] = 1;
-        atomic_fetch_add(&p->dropped, 1);
+        s->run->bad[s->begin + t] = 1;
+        atomic_fetch_add(&s->p->dropped, 1);
+    }
+    worker_barrier(w);
+}
+
+/* The lane's x as ops take it. */
+static llmq_acts inputs(const span *s, int64_t cols) {
+    return (llmq_acts){.n_tok = s->n, .cols = cols, .x = s->l->x, .q8 = s->l->q8, .bf16 = s->l->bf16};
+}
+
+static void norm_inputs(const llmq_worker *w, const span *s, llmq_role gain, float *to) {
+    const llmq_calib_run *run = s->run;
+    int64_t n_embd = run->model->hp.n_embd;
+    run->model->ops->rms_norm(w, run->x + s->begin * n_embd, run->vec[gain], run->model->hp.eps, to, s->n, n_embd,
+                              n_embd);
+    worker_barrier(w);
+    drop_bad_rows(w, s, to, n_embd);
+}
+
+/* Makes the forms of the lane's x that the weights of roles want (roles ends with ROLE_COUNT). */
+static void fill_for(const llmq_worker *w, const span *s, const llmq_role *roles) {
+    const llmq_calib_run *run = s->run;
+    llmq_acts acts = inputs(s, run->w[*roles]->cols);
+    bool q8 = false, bf16 = false;
+    for (; *roles != ROLE_COUNT; roles++) {
+        const llmq_weight *other = run->instead[*roles].w;
+        q8 = q8 || run->w[*roles]->act == ACT_Q8 || (other && other->act == ACT_Q8);
+        bf16 = bf16 || run->w[*roles]->act == ACT_BF16 || (other && other->act == ACT_BF16);
+    }
+    if (q8) run->model->ops->acts_fill(w, &acts, ACT_Q8);
+    if (bf16) run->model->ops->acts_fill(w, &acts, ACT_BF16);
+    worker_barrier(w);
+}
+
+static void multiply(const llmq_worker *w, const span *s, llmq_role role, float *y) {
+    const llmq_calib_run *run = s->run;
+    bool instead = run->instead[role].w && run->instead[role].window == s->begin / run->calib->ctx;
+    const llmq_weight *weight = instead ? run->instead[role].w : run->w[role];
+    llmq_acts acts = inputs(s, weight->cols);
+    run->model->ops->matmul(w, weight, &acts, y, weight->rows);
+}
+
+/* The site's inputs are kept for the pass that multiplies them. */
+static void store_mid(const llmq_worker *w, const span *s, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, s->n, 1, &begin, &end);
+    uint16_t *mid = s->run->mid + s->begin * cols;
+    for (int64_t i = begin * cols; i < end * cols; i++) mid[i] = f32_to_bf16(s->in[i]);
+}
+
+static void load_mid(const llmq_worker *w, const span *s, int64_t cols) {
+    int64_t begin, end;
+    worker_range(w, s->n, 1, &begin, &end);
+    const uint16_t *mid = s->run->mid + s->begin * cols;
+    for (int64_t i = begin * cols; i < end * cols; i++) s->l->x[i] = bf16_to_f32(mid[i]);
+    worker_barrier(w);
+}
+
+/* x += W mid, of a block's last matrix. */
+static void close_block(const llmq_worker *w, const span *s, llmq_role role, int64_t cols) {
+    const llmq_calib_run *run = s->run;
+    int64_t n_embd = run->model->hp.n_embd;
+    load_mid(w, s, cols);
+    fill_for(w, s, (llmq_role[]){role, ROLE_COUNT});
+    multiply(w, s, role, s->l->a);
+    worker_barrier(w);
+    run->model->ops->add(w, run->x + s->begin * n_embd, s->l->a, s->n * n_embd);
+    worker_barrier(w);
+}
+
+static void head_norm(const llmq_worker *w, const span *s, llmq_role gain, float *y, int64_t dim) {
+    const llmq_hparams *hp = &s->run->model->hp;
+    if (s->run->vec[gain])
+        s->run->model->ops->rms_norm(w, y, s->run->vec[gain], hp->eps, y, s->n * dim / hp->head_dim, hp->head_dim,
+                                     hp->head_dim);
+}
+
+/* q, k, v of the window to attention's outputs. */
+static void attend(const llmq_worker *w, const span *s) {
+    const llmq_calib_run *run = s->run;
+    const llmq_backend_ops *ops = run->model->ops;
+    const llmq_hparams *hp = &run->model->hp;
+    llmq_kv kv = s->l->kv;
+    head_norm(w, s, ROLE_Q_NORM, s->l->a, run->q_dim);
+    head_norm(w, s, ROLE_K_NORM, s->l->b, run->kv_dim);
+    worker_barrier(w);
+    ops->rope(w, s->l->a, s->n, run->q_dim, (int)hp->n_head, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
+              run->model->rope_neox);
+    ops->rope(w, s->l->b, s->n, run->kv_dim, (int)hp->n_head_kv, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
+              run->model->rope_neox);
+    worker_barrier(w);
+    ops->kv_store(w, &kv, s->l->b, run->kv_dim, s->l->c, run->kv_dim, 0, s->n);
+    worker_barrier(w);
+    ops->attention(w, &run->attn, s->l->a, run->q_dim, &kv, s->in, s->l->scratch);
+    worker_barrier(w);
+}
+
+static void pass_qkv(const llmq_worker *w, const span *s) {
+    if (s->p->gram) norm_inputs(w, s, ROLE_ATTN_NORM, s->in);
+}
+
+static void pass_o(const llmq_worker *w, const span *s) {
+    int64_t cols = s->run->q_dim;
+    norm_inputs(w, s, ROLE_ATTN_NORM, s->l->x);
+    fill_for(w, s, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
+    multiply(w, s, ROLE_Q, s->l->a);
+    multiply(w, s, ROLE_K, s->l->b);
+    multiply(w, s, ROLE_V, s->l->c);
+    worker_barrier(w);
+    attend(w, s);
+    drop_bad_rows(w, s, s->in, cols);
+    store_mid(w, s, cols);
+}
+
+static void pass_gate_up(const llmq_worker *w, const span *s) {
+    close_block(w, s, ROLE_O, s->run->q_dim);
+    if (s->p->gram) norm_inputs(w, s, ROLE_FFN_NORM, s->in);
+}
+
+static void pass_down(const llmq_worker *w, const span *s) {
+    int64_t n_ff = s->run->model->hp.n_ff;
+    norm_inputs(w, s, ROLE_FFN_NORM, s->l->x);
+    fill_for(w, s, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
+    multiply(w, s, ROLE_GATE, s->l->a);
+    multiply(w, s, ROLE_UP, s->l->b);
+    worker_barrier(w);
+    s->run->model->ops->silu_mul(w, s->l->a, s->l->b, s->in, s->n * n_ff);
+    worker_barrier(w);
+    drop_bad_rows(w, s, s->in, n_ff);
+    store_mid(w, s, n_ff);
+}
+
+static void pass_window(const llmq_worker *w, pass *p, const lane *l, int64_t window) {
+    int64_t ctx = p->run->calib->ctx, cols = calib_site_cols(&p->run->model->hp, p->site);
+    span s = {p, p->run, l, p->begin + window * ctx, ctx, p->run->in + window * ctx * cols};
+    switch (p->site) {
+    case SITE_QKV: pass_qkv(w, &s); break;
+    case SITE_O: pass_o(w, &s); break;
+    case SITE_GATE_UP: pass_gate_up(w, &s); break;
+    case SITE_DOWN: pass_down(w, &s); break;
+    default: close_block(w, &s, ROLE_DOWN, p->run->model->hp.n_ff);
     }
 }
 
-/* The chunk's inputs as ops take them. */
-static llmq_acts inputs(const pass *p, int64_t cols) {
-    return (llmq_acts){.n_tok = p->n, .cols = cols, .x = p->run->in, .q8 = p->run->q8, .bf16 = p->run->bf16};
-}
+/* ---- the steps of a chunk ---- */
 
 /* Workers divide columns, so that each sum is made in the order of the tokens. */
 static void sum_inputs(const llmq_worker *w, pass *p, int64_t cols) {
@@ -90,159 +241,24 @@ static void sum_inputs(const llmq_worker *w, pass *p, int64_t cols) {
         for (int64_t c = begin; c < end; c++) p->run->sums[c] += (double)p->run->in[t * cols + c];
 }
 
-/* The Gram matrix of in, once that is complete. */
-static void finish_inputs(const llmq_worker *w, pass *p) {
+/* Windows do not know of each other, so each is one worker's own from end to end, without barriers; where there are
+ * fewer of them than workers all share each. A window is multiplied by itself either way: the same bytes. */
+static void pass_worker(const llmq_worker *w, void *arg) {
+    pass *p = arg;
     const llmq_calib_run *run = p->run;
-    int64_t cols = calib_site_cols(&run->model->hp, p->site);
+    int64_t n_windows = p->n / run->calib->ctx, cols = calib_site_cols(&run->model->hp, p->site);
+    if (run->n_lanes > 1) {
+        const llmq_worker alone = {0, 1, w->team};
+        if (w->id == 0) worker_counter_reset(w);
+        worker_barrier(w);
+        for (int64_t i; (i = worker_counter_next(w)) < n_windows;) pass_window(&alone, p, &run->lanes[w->id], i);
+    } else {
+        for (int64_t i = 0; i < n_windows; i++) pass_window(w, p, run->lanes, i);
+    }
     if (!p->gram) return;
     worker_barrier(w);
     if (run->mean_weight > 0) sum_inputs(w, p, cols);
     run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, p->gram);
-}
-
-static void norm_inputs(const llmq_worker *w, pass *p, llmq_role gain) {
-    llmq_calib_run *run = p->run;
-    int64_t n_embd = run->model->hp.n_embd;
-    run->model->ops->rms_norm(w, run->x + p->begin * n_embd, run->vec[gain], run->model->hp.eps, run->in, p->n, n_embd,
-                              n_embd);
-    worker_barrier(w);
-    drop_bad_rows(w, p, n_embd);
-    worker_barrier(w);
-}
-
-/* Makes the forms that the weights of roles want (roles ends with ROLE_COUNT). */
-static void fill_for(const llmq_worker *w, pass *p, const llmq_role *roles) {
-    const llmq_backend_ops *ops = p->run->model->ops;
-    llmq_acts acts = inputs(p, p->run->w[*roles]->cols);
-    bool q8 = false, bf16 = false;
-    for (; *roles != ROLE_COUNT; roles++) {
-        const llmq_weight *other = p->run->instead[*roles].w;
-        q8 = q8 || p->run->w[*roles]->act == ACT_Q8 || (other && other->act == ACT_Q8);
-        bf16 = bf16 || p->run->w[*roles]->act == ACT_BF16 || (other && other->act == ACT_BF16);
-    }
-    if (q8) ops->acts_fill(w, &acts, ACT_Q8);
-    if (bf16) ops->acts_fill(w, &acts, ACT_BF16);
-    worker_barrier(w);
-}
-
-static void multiply(const llmq_worker *w, pass *p, llmq_role role, float *y) {
-    const llmq_calib_run *run = p->run;
-    bool instead = run->instead[role].w && run->instead[role].window == p->begin / run->calib->ctx;
-    const llmq_weight *weight = instead ? run->instead[role].w : run->w[role];
-    llmq_acts acts = inputs(p, weight->cols);
-    p->run->model->ops->matmul(w, weight, &acts, y, weight->rows);
-}
-
-static void store_mid(const llmq_worker *w, pass *p, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, p->n, 1, &begin, &end);
-    uint16_t *mid = p->run->mid + p->begin * cols;
-    for (int64_t i = begin * cols; i < end * cols; i++) mid[i] = f32_to_bf16(p->run->in[i]);
-}
-
-static void load_mid(const llmq_worker *w, pass *p, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, p->n, 1, &begin, &end);
-    const uint16_t *mid = p->run->mid + p->begin * cols;
-    for (int64_t i = begin * cols; i < end * cols; i++) p->run->in[i] = bf16_to_f32(mid[i]);
-    worker_barrier(w);
-}
-
-/* x += W in, of a block's last matrix. */
-static void close_block(const llmq_worker *w, pass *p, llmq_role role, int64_t cols) {
-    llmq_calib_run *run = p->run;
-    int64_t n_embd = run->model->hp.n_embd;
-    load_mid(w, p, cols);
-    fill_for(w, p, (llmq_role[]){role, ROLE_COUNT});
-    multiply(w, p, role, run->a);
-    worker_barrier(w);
-    run->model->ops->add(w, run->x + p->begin * n_embd, run->a, p->n * n_embd);
-    worker_barrier(w);
-}
-
-static void head_norm(const llmq_worker *w, pass *p, llmq_role gain, float *y, int64_t dim) {
-    const llmq_hparams *hp = &p->run->model->hp;
-    if (p->run->vec[gain])
-        p->run->model->ops->rms_norm(w, y, p->run->vec[gain], hp->eps, y, p->n * dim / hp->head_dim, hp->head_dim,
-                                     hp->head_dim);
-}
-
-/* q, k, v of the chunk to attention's outputs, window by window. */
-static void attend(const llmq_worker *w, pass *p) {
-    llmq_calib_run *run = p->run;
-    const llmq_backend_ops *ops = run->model->ops;
-    const llmq_hparams *hp = &run->model->hp;
-    int64_t ctx = run->calib->ctx;
-    head_norm(w, p, ROLE_Q_NORM, run->a, run->q_dim);
-    head_norm(w, p, ROLE_K_NORM, run->b, run->kv_dim);
-    worker_barrier(w);
-    for (int64_t t = 0; t < p->n; t += ctx) {
-        float *q = run->a + t * run->q_dim, *k = run->b + t * run->kv_dim, *v = run->c + t * run->kv_dim;
-        ops->rope(w, q, ctx, run->q_dim, (int)hp->n_head, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
-                  run->model->rope_neox);
-        ops->rope(w, k, ctx, run->kv_dim, (int)hp->n_head_kv, (int)hp->head_dim, (int)hp->n_rot, run->cos_sin,
-                  run->model->rope_neox);
-        worker_barrier(w);
-        ops->kv_store(w, &run->kv, k, run->kv_dim, v, run->kv_dim, 0, ctx);
-        worker_barrier(w);
-        ops->attention(w, &run->attn, q, run->q_dim, &run->kv, run->in + t * run->q_dim, run->scratch);
-        worker_barrier(w);
-    }
-}
-
-static void pass_qkv(const llmq_worker *w, pass *p) {
-    if (!p->gram) return;
-    norm_inputs(w, p, ROLE_ATTN_NORM);
-    finish_inputs(w, p);
-}
-
-static void pass_o(const llmq_worker *w, pass *p) {
-    llmq_calib_run *run = p->run;
-    norm_inputs(w, p, ROLE_ATTN_NORM);
-    fill_for(w, p, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
-    multiply(w, p, ROLE_Q, run->a);
-    multiply(w, p, ROLE_K, run->b);
-    multiply(w, p, ROLE_V, run->c);
-    worker_barrier(w);
-    attend(w, p);
-    drop_bad_rows(w, p, run->q_dim);
-    worker_barrier(w);
-    store_mid(w, p, run->q_dim);
-    finish_inputs(w, p);
-}
-
-static void pass_gate_up(const llmq_worker *w, pass *p) {
-    close_block(w, p, ROLE_O, p->run->q_dim);
-    if (!p->gram) return;
-    norm_inputs(w, p, ROLE_FFN_NORM);
-    finish_inputs(w, p);
-}
-
-static void pass_down(const llmq_worker *w, pass *p) {
-    llmq_calib_run *run = p->run;
-    int64_t n_ff = run->model->hp.n_ff;
-    norm_inputs(w, p, ROLE_FFN_NORM);
-    fill_for(w, p, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
-    multiply(w, p, ROLE_GATE, run->a);
-    multiply(w, p, ROLE_UP, run->b);
-    worker_barrier(w);
-    run->model->ops->silu_mul(w, run->a, run->b, run->in, p->n * n_ff);
-    worker_barrier(w);
-    drop_bad_rows(w, p, n_ff);
-    worker_barrier(w);
-    store_mid(w, p, n_ff);
-    finish_inputs(w, p);
-}
-
-static void pass_worker(const llmq_worker *w, void *arg) {
-    pass *p = arg;
-    switch (p->site) {
-    case SITE_QKV: pass_qkv(w, p); break;
-    case SITE_O: pass_o(w, p); break;
-    case SITE_GATE_UP: pass_gate_up(w, p); break;
-    case SITE_DOWN: pass_down(w, p); break;
-    default: close_block(w, p, ROLE_DOWN, p->run->model->hp.n_ff);
-    }
 }
 
 /* ---- passes ---- */
@@ -321,7 +337,6 @@ void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_cal
 }
 
 void calib_run_limit(llmq_calib_run *run, int64_t n_windows) {
-    run->chunk = run->calib->ctx;
     run->n_active = n_windows * run->calib->ctx;
 }
 
@@ -378,40 +393,40 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, N_BLOCKS = 14 };
+enum { BLOCK_X, BLOCK_MID, N_SHARED = 6, N_OF_LANE = 9 };
 
-static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCKS]) {
+static void list_shared(llmq_calib_run *run, block blocks[N_SHARED]) {
     const llmq_hparams *hp = &run->model->hp;
-    const llmq_backend_ops *ops = run->model->ops;
-    int64_t ctx = run->calib->ctx, chunk = run->chunk;
-    size_t kv_bytes = ops->kv_bytes(0, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
-    const block list[N_BLOCKS] = {
+    size_t wide = (size_t)run->wide;
+    const block list[N_SHARED] = {
         [BLOCK_X] = {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
         [BLOCK_MID] = {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
         {(void **)&run->bad, (size_t)run->n_tok, 1},
-        {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-        {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
-        {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
-        {(void **)&run->sums, (size_t)run->wide, sizeof(double)},
-        {(void **)&run->a, (size_t)chunk * (size_t)run->wide, sizeof(float)},
-        {(void **)&run->b, (size_t)chunk * (size_t)max64(run->kv_dim, hp->n_ff), sizeof(float)},
-        {(void **)&run->c, (size_t)chunk * (size_t)run->kv_dim, sizeof(float)},
-        {(void **)&run->cos_sin, (size_t)ctx * (size_t)hp->n_rot, sizeof(float)},
-        {&run->kv.k, kv_bytes, 1},
-        {&run->kv.v, kv_bytes, 1},
-        {&run->scratch, ops->attn_scratch_bytes(&run->attn, n_workers), 1}};
+        {(void **)&run->in, (size_t)run->chunk * wide, sizeof(float)},
+        {(void **)&run->sums, wide, sizeof(double)},
+        {(void **)&run->cos_sin, (size_t)run->calib->ctx * (size_t)hp->n_rot, sizeof(float)}};
     memcpy(blocks, list, sizeof list);
 }
 
-static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *memory, llmq_err *err) {
-    block blocks[N_BLOCKS];
-    list_blocks(run, team_size(run->team), blocks);
-    run->mapped = memory->hidden != NULL;
-    if (run->mapped) {
-        run->x = memory->hidden;
-        run->mid = memory->mid;
-    }
-    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < N_BLOCKS; i++) {
+static void list_lane(const llmq_calib_run *run, lane *l, block blocks[N_OF_LANE]) {
+    const llmq_hparams *hp = &run->model->hp;
+    const llmq_backend_ops *ops = run->model->ops;
+    int64_t ctx = run->calib->ctx;
+    size_t kv_bytes = ops->kv_bytes(0, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
+    const block list[N_OF_LANE] = {{(void **)&l->x, (size_t)(ctx * run->wide), sizeof(float)},
+                                   {&l->q8, ops->acts_bytes(ACT_Q8, ctx, run->wide), 1},
+                                   {&l->bf16, ops->acts_bytes(ACT_BF16, ctx, run->wide), 1},
+                                   {(void **)&l->a, (size_t)(ctx * run->wide), sizeof(float)},
+                                   {(void **)&l->b, (size_t)(ctx * max64(run->kv_dim, hp->n_ff)), sizeof(float)},
+                                   {(void **)&l->c, (size_t)(ctx * run->kv_dim), sizeof(float)},
+                                   {&l->kv.k, kv_bytes, 1},
+                                   {&l->kv.v, kv_bytes, 1},
+                                   {&l->scratch, ops->attn_scratch_bytes(&run->attn, run->n_workers), 1}};
+    memcpy(blocks, list, sizeof list);
+}
+
+static llmq_status alloc_blocks(const block *blocks, size_t n, llmq_err *err) {
+    for (size_t i = 0; i < n; i++) {
         *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
         if (!*blocks[i].p)
             return llmq_fail(
@@ -423,17 +438,40 @@ static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *m
     return LLMQ_OK;
 }
 
+static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *memory, llmq_err *err) {
+    block shared[N_SHARED], of_lane[N_OF_LANE];
+    const llmq_hparams *hp = &run->model->hp;
+    list_shared(run, shared);
+    run->mapped = memory->hidden != NULL;
+    if (run->mapped) {
+        run->x = memory->hidden;
+        run->mid = memory->mid;
+    }
+    size_t first = run->mapped ? BLOCK_MID + 1 : 0;
+    LLMQ_TRY(alloc_blocks(shared + first, N_SHARED - first, err));
+    run->lanes = mem_zalloc((size_t)run->n_lanes, sizeof *run->lanes);
+    if (!run->lanes) return mem_error(err, (size_t)run->n_lanes * sizeof *run->lanes, "the calibration's activations");
+    for (int i = 0; i < run->n_lanes; i++) {
+        lane *l = &run->lanes[i];
+        l->kv = (llmq_kv){.n_ctx = run->calib->ctx, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim};
+        list_lane(run, l, of_lane);
+        LLMQ_TRY(alloc_blocks(of_lane, N_OF_LANE, err));
+    }
+    return LLMQ_OK;
+}
+
 /* Sizes only. */
-static void size_run(llmq_calib_run *run, llmq_model *model, const llmq_calib *calib, int64_t chunk) {
+static void size_run(llmq_calib_run *run, llmq_model *model, const llmq_calib *calib, int64_t chunk, int n_workers) {
     const llmq_hparams *hp = &model->hp;
     *run = (llmq_calib_run){.model = model, .calib = calib, .allow_q8 = true};
     run->n_tok = calib->n_windows * calib->ctx;
     run->chunk = chunk ? chunk : calib_run_chunk(calib, 0);
     run->n_active = run->n_tok;
+    run->n_lanes = run->chunk / calib->ctx >= n_workers ? n_workers : 1;
+    run->n_workers = run->n_lanes > 1 ? 1 : n_workers;
     run->q_dim = hp->n_head * hp->head_dim;
     run->kv_dim = hp->n_head_kv * hp->head_dim;
     run->wide = max64(hp->n_embd, max64(run->q_dim, hp->n_ff));
-    run->kv = (llmq_kv){.n_ctx = calib->ctx, .n_head_kv = (int)hp->n_head_kv, .head_dim = (int)hp->head_dim};
     run->attn = (llmq_attn){.n_head = (int)hp->n_head,
                             .n_head_kv = (int)hp->n_head_kv,
                             .head_dim = (int)hp->head_dim,
@@ -454,12 +492,15 @@ int64_t calib_run_chunk(const llmq_calib *calib, int halvings) {
 
 llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64_t chunk, int n_workers) {
     llmq_calib_run run;
-    block blocks[N_BLOCKS];
-    size_run(&run, model, calib, chunk);
-    list_blocks(&run, n_workers, blocks);
-    llmq_calib_need need = {.hidden = blocks[BLOCK_X].n * blocks[BLOCK_X].size,
-                            .mid = blocks[BLOCK_MID].n * blocks[BLOCK_MID].size};
-    for (size_t i = BLOCK_MID + 1; i < N_BLOCKS; i++) need.rest += blocks[i].n * blocks[i].size;
+    lane l;
+    block shared[N_SHARED], of_lane[N_OF_LANE];
+    size_run(&run, model, calib, chunk, n_workers);
+    list_shared(&run, shared);
+    list_lane(&run, &l, of_lane);
+    llmq_calib_need need = {.hidden = shared[BLOCK_X].n * shared[BLOCK_X].size,
+                            .mid = shared[BLOCK_MID].n * shared[BLOCK_MID].size};
+    for (size_t i = BLOCK_MID + 1; i < N_SHARED; i++) need.rest += shared[i].n * shared[i].size;
+    for (size_t i = 0; i < N_OF_LANE; i++) need.rest += (size_t)run.n_lanes * of_lane[i].n * of_lane[i].size;
     return need;
 }
 
@@ -478,7 +519,7 @@ llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *mod
                                 llmq_team *team, calib_tick_fn *tick, void *user, llmq_calib_run **out, llmq_err *err) {
     llmq_calib_run *run = mem_zalloc(1, sizeof *run);
     if (!run) return mem_error(err, sizeof *run, "calibration");
-    size_run(run, model, calib, memory->chunk);
+    size_run(run, model, calib, memory->chunk, team_size(team));
     run->team = team;
     run->tick = tick;
     run->user = user;
@@ -495,8 +536,13 @@ llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *mod
 
 void calib_run_destroy(llmq_calib_run *run) {
     if (!run) return;
-    void *blocks[] = {run->x, run->mid, run->bad, run->in,      run->bf16, run->q8,   run->sums,
-                      run->a, run->b,   run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
-    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    block shared[N_SHARED], of_lane[N_OF_LANE];
+    list_shared(run, shared);
+    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < N_SHARED; i++) mem_free(*shared[i].p);
+    for (int k = 0; run->lanes && k < run->n_lanes; k++) {
+        list_lane(run, &run->lanes[k], of_lane);
+        for (size_t i = 0; i < N_OF_LANE; i++) mem_free(*of_lane[i].p);
+    }
+    mem_free(run->lanes);
     mem_free(run);
 }

@@ -41,7 +41,7 @@ void calib_run_weight(llmq_calib_run *run, llmq_role role, llmq_weight *w);
 void calib_run_vector(llmq_calib_run *run, llmq_role role, const float *values);
 /* The residual stream of a window becomes that of another run's window; both runs at the beginning of a layer. */
 void calib_run_copy_window(llmq_calib_run *to, int64_t to_window, const llmq_calib_run *from, int64_t from_window);
-/* Passes run the first n windows only, one at a time. */
+/* Passes run the first n windows only. */
 void calib_run_limit(llmq_calib_run *run, int64_t n_windows);
 /* After the pass that ended at site: one window more runs, a copy of the first as it is now, and to the end of the
  * layer it reads w in place of the role's weight. One window a role; w as in calib_run_weight; the run was created with
