@@ -31,17 +31,19 @@ static size_t layer_bytes(const pipeline *p, size_t first, size_t last) {
             const llmq_tensor *t = &p->ex->tensors[i];
             if (arch_rule(p->model->arch, p->ex->entries[i].role)->site != (llmq_site_id)site) continue;
             size_t rows = (size_t)tensor_rows(t), cols = (size_t)tensor_cols(t), floats = rows * cols * sizeof(float);
-            size_t as_bf16 = pipeline_calibrates(p) ? floats / 2 : 0;
+            size_t in_pass = pipeline_calibrates(p) ? floats / 2 : 0; /* bf16, or the blocks of a type with kernels */
             if (pipeline_is_solved(p, i)) {
                 size_t q = 0, packed = (size_t)p->result->rows[i].bytes;
-                const llmq_type_info *grid;
+                const llmq_type_info *grid = outputs_grid(&p->spec, p->ex, i, 0);
+                if (in_pass && pipeline_runs_packed(p, grid))
+                    in_pass = rows * (size_t)type_row_bytes(grid->id, (int64_t)cols);
                 for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, i, k)) != NULL; k++)
                     q = max_size(q, quantized_bytes(grid, rows, cols));
                 most = max_size(most, ready + floats + q + method_bytes(p, rows, cols));
-                most = max_size(most, ready + q + max_size(packed, as_bf16));
+                most = max_size(most, ready + q + max_size(packed, in_pass));
             }
-            most = max_size(most, ready + 2 * as_bf16); /* rows and their packed copy */
-            ready += as_bf16;
+            most = max_size(most, ready + 2 * in_pass); /* rows and their packed copy */
+            ready += in_pass;
         }
     }
     return most;

@@ -97,7 +97,7 @@ static void ready_worker(const llmq_worker *w, void *arg) {
 static llmq_status keep_for_pass(pipeline *p, matrix_job *job, llmq_err *err) {
     llmq_role role = p->ex->entries[job->index].role;
     const llmq_type_info *t = job->q->type;
-    llmq_type type = p->solver.q8 && !t->ragged ? t->id : LLMQ_TYPE_BF16;
+    llmq_type type = pipeline_runs_packed(p, t) ? t->id : LLMQ_TYPE_BF16;
     job->ready_bytes = type_row_bytes(type, job->q->cols);
     size_t bytes = (size_t)(job->q->rows * job->ready_bytes);
     if (type == LLMQ_TYPE_BF16) {

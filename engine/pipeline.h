@@ -90,6 +90,8 @@ bool pipeline_is_quantized(llmq_type type);
 /* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for
  * another). */
 bool pipeline_is_solved(const pipeline *p, size_t index);
+/* A solved matrix on this grid is multiplied in its own blocks by the calibration's forward pass; else in bf16. */
+bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid);
 /* Nominal nanoseconds: of solving a matrix, and of the whole job once the calibration text is known. */
 double pipeline_solve_cost(const pipeline *p, size_t index);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */

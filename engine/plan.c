@@ -40,6 +40,10 @@ bool pipeline_is_solved(const pipeline *p, size_t i) {
            p->ex->tensors[i].type != entry->src->type;
 }
 
+bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid) {
+    return p->solver.q8 && !grid->ragged;
+}
+
 bool pipeline_calibrates(const pipeline *p) {
     return p->method->needs_gram || p->params->awq;
 }
