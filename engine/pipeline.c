@@ -397,6 +397,8 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .calib = &p->calib,
                                     .team = p->team,
                                     .grid = first_grid,
+                                    .feedback = p->method->needs_gram,
+                                    .damp = p->params->damp,
                                     .tick = pipeline_tick,
                                     .tick_search = tick_search,
                                     .user = p};

@@ -182,6 +182,8 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
                                  .cols = calib_site_cols(&params->model->hp, site),
                                  .gram = gram,
                                  .n_tokens = n_tokens,
+                                 .feedback = params->feedback,
+                                 .damp = params->damp,
                                  .ops = params->model->ops,
                                  .team = params->team};
     for (size_t i = range.first; i < range.last; i++) {

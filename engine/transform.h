@@ -34,6 +34,8 @@ typedef struct llmq_transform_params {
     const llmq_calib *calib;
     llmq_team *team;
     const llmq_type_info *(*grid)(void *user, size_t index); /* what a matrix will be rounded to, NULL: not at all */
+    bool feedback; /* with error feedback, with this damping (as in llmq_quant_problem) */
+    double damp;
     calib_tick_fn *tick;
     bool (*tick_search)(void *user, double fits); /* weights just fitted; false stops */
     void *user;                                   /* of all three */

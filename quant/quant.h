@@ -30,6 +30,9 @@ typedef struct llmq_solver {
  * clears corrected. */
 llmq_status solver_parse(const char *list, bool act_order, llmq_solver *out, llmq_err *err);
 
+/* Of the mean diagonal of H, added to each of its elements: H is known from some text only (docs/quantization.md). */
+#define QUANT_DEFAULT_DAMP 0.1
+
 typedef struct llmq_quant_problem {
     const char *name; /* for messages */
     const float *w;   /* (rows, cols) */

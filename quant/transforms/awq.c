@@ -4,7 +4,9 @@
  * fifth first, then around the best.
  *
  * The error of a candidate needs no stored activations: with E = Q(W S) S^-1 - W it is tr(E H E'), H the site's Gram
- * matrix. It is measured on the sampled rows. Blocks are fitted with the inputs' importance, as they are when the
+ * matrix. Where error feedback follows, columns that are rounded later make good what H can explain: with H = R R' as
+ * in quant/hessian.c there is left the sum of R_kk^2 E_k^2. (Scaled inputs have S^-1 R, so one factor serves all
+ * candidates.) It is measured on the sampled rows. Blocks are fitted with the inputs' importance, as they are when the
  * matrix is rounded: that is AWQ's search for clipping ranges as well, since every fit here searches scales. */
 #include <math.h>
 #include <string.h>
@@ -24,6 +26,7 @@ typedef struct awq_job {
     float *s, *best;   /* [n_channels] the candidate, the best one so far */
     float *by_col;     /* [cols] s of each column */
     float *importance; /* [cols] of the scaled weights */
+    float *left;       /* [cols] R_kk^2; NULL: no feedback follows */
     double floor;      /* added to every diagonal element of H as importance */
     float *e, *y;      /* (n_rows, cols) errors, scratch */
     double *energy;    /* [n_rows] */
@@ -57,6 +60,12 @@ static void round_row(const awq_job *job, const llmq_type_info *t, const float *
     for (int64_t c = 0; c < cols; c++) e[c] = e[c] / job->by_col[c] - w[c];
 }
 
+static double energy_left(const awq_job *job, const float *e) {
+    double sum = 0;
+    for (int64_t c = 0; c < job->p->cols; c++) sum += (double)job->left[c] * e[c] * e[c];
+    return sum * (double)job->p->n_tokens;
+}
+
 static void error_worker(const llmq_worker *worker, void *arg) {
     const awq_job *job = arg;
     const llmq_site_problem *p = job->p;
@@ -75,7 +84,10 @@ static void error_worker(const llmq_worker *worker, void *arg) {
                     round_row(job, matrix->type, w, x, codes, job->e + r * p->cols);
             }
         }
-        hessian_energy(p->ops, p->cols, p->gram, m, job->e + r0 * p->cols, job->y + r0 * p->cols, job->energy + r0);
+        if (job->left && !job->plain)
+            for (int64_t r = r0; r < r0 + m; r++) job->energy[r] = energy_left(job, job->e + r * p->cols);
+        else
+            hessian_energy(p->ops, p->cols, p->gram, m, job->e + r0 * p->cols, job->y + r0 * p->cols, job->energy + r0);
     }
 }
 
@@ -185,11 +197,31 @@ static void search(awq_job *job, llmq_site_report *report) {
         if (step != centre && step >= !divided && step <= ALPHA_STEPS) try_candidate(job, step, divided, report);
 }
 
+/* The pivots of the factored Hessian; none where it cannot be factored. */
+static llmq_status factor_left(awq_job *job, llmq_err *err) {
+    const llmq_site_problem *p = job->p;
+    llmq_quant_problem factored = {.name = "the search for AWQ's scales",
+                                   .cols = p->cols,
+                                   .gram = p->gram,
+                                   .n_tokens = p->n_tokens,
+                                   .solver = {.order = ORDER_STATIC, .pivots = true},
+                                   .ops = p->ops,
+                                   .team = p->team};
+    llmq_feedback f;
+    LLMQ_TRY(hessian_factor(&factored, p->damp < 0 ? QUANT_DEFAULT_DAMP : p->damp, &f, err));
+    if (!f.failed) {
+        job->left = f.importance;
+        f.importance = NULL;
+    }
+    hessian_feedback_clear(&f);
+    return LLMQ_OK;
+}
+
 /* ---- life ---- */
 
 static void job_clear(awq_job *job) {
-    void *blocks[] = {job->mag, job->size, job->s,      job->best, job->by_col, job->importance,
-                      job->e,   job->y,    job->energy, job->row,  job->codes,  job->whole};
+    void *blocks[] = {job->mag, job->size,   job->s,   job->best,  job->by_col, job->importance, job->e,
+                      job->y,   job->energy, job->row, job->codes, job->whole,  job->left};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
 }
 
@@ -221,6 +253,7 @@ llmq_status awq_scales(const llmq_site_problem *p, float *s, llmq_site_report *r
     *report = (llmq_site_report){0};
     for (int64_t k = 0; k < p->n_channels; k++) s[k] = 1;
     llmq_status status = job_create(&job, err);
+    if (status == LLMQ_OK && p->feedback && p->n_tokens > 0) status = factor_left(&job, err);
     if (status == LLMQ_OK && job.n_rows > 0 && read_magnitudes(&job)) {
         mem_note_peak();
         search(&job, report);

@@ -21,12 +21,15 @@ typedef struct llmq_site_problem {
     int64_t n_channels;     /* cols where channel is NULL */
     const float *gram;      /* (cols, cols) lower triangle of X'X over the calibration tokens */
     int64_t n_tokens;
+    bool feedback; /* the matrices will be rounded with error feedback, with this damping (as in llmq_quant_problem) */
+    double damp;
     const llmq_backend_ops *ops;
     llmq_team *team;
 } llmq_site_problem;
 
 typedef struct llmq_site_report {
-    double before, after; /* sum over the matrices of tr(E H E') / tr(W H W') by plain rounding, without and with s */
+    double before, after; /* sum over the matrices of tr(E H E') / tr(W H W') by plain rounding, without and with s; what
+                           * feedback leaves of it where that is to come */
     double alpha;         /* exponent of the activations' magnitude; 0: not scaled */
     bool divided;         /* by the weights' magnitude to the power of 1 - alpha */
 } llmq_site_report;
