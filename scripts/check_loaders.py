@@ -5,7 +5,8 @@ every weight, the log-probabilities of next tokens and a greedy continuation wit
 usage: check_loaders.py LLMQ MODEL [--group N] [--emit LIST] [--work DIR] [--json F] [-- more options of llmq quantize]
 
 gptq and awq are loaded by GPTQModel (its torch kernels, f16) and by transformers (which needs optimum for gptq and takes kernels of
-GPTQModel's for bf16), ct and bnb by transformers. llmq reads each folder, too: its reference is that folder's values in f32 (llmq convert --type f32).
+GPTQModel's for bf16), ct and bnb by transformers. llmq reads each folder, too: its reference is that folder's values in f32 (llmq
+convert --type f32).
 Of each loaded model:
   weights  every matrix as the program itself dequantizes it, in f32, and every other tensor, beside llmq's: elements that differ.
            None may. bnb's are rounded to f16 first, since that is what llmq makes of NF4 (docs/formats.md)

@@ -7,7 +7,9 @@ Quantizers flatter themselves on models that were made by rounding or rotating o
 on real text, in full precision, so its weights and inputs are what training makes them. The text: the Python documentation topics
 and the sources of Python's standard library of this machine, data/calibration.txt, and the files of --text, each so
 often. The last tenth of each file is held out: OUT_DIR/heldout.txt. OUT_DIR/calib.txt, to calibrate with, is pieces of all the
-texts that were trained on, alike much of each, in turn. Writes an ordinary Hugging Face folder (float16). Needs: torch transformers tokenizers safetensors. The result depends on the machine's Python; it
+texts that were trained on, alike much of each, in turn. Windows are of 256 tokens: judge and calibrate with no more (quality.py --ctx
+256). Writes an ordinary Hugging Face folder (float16).
+Needs: torch transformers tokenizers safetensors. The result depends on the machine's Python; it
 is a specimen for comparing methods on one and the same file, not a benchmark of its own."""
 import argparse, itertools, math, pathlib, sys, sysconfig, time
 
