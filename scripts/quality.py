@@ -103,8 +103,9 @@ class Bench:
     def judge(self, file, text, chunks, name):
         out = file.with_name(f"{file.name}.{name}-{chunks}.json")
         if not out.exists() or out.stat().st_mtime < file.stat().st_mtime:
-            out.write_text(run([self.a.llmq, "perplexity", file, "-f", text, "--ctx", self.a.ctx, "--chunks", chunks, "--base",
-                                self.f16(), "--json", "--quiet", "--threads", self.a.threads]))
+            base = [] if file == self.f16() else ["--base", self.f16()]
+            out.write_text(run([self.a.llmq, "perplexity", file, "-f", text, "--ctx", self.a.ctx, "--chunks", chunks, *base,
+                                "--json", "--quiet", "--threads", self.a.threads]))
         return json.loads(re.search(r"\{.*\}", out.read_text(), re.S)[0])
 
     def llama_ppl(self, file, text, chunks, name):
@@ -112,7 +113,8 @@ class Bench:
         if not out.exists() or out.stat().st_mtime < file.stat().st_mtime:
             out.write_text(run([f"{self.a.llama}/llama-perplexity", "-m", file, "-f", text, "-c", self.a.ctx, "--chunks", chunks or -1,
                                 "-t", self.a.threads]))
-        return float(re.search(r"Final estimate: PPL = ([\d.]+)", out.read_text())[1])
+        found = re.search(r"Final estimate: PPL = ([\d.]+)", out.read_text())
+        return float(found[1]) if found else float("nan")
 
     def row(self, label, file, seconds):
         cells = [label, f"{file.stat().st_size / 1e6:.1f}", f"{seconds:.0f}" if seconds else ""]
@@ -120,7 +122,11 @@ class Bench:
             r = self.judge(file, text, chunks, name)
             if self.a.llama and i == 0:
                 cells.append(f"{self.llama_ppl(file, text, chunks, name):.2f}")
-            cells += [f"{r['ppl']:.2f}", f"{r['dppl']:+.2f} ± {r['dppl_ci95']:.2f}", f"{r['kl_mean']:.4f}", f"{100 * r['top1']:.1f}"]
+            cells.append(f"{r['ppl']:.2f}")
+            if "base_ppl" in r:
+                cells += [f"{r['dppl']:+.2f} ± {r['dppl_ci95']:.2f}", f"{r['kl_mean']:.4f}", f"{100 * r['top1']:.1f}"]
+            else:
+                cells += [""] * 3
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
