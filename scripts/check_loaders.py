@@ -1,12 +1,20 @@
 #!/usr/bin/env python3
 """Loads what `llmq quantize --emit gptq,awq,ct,bnb` writes in the programs it is written for, on the CPU, and compares
-the log-probabilities of next tokens and a greedy continuation with llmq's own.
+every weight, the log-probabilities of next tokens and a greedy continuation with llmq's own.
 
 usage: check_loaders.py LLMQ MODEL [--group N] [--emit LIST] [--work DIR] [--json F] [-- more options of llmq quantize]
 
-llmq reads each folder too; its reference is that folder's values in f32 (llmq convert --type f32). gptq and awq are
-loaded by GPTQModel's torch kernels, ct and bnb by transformers (compressed-tensors, bitsandbytes). Where these
-compute in f16 or bf16 the comparison is only as good as that (TOLERANCE below).
+gptq and awq are loaded by GPTQModel (its torch kernels, f16) and by transformers (which needs optimum for gptq and takes kernels of
+GPTQModel's for bf16), ct and bnb by transformers. llmq reads each folder, too: its reference is that folder's values in f32 (llmq
+convert --type f32).
+Of each loaded model:
+  weights  every matrix as the program itself dequantizes it, in f32, and every other tensor, beside llmq's: elements that differ.
+           None may. bnb's are rounded to f16 first, since that is what llmq makes of NF4 (docs/formats.md)
+  f32      these weights in a plain transformers model, all in f32: the largest difference of log-probabilities from llmq's
+  own      the loaded model as it is, whatever its kernels compute in: the same difference, and greedy tokens that agree. f16 and bf16
+           bound what it can say: `expected` is the plain model's difference when its matrices and inputs are rounded to that
+  generic  bnb, whose kernel on processors with bf16 always computes in that: the loaded model without that kernel, in f32, beside the plain
+           model of its weights unrounded; `f16_costs` is how far that is from llmq's
 scripts/check_loaders.sh makes the environment."""
 import argparse
 import importlib.metadata
@@ -19,10 +27,16 @@ import tempfile
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than the few tokens here
 TOKENS = [504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30, 657, 314, 253, 1191, 282, 1215]
-# ct in f32, gptq and awq in f16. bitsandbytes multiplies by a bf16 kernel on processors that have it, whatever the model's
-# dtype; a ct folder of the same model run in bf16 is 0.24 away from itself in f32.
-TOLERANCE = {"gptq": 0.05, "awq": 0.05, "ct": 0.001, "bnb": 0.25}
-PACKAGES = ["torch", "transformers", "gptqmodel", "compressed-tensors", "bitsandbytes", "safetensors"]
+PACKAGES = ["torch", "transformers", "gptqmodel", "optimum", "compressed-tensors", "bitsandbytes", "safetensors"]
+LOADERS = {"gptq": ["GPTQModel", "transformers"], "awq": ["GPTQModel", "transformers"], "ct": ["transformers"],
+           "bnb": ["transformers"]}
+F32_LIMIT = 1e-3  # of log-probabilities: two programs that sum the same f32 products in another order
+OWN_LIMIT = 2  # times what that precision is expected to cost, and F32_LIMIT more
+GGUF_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+GGUF_LAYER_NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+                    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+                    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+                    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
 def run(*command):
@@ -42,20 +56,122 @@ def versions():
     return out
 
 
-def load(scheme, folder):
-    import torch
-    if scheme in ("gptq", "awq"):
+def load(scheme, loader, folder, dtype):
+    if loader == "GPTQModel":
         from gptqmodel import BACKEND, GPTQModel
         names = [f"{scheme.upper()}_TORCH", "TORCH"]
         backend = next(BACKEND[n] for n in names if n in BACKEND.__members__)
-        return GPTQModel.load(folder, device="cpu", backend=backend, dtype=torch.float16)  # else bf16 on a CPU
+        return GPTQModel.load(folder, device="cpu", backend=backend, dtype=dtype).model.eval()
     from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu").eval()
 
 
-def theirs(scheme, folder, tokens, n):
+def dtypes(scheme, loader):
+    """The types to load for weights and for a run, in which nothing stored is rounded and which the kernels want."""
     import torch
-    model = load(scheme, folder)
+    if scheme in ("gptq", "awq"):
+        return torch.float16, torch.float16 if loader == "GPTQModel" else torch.bfloat16
+    return torch.float32, torch.float32
+
+
+def dequantized(module):
+    """The module's matrix in f32, (outputs, inputs), as the program that loaded it dequantizes it; None: not quantized."""
+    import torch
+    if hasattr(module, "weight_packed"):
+        from compressed_tensors.compressors import BaseCompressor
+        state = {name: p.detach() for name, p in module.named_parameters() if name.startswith("weight")}
+        scheme = module.quantization_scheme
+        return BaseCompressor.get_value_from_registry(str(scheme.format.value)).decompress(state, scheme)["weight"].float()
+    if hasattr(getattr(module, "weight", None), "quant_state"):
+        import copy
+        from bitsandbytes.functional import dequantize_4bit
+        state = copy.copy(module.weight.quant_state)
+        state.dtype = torch.float32
+        return dequantize_4bit(module.weight.data, state).reshape(state.shape)
+    if not hasattr(module, "qweight"):
+        return None
+    scales = module.scales
+    module.scales = scales.float()
+    try:
+        if hasattr(module, "dequantize_weight"):
+            return module.dequantize_weight().T.float().contiguous()
+        from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+        return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size).T.contiguous()
+    finally:
+        module.scales = scales
+
+
+def all_weights(model):
+    """{name: f32 tensor} of a loaded model, the names of the quantized matrices, and the classes of these."""
+    out, quantized, kinds = {}, [], set()
+    for name, module in model.named_modules():
+        w = dequantized(module)
+        if w is not None:
+            out[name + ".weight"] = w
+            quantized.append(name)
+            kinds.add(type(module).__name__)
+    inside = tuple(q + "." for q in quantized)
+    for name, p in model.named_parameters():
+        if not name.startswith(inside):
+            out[name] = p.detach().float()
+    return out, quantized, sorted(kinds)
+
+
+def llmq_weights(gguf):
+    """{Hugging Face name: f32 tensor} of a GGUF file of f32; the llama architecture's interleaved rows go back."""
+    import gguf as reader
+    import torch
+    file, out = reader.GGUFReader(gguf), {}
+    arch = bytes(file.fields["general.architecture"].parts[-1]).decode()
+    heads = {"attn_q": int(file.fields[arch + ".attention.head_count"].parts[-1][0]),
+             "attn_k": int(file.fields[arch + ".attention.head_count_kv"].parts[-1][0])}
+    for t in file.tensors:
+        if t.name == "rope_freqs.weight":
+            continue
+        assert t.tensor_type.name == "F32", t.name
+        w = torch.from_numpy(t.data.copy())
+        parts = t.name.split(".")
+        if parts[0] == "blk":
+            name = f"model.layers.{parts[1]}.{GGUF_LAYER_NAMES[parts[2]]}.{parts[3]}"
+            if arch == "llama" and parts[2] in heads:
+                w = w.reshape(heads[parts[2]], -1, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+        else:
+            name = f"{GGUF_NAMES[parts[0]]}.{parts[1]}"
+        out[name] = w
+    return out
+
+
+def compare_weights(ours, theirs, scheme):
+    import torch
+    missing = sorted(set(ours) ^ set(theirs))
+    different, largest = 0, 0.0
+    for name in set(ours) & set(theirs):
+        a, b = ours[name], theirs[name]
+        if scheme == "bnb":
+            a, b = a.half(), b.half()
+        different += int((a != b).sum()) if a.shape == b.shape else a.numel()
+        if a.shape == b.shape:
+            largest = max(largest, float((a.float() - b.float()).abs().max()))
+    return {"weights": sum(w.numel() for w in theirs.values()), "weights_that_differ": different, "largest": largest,
+            "unmatched": missing}
+
+
+def plain_model(folder, weights):
+    """A transformers model of nothing but f32 tensors."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"} or ("lm_head.weight" in missing and not config.tie_word_embeddings):
+        raise RuntimeError(f"tensors missing {missing} and unexpected {unexpected}")
+    return model
+
+
+def scores(model, tokens, n):
+    import torch
     with torch.no_grad():
         logprobs = torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0].float(), -1)
         ids = list(tokens)
@@ -64,9 +180,70 @@ def theirs(scheme, folder, tokens, n):
     return [float(logprobs[i, tokens[i + 1]]) for i in range(len(tokens) - 1)], ids[len(tokens):]
 
 
+def rounded_scores(model, quantized, dtype, whole, tokens):
+    """The log-probabilities of a plain model computed in dtype: all of it (whole), or its quantized matrices' products."""
+    import torch
+    if whole:
+        return scores(model.to(dtype), tokens, 0)[0]
+    for name in quantized:
+        module = model.get_submodule(name)
+        w = module.weight.to(dtype)
+        module.forward = lambda x, w=w: torch.nn.functional.linear(x.to(dtype), w).to(x.dtype)
+    return scores(model, tokens, 0)[0]
+
+
+def generic(model):
+    """bitsandbytes' layers made to dequantize to f32 and multiply in that, and what is around them in f32, whatever the folder and
+    the processor say."""
+    import torch
+    for p in model.parameters():
+        if p.is_floating_point():
+            p.data = p.data.float()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
+    return model
+
+
 def ours(llmq, path, tokens, n):
     out = json.loads(run(llmq, "score", path, "--tokens", ",".join(map(str, tokens)), "--greedy", n, "--json"))
     return out["next_logprobs"], out["greedy"]
+
+
+def difference(a, b):
+    return max(abs(x - y) for x, y in zip(a, b))
+
+
+def check(scheme, loader, folder, reference, want, want_greedy, greedy):
+    import torch
+    exact_dtype, dtype = dtypes(scheme, loader)
+    model = load(scheme, loader, folder, exact_dtype)
+    theirs, quantized, kinds = all_weights(model)  # before the first run, which may repack them
+    row = {"kernel": ",".join(kinds), "quantized": len(quantized), **compare_weights(llmq_weights(reference), theirs, scheme)}
+    if scheme == "bnb":
+        from bitsandbytes.functional import has_avx512bf16
+        exact = scores(plain_model(folder, theirs), TOKENS, 0)[0]
+        row["generic"] = difference(exact, scores(generic(model), TOKENS, 0)[0])
+        row["f16_costs"] = difference(exact, want)
+        theirs = {name: w.half().float() for name, w in theirs.items()}
+    if scheme == "bnb" or dtype != exact_dtype:
+        model = load(scheme, loader, folder, dtype)
+    got, tokens = scores(model, TOKENS, greedy)
+    if scheme == "bnb" and has_avx512bf16():
+        dtype = torch.bfloat16
+    row["computes_in"] = str(dtype).split(".")[-1]
+    whole = next(model.parameters()).dtype == dtype
+    del model
+    plain = plain_model(folder, theirs)
+    row["f32"] = difference(want, scores(plain, TOKENS, 0)[0])
+    row["own"] = difference(want, got)
+    row["expected"] = difference(want, rounded_scores(plain, quantized, dtype, whole, TOKENS))
+    row["same_greedy"] = sum(a == b for a, b in zip(want_greedy, tokens))
+    row["ok"] = (not row["weights_that_differ"] and not row["unmatched"] and row["quantized"] > 0
+                 and max(row["f32"], row.get("generic", 0)) <= F32_LIMIT
+                 and row["own"] <= OWN_LIMIT * row["expected"] + F32_LIMIT)
+    return row
 
 
 def main():
@@ -95,22 +272,23 @@ def main():
         reference = os.path.join(work, scheme + "-f32.gguf")
         run(args.llmq, "convert", folder, "--type", "f32", "-o", reference, "--force", "--quiet")
         want, want_greedy = ours(args.llmq, reference, TOKENS, args.greedy)
-        row = {"scheme": scheme}
-        try:
-            got, greedy = theirs(scheme, folder, TOKENS, args.greedy)
-            row["max_difference"] = max(abs(a - b) for a, b in zip(want, got))
-            row["same_greedy"] = sum(a == b for a, b in zip(want_greedy, greedy))
-            row["ok"] = row["max_difference"] <= TOLERANCE[scheme]
-        except Exception as e:  # a loader that is absent or refuses is a result, too
-            row["error"] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300]
-            row["ok"] = False
+        for loader in LOADERS[scheme]:
+            row = {"scheme": scheme, "loader": loader}
+            try:
+                row |= check(scheme, loader, folder, reference, want, want_greedy, args.greedy)
+            except Exception as e:  # a loader that is absent or refuses is a result, too
+                row["error"] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300]
+                row["ok"] = False
+                if os.environ.get("LLMQ_TRACEBACK"):
+                    raise
+            failed |= not row["ok"]
+            rows.append(row)
+            print(json.dumps(row), flush=True)
         os.unlink(reference)
-        failed |= not row["ok"]
-        rows.append(row)
-        print(json.dumps(row), flush=True)
     if args.json:
         with open(args.json, "w") as f:
-            json.dump({"model": args.model, "group": args.group, "versions": versions(), "rows": rows}, f, indent=1)
+            json.dump({"model": args.model, "group": args.group, "options": more or ["--rtn"], "versions": versions(),
+                       "rows": rows}, f, indent=1)
     if not args.work:
         shutil.rmtree(work)
     sys.exit(failed)

@@ -9,5 +9,6 @@ if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install -q torch transformers accelerate compressed-tensors bitsandbytes setuptools wheel
     "$venv/bin/pip" install -q --no-build-isolation gptqmodel
+    "$venv/bin/pip" install -q optimum gguf
 fi
 exec "$venv/bin/python" "$here/scripts/check_loaders.py" "$@"

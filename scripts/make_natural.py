@@ -6,7 +6,9 @@ usage: make_natural.py OUT_DIR [--steps 1200] [--threads N] [--text FILE[:REPEAT
 Quantizers flatter themselves on models that were made by rounding or rotating other models. This one is trained from nothing
 on real text, in full precision, so its weights and inputs are what training makes them. The text: the Python documentation topics
 and the sources of Python's standard library of this machine, data/calibration.txt, and the files of --text, each so
-often. The last tenth of each file is held out: OUT_DIR/heldout.txt. Writes an ordinary Hugging Face folder (float16).
+often. The last tenth of each file is held out: OUT_DIR/heldout.txt. OUT_DIR/calib.txt, to calibrate with, is pieces of all the
+texts that were trained on, alike much of each, in turn. Windows are of 256 tokens: judge and calibrate with no more (quality.py --ctx
+256). Writes an ordinary Hugging Face folder (float16).
 Needs: torch transformers tokenizers safetensors. The result depends on the machine's Python; it
 is a specimen for comparing methods on one and the same file, not a benchmark of its own."""
 import argparse, itertools, math, pathlib, sys, sysconfig, time
@@ -30,6 +32,16 @@ def texts(extra):
     for spec in extra:
         name, _, repeats = spec.partition(":")
         yield pathlib.Path(name).read_text(), int(repeats or 1)
+
+
+def pieces(kept, size=10_000, rounds=12):
+    """rounds pieces of every text, evenly over its length, interleaved: readers take a calibration text from its beginning."""
+    out = []
+    for i in range(rounds):
+        for text in kept:
+            at = max(0, len(text) - size) * i // (rounds - 1)
+            out.append(text[at: at + size])
+    return "\n\n".join(out)
 
 
 def make_tokenizer(corpus):
@@ -84,6 +96,7 @@ def main():
     PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>",
                             add_bos_token=False).save_pretrained(args.out)
     (args.out / "heldout.txt").write_text("\n\n".join(h[:200_000] for _, h, _ in kept))
+    (args.out / "calib.txt").write_text(pieces([k for k, _, _ in kept]))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 """How good the files of each method are: perplexity, KL divergence and paired intervals on several texts, beside llama.cpp's.
 
 usage: quality.py MODEL --work DIR --calib TEXT --judge NAME=TEXT[:CHUNKS] [--judge ...] [--tokens 65536]
-                  [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--llama DIR] [--threads N]
+                  [--ctx 512] [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--tag WORD] [--llama DIR] [--threads N]
 
 MODEL is a Hugging Face folder. METHOD is what llmq knows ("gptq", "rtn", "awq", "awq+gptq", ...), TYPE a GGUF type ("q4_0") or
 "gNsym"/"gNasym" (an HF GPTQ folder of groups of N, turned to F16 by llama.cpp's converter); OPTIONS more words for llmq. The
 methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from the same tokens, TYPE one of
 its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize, llama-imatrix, llama-perplexity and
-../convert_hf_to_gguf. Every step whose result is in DIR is skipped, so an interrupted run goes on. Prints a Markdown table;
-the embedding and the head are Q8_0 in every file. Python's standard library is all that is needed."""
+../convert_hf_to_gguf. The embedding and the head are Q8_0 in every file, except with TYPE "=Q4_K_M": that is llama-quantize's mixture
+of that name with an importance matrix as it is, embedding and head too, and for llmq's methods a file in which every tensor has the very type
+that it has there (same_types.py), which is checked.
+Every step whose result is in DIR is skipped, so an interrupted run goes on; --tag tells the files of one llmq from those of another.
+Prints a Markdown table. llama.cpp's perplexity is of the first text only. Python's standard library is all that is needed."""
 import argparse
 import json
 import pathlib
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import time
 
+import same_types
 
 def run(command, log=None):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
@@ -37,14 +41,15 @@ class Bench:
         for spec in args.judge:
             name, _, rest = spec.partition("=")
             path, _, chunks = rest.partition(":")
-            self.judges.append((name, path, int(chunks or 40)))
+            self.judges.append((name, path, int(chunks or 0)))
 
     def once(self, path, make):
         """Makes path unless it is there, timing it; returns the seconds that it took."""
         clock = path.with_name(path.name + ".seconds")
         if not path.exists():
-            start = time.time()
-            make(path)
+            start, part = time.time(), path.with_name("part-" + path.name)
+            make(part)
+            part.rename(path)
             clock.write_text(f"{time.time() - start:.1f}")
         return float(clock.read_text()) if clock.exists() else 0
 
@@ -55,26 +60,40 @@ class Bench:
 
     def imatrix(self):
         out, calib = self.work / f"{self.stem}.imatrix", self.a.calib
-        self.once(out, lambda p: run([f"{self.a.llama}/llama-imatrix", "-m", self.f16(), "-f", calib, "-o", p, "-c", "512",
-                                      "--chunks", self.a.tokens // 512, "-t", self.a.threads]))
+        self.once(out, lambda p: run([f"{self.a.llama}/llama-imatrix", "-m", self.f16(), "-f", calib, "-o", p, "-c", self.a.ctx,
+                                      "--chunks", self.a.tokens // self.a.ctx, "-t", self.a.threads]))
         return out
+
+    def like(self, kind):
+        """llama.cpp's file of an importance matrix and the mixture kind ("=Q4_K_M")."""
+        return self.quantize("imatrix", kind, "")[0]
 
     def quantize(self, method, kind, options):
         """(file, seconds)"""
-        tag = re.sub(r"[^\w.]+", "_", f"{method}-{kind}" + ("-" + options if options else ""))
+        peer = method in ("imatrix", "llama.cpp")
+        tag = re.sub(r"[^\w.=]+", "_", "-".join([method, kind, *[w for w in (options, not peer and self.a.tag) if w]]))
         out = self.work / f"{self.stem}-{tag}.gguf"
-        if method in ("imatrix", "llama.cpp"):
+        if peer:
             head = ["--imatrix", self.imatrix()] if method == "imatrix" else []
-            command = [f"{self.a.llama}/llama-quantize", *head, "--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0",
-                       self.f16()]
-            return out, self.once(out, lambda p: run(command + [p, kind, self.a.threads]))
+            if kind[0] != "=":
+                head += ["--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0"]
+            command = [f"{self.a.llama}/llama-quantize", *head, self.f16()]
+            return out, self.once(out, lambda p: run(command + [p, kind.lstrip("="), self.a.threads]))
         words = [f"--{m}" for m in method.split("+")] + options.split()
         common = [self.a.llmq, "quantize", self.model, *words, "--threads", self.a.threads, "--quiet"]
         if method not in ("rtn", "hqq", "nf4", "fp4"):
-            common += ["--calib", self.a.calib, "--tokens", self.a.tokens]
+            common += ["--calib", self.a.calib, "--tokens", self.a.tokens, "--calib-ctx", self.a.ctx]
+        if kind[0] == "=":
+            policy = self.work / f"{self.stem}-{kind[1:]}.policy"
+            policy.write_text(same_types.policy(self.like(kind)))
+            seconds = self.once(out, lambda p: run(common + ["--policy", policy, "-o", p, "--force"], out.with_suffix(".log")))
+            unlike = same_types.differences(self.like(kind), out)
+            if unlike:
+                sys.exit(f"{out}: not llama.cpp's types:\n" + "\n".join(unlike))
+            return out, seconds
         grid = re.fullmatch(r"g(-?\d+)(a?)sym", kind)
         if not grid:
-            return out, self.once(out, lambda p: run(common + ["--type", kind, "-o", p, "--force"], p.with_suffix(".log")))
+            return out, self.once(out, lambda p: run(common + ["--type", kind, "-o", p, "--force"], out.with_suffix(".log")))
         folder = self.work / f"{self.stem}-{tag}"
         seconds = self.once(folder, lambda p: run(common + ["--emit", "gptq", "--group", grid[1], "--asym" if grid[2] else "--sym",
                                                             "-o", p, "--force"]))
@@ -82,28 +101,32 @@ class Bench:
         return out, seconds
 
     def judge(self, file, text, chunks, name):
-        out = file.with_name(f"{file.name}.{name}.json")
+        out = file.with_name(f"{file.name}.{name}-{chunks}.json")
         if not out.exists() or out.stat().st_mtime < file.stat().st_mtime:
-            out.write_text(run([self.a.llmq, "perplexity", file, "-f", text, "--ctx", "512", "--chunks", chunks, "--base", self.f16(),
+            base = [] if file == self.f16() else ["--base", self.f16()]
+            out.write_text(run([self.a.llmq, "perplexity", file, "-f", text, "--ctx", self.a.ctx, "--chunks", chunks, *base,
                                 "--json", "--quiet", "--threads", self.a.threads]))
         return json.loads(re.search(r"\{.*\}", out.read_text(), re.S)[0])
 
     def llama_ppl(self, file, text, chunks, name):
-        out = file.with_name(f"{file.name}.{name}.llama")
+        out = file.with_name(f"{file.name}.{name}-{chunks}.llama")
         if not out.exists() or out.stat().st_mtime < file.stat().st_mtime:
-            out.write_text(run([f"{self.a.llama}/llama-perplexity", "-m", file, "-f", text, "-c", "512", "--chunks", chunks, "-t",
-                                self.a.threads]))
-        return float(re.search(r"Final estimate: PPL = ([\d.]+)", out.read_text())[1])
+            out.write_text(run([f"{self.a.llama}/llama-perplexity", "-m", file, "-f", text, "-c", self.a.ctx, "--chunks", chunks or -1,
+                                "-t", self.a.threads]))
+        found = re.search(r"Final estimate: PPL = ([\d.]+)", out.read_text())
+        return float(found[1]) if found else float("nan")
 
     def row(self, label, file, seconds):
         cells = [label, f"{file.stat().st_size / 1e6:.1f}", f"{seconds:.0f}" if seconds else ""]
-        for name, text, chunks in self.judges:
+        for i, (name, text, chunks) in enumerate(self.judges):
             r = self.judge(file, text, chunks, name)
-            if self.a.llama:
+            if self.a.llama and i == 0:
                 cells.append(f"{self.llama_ppl(file, text, chunks, name):.2f}")
-            half = r["dppl_ci95"]
-            half = (half[1] - half[0]) / 2 if isinstance(half, list) else half
-            cells += [f"{r['ppl']:.2f}", f"{r['dppl']:+.2f} ± {half:.2f}", f"{r['kl_mean']:.4f}", f"{100 * r['top1']:.1f}"]
+            cells.append(f"{r['ppl']:.2f}")
+            if "base_ppl" in r:
+                cells += [f"{r['dppl']:+.2f} ± {r['dppl_ci95']:.2f}", f"{r['kl_mean']:.4f}", f"{100 * r['top1']:.1f}"]
+            else:
+                cells += [""] * 3
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
@@ -112,10 +135,12 @@ def main():
     ap.add_argument("model")
     ap.add_argument("--work", required=True)
     ap.add_argument("--calib", required=True)
-    ap.add_argument("--judge", action="append", required=True, metavar="NAME=TEXT[:CHUNKS]")
+    ap.add_argument("--judge", action="append", required=True, metavar="NAME=TEXT[:CHUNKS]", help="CHUNKS 0, the default: all")
     ap.add_argument("--case", action="append", default=[], metavar="METHOD:TYPE[:OPTIONS]")
     ap.add_argument("--tokens", type=int, default=65536)
+    ap.add_argument("--ctx", type=int, default=512, help="tokens of a window, calibrating and judging (a model's own if it has fewer)")
     ap.add_argument("--llmq", default="build/llmq")
+    ap.add_argument("--tag", default="", help="a word in the names of the files that llmq makes")
     ap.add_argument("--llama")
     ap.add_argument("--convert", help="llama.cpp's convert_hf_to_gguf (default: beside --llama)")
     ap.add_argument("--threads", type=int, default=2)
@@ -124,8 +149,9 @@ def main():
         args.convert = str(pathlib.Path(args.llama).parent / "convert_hf_to_gguf")
     bench = Bench(args)
     heads = ["file", "MB", "s"]
-    for name, _, chunks in bench.judges:
-        heads += [f"{name} × {chunks}: llama.cpp's PPL"] * bool(args.llama) + [f"{name}: PPL", "Δ PPL, 95 %", "KL", "top-1 %"]
+    for i, (name, _, chunks) in enumerate(bench.judges):
+        heads += ["llama.cpp's PPL"] * bool(args.llama and i == 0)
+        heads += [f"{name}{f' × {chunks}' * bool(chunks)}: PPL", "Δ PPL, 95 %", "KL", "top-1 %"]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads), flush=True)
     bench.row("F16", bench.f16(), 0)
     for case in args.case:
