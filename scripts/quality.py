@@ -2,7 +2,7 @@
 """How good the files of each method are: perplexity, KL divergence and paired intervals on several texts, beside llama.cpp's.
 
 usage: quality.py MODEL --work DIR --calib TEXT --judge NAME=TEXT[:CHUNKS] [--judge ...] [--tokens 65536]
-                  [--ctx 512] [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--tag WORD] [--llama DIR] [--threads N]
+                  [--ctx 512] [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--tag WORD] [--llama DIR [--llama-alone]] [--threads N]
 
 MODEL is a Hugging Face folder. METHOD is what llmq knows ("gptq", "rtn", "awq", "awq+gptq", ...), TYPE a GGUF type ("q4_0") or
 "gNsym"/"gNasym" (an HF GPTQ folder of groups of N, turned to F16 by llama.cpp's converter); OPTIONS more words for llmq. The
@@ -119,9 +119,11 @@ class Bench:
     def row(self, label, file, seconds):
         cells = [label, f"{file.stat().st_size / 1e6:.1f}", f"{seconds:.0f}" if seconds else ""]
         for i, (name, text, chunks) in enumerate(self.judges):
-            r = self.judge(file, text, chunks, name)
             if self.a.llama and i == 0:
                 cells.append(f"{self.llama_ppl(file, text, chunks, name):.2f}")
+                if self.a.llama_alone:
+                    continue
+            r = self.judge(file, text, chunks, name)
             cells.append(f"{r['ppl']:.2f}")
             if "base_ppl" in r:
                 cells += [f"{r['dppl']:+.2f} ± {r['dppl_ci95']:.2f}", f"{r['kl_mean']:.4f}", f"{100 * r['top1']:.1f}"]
@@ -142,6 +144,7 @@ def main():
     ap.add_argument("--llmq", default="build/llmq")
     ap.add_argument("--tag", default="", help="a word in the names of the files that llmq makes")
     ap.add_argument("--llama")
+    ap.add_argument("--llama-alone", action="store_true", help="the first text by llama.cpp's perplexity only")
     ap.add_argument("--convert", help="llama.cpp's convert_hf_to_gguf (default: beside --llama)")
     ap.add_argument("--threads", type=int, default=2)
     args = ap.parse_args()
@@ -150,7 +153,10 @@ def main():
     bench = Bench(args)
     heads = ["file", "MB", "s"]
     for i, (name, _, chunks) in enumerate(bench.judges):
-        heads += ["llama.cpp's PPL"] * bool(args.llama and i == 0)
+        if args.llama and i == 0:
+            heads.append(f"{name} × {chunks}: llama.cpp's PPL" if args.llama_alone else "llama.cpp's PPL")
+            if args.llama_alone:
+                continue
         heads += [f"{name}{f' × {chunks}' * bool(chunks)}: PPL", "Δ PPL, 95 %", "KL", "top-1 %"]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads), flush=True)
     bench.row("F16", bench.f16(), 0)
