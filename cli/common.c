@@ -11,8 +11,8 @@
 
 const opt_def common_defs[] = {
     OPT_ROW_HEAD("common options"),
-    OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, 1024,
-                "threads to compute with (default: physical cores; at most the processors there are)"),
+    OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, LLMQ_THREADS_MAX,
+                "threads to compute with (default: physical cores)"),
     OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device,
                  "where to compute (default auto; this version has the CPU only)"),
     OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
@@ -80,15 +80,13 @@ static void receive_log(void *user, llmq_log_level level, const char *line) {
     fprintf(stderr, "llmq: %s%s\n", level == LLMQ_LOG_WARN ? "warning: " : "", line);
 }
 
-/* Workers meet at barriers many times a token: with more of them than processors each meeting waits for the scheduler,
- * and a thousand on two cores take minutes for one word. */
-static void limit_threads(common_opts *common) {
+/* What was asked for is done, with a word about it: workers meet at barriers many times a token, and with more of them
+ * than processors each meeting waits for the scheduler. */
+static void note_crowd(const common_opts *common) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    if (processors < 1 || common->threads <= processors) return;
-    if (!common->quiet)
-        cli_note("--threads %lld: this machine has %ld processors, so %ld threads are used", (long long)common->threads,
-                 processors, processors);
-    common->threads = processors;
+    if (processors < 1 || common->threads <= processors || common->quiet) return;
+    cli_note("--threads %lld: this machine has %ld processors; more threads than that only wait for each other",
+             (long long)common->threads, processors);
 }
 
 int cli_start(const cli_command *cmd, common_opts *common) {
@@ -99,7 +97,7 @@ int cli_start(const cli_command *cmd, common_opts *common) {
                            device);
         return opt_bad(cmd, "--device '%s': it takes cpu or auto", device);
     }
-    limit_threads(common);
+    note_crowd(common);
     llmq_log_set(receive_log, common);
     return CLI_GO_ON;
 }

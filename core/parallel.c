@@ -70,7 +70,8 @@ double time_seconds(void) {
 
 llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err) {
     if (n_threads <= 0) n_threads = cpu_physical_cores();
-    if (n_threads > 1024) return llmq_fail(err, LLMQ_E_ARG, "--threads %d: at most 1024", n_threads);
+    if (n_threads > LLMQ_THREADS_MAX)
+        return llmq_fail(err, LLMQ_E_ARG, "--threads %d: at most %d", n_threads, LLMQ_THREADS_MAX);
     llmq_team *team = mem_zalloc(1, sizeof *team);
     if (!team) return mem_error(err, sizeof *team, "a thread team");
 #ifdef _OPENMP

@@ -14,7 +14,7 @@ typedef struct llmq_worker {
 
 typedef void team_fn(const llmq_worker *worker, void *arg);
 
-/* n_threads 0: physical cores this process may use. */
+/* n_threads 0: physical cores this process may use; else exactly so many, LLMQ_THREADS_MAX at most (LLMQ_E_ARG). */
 llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err);
 void team_destroy(llmq_team *team);
 int team_size(const llmq_team *team);

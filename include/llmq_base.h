@@ -54,6 +54,10 @@ typedef void llmq_log_fn(void *user, llmq_log_level level, const char *line);
 /* Sets the process-wide log receiver; NULL (the default) drops all lines. */
 LLMQ_API void llmq_log_set(llmq_log_fn *fn, void *user);
 
+/* n_threads of whatever computes: 0 for the physical cores this process may use, or up to so many. An explicit number is
+ * obeyed even where there are fewer processors. */
+#define LLMQ_THREADS_MAX 512
+
 /* Progress of long work: done of total units (total 0: unknown), what is being done, seconds left (< 0: unknown).
  * Returns true to go on, false to stop at the next safe point (the job then ends with LLMQ_E_INTERRUPTED). */
 typedef bool llmq_progress_fn(void *user, double done, double total, const char *what, double seconds_left);

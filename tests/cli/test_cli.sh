@@ -176,8 +176,9 @@ done
 cmp -s "$work/seed7" "$work/seed8" && fault "two seeds gave one text"
 run 0 run "$gguf" -p --help -n 2 --temp 0 -q
 starts "a prompt that looks like an option" "--help" "$out"
-run 0 run "$gguf" -p Once -n 2 --threads 1024
-grep -q -- "--threads 1024" "$err" || fault "more threads than processors: no word about it"
+run 0 run "$gguf" -p Once -n 2 --threads $(($(nproc --all) + 5))
+grep -q -- "--threads $(($(nproc --all) + 5))" "$err" || fault "more threads than processors: no word about it"
+bad "from 0 to 512" run "$gguf" -p Once --threads 513
 head -c 4000 "$tok" | tr -c 'a-z' 'a' >"$work/long"
 run 1 run "$gguf" -f "$work/long" --ctx 64 -q
 grep -q -- '--ctx' "$err" || fault "a prompt longer than the context does not say --ctx"

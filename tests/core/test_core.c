@@ -113,6 +113,35 @@ static void test_team_barrier(void **state) {
     }
 }
 
+static void count_workers(const llmq_worker *w, void *arg) {
+    bool *met = arg;
+    met[w->id] = w->n == team_size(w->team);
+    worker_barrier(w);
+    if (w->id == 0)
+        for (int i = 0; i < w->n; i++) met[LLMQ_THREADS_MAX] &= met[i];
+}
+
+/* An explicit number of threads is obeyed on any machine. */
+static void test_team_is_as_large_as_asked(void **state) {
+    (void)state;
+    static const int sizes[] = {1, 3, 17, 64, LLMQ_THREADS_MAX};
+    llmq_team *team;
+    llmq_err err;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        bool met[LLMQ_THREADS_MAX + 1] = {[LLMQ_THREADS_MAX] = true};
+        assert_int_equal(team_create(sizes[i], &team, NULL), LLMQ_OK);
+        assert_int_equal(team_size(team), sizes[i]);
+        team_run(team, count_workers, met);
+        assert_true(met[LLMQ_THREADS_MAX]);
+        team_destroy(team);
+    }
+    assert_int_equal(team_create(0, &team, NULL), LLMQ_OK);
+    assert_int_equal(team_size(team), cpu_physical_cores());
+    team_destroy(team);
+    assert_int_equal(team_create(LLMQ_THREADS_MAX + 1, &team, &err), LLMQ_E_ARG);
+    assert_non_null(strstr(err.msg, "--threads 513: at most 512"));
+}
+
 static void test_worker_range_covers_once(void **state) {
     (void)state;
     for (int64_t n = 0; n < 70; n++)
@@ -202,7 +231,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16_round_trip),   cmocka_unit_test(test_f16_rounding),
         cmocka_unit_test(test_meta),             cmocka_unit_test(test_out_is_whole_or_absent),
-        cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_worker_range_covers_once),
+        cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_team_is_as_large_as_asked),
+        cmocka_unit_test(test_worker_range_covers_once),
         cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_hash),
         cmocka_unit_test(test_out_goes_on),
     };
