@@ -22,8 +22,9 @@ struct llmq_calib_run {
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
     uint8_t *bad;                /* [n_tok] left out somewhere */
     bool settled;                /* x is what the last layer left */
-    bool mapped;                 /* x and mid are the caller's */
+    bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
+    llmq_calib_work spent; /* seconds */
     /* of a chunk */
     float *in;        /* (chunk, cols of the site) what matrices read */
     void *q8, *bf16;  /* in in other forms */
@@ -53,8 +54,17 @@ typedef struct pass {
     llmq_site_id site;
     float *gram;
     int64_t begin, n; /* tokens of the chunk */
+    double mark;      /* when the kind of work under way began */
     _Atomic int64_t dropped;
 } pass;
+
+/* The time since the last call went into work of this kind. One worker keeps the time of all: they meet at barriers. */
+static void spend(const llmq_worker *w, pass *p, calib_kind kind) {
+    if (w->id != 0) return;
+    double now = time_seconds();
+    p->run->spent.of[kind] += now - p->mark;
+    p->mark = now;
+}
 
 static bool row_finite(const float *x, int64_t n) {
     uint32_t bad = 0;
@@ -96,7 +106,10 @@ static void finish_inputs(const llmq_worker *w, pass *p) {
     if (!p->gram) return;
     worker_barrier(w);
     if (p->run->mean_weight > 0) sum_inputs(w, p, acts.cols);
+    spend(w, p, CALIB_FLOATS);
     ops->gram_add(w, &acts, true, p->gram);
+    worker_barrier(w);
+    spend(w, p, CALIB_GRAM);
 }
 
 static void norm_inputs(const llmq_worker *w, pass *p, llmq_role gain) {
@@ -122,6 +135,7 @@ static void fill_for(const llmq_worker *w, pass *p, const llmq_role *roles) {
     if (q8) ops->acts_fill(w, &acts, ACT_Q8);
     if (bf16) ops->acts_fill(w, &acts, ACT_BF16);
     worker_barrier(w);
+    spend(w, p, CALIB_FLOATS);
 }
 
 static void multiply(const llmq_worker *w, pass *p, llmq_role role, float *y) {
@@ -155,6 +169,7 @@ static void close_block(const llmq_worker *w, pass *p, llmq_role role, int64_t c
     fill_for(w, p, (llmq_role[]){role, ROLE_COUNT});
     multiply(w, p, role, run->a);
     worker_barrier(w);
+    spend(w, p, CALIB_WEIGHTS);
     run->model->ops->add(w, run->x + p->begin * n_embd, run->a, p->n * n_embd);
     worker_barrier(w);
 }
@@ -203,7 +218,9 @@ static void pass_o(const llmq_worker *w, pass *p) {
     multiply(w, p, ROLE_K, run->b);
     multiply(w, p, ROLE_V, run->c);
     worker_barrier(w);
+    spend(w, p, CALIB_WEIGHTS);
     attend(w, p);
+    spend(w, p, CALIB_ATTENTION);
     drop_bad_rows(w, p, run->q_dim);
     worker_barrier(w);
     store_mid(w, p, run->q_dim);
@@ -225,6 +242,7 @@ static void pass_down(const llmq_worker *w, pass *p) {
     multiply(w, p, ROLE_GATE, run->a);
     multiply(w, p, ROLE_UP, run->b);
     worker_barrier(w);
+    spend(w, p, CALIB_WEIGHTS);
     run->model->ops->silu_mul(w, run->a, run->b, run->in, p->n * n_ff);
     worker_barrier(w);
     drop_bad_rows(w, p, n_ff);
@@ -246,16 +264,30 @@ static void pass_worker(const llmq_worker *w, void *arg) {
 
 /* ---- passes ---- */
 
-/* Weights multiplied on the way to a site, for one token. */
-static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
-    double n_embd = (double)run->model->hp.n_embd, n_ff = (double)run->model->hp.n_ff, q = (double)run->q_dim;
+llmq_calib_work calib_site_work(const llmq_hparams *hp, int64_t ctx, llmq_site_id site, bool gram) {
+    double n_embd = (double)hp->n_embd, n_ff = (double)hp->n_ff, q = (double)(hp->n_head * hp->head_dim),
+           kv = (double)(hp->n_head_kv * hp->head_dim), cols = (double)calib_site_cols(hp, site);
+    double seen = (double)(hp->window > 0 && hp->window < ctx / 2 ? hp->window : ctx / 2); /* on the average, about */
+    llmq_calib_work work = {{0}};
     switch (site) {
-    case SITE_O: return n_embd * (q + 2 * (double)run->kv_dim) + q * (double)run->calib->ctx;
-    case SITE_GATE_UP: return n_embd * q;
-    case SITE_DOWN: return 2 * n_embd * n_ff;
-    case SITE_COUNT: return n_embd * n_ff;
-    default: return 0;
+    case SITE_QKV: work.of[CALIB_FLOATS] = gram ? n_embd : 0; break;
+    case SITE_O:
+        work.of[CALIB_WEIGHTS] = n_embd * (q + 2 * kv);
+        work.of[CALIB_ATTENTION] = 2 * q * seen;
+        work.of[CALIB_FLOATS] = n_embd + q;
+        break;
+    case SITE_GATE_UP:
+        work.of[CALIB_WEIGHTS] = n_embd * q;
+        work.of[CALIB_FLOATS] = q + (gram ? n_embd : 0);
+        break;
+    case SITE_DOWN:
+        work.of[CALIB_WEIGHTS] = 2 * n_embd * n_ff;
+        work.of[CALIB_FLOATS] = n_embd + n_ff;
+        break;
+    default: work.of[CALIB_WEIGHTS] = n_embd * n_ff; work.of[CALIB_FLOATS] = n_ff;
     }
+    if (gram) work.of[CALIB_GRAM] = cols * cols / 2;
+    return work;
 }
 
 void calib_run_mean_weight(llmq_calib_run *run, double weight) {
@@ -277,10 +309,12 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
     if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
     for (p.begin = 0; p.begin < run->n_active; p.begin += run->chunk) {
         p.n = run->n_active - p.begin < run->chunk ? run->n_active - p.begin : run->chunk;
+        p.mark = time_seconds();
         team_run(run->team, pass_worker, &p);
-        double n = (double)p.n, gram_macs = gram ? n * (double)cols * (double)cols / 2 : 0;
-        if (!run->tick(run->user, n * site_weights(run, site), gram_macs))
-            return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+        run->spent.of[CALIB_FLOATS] += time_seconds() - p.mark;
+        llmq_calib_work done = calib_site_work(&run->model->hp, run->calib->ctx, site, gram != NULL);
+        for (int k = 0; k < CALIB_KINDS; k++) done.of[k] *= (double)p.n;
+        if (!run->tick(run->user, &done)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     if (site == SITE_COUNT) run->settled = true;
     *n_tokens_out = run->n_active - atomic_load(&p.dropped);
@@ -355,6 +389,10 @@ bool calib_run_settled(const llmq_calib_run *run) {
     return run->settled;
 }
 
+llmq_calib_work calib_run_spent(const llmq_calib_run *run) {
+    return run->spent;
+}
+
 int64_t calib_run_dropped(const llmq_calib_run *run) {
     int64_t n = 0;
     for (int64_t t = 0; t < run->n_tok; t++) n += run->bad[t];
@@ -376,7 +414,7 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, N_BLOCKS = 14 };
+enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_BLOCKS = 14 };
 
 static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCKS]) {
     const llmq_hparams *hp = &run->model->hp;
@@ -386,7 +424,7 @@ static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCK
     const block list[N_BLOCKS] = {
         [BLOCK_X] = {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
         [BLOCK_MID] = {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
-        {(void **)&run->bad, (size_t)run->n_tok, 1},
+        [BLOCK_BAD] = {(void **)&run->bad, (size_t)run->n_tok, 1},
         {(void **)&run->in, (size_t)chunk * (size_t)run->wide, sizeof(float)},
         {&run->bf16, ops->acts_bytes(ACT_BF16, chunk, run->wide), 1},
         {&run->q8, ops->acts_bytes(ACT_Q8, chunk, run->wide), 1},
@@ -401,15 +439,26 @@ static void list_blocks(llmq_calib_run *run, int n_workers, block blocks[N_BLOCK
     memcpy(blocks, list, sizeof list);
 }
 
+static bool is_own(const llmq_calib_run *run, int i) {
+    return i <= BLOCK_MID ? !run->mapped : i == BLOCK_BAD || !run->borrowed;
+}
+
 static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *memory, llmq_err *err) {
-    block blocks[N_BLOCKS];
+    block blocks[N_BLOCKS], lent[N_BLOCKS];
     list_blocks(run, team_size(run->team), blocks);
     run->mapped = memory->hidden != NULL;
+    run->borrowed = memory->lender != NULL;
     if (run->mapped) {
         run->x = memory->hidden;
         run->mid = memory->mid;
     }
-    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < N_BLOCKS; i++) {
+    if (run->borrowed) {
+        LLMQ_ASSERT(memory->lender->chunk >= run->chunk && memory->lender->calib->ctx >= run->calib->ctx);
+        list_blocks(memory->lender, team_size(run->team), lent);
+        for (int i = BLOCK_BAD + 1; i < N_BLOCKS; i++) *blocks[i].p = *lent[i].p;
+    }
+    for (int i = 0; i < N_BLOCKS; i++) {
+        if (!is_own(run, i)) continue;
         *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
         if (!*blocks[i].p)
             return llmq_fail(
@@ -455,8 +504,9 @@ llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64
     size_run(&run, model, calib, chunk);
     list_blocks(&run, n_workers, blocks);
     llmq_calib_need need = {.hidden = blocks[BLOCK_X].n * blocks[BLOCK_X].size,
-                            .mid = blocks[BLOCK_MID].n * blocks[BLOCK_MID].size};
-    for (size_t i = BLOCK_MID + 1; i < N_BLOCKS; i++) need.rest += blocks[i].n * blocks[i].size;
+                            .mid = blocks[BLOCK_MID].n * blocks[BLOCK_MID].size,
+                            .bad = blocks[BLOCK_BAD].n * blocks[BLOCK_BAD].size};
+    for (size_t i = BLOCK_BAD + 1; i < N_BLOCKS; i++) need.chunk += blocks[i].n * blocks[i].size;
     return need;
 }
 
@@ -491,9 +541,10 @@ llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *mod
 }
 
 void calib_run_destroy(llmq_calib_run *run) {
+    block blocks[N_BLOCKS];
     if (!run) return;
-    void *blocks[] = {run->x, run->mid, run->bad, run->in,      run->bf16, run->q8,   run->sums,
-                      run->a, run->b,   run->c,   run->cos_sin, run->kv.k, run->kv.v, run->scratch};
-    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    list_blocks(run, team_size(run->team), blocks);
+    for (int i = 0; i < N_BLOCKS; i++)
+        if (is_own(run, i)) mem_free(*blocks[i].p);
     mem_free(run);
 }
