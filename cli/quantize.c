@@ -101,7 +101,9 @@ static const opt_def quantize_defs[] = {
      .max = 9e18,
      .help = "safetensors files become no larger, as in 500MB, 4.2GiB (default 5GB)"},
     OPT_ROW_FLAG("--force", NULL, quantize_opts, force, 1, "replace OUT if it exists"),
-    OPT_ROW_FLAG("--plan", NULL, quantize_opts, plan, 1, "print what would become of every tensor, and stop"),
+    OPT_ROW_FLAG(
+        "--plan", NULL, quantize_opts, plan, 1,
+        "print what would become of every tensor, and the time (by a short measurement), memory and disk it takes"),
     OPT_ROW_TEXT("--report-json", NULL, "F", quantize_opts, report_json, "write a report of every tensor as JSON"),
     OPT_ROW_TEXT("--report", NULL, "F.html", quantize_opts, report,
                  "the same as one page for a browser: sizes, types, curves of the layers' errors, times, warnings"),
@@ -202,8 +204,9 @@ static void print_sizes(const llmq_quant_result *r, bool planned) {
 
 static void print_forecast(const llmq_quant_result *r) {
     char a[32], b[32];
-    printf("needs      %s of memory besides mapped files, %s of disk\n", cli_bytes((double)r->planned_peak_bytes, a),
-           cli_bytes((double)r->planned_disk_bytes, b));
+    printf("needs      %s of memory besides mapped files, %s of disk, about %.*f s\n",
+           cli_bytes((double)r->planned_peak_bytes, a), cli_bytes((double)r->planned_disk_bytes, b),
+           r->planned_seconds < 20, r->planned_seconds);
 }
 
 /* Tensors that got another type or method than the one asked for; the first few by name. */
@@ -236,7 +239,8 @@ static void print_summary(const llmq_quant_result *r) {
     }
     if (r->resumed_layers)
         printf("resumed    after layer %lld of %lld\n", (long long)r->resumed_layers, (long long)r->n_layers);
-    printf("took       %.1f s, peak memory %s besides mapped files\n", r->seconds, cli_bytes((double)r->peak_bytes, a));
+    printf("took       %.1f s, peak memory %s besides mapped files (%.1f s and %s were planned)\n", r->seconds,
+           cli_bytes((double)r->peak_bytes, a), r->planned_seconds, cli_bytes((double)r->planned_peak_bytes, b));
     print_fallbacks(r);
     printf("next       %s chat %s\n", cli_quote(cli_program(), tok, sizeof tok),
            cli_quote(r->main_out, path, sizeof path));

@@ -25,7 +25,7 @@ static size_t quantized_bytes(const llmq_type_info *t, size_t rows, size_t cols)
 
 /* The most that a layer's matrices take at once. */
 static size_t layer_bytes(const pipeline *p, size_t first, size_t last) {
-    size_t ready = 0, most = 0;
+    size_t ready = 0, most = p->params->awq ? transform_layer_bytes(p->ex, first, last) : 0;
     for (int site = 0; site < SITE_COUNT; site++) {
         for (size_t i = first; i < last; i++) {
             const llmq_tensor *t = &p->ex->tensors[i];
@@ -76,30 +76,82 @@ size_t pipeline_gram_bytes(const pipeline *p) {
     return most;
 }
 
-/* With the chunk halved so often; mapped: the hidden states lie in the journal's file. */
-static size_t peak_bytes(const pipeline *p, int64_t chunk, bool mapped) {
-    size_t bytes = (size_t)mem_note_peak() + SLACK + matrices_bytes(p) + pipeline_gram_bytes(p);
+/* ---- the parts of a job, one after the other */
+
+/* AWQ's own run over some of the tokens works in the other one's buffers. */
+static llmq_calib scales_calib(const pipeline *p) {
+    return (llmq_calib){.ctx = p->calib.ctx, .n_windows = transform_tokens(&p->calib) / p->calib.ctx};
+}
+
+static llmq_calib_need scales_need(const pipeline *p) {
+    const llmq_calib part = scales_calib(p);
+    return p->params->awq ? calib_run_need(p->model, &part, 0, team_size(p->team)) : (llmq_calib_need){0};
+}
+
+/* mapped: what there is of every token lies in the journal's file. */
+static size_t layers_bytes(const pipeline *p, int64_t chunk, bool mapped) {
+    size_t bytes = matrices_bytes(p) + pipeline_gram_bytes(p);
     if (!pipeline_calibrates(p)) return bytes;
-    llmq_calib_need need = calib_run_need(p->model, &p->calib, chunk, team_size(p->team));
-    return bytes + need.rest + (mapped ? 0 : need.hidden + need.mid);
+    llmq_calib_need need = calib_run_need(p->model, &p->calib, chunk, team_size(p->team)), scales = scales_need(p);
+    bytes += need.chunk + need.bad + scales.bad;
+    return mapped ? bytes : bytes + need.hidden + need.mid + scales.hidden + scales.mid;
+}
+
+static size_t choice_bytes(pipeline *p, int64_t chunk) {
+    if (!pipeline_has_target(p)) return 0;
+    llmq_sensitivity_job job = pipeline_sensitivity_job(p);
+    job.chunk = chunk;
+    return sensitivity_bytes(&job);
+}
+
+static size_t self_bytes(const pipeline *p) {
+    if (p->self_tokens <= 0) return 0;
+    return p->model_bytes + calib_self_bytes(p->model, p->calib.ctx, team_size(p->team));
+}
+
+/* The most of what comes before the layers and of them. */
+static int64_t peak_bytes(pipeline *p, int64_t chunk, int64_t choice_chunk, bool mapped) {
+    size_t before = max_size(self_bytes(p), choice_bytes(p, choice_chunk));
+    return (int64_t)(p->base_bytes + SLACK + max_size(before, layers_bytes(p, chunk, mapped)));
+}
+
+/* ---- cutting */
+
+static size_t scratch_bytes(const pipeline *p, int64_t chunk) {
+    llmq_calib_need need = calib_run_need(p->model, &p->calib, chunk, team_size(p->team)), scales = scales_need(p);
+    return size_align(need.hidden, MEM_ALIGN) + size_align(need.mid, MEM_ALIGN) + size_align(scales.hidden, MEM_ALIGN) +
+           scales.mid;
 }
 
 static void set_plan(pipeline *p, int64_t chunk, bool mapped) {
-    size_t scratch = 0;
-    if (mapped) {
-        llmq_calib_need need = calib_run_need(p->model, &p->calib, chunk, team_size(p->team));
-        scratch = size_align(need.hidden, MEM_ALIGN) + need.mid;
-    }
     p->memory.chunk = chunk;
-    p->scratch_bytes = scratch;
-    p->result->planned_peak_bytes = (int64_t)peak_bytes(p, chunk, mapped);
+    p->scratch_bytes = mapped ? scratch_bytes(p, chunk) : 0;
+    p->result->planned_peak_bytes = peak_bytes(p, chunk, p->choice_chunk, mapped);
     p->result->planned_disk_bytes =
-        p->result->out_bytes + (int64_t)journal_file_bytes(pipeline_checkpoint_bytes(p), scratch);
+        p->result->out_bytes + (int64_t)journal_file_bytes(pipeline_checkpoint_bytes(p), p->scratch_bytes);
+}
+
+static llmq_status refuse(const pipeline *p, llmq_err *err) {
+    return llmq_fail(err, LLMQ_E_ARG,
+                     "--max-ram: this job cannot do with %.1f MB; %.1f MB is the least, with %d threads",
+                     (double)p->params->max_ram / 1e6, (double)p->result->planned_peak_bytes / 1e6, team_size(p->team));
+}
+
+llmq_status pipeline_budget_before(pipeline *p, llmq_err *err) {
+    int64_t limit = p->params->max_ram, chunk, fixed = (int64_t)(p->base_bytes + SLACK);
+    if (limit <= 0 || p->calib.n_windows <= 0) return LLMQ_OK;
+    bool fits = fixed + (int64_t)max_size(self_bytes(p), choice_bytes(p, 0)) <= limit;
+    for (int halvings = 0; !fits && (chunk = calib_run_chunk(&p->calib, halvings)) > 0; halvings++) {
+        p->choice_chunk = chunk;
+        p->result->planned_peak_bytes = peak_bytes(p, chunk, chunk, true);
+        fits = fixed + (int64_t)max_size(self_bytes(p), choice_bytes(p, chunk)) <= limit;
+    }
+    return fits ? LLMQ_OK : refuse(p, err);
 }
 
 llmq_status pipeline_budget(pipeline *p, llmq_err *err) {
     int64_t limit = p->params->max_ram;
-    bool fits = limit <= 0 || (int64_t)peak_bytes(p, 0, false) <= limit;
+    bool fits = limit <= 0 || peak_bytes(p, 0, p->choice_chunk, false) <= limit;
     set_plan(p, 0, false);
     if (!fits && pipeline_calibrates(p)) {
         int64_t chunk;
@@ -108,18 +160,27 @@ llmq_status pipeline_budget(pipeline *p, llmq_err *err) {
             fits = p->result->planned_peak_bytes <= limit;
         }
     }
-    if (fits) return LLMQ_OK;
-    return llmq_fail(err, LLMQ_E_ARG,
-                     "--max-ram: this job cannot do with %.1f MB; %.1f MB is the least, with %d threads",
-                     (double)limit / 1e6, (double)p->result->planned_peak_bytes / 1e6, team_size(p->team));
+    return fits ? LLMQ_OK : refuse(p, err);
+}
+
+/* The next `bytes` of the journal's room. */
+static void *take(uint8_t **at, size_t bytes) {
+    void *p = *at;
+    *at += size_align(bytes, MEM_ALIGN);
+    return p;
 }
 
 llmq_status pipeline_take_scratch(pipeline *p, llmq_err *err) {
     void *scratch;
     if (!p->scratch_bytes) return LLMQ_OK;
-    llmq_calib_need need = calib_run_need(p->model, &p->calib, p->memory.chunk, team_size(p->team));
+    llmq_calib_need need = calib_run_need(p->model, &p->calib, p->memory.chunk, team_size(p->team)),
+                    scales = scales_need(p);
     LLMQ_TRY(journal_scratch(p->resume.journal, p->scratch_bytes, &scratch, err));
-    p->memory.hidden = scratch;
-    p->memory.mid = (uint8_t *)scratch + size_align(need.hidden, MEM_ALIGN);
+    uint8_t *at = scratch;
+    p->memory.hidden = take(&at, need.hidden);
+    p->memory.mid = take(&at, need.mid);
+    if (!p->params->awq) return LLMQ_OK;
+    p->scales_memory.hidden = take(&at, scales.hidden);
+    p->scales_memory.mid = take(&at, scales.mid);
     return LLMQ_OK;
 }

@@ -28,9 +28,16 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
 int64_t calib_self_tokens(const char *const *files, size_t n_files, int64_t n_tokens);
 void calib_clear(llmq_calib *calib); /* zeroed allowed */
 
-/* calib_self.c: windows [begin, begin + n) of calib. The model is opened once more, with its weights. */
+/* calib_self.c. So many windows grow at a time, one token each, drawn from so many of the likeliest: of the tail
+ * beyond, less than a token in hundreds would come, and sorting it would take longest. */
+#define CALIB_SELF_STREAMS 16
+#define CALIB_SELF_TOP_K 1000
+/* Windows [begin, begin + n) of calib. The model is opened once more, with its weights. */
 llmq_status calib_self_windows(const llmq_model *model, const llmq_calib_self *self, llmq_calib *calib, int64_t begin,
                                int64_t n, llmq_err *err);
+
+/* Bytes that this takes beside the directory and the tokenizer of the model. */
+size_t calib_self_bytes(const llmq_model *model, int64_t ctx, int n_workers);
 
 /* calib_chat.c: the lines of a .jsonl file of conversations as text of the model's chat template, special tokens
  * spelled out. *out by mem_alloc, NUL-terminated. */

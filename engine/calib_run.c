@@ -15,7 +15,8 @@ typedef struct lane {
     void *q8, *bf16;  /* x in other forms */
     float *a, *b, *c; /* (ctx, .) q k v, or gate up, or a block's output in a */
     llmq_kv kv;
-    void *scratch; /* of attention */
+    void *scratch;         /* of attention */
+    llmq_calib_work spent; /* seconds, of what takes much time alone */
 } lane;
 
 struct llmq_calib_run {
@@ -31,9 +32,10 @@ struct llmq_calib_run {
     uint16_t *mid;               /* (n_tok, q_dim or n_ff) bf16: attention's outputs, then the gated hidden layer's */
     uint8_t *bad;                /* [n_tok] left out somewhere */
     bool settled;                /* x is what the last layer left */
-    bool mapped;                 /* x and mid are the caller's */
+    bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
     bool allow_q8;
+    llmq_calib_work spent; /* seconds of the team */
     double *sums;   /* [wide] of a site's inputs over all tokens */
     float *in;      /* (chunk, cols of the site) inputs of the site's matrices */
     float *cos_sin; /* (ctx, n_rot / 2, 2) */
@@ -59,17 +61,23 @@ typedef struct pass {
     llmq_calib_run *run;
     llmq_site_id site;
     float *gram;
-    int64_t begin, n; /* tokens of the chunk */
+    int64_t begin, n;    /* tokens of the chunk */
+    double gram_seconds; /* worker 0's */
     _Atomic int64_t dropped;
 } pass;
 
 typedef struct span {
     pass *p;
     const llmq_calib_run *run;
-    const lane *l;
+    lane *l;
     int64_t begin, n; /* tokens of the window */
     float *in;        /* (n, cols of the site) its part of run->in */
 } span;
+
+/* The time since `since` went into work of this kind. One worker keeps the time of all who work on a window. */
+static void spend(const llmq_worker *w, const span *s, calib_kind kind, double since) {
+    if (w->id == 0) s->l->spent.of[kind] += time_seconds() - since;
+}
 
 static bool row_finite(const float *x, int64_t n) {
     uint32_t bad = 0;
@@ -151,8 +159,10 @@ static void close_block(const llmq_worker *w, const span *s, llmq_role role, int
     int64_t n_embd = run->model->hp.n_embd;
     load_mid(w, s, cols);
     fill_for(w, s, (llmq_role[]){role, ROLE_COUNT});
+    double since = time_seconds();
     multiply(w, s, role, s->l->a);
     worker_barrier(w);
+    spend(w, s, CALIB_WEIGHTS, since);
     run->model->ops->add(w, run->x + s->begin * n_embd, s->l->a, s->n * n_embd);
     worker_barrier(w);
 }
@@ -192,11 +202,15 @@ static void pass_o(const llmq_worker *w, const span *s) {
     int64_t cols = s->run->q_dim;
     norm_inputs(w, s, ROLE_ATTN_NORM, s->l->x);
     fill_for(w, s, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
+    double since = time_seconds();
     multiply(w, s, ROLE_Q, s->l->a);
     multiply(w, s, ROLE_K, s->l->b);
     multiply(w, s, ROLE_V, s->l->c);
     worker_barrier(w);
+    spend(w, s, CALIB_WEIGHTS, since);
+    since = time_seconds();
     attend(w, s);
+    spend(w, s, CALIB_ATTENTION, since);
     drop_bad_rows(w, s, s->in, cols);
     store_mid(w, s, cols);
 }
@@ -210,16 +224,18 @@ static void pass_down(const llmq_worker *w, const span *s) {
     int64_t n_ff = s->run->model->hp.n_ff;
     norm_inputs(w, s, ROLE_FFN_NORM, s->l->x);
     fill_for(w, s, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
+    double since = time_seconds();
     multiply(w, s, ROLE_GATE, s->l->a);
     multiply(w, s, ROLE_UP, s->l->b);
     worker_barrier(w);
+    spend(w, s, CALIB_WEIGHTS, since);
     s->run->model->ops->silu_mul(w, s->l->a, s->l->b, s->in, s->n * n_ff);
     worker_barrier(w);
     drop_bad_rows(w, s, s->in, n_ff);
     store_mid(w, s, n_ff);
 }
 
-static void pass_window(const llmq_worker *w, pass *p, const lane *l, int64_t window) {
+static void pass_window(const llmq_worker *w, pass *p, lane *l, int64_t window) {
     int64_t ctx = p->run->calib->ctx, cols = calib_site_cols(&p->run->model->hp, p->site);
     span s = {p, p->run, l, p->begin + window * ctx, ctx, p->run->in + window * ctx * cols};
     switch (p->site) {
@@ -258,21 +274,50 @@ static void pass_worker(const llmq_worker *w, void *arg) {
     if (!p->gram) return;
     worker_barrier(w);
     if (run->mean_weight > 0) sum_inputs(w, p, cols);
+    double since = time_seconds();
     run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, p->gram);
+    if (w->id == 0) p->gram_seconds += time_seconds() - since;
 }
 
 /* ---- passes ---- */
 
-/* Weights multiplied on the way to a site, for one token. */
-static double site_weights(const llmq_calib_run *run, llmq_site_id site) {
-    double n_embd = (double)run->model->hp.n_embd, n_ff = (double)run->model->hp.n_ff, q = (double)run->q_dim;
+llmq_calib_work calib_site_work(const llmq_hparams *hp, int64_t ctx, llmq_site_id site, bool gram) {
+    double n_embd = (double)hp->n_embd, n_ff = (double)hp->n_ff, q = (double)(hp->n_head * hp->head_dim),
+           kv = (double)(hp->n_head_kv * hp->head_dim), cols = (double)calib_site_cols(hp, site);
+    double seen = (double)(hp->window > 0 && hp->window < ctx / 2 ? hp->window : ctx / 2); /* on the average, about */
+    llmq_calib_work work = {{0}};
     switch (site) {
-    case SITE_O: return n_embd * (q + 2 * (double)run->kv_dim) + q * (double)run->calib->ctx;
-    case SITE_GATE_UP: return n_embd * q;
-    case SITE_DOWN: return 2 * n_embd * n_ff;
-    case SITE_COUNT: return n_embd * n_ff;
-    default: return 0;
+    case SITE_QKV: work.of[CALIB_FLOATS] = gram ? n_embd : 0; break;
+    case SITE_O:
+        work.of[CALIB_WEIGHTS] = n_embd * (q + 2 * kv);
+        work.of[CALIB_ATTENTION] = 2 * q * seen;
+        work.of[CALIB_FLOATS] = n_embd + q;
+        break;
+    case SITE_GATE_UP:
+        work.of[CALIB_WEIGHTS] = n_embd * q;
+        work.of[CALIB_FLOATS] = q + (gram ? n_embd : 0);
+        break;
+    case SITE_DOWN:
+        work.of[CALIB_WEIGHTS] = 2 * n_embd * n_ff;
+        work.of[CALIB_FLOATS] = n_embd + n_ff;
+        break;
+    default: work.of[CALIB_WEIGHTS] = n_embd * n_ff; work.of[CALIB_FLOATS] = n_ff;
     }
+    if (gram) work.of[CALIB_GRAM] = cols * cols / 2;
+    return work;
+}
+
+/* A chunk took so many seconds: the lanes' share of its kinds, what is left is all the rest. */
+static void add_spent(llmq_calib_run *run, const pass *p, double seconds) {
+    for (int i = 0; i < run->n_lanes; i++) {
+        for (int k = 0; k < CALIB_KINDS; k++) {
+            run->spent.of[k] += run->lanes[i].spent.of[k] / run->n_lanes;
+            seconds -= run->lanes[i].spent.of[k] / run->n_lanes;
+        }
+        run->lanes[i].spent = (llmq_calib_work){{0}};
+    }
+    run->spent.of[CALIB_GRAM] += p->gram_seconds;
+    run->spent.of[CALIB_FLOATS] += seconds > p->gram_seconds ? seconds - p->gram_seconds : 0;
 }
 
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8) {
@@ -295,10 +340,13 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
     if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
     for (p.begin = 0; p.begin < run->n_active; p.begin += run->chunk) {
         p.n = run->n_active - p.begin < run->chunk ? run->n_active - p.begin : run->chunk;
+        double start = time_seconds();
+        p.gram_seconds = 0;
         team_run(run->team, pass_worker, &p);
-        double n = (double)p.n, gram_macs = gram ? n * (double)cols * (double)cols / 2 : 0;
-        if (!run->tick(run->user, n * site_weights(run, site), gram_macs))
-            return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+        add_spent(run, &p, time_seconds() - start);
+        llmq_calib_work done = calib_site_work(&run->model->hp, run->calib->ctx, site, gram != NULL);
+        for (int k = 0; k < CALIB_KINDS; k++) done.of[k] *= (double)p.n;
+        if (!run->tick(run->user, &done)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     if (site == SITE_COUNT) run->settled = true;
     *n_tokens_out = run->n_active - atomic_load(&p.dropped);
@@ -372,6 +420,10 @@ bool calib_run_settled(const llmq_calib_run *run) {
     return run->settled;
 }
 
+llmq_calib_work calib_run_spent(const llmq_calib_run *run) {
+    return run->spent;
+}
+
 int64_t calib_run_dropped(const llmq_calib_run *run) {
     int64_t n = 0;
     for (int64_t t = 0; t < run->n_tok; t++) n += run->bad[t];
@@ -393,7 +445,7 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, N_SHARED = 6, N_OF_LANE = 9 };
+enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 6, N_OF_LANE = 9 };
 
 static void list_shared(llmq_calib_run *run, block blocks[N_SHARED]) {
     const llmq_hparams *hp = &run->model->hp;
@@ -401,7 +453,7 @@ static void list_shared(llmq_calib_run *run, block blocks[N_SHARED]) {
     const block list[N_SHARED] = {
         [BLOCK_X] = {(void **)&run->x, (size_t)run->n_tok * (size_t)hp->n_embd, sizeof(float)},
         [BLOCK_MID] = {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
-        {(void **)&run->bad, (size_t)run->n_tok, 1},
+        [BLOCK_BAD] = {(void **)&run->bad, (size_t)run->n_tok, 1},
         {(void **)&run->in, (size_t)run->chunk * wide, sizeof(float)},
         {(void **)&run->sums, wide, sizeof(double)},
         {(void **)&run->cos_sin, (size_t)run->calib->ctx * (size_t)hp->n_rot, sizeof(float)}};
@@ -438,17 +490,32 @@ static llmq_status alloc_blocks(const block *blocks, size_t n, llmq_err *err) {
     return LLMQ_OK;
 }
 
+static void borrow(llmq_calib_run *run, const llmq_calib_run *lender) {
+    LLMQ_ASSERT(lender->chunk >= run->chunk && lender->calib->ctx >= run->calib->ctx);
+    run->in = lender->in;
+    run->sums = lender->sums;
+    run->cos_sin = lender->cos_sin;
+    run->lanes = lender->lanes;
+    run->n_lanes = lender->n_lanes;
+    run->n_workers = lender->n_workers;
+}
+
 static llmq_status alloc_buffers(llmq_calib_run *run, const llmq_calib_memory *memory, llmq_err *err) {
     block shared[N_SHARED], of_lane[N_OF_LANE];
     const llmq_hparams *hp = &run->model->hp;
     list_shared(run, shared);
     run->mapped = memory->hidden != NULL;
+    run->borrowed = memory->lender != NULL;
     if (run->mapped) {
         run->x = memory->hidden;
         run->mid = memory->mid;
     }
-    size_t first = run->mapped ? BLOCK_MID + 1 : 0;
-    LLMQ_TRY(alloc_blocks(shared + first, N_SHARED - first, err));
+    size_t first = run->mapped ? BLOCK_BAD : 0, end = run->borrowed ? BLOCK_BAD + 1 : N_SHARED;
+    LLMQ_TRY(alloc_blocks(shared + first, end - first, err));
+    if (run->borrowed) {
+        borrow(run, memory->lender);
+        return LLMQ_OK;
+    }
     run->lanes = mem_zalloc((size_t)run->n_lanes, sizeof *run->lanes);
     if (!run->lanes) return mem_error(err, (size_t)run->n_lanes * sizeof *run->lanes, "the calibration's activations");
     for (int i = 0; i < run->n_lanes; i++) {
@@ -498,9 +565,10 @@ llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64
     list_shared(&run, shared);
     list_lane(&run, &l, of_lane);
     llmq_calib_need need = {.hidden = shared[BLOCK_X].n * shared[BLOCK_X].size,
-                            .mid = shared[BLOCK_MID].n * shared[BLOCK_MID].size};
-    for (size_t i = BLOCK_MID + 1; i < N_SHARED; i++) need.rest += shared[i].n * shared[i].size;
-    for (size_t i = 0; i < N_OF_LANE; i++) need.rest += (size_t)run.n_lanes * of_lane[i].n * of_lane[i].size;
+                            .mid = shared[BLOCK_MID].n * shared[BLOCK_MID].size,
+                            .bad = shared[BLOCK_BAD].n * shared[BLOCK_BAD].size};
+    for (size_t i = BLOCK_BAD + 1; i < N_SHARED; i++) need.chunk += shared[i].n * shared[i].size;
+    for (size_t i = 0; i < N_OF_LANE; i++) need.chunk += (size_t)run.n_lanes * of_lane[i].n * of_lane[i].size;
     return need;
 }
 
@@ -538,11 +606,12 @@ void calib_run_destroy(llmq_calib_run *run) {
     if (!run) return;
     block shared[N_SHARED], of_lane[N_OF_LANE];
     list_shared(run, shared);
-    for (size_t i = run->mapped ? BLOCK_MID + 1 : 0; i < N_SHARED; i++) mem_free(*shared[i].p);
-    for (int k = 0; run->lanes && k < run->n_lanes; k++) {
+    size_t end = run->borrowed ? BLOCK_BAD + 1 : N_SHARED;
+    for (size_t i = run->mapped ? BLOCK_BAD : 0; i < end; i++) mem_free(*shared[i].p);
+    for (int k = 0; !run->borrowed && run->lanes && k < run->n_lanes; k++) {
         list_lane(run, &run->lanes[k], of_lane);
         for (size_t i = 0; i < N_OF_LANE; i++) mem_free(*of_lane[i].p);
     }
-    mem_free(run->lanes);
+    if (!run->borrowed) mem_free(run->lanes);
     mem_free(run);
 }

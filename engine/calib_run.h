@@ -8,24 +8,36 @@
 
 typedef struct llmq_calib_run llmq_calib_run;
 
-/* After each piece of a pass: multiply-adds of weights and of Gram matrices just done. false stops
- * (LLMQ_E_INTERRUPTED). */
-typedef bool calib_tick_fn(void *user, double weight_macs, double gram_macs);
+/* What a pass does, by kinds that take different times: multiply-adds of weights, of attention and of Gram matrices,
+ * and floats made ready between them (norms, activations, other forms, sums). */
+typedef enum calib_kind { CALIB_WEIGHTS, CALIB_ATTENTION, CALIB_GRAM, CALIB_FLOATS, CALIB_KINDS } calib_kind;
+/* So much of each kind; or the seconds that it took. */
+typedef struct llmq_calib_work {
+    double of[CALIB_KINDS];
+} llmq_calib_work;
+/* Of one token on its way to a site, in windows of ctx; gram: the site's Gram matrix is summed. */
+llmq_calib_work calib_site_work(const llmq_hparams *hp, int64_t ctx, llmq_site_id site, bool gram);
+
+/* After each piece of a pass: what was just done. false stops (LLMQ_E_INTERRUPTED). */
+typedef bool calib_tick_fn(void *user, const llmq_calib_work *done);
 
 /* model: opened, possibly with no_weights; its arena grows by norms and biases. All are borrowed. Embeds the tokens. */
 llmq_status calib_run_create(llmq_model *model, const llmq_calib *calib, llmq_team *team, calib_tick_fn *tick,
                              void *user, llmq_calib_run **out, llmq_err *err);
 /* The same in memory that is cut otherwise; the results are the same bits. */
 typedef struct llmq_calib_memory {
-    int64_t chunk;      /* tokens that pass a matrix at a time: a calib_run_chunk, 0: the default */
-    void *hidden, *mid; /* zeroed and as large as calib_run_need says, borrowed; NULL: the run's own */
+    int64_t chunk;          /* tokens that pass a matrix at a time: a calib_run_chunk, 0: the default */
+    void *hidden, *mid;     /* zeroed and as large as calib_run_need says, borrowed; NULL: the run's own */
+    llmq_calib_run *lender; /* its buffers of a chunk are used: its windows and chunks are no smaller, and it is not in
+                             * a pass when this run is; NULL: the run's own */
 } llmq_calib_memory;
 llmq_status calib_run_create_in(const llmq_calib_memory *memory, llmq_model *model, const llmq_calib *calib,
                                 llmq_team *team, calib_tick_fn *tick, void *user, llmq_calib_run **out, llmq_err *err);
 /* The default chunk, halved so often; 0: it cannot be. */
 int64_t calib_run_chunk(const llmq_calib *calib, int halvings);
-typedef struct llmq_calib_need {
-    size_t hidden, mid, rest; /* bytes */
+typedef struct llmq_calib_need { /* bytes */
+    size_t hidden, mid, bad;     /* of all tokens */
+    size_t chunk;                /* of those in a pass */
 } llmq_calib_need;
 llmq_calib_need calib_run_need(llmq_model *model, const llmq_calib *calib, int64_t chunk, int n_workers);
 void calib_run_destroy(llmq_calib_run *run); /* NULL allowed */
@@ -62,6 +74,8 @@ void calib_run_state(llmq_calib_run *run, void **hidden, size_t *hidden_bytes, v
 size_t calib_run_state_bytes(const llmq_hparams *hp, size_t n_tokens); /* the sum of both */
 bool calib_run_settled(const llmq_calib_run *run);
 void calib_run_restart(llmq_calib_run *run); /* back to the embeddings, as created */
+/* Seconds so far. */
+llmq_calib_work calib_run_spent(const llmq_calib_run *run);
 /* Tokens that were left out somewhere. */
 int64_t calib_run_dropped(const llmq_calib_run *run);
 

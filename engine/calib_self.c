@@ -7,9 +7,9 @@
 
 #include "engine/calib.h"
 #include "engine/sampler.h"
+#include "types/type.h"
 
-#define STREAMS 16 /* windows that grow at a time */
-#define TOP_K 1000 /* of the tail beyond, less than a token in hundreds would come; sorting it would take longest */
+#define STREAMS CALIB_SELF_STREAMS
 
 typedef struct self_writer {
     const llmq_model *model; /* with its weights */
@@ -150,7 +150,7 @@ static llmq_status write_streams(self_writer *s, llmq_team *team, int64_t first,
     int64_t ctx = s->calib->ctx, n_rot = s->model->hp.n_rot;
     for (int64_t i = 0; i < s->n; i++) {
         llmq_sampler_params params = {.temperature = 1,
-                                      .top_k = TOP_K,
+                                      .top_k = CALIB_SELF_TOP_K,
                                       .top_p = 1,
                                       .repeat_penalty = 1,
                                       .seed = self->seed * 0x9e3779b97f4a7c15u + (uint64_t)(first + i)};
@@ -180,13 +180,24 @@ static int64_t max64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static llmq_status create_buffers(self_writer *s, llmq_team *team, llmq_err *err) {
+typedef struct block {
+    void *p; /* the address of a pointer */
+    size_t n, size;
+} block;
+enum { N_BLOCKS = 18 };
+
+/* Of K or V, one layer and one window. */
+static size_t kv_bytes(const llmq_model *model, int64_t ctx) {
+    const llmq_hparams *hp = &model->hp;
+    return size_align(model->ops->kv_bytes(LLMQ_KV_F16, ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
+}
+
+static void list_blocks(self_writer *s, int n_workers, block blocks[N_BLOCKS]) {
     const llmq_hparams *hp = &s->model->hp;
     const llmq_backend_ops *ops = s->model->ops;
     int64_t ctx = s->calib->ctx, q_dim = hp->n_head * hp->head_dim, kv_dim = hp->n_head_kv * hp->head_dim;
     int64_t wide = max64(hp->n_embd, max64(q_dim, hp->n_ff));
-    size_t f = sizeof(float), n = STREAMS, one = ops->kv_bytes(LLMQ_KV_F16, ctx, (int)hp->n_head_kv, (int)hp->head_dim);
-    one = size_align(one, MEM_ALIGN);
+    size_t f = sizeof(float), n = STREAMS;
     s->attn = (llmq_attn){.n_head = (int)hp->n_head,
                           .n_head_kv = (int)hp->n_head_kv,
                           .head_dim = (int)hp->head_dim,
@@ -194,28 +205,53 @@ static llmq_status create_buffers(self_writer *s, llmq_team *team, llmq_err *err
                           .window = hp->window,
                           .pos = ctx - 1,
                           .n_tok = 1};
-    struct {
-        void *p;
-        size_t n, size;
-    } blocks[] = {{&s->ids, n, sizeof *s->ids},
-                  {&s->kv, n * (size_t)hp->n_layer, sizeof *s->kv},
-                  {&s->kv_block, 2 * n * (size_t)hp->n_layer, one},
-                  {&s->x, n * (size_t)hp->n_embd, f},
-                  {&s->norm, n * (size_t)hp->n_embd, f},
-                  {&s->q, n * (size_t)q_dim, f},
-                  {&s->k, n * (size_t)kv_dim, f},
-                  {&s->v, n * (size_t)kv_dim, f},
-                  {&s->mixed, n * (size_t)q_dim, f},
-                  {&s->gate, n * (size_t)hp->n_ff, f},
-                  {&s->up, n * (size_t)hp->n_ff, f},
-                  {&s->delta, n * (size_t)hp->n_embd, f},
-                  {&s->logits, n * (size_t)hp->n_vocab, f},
-                  {&s->cos_sin, (size_t)ctx * (size_t)hp->n_rot, f},
-                  {&s->turn, n * (size_t)hp->n_rot, f},
-                  {&s->q8, ops->acts_bytes(ACT_Q8, STREAMS, wide), 1},
-                  {&s->bf16, ops->acts_bytes(ACT_BF16, STREAMS, wide), 1},
-                  {&s->scratch, ops->attn_scratch_bytes(&s->attn, team_size(team)), 1}};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+    const block list[N_BLOCKS] = {{&s->ids, n, sizeof *s->ids},
+                                  {&s->kv, n * (size_t)hp->n_layer, sizeof *s->kv},
+                                  {&s->kv_block, 2 * n * (size_t)hp->n_layer, kv_bytes(s->model, ctx)},
+                                  {&s->x, n * (size_t)hp->n_embd, f},
+                                  {&s->norm, n * (size_t)hp->n_embd, f},
+                                  {&s->q, n * (size_t)q_dim, f},
+                                  {&s->k, n * (size_t)kv_dim, f},
+                                  {&s->v, n * (size_t)kv_dim, f},
+                                  {&s->mixed, n * (size_t)q_dim, f},
+                                  {&s->gate, n * (size_t)hp->n_ff, f},
+                                  {&s->up, n * (size_t)hp->n_ff, f},
+                                  {&s->delta, n * (size_t)hp->n_embd, f},
+                                  {&s->logits, n * (size_t)hp->n_vocab, f},
+                                  {&s->cos_sin, (size_t)ctx * (size_t)hp->n_rot, f},
+                                  {&s->turn, n * (size_t)hp->n_rot, f},
+                                  {&s->q8, ops->acts_bytes(ACT_Q8, STREAMS, wide), 1},
+                                  {&s->bf16, ops->acts_bytes(ACT_BF16, STREAMS, wide), 1},
+                                  {&s->scratch, ops->attn_scratch_bytes(&s->attn, n_workers), 1}};
+    memcpy(blocks, list, sizeof list);
+}
+
+size_t calib_self_bytes(const llmq_model *model, int64_t ctx, int n_workers) {
+    block blocks[N_BLOCKS];
+    const llmq_calib calib = {.ctx = ctx};
+    self_writer s = {.model = model, .calib = &calib};
+    size_t bytes = STREAMS * sampler_bytes(model->hp.n_vocab);
+    list_blocks(&s, n_workers, blocks);
+    for (int i = 0; i < N_BLOCKS; i++) bytes += blocks[i].n * blocks[i].size;
+    /* The model once more: floats are read where they lie, blocks are laid out anew. */
+    for (int64_t l = 0; l < model->hp.n_layer; l++)
+        for (int role = ROLE_ATTN_NORM; role < ROLE_COUNT; role++) {
+            const llmq_tensor *t = model->layer_tensors[l].by_role[role];
+            if (t && arch_role_is_matrix((llmq_role)role) && !type_is_float(type_info(t->type)))
+                bytes += (size_t)t->bytes;
+        }
+    const llmq_tensor *head =
+        model->by_role[ROLE_OUTPUT] ? model->by_role[ROLE_OUTPUT] : model->by_role[ROLE_TOKEN_EMBD];
+    return bytes + (type_is_float(type_info(head->type)) ? 0 : (size_t)head->bytes);
+}
+
+static llmq_status create_buffers(self_writer *s, llmq_team *team, llmq_err *err) {
+    const llmq_hparams *hp = &s->model->hp;
+    int64_t ctx = s->calib->ctx;
+    size_t one = kv_bytes(s->model, ctx);
+    block blocks[N_BLOCKS];
+    list_blocks(s, team_size(team), blocks);
+    for (int i = 0; i < N_BLOCKS; i++) {
         void *p = mem_zalloc(blocks[i].n, blocks[i].size);
         memcpy(blocks[i].p, &p, sizeof p);
         if (!p) return mem_error(err, blocks[i].n * blocks[i].size, "writing calibration text");
@@ -251,6 +287,7 @@ llmq_status calib_self_windows(const llmq_model *model, const llmq_calib_self *s
     s->tok = model->tok;
     s->calib = calib;
     LLMQ_TRY_GOTO(create_buffers(s, self->team, err));
+    mem_note_peak();
     for (int64_t i = 0; i < n; i += STREAMS) {
         s->n = n - i < STREAMS ? n - i : STREAMS;
         LLMQ_TRY_GOTO(write_streams(s, self->team, begin + i, self, err));

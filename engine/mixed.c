@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "engine/pipeline.h"
-#include "engine/sensitivity.h"
 #include "quant/allocate.h"
 
 #define TENSOR_ALIGN 32 /* bytes, of tensors in the file */
@@ -113,17 +112,27 @@ static llmq_status refuse(const pipeline *p, int64_t missing, llmq_err *err) {
                      ceil((p->params->target_bpw + 8.0 * (double)missing / (double)weights) * 1e4) / 1e4);
 }
 
+static bool tick_errors(void *user, double work) {
+    return pipeline_advance(user, forecast_errors(user, work));
+}
+
+llmq_sensitivity_job pipeline_sensitivity_job(pipeline *p) {
+    int act_order = p->params->act_order;
+    return (llmq_sensitivity_job){.model = p->model,
+                                  .ex = p->ex,
+                                  .team = p->team,
+                                  .calib = &p->calib,
+                                  .chunk = p->choice_chunk,
+                                  .feedback = p->method->needs_gram,
+                                  .act_order = act_order < 0 ? p->method->act_order_default : act_order > 0,
+                                  .tick = pipeline_tick,
+                                  .tick_errors = tick_errors,
+                                  .user = p};
+}
+
 static llmq_status choose(pipeline *p, choice_table *t, llmq_err *err) {
-    const llmq_sensitivity_job job = {.model = p->model,
-                                      .ex = p->ex,
-                                      .team = p->team,
-                                      .calib = &p->calib,
-                                      .open = t->open,
-                                      .feedback = p->method->needs_gram,
-                                      .act_order = p->params->act_order < 0 ? p->method->act_order_default
-                                                                            : p->params->act_order > 0,
-                                      .tick = pipeline_tick,
-                                      .user = p};
+    llmq_sensitivity_job job = pipeline_sensitivity_job(p);
+    job.open = t->open;
     find_open(p, t);
     LLMQ_TRY(sensitivity_measure(&job, t->loss, err));
     fill_items(p, t);
@@ -137,18 +146,6 @@ static llmq_status choose(pipeline *p, choice_table *t, llmq_err *err) {
         p->result->rows[t->entry[k]].expected_kl = t->items[k].options[t->items[k].chosen].loss;
     }
     return export_seal(p->ex, err);
-}
-
-double pipeline_choose_cost(const pipeline *p) {
-    const llmq_hparams *hp = &p->model->hp;
-    double weights = 0, gram = 0, n_gram = fmin((double)(p->calib.n_windows * p->calib.ctx), 8192);
-    for (size_t i = 0; i < p->ex->n; i++)
-        if (p->ex->entries[i].matrix) weights += (double)tensor_numel(&p->ex->tensors[i]);
-    for (int site = 0; site < SITE_COUNT; site++) {
-        double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
-        gram += (double)hp->n_layer * n_gram * cols * cols / 2;
-    }
-    return (double)sensitivity_tokens(p->model, &p->calib) * weights * COST_WEIGHT_MAC + gram * COST_GRAM_MAC;
 }
 
 llmq_status pipeline_choose_types(pipeline *p, llmq_err *err) {

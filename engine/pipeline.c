@@ -14,27 +14,36 @@
 
 /* ---- progress ---- */
 
-static bool report_progress(pipeline *p, double cost) {
+#define FORECAST_SHARE 0.1 /* of the work that the forecast counts for, against the pace so far */
+
+/* The pace so far is the time that the work done took over the time that it should have taken. */
+bool pipeline_advance(pipeline *p, double cost) {
     p->done += cost;
     if (!p->params->progress) return true;
-    double seconds = time_seconds() - p->start,
-           left = p->done > p->skipped ? seconds * (p->total - p->done) / (p->done - p->skipped) : -1;
-    if (p->done > p->total) left = 0;
+    double took = time_seconds() - p->begun, expected = 1e-9 * (p->done - p->skipped),
+           rest = 1e-9 * (p->total - p->done), prior = FORECAST_SHARE * 1e-9 * (p->total - p->skipped);
+    double left = rest > 0 ? rest * (took + prior) / (expected + prior) : 0;
     return p->params->progress(p->params->user, p->done < p->total ? p->done : p->total, p->total, p->what, left);
 }
 
-bool pipeline_tick(void *user, double weight_macs, double gram_macs) {
-    return report_progress(user, weight_macs * COST_WEIGHT_MAC + gram_macs * COST_GRAM_MAC);
+/* What is to do from now on. */
+static void expect(pipeline *p, double cost) {
+    if (p->total == 0) p->begun = time_seconds();
+    p->total = p->done + cost;
+}
+
+bool pipeline_tick(void *user, const llmq_calib_work *done) {
+    return pipeline_advance(user, forecast_pass(user, done));
 }
 
 typedef struct write_tick {
     pipeline *p;
-    double weights;
+    size_t index;
 } write_tick;
 
 static bool tick_write(void *user, double share) {
     write_tick *t = user;
-    return report_progress(t->p, share * t->weights * COST_COPY);
+    return pipeline_advance(t->p, share * t->p->costs.tensor[t->index]);
 }
 
 /* The time since the last call went to this stage. */
@@ -189,8 +198,7 @@ static llmq_status solve_matrix(pipeline *p, size_t index, int64_t n_tokens, boo
     LLMQ_TRY_GOTO(decode_matrix(p, &job, err));
     for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, index, k)) != NULL; k++)
         LLMQ_TRY_GOTO(solve_on_grid(p, &job, grid, k, n_tokens, keep_ready, err));
-    if (!report_progress(p, pipeline_solve_cost(p, index)))
-        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+    if (!pipeline_advance(p, p->costs.tensor[index])) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     mem_free(job.w);
     return status;
@@ -199,7 +207,7 @@ done:
 /* values: in place of the source's, or NULL. */
 static llmq_status write_plain(pipeline *p, size_t index, const float *values, llmq_err *err) {
     bool exact;
-    write_tick tick = {p, (double)tensor_numel(&p->ex->tensors[index])};
+    write_tick tick = {p, index};
     snprintf(p->what, sizeof p->what, "%.60s", p->ex->tensors[index].name);
     return outputs_put_plain(p->outputs, index, values, p->team, &exact, tick_write, &tick, err);
 }
@@ -327,6 +335,7 @@ static llmq_status quantize_layer(pipeline *p, int layer, size_t first, size_t l
 static llmq_status quantize_all(pipeline *p, llmq_err *err) {
     for (size_t i = 0; i < p->ex->n; i++)
         if (p->ex->entries[i].layer < 0 && !pipeline_is_there(p, i)) LLMQ_TRY(copy_tensor(p, i, err));
+    end_stage(p, LLMQ_STAGE_WRITE);
     for (size_t i = 0, last; i < p->ex->n; i = last) {
         int layer = p->ex->entries[i].layer;
         for (last = i + 1; last < p->ex->n && p->ex->entries[last].layer == layer;) last++;
@@ -343,37 +352,35 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
 
 /* ---- the job ---- */
 
-/* Of one token that the model writes. */
-static double self_cost(const pipeline *p) {
-    double weights = 0;
-    for (size_t i = 0; i < p->ex->n; i++)
-        if (p->ex->entries[i].matrix) weights += (double)tensor_numel(&p->ex->tensors[i]);
-    return weights * COST_SELF_MAC;
-}
-
 static bool tick_self(void *user, double n_tokens) {
     pipeline *p = user;
-    return report_progress(p, n_tokens * self_cost(p));
+    return pipeline_advance(p, n_tokens * p->costs.self_token);
 }
 
-static llmq_status prepare_calibration(pipeline *p, llmq_err *err) {
+/* How many windows, before their text is there. */
+static void count_windows(pipeline *p) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
+    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return;
     int64_t ctx = params->calib_ctx;
     if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
         ctx = p->model->hp.n_ctx_train;
         llmq_log(LLMQ_LOG_INFO, "calibrating on windows of %lld tokens, the model's context", (long long)ctx);
     }
-    int64_t own = calib_self_tokens(params->calib, params->n_calib, params->calib_tokens);
+    p->calib = (llmq_calib){.ctx = ctx, .n_windows = ctx >= 2 ? params->calib_tokens / ctx : 0};
+    p->self_tokens = calib_self_tokens(params->calib, params->n_calib, params->calib_tokens);
+}
+
+static llmq_status load_calibration(pipeline *p, llmq_err *err) {
+    const llmq_quant_params *params = p->params;
+    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
     llmq_calib_self self = {
         .team = p->team, .seed = params->seed, .plan_only = params->plan_only, .tick = tick_self, .user = p};
-    if (own > 0 && ctx > 0) {
-        p->calib = (llmq_calib){.ctx = ctx, .n_windows = params->calib_tokens / ctx}; /* for the forecast */
-        p->total = pipeline_total_cost(p) + (double)own * self_cost(p);
-        snprintf(p->what, sizeof p->what, "writing %lld tokens of text", (long long)own);
-        llmq_log(LLMQ_LOG_INFO, "the model writes %lld tokens of calibration text itself", (long long)own);
+    if (p->self_tokens > 0) {
+        snprintf(p->what, sizeof p->what, "writing %lld tokens of text", (long long)p->self_tokens);
+        llmq_log(LLMQ_LOG_INFO, "the model writes %lld tokens of calibration text itself", (long long)p->self_tokens);
     }
-    return calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, ctx, &self, &p->calib, err);
+    return calib_load(p->model, params->calib, params->n_calib, params->calib_tokens, p->calib.ctx, &self, &p->calib,
+                      err);
 }
 
 static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
@@ -387,14 +394,15 @@ static const llmq_type_info *first_grid(void *user, size_t index) {
     return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
 }
 
-static bool tick_search(void *user, double fits) {
-    return report_progress(user, fits * COST_FIT);
+static bool tick_search(void *user, double work) {
+    return pipeline_advance(user, forecast_search(user, work));
 }
 
 static llmq_status create_transform(pipeline *p, llmq_err *err) {
     llmq_transform_params params = {.model = p->model,
                                     .ex = p->ex,
                                     .calib = &p->calib,
+                                    .memory = p->scales_memory,
                                     .team = p->team,
                                     .grid = first_grid,
                                     .feedback = p->method->needs_gram,
@@ -402,16 +410,48 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .tick = pipeline_tick,
                                     .tick_search = tick_search,
                                     .user = p};
+    int64_t chunk = p->memory.chunk ? p->memory.chunk : calib_run_chunk(&p->calib, 0), n = transform_tokens(&p->calib);
+    params.memory.chunk = chunk < n ? chunk : n;
+    params.memory.lender = p->run;
     return transform_create(&params, &p->transform, err);
 }
 
 /* The extra pass of a job with a target, also for a plan alone. */
 static llmq_status choose_types(pipeline *p, llmq_err *err) {
-    end_stage(p, LLMQ_STAGE_OPEN);
-    p->total = pipeline_choose_cost(p) + (p->params->plan_only ? 0 : pipeline_total_cost(p));
+    llmq_log(LLMQ_LOG_INFO, "forecast: %.2f s of %s", 1e-9 * forecast_choice(p),
+             llmq_quant_stage_name(LLMQ_STAGE_CHOOSE));
+    expect(p, forecast_choice(p) + (p->params->plan_only ? 0 : forecast_layers(p, NULL)));
     LLMQ_TRY(pipeline_choose_types(p, err));
+    LLMQ_TRY(probe_tensors(p, err)); /* of other types now */
     end_stage(p, LLMQ_STAGE_CHOOSE);
     return LLMQ_OK;
+}
+
+/* What the job will cost, as far as that can be known before the text and the types are. */
+static llmq_status measure_costs(pipeline *p, llmq_err *err) {
+    bool runs = p->calib.n_windows > 0;
+    if (!runs && (pipeline_calibrates(p) || pipeline_has_target(p))) return LLMQ_OK; /* loading the text will say why */
+    if (runs) LLMQ_TRY(probe_passes(p, err));
+    if (runs && p->params->awq) LLMQ_TRY(probe_search(p, err));
+    if (pipeline_has_target(p)) LLMQ_TRY(probe_errors(p, err));
+    if (p->self_tokens > 0) LLMQ_TRY(probe_self(p, err));
+    probe_source(p);
+    LLMQ_TRY(probe_tensors(p, err));
+    double own = p->params->plan_only ? 0 : forecast_self(p);
+    expect(p, own + (pipeline_has_target(p) ? forecast_choice(p) : 0) + forecast_layers(p, NULL));
+    return LLMQ_OK;
+}
+
+/* The whole job: what is done already took its time, and a plan leaves out what does not help it. */
+static void set_planned_seconds(pipeline *p) {
+    double stages[LLMQ_STAGE_COUNT], rest = forecast_layers(p, stages);
+    if (p->params->plan_only) rest += forecast_self(p) + forecast_source(p);
+    p->result->planned_seconds = time_seconds() - p->start + 1e-9 * rest;
+    if (p->params->plan_only) stages[LLMQ_STAGE_CALIBRATION] += forecast_self(p);
+    for (int s = 0; s < LLMQ_STAGE_COUNT; s++)
+        if (stages[s] > 0)
+            llmq_log(LLMQ_LOG_INFO, "forecast: %.2f s of %s", 1e-9 * stages[s],
+                     llmq_quant_stage_name((llmq_quant_stage)s));
 }
 
 static void mean_errors(llmq_quant_result *r) {
@@ -481,17 +521,27 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
     LLMQ_TRY(check_params(p, err));
     LLMQ_TRY(team_create(params->n_threads, &p->team, err));
+    int64_t before = mem_note_peak();
     LLMQ_TRY(model_open(path, &open, &p->model, err));
+    int64_t taken = mem_note_peak() - before;
+    p->model_bytes = taken > 0 ? (size_t)taken : 0;
     LLMQ_TRY(pipeline_plan(p, &type, err));
     LLMQ_TRY(pipeline_output_path(p, path, type, r->out, sizeof r->out, err));
     LLMQ_TRY(outputs_check_path(&p->spec, p->model->source, params->force || params->plan_only, err));
     LLMQ_TRY(open_reports(p, reports, err));
-    LLMQ_TRY(prepare_calibration(p, err));
+    count_windows(p);
+    p->base_bytes = (size_t)mem_note_peak();
+    LLMQ_TRY(pipeline_budget_before(p, err));
+    LLMQ_TRY(measure_costs(p, err));
+    end_stage(p, LLMQ_STAGE_OPEN);
+    LLMQ_TRY(load_calibration(p, err));
+    end_stage(p, LLMQ_STAGE_CALIBRATION);
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     LLMQ_TRY(pipeline_budget(p, err));
+    set_planned_seconds(p);
     end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;
     if (pipeline_is_quantized(p->model->info.main_type))
@@ -501,7 +551,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(pipeline_take_scratch(p, err));
     LLMQ_TRY(alloc_gram(p, err));
-    p->total = p->done + pipeline_total_cost(p);
+    expect(p, forecast_layers(p, NULL));
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
@@ -522,7 +572,12 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
     llmq_status status = run_job(&p, path, &reports, err);
-    if (p.run) result->dropped_tokens = calib_run_dropped(p.run);
+    if (p.run) {
+        double gram = calib_run_spent(p.run).of[CALIB_GRAM];
+        result->dropped_tokens = calib_run_dropped(p.run);
+        result->stage_seconds[LLMQ_STAGE_GRAM] = gram; /* seen as part of the passes so far */
+        result->stage_seconds[LLMQ_STAGE_CALIBRATION] -= gram;
+    }
     mean_errors(result);
     result->seconds = time_seconds() - p.start;
     result->peak_bytes = mem_peak();
@@ -533,6 +588,7 @@ llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq
     pipeline_end(&p, status); /* before the run, whose state it may save; its memory may be the journal's */
     calib_run_destroy(p.run);
     mem_free(p.gram);
+    mem_free(p.costs.tensor);
     calib_clear(&p.calib);
     export_destroy(p.ex);
     policy_rules_clear(&p.rules);

@@ -8,18 +8,20 @@
 #include "engine/jobs.h"
 #include "engine/journal.h"
 #include "engine/outputs.h"
+#include "engine/sensitivity.h"
 #include "engine/transform.h"
 #include "quant/policy.h"
 #include "quant/quant.h"
 
-/* Nominal costs in nanoseconds of one thread: only their ratios matter, for the time left. */
-#define COST_WEIGHT_MAC 0.005
-#define COST_SELF_MAC 0.03
-#define COST_GRAM_MAC 0.006
-#define COST_FEEDBACK_MAC 0.012
-#define COST_FACTOR_MAC 0.012
-#define COST_FIT 150.0
-#define COST_COPY 2.0
+/* What work costs here, in nanoseconds of the whole team (probe.c). */
+typedef struct pipeline_costs {
+    double pass[CALIB_KINDS];     /* the calibration's work by kinds */
+    double *tensor;               /* [ex->n] of making what is written of a tensor: solving it, or copying */
+    double search;                /* a unit of AWQ's search */
+    double errors;                /* a unit of the errors that types are chosen by */
+    double self_open, self_token; /* text that the model writes: its weights made ready, each token */
+    double source_byte;           /* of reading the source through once */
+} pipeline_costs;
 
 /* Of resume.c. Layers are counted: `done` 3 means 0, 1 and 2. */
 typedef struct pipeline_resume {
@@ -43,20 +45,25 @@ typedef struct pipeline {
     char gguf_name[256];    /* of the file among several outputs */
     llmq_outputs *outputs;
     llmq_calib calib;
+    int64_t self_tokens; /* of it that the model writes */
     llmq_calib_run *run;
     llmq_transform *transform; /* NULL: layers are quantized as they are */
     llmq_quant_result *result;
     llmq_policy_rules rules;
-    float *gram;                      /* the largest site's (cols, cols) */
-    llmq_weight *ready;               /* [ROLE_COUNT] of the layer under way, made for the forward pass */
-    llmq_type ready_type[ROLE_COUNT]; /* what they are made from, where that is not the source */
-    void *ready_data[ROLE_COUNT];     /* its rows */
-    llmq_calib_memory memory;         /* of budget.c */
-    size_t scratch_bytes;             /* of it in the journal's file */
-    char *settings;                   /* for the journal: lines of all that decides about the result's bytes */
+    float *gram;                             /* the largest site's (cols, cols) */
+    llmq_weight *ready;                      /* [ROLE_COUNT] of the layer under way, made for the forward pass */
+    llmq_type ready_type[ROLE_COUNT];        /* what they are made from, where that is not the source */
+    void *ready_data[ROLE_COUNT];            /* its rows */
+    llmq_calib_memory memory, scales_memory; /* by budget.c: of run, and of the transform's */
+    int64_t choice_chunk;                    /* of the measurements that types are chosen by */
+    size_t scratch_bytes;                    /* in the journal's file */
+    size_t base_bytes, model_bytes;          /* of memory: what the job begins with; of it the model's directory */
+    pipeline_costs costs;
+    char *settings; /* for the journal: lines of all that decides about the result's bytes */
     pipeline_resume resume;
+    double start;              /* of the job, in seconds */
+    double begun, done, total; /* of the work that the bar shows: when it began, how far it is in nanoseconds */
     double skipped;            /* of done: by an earlier run */
-    double start, done, total; /* start in seconds; done of total in nominal nanoseconds */
     double mark;               /* when the stage under way began */
     char what[64];
 } pipeline;
@@ -92,17 +99,36 @@ bool pipeline_is_quantized(llmq_type type);
 bool pipeline_is_solved(const pipeline *p, size_t index);
 /* A solved matrix on this grid is multiplied in its own blocks by the calibration's forward pass; else in bf16. */
 bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid);
-/* Nominal nanoseconds: of solving a matrix, and of the whole job once the calibration text is known. */
-double pipeline_solve_cost(const pipeline *p, size_t index);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */
 bool pipeline_calibrates(const pipeline *p);
-double pipeline_total_cost(const pipeline *p);
+
+/* ---- probe.c: fills costs. A plan must be there, and the calibration's windows counted. */
+
+llmq_status probe_passes(pipeline *p, llmq_err *err);
+llmq_status probe_tensors(pipeline *p, llmq_err *err);
+llmq_status probe_search(pipeline *p, llmq_err *err);
+llmq_status probe_errors(pipeline *p, llmq_err *err);
+llmq_status probe_self(pipeline *p, llmq_err *err);
+void probe_source(pipeline *p);
+
+/* ---- forecast.c: nanoseconds from work and costs */
+
+double forecast_pass(const pipeline *p, const llmq_calib_work *work);
+double forecast_search(const pipeline *p, double work); /* transform_search_work */
+double forecast_errors(const pipeline *p, double work); /* sensitivity_error_work */
+/* All tensors, and the calibration between them; its parts by what they count as, NULL allowed. */
+double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]);
+double forecast_choice(const pipeline *p); /* pipeline_choose_types */
+double forecast_self(const pipeline *p);   /* the text that the model writes */
+double forecast_source(const pipeline *p); /* the manifest's sums */
 
 /* ---- budget.c */
 
 /* The most memory and disk the job will take, into result; cut to --max-ram in this order: the hidden states in the
  * journal's file, then fewer tokens at a time. The result's bytes stay the same. After the sizes. */
 llmq_status pipeline_budget(pipeline *p, llmq_err *err);
+/* Before the calibration text and the choice of types: that these can do with --max-ram. */
+llmq_status pipeline_budget_before(pipeline *p, llmq_err *err);
 llmq_status pipeline_take_scratch(pipeline *p, llmq_err *err); /* as planned, once the journal is open */
 size_t pipeline_gram_bytes(const pipeline *p);                 /* the widest site's; 0: none */
 
@@ -124,15 +150,16 @@ void pipeline_end(pipeline *p, llmq_status status);
 size_t pipeline_checkpoint_bytes(const pipeline *p);
 /* ---- pipeline.c */
 
-bool pipeline_tick(void *user, double weight_macs, double gram_macs); /* calib_tick_fn, user: the pipeline */
+bool pipeline_tick(void *user, const llmq_calib_work *done); /* calib_tick_fn, user: the pipeline */
+bool pipeline_advance(pipeline *p, double cost);             /* so many nanoseconds of work are done; false stops */
 
 /* ---- mixed.c */
 
 /* A size is given and the types are to be chosen for it. */
 bool pipeline_has_target(const pipeline *p);
+/* All of it but what is open. */
+llmq_sensitivity_job pipeline_sensitivity_job(pipeline *p);
 /* After pipeline_plan and with calib: measures the layers and chooses the types that no rule fixes. */
 llmq_status pipeline_choose_types(pipeline *p, llmq_err *err);
-/* Nominal nanoseconds of that. */
-double pipeline_choose_cost(const pipeline *p);
 
 #endif

@@ -48,37 +48,6 @@ bool pipeline_calibrates(const pipeline *p) {
     return p->method->needs_gram || p->params->awq;
 }
 
-double pipeline_solve_cost(const pipeline *p, size_t i) {
-    double rows = (double)tensor_rows(&p->ex->tensors[i]), cols = (double)tensor_cols(&p->ex->tensors[i]);
-    double cost = rows * cols * COST_FIT;
-    size_t n = 0;
-    if (p->method->needs_gram)
-        cost += rows * cols * cols / 2 * COST_FEEDBACK_MAC + cols * cols * cols / 6 * COST_FACTOR_MAC;
-    while (outputs_grid(&p->spec, p->ex, i, n)) n++;
-    return cost * (double)n;
-}
-
-double pipeline_total_cost(const pipeline *p) {
-    const llmq_hparams *hp = &p->model->hp;
-    double cost = 0, n = (double)(p->calib.n_windows * p->calib.ctx);
-    for (size_t i = 0; i < p->ex->n; i++)
-        cost +=
-            pipeline_is_solved(p, i) ? pipeline_solve_cost(p, i) : (double)tensor_numel(&p->ex->tensors[i]) * COST_COPY;
-    if (!pipeline_calibrates(p)) return cost;
-    for (size_t i = 0; p->params->awq && i < p->ex->n; i++)
-        if (pipeline_is_solved(p, i))
-            cost += COST_FIT * transform_fits(tensor_rows(&p->ex->tensors[i]), tensor_cols(&p->ex->tensors[i]));
-    if (p->params->awq) n += (double)transform_tokens(&p->calib);
-    for (size_t i = 0; i < p->ex->n; i++)
-        if (p->ex->entries[i].matrix && p->ex->entries[i].layer >= 0)
-            cost += n * (double)tensor_numel(&p->ex->tensors[i]) * COST_WEIGHT_MAC;
-    for (int site = 0; site < SITE_COUNT; site++) {
-        double cols = (double)calib_site_cols(hp, (llmq_site_id)site);
-        cost += (double)hp->n_layer * n * cols * cols / 2 * COST_GRAM_MAC;
-    }
-    return cost;
-}
-
 static llmq_status choose_type(const pipeline *p, llmq_type *out, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     const llmq_hparams *hp = &p->model->hp;

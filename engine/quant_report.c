@@ -52,6 +52,7 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
     json_object_set_new(root, "calib_tokens", json_integer(r->calib_tokens));
     json_object_set_new(root, "dropped_tokens", json_integer(r->dropped_tokens));
     json_object_set_new(root, "seconds", json_real(r->seconds));
+    json_object_set_new(root, "planned_seconds", json_real(r->planned_seconds));
     json_object_set_new(root, "peak_bytes", json_integer(r->peak_bytes));
     json_object_set_new(root, "planned_peak_bytes", json_integer(r->planned_peak_bytes));
     json_object_set_new(root, "planned_disk_bytes", json_integer(r->planned_disk_bytes));

@@ -120,8 +120,9 @@ static void go_on(pipeline *p, int64_t done) {
     int64_t n_layer = p->model->hp.n_layer;
     r->begin = r->done = r->saved = done;
     load_rows(p);
-    p->skipped = p->total * (double)done / (double)n_layer;
+    p->skipped = (p->total - p->done) * (double)done / (double)n_layer;
     p->done += p->skipped;
+    p->result->planned_seconds -= 1e-9 * p->skipped;
     p->result->resumed_layers = done;
     llmq_log(LLMQ_LOG_NOTE, "going on after layer %lld of %lld", (long long)done, (long long)n_layer);
 }

@@ -58,6 +58,10 @@ llmq_status sampler_create(int64_t n_vocab, llmq_sampler *out, llmq_err *err) {
     return LLMQ_OK;
 }
 
+size_t sampler_bytes(int64_t n_vocab) {
+    return (size_t)n_vocab * (sizeof(sampler_entry) + sizeof(float));
+}
+
 void sampler_destroy(llmq_sampler *s) {
     mem_free(s->entries);
     mem_free(s->logits);

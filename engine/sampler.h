@@ -19,6 +19,7 @@ typedef struct llmq_sampler {
 } llmq_sampler;
 
 llmq_status sampler_create(int64_t n_vocab, llmq_sampler *out, llmq_err *err);
+size_t sampler_bytes(int64_t n_vocab); /* of memory */
 void sampler_destroy(llmq_sampler *s); /* zeroed allowed */
 /* Restarts the random numbers from params->seed. */
 void sampler_set(llmq_sampler *s, const llmq_sampler_params *params);

@@ -76,10 +76,38 @@ static int64_t count_windows(const llmq_model *model) {
     return n;
 }
 
-int64_t sensitivity_tokens(const llmq_model *model, const llmq_calib *calib) {
-    int64_t total = calib->n_windows * calib->ctx;
-    /* A stream begins at its layer: on the average half of the model. */
-    return (total < GRAM_TOKENS ? total : GRAM_TOKENS) + (count_windows(model) / 2 + 2) * stream_ctx(calib);
+static void add_work(llmq_calib_work *sum, llmq_calib_work work, double n_tok) {
+    for (int k = 0; k < CALIB_KINDS; k++) sum->of[k] += work.of[k] * n_tok;
+}
+
+static int64_t gram_windows(const llmq_calib *calib) {
+    int64_t n = (GRAM_TOKENS + calib->ctx - 1) / calib->ctx;
+    return n < calib->n_windows ? n : calib->n_windows;
+}
+
+/* A chunk of the Gram matrices' tokens. */
+static int64_t gram_chunk(const llmq_sensitivity_job *job) {
+    int64_t n_tok = gram_windows(job->calib) * job->calib->ctx, chunk = job->chunk;
+    if (!chunk) chunk = calib_run_chunk(job->calib, 0);
+    return chunk < n_tok ? chunk : n_tok;
+}
+
+llmq_calib_work sensitivity_work(const llmq_model *model, const llmq_calib *calib) {
+    static const int matrices[SITE_COUNT] = {3, 1, 2, 1};
+    const llmq_hparams *hp = &model->hp;
+    llmq_calib_work sum = {{0}};
+    int64_t ctx = stream_ctx(calib), streams = 2;
+    for (int64_t l = 0; l < hp->n_layer; l++)
+        for (int site = 0; site <= SITE_COUNT; site++) {
+            llmq_site_id id = (llmq_site_id)site;
+            if (site < SITE_COUNT || l + 1 < hp->n_layer)
+                add_work(&sum, calib_site_work(hp, calib->ctx, id, site < SITE_COUNT),
+                         (double)(gram_windows(calib) * calib->ctx));
+            add_work(&sum, calib_site_work(hp, ctx, id, false), (double)(streams * ctx));
+            if (site < SITE_COUNT && has_streams(l, hp->n_layer)) streams += matrices[site];
+        }
+    sum.of[CALIB_WEIGHTS] += (double)(streams * ctx) / 2 * (double)hp->n_vocab * (double)hp->n_embd; /* the head */
+    return sum;
 }
 
 /* Absmax rounding to 4 bits in groups, without any search. */
@@ -161,13 +189,18 @@ static void error_worker(const llmq_worker *worker, void *arg) {
     }
 }
 
+static int64_t error_rows(const llmq_export *ex, size_t index) {
+    int64_t most = ex->entries[index].layer >= 0 ? ERROR_ROWS : TABLE_ROWS, rows = tensor_rows(&ex->tensors[index]);
+    return rows < most ? rows : most;
+}
+
 /* Fills error and coarse of entry `index`. */
 static llmq_status measure_errors(sensitivity *s, size_t index, const float *gram, const float *importance,
-                                  int64_t n_rows, llmq_err *err) {
+                                  llmq_err *err) {
     const llmq_sensitivity_job *job = s->job;
     const llmq_tensor *t = &job->ex->tensors[index];
     error_job e = {.ex = job->ex, .index = index, .gram = gram, .importance = importance};
-    e.n_rows = tensor_rows(t) < n_rows ? tensor_rows(t) : n_rows;
+    e.n_rows = error_rows(job->ex, index);
     e.scratch = mem_alloc((size_t)team_size(job->team) * 3 * (size_t)tensor_cols(t), sizeof *e.scratch);
     e.row = mem_alloc((size_t)e.n_rows, sizeof *e.row);
     llmq_status status = e.scratch && e.row ? LLMQ_OK : mem_error(err, (size_t)tensor_cols(t), t->name);
@@ -182,6 +215,28 @@ static llmq_status measure_errors(sensitivity *s, size_t index, const float *gra
     }
     mem_free(e.row);
     mem_free(e.scratch);
+    if (status == LLMQ_OK && job->tick_errors && !job->tick_errors(job->user, sensitivity_error_work(job->ex, index)))
+        return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+    return status;
+}
+
+/* Every candidate fits every weight, and multiplies the errors with half of the Gram matrix if there is one. */
+double sensitivity_error_work(const llmq_export *ex, size_t index) {
+    double cols = (double)tensor_cols(&ex->tensors[index]);
+    return (double)error_rows(ex, index) * cols * (150 + (ex->entries[index].layer >= 0 ? cols / 4 : 0));
+}
+
+llmq_status sensitivity_probe(const llmq_sensitivity_job *job, size_t index, double *seconds_out, llmq_err *err) {
+    size_t cols = (size_t)tensor_cols(&job->ex->tensors[index]);
+    sensitivity s = {.job = job};
+    s.m = mem_zalloc(job->ex->n, sizeof *s.m);
+    s.gram = mem_zalloc(cols * cols, sizeof *s.gram);
+    llmq_status status = s.m && s.gram ? LLMQ_OK : mem_error(err, cols * cols * sizeof *s.gram, "the forecast");
+    double begin = time_seconds();
+    if (status == LLMQ_OK) status = measure_errors(&s, index, s.gram, NULL, err);
+    *seconds_out = time_seconds() - begin;
+    mem_free(s.gram);
+    mem_free(s.m);
     return status;
 }
 
@@ -296,7 +351,7 @@ static llmq_status measure_matrix(sensitivity *s, int64_t layer, llmq_role role,
     const llmq_sensitivity_job *job = s->job;
     size_t i = s->index[layer][role];
     if (!job->open[i]) return LLMQ_OK;
-    LLMQ_TRY(measure_errors(s, i, importance ? s->gram : NULL, importance, ERROR_ROWS, err));
+    LLMQ_TRY(measure_errors(s, i, importance ? s->gram : NULL, importance, err));
     s->m[i].gain = gain;
     if (!has_streams(layer, job->model->hp.n_layer)) return LLMQ_OK;
     LLMQ_TRY(prepare_coarse(s, job->ex->entries[i].src, &s->worse[role], &s->worse_bf16[role], err));
@@ -441,14 +496,17 @@ static llmq_status measure_predictions(sensitivity *s, size_t embedding, size_t 
     LLMQ_TRY_GOTO(alloc_head(&job, err));
     LLMQ_TRY_GOTO(model->ops->weight_prepare(&clean, table, PREP_BF16, s->job->team, err));
     each_token(&job, 0, &clean, base_worker);
+    mem_note_peak();
     for (size_t i = 0; i < s->job->ex->n; i++) {
         if (s->m[i].window < 2) continue;
         s->m[i].kl = stream_kl(&job, s->m[i].window, &clean);
-        if (!s->job->tick(s->job->user, (double)tensor_numel(table) * (double)(s->stream_calib.ctx / 2), 0))
-            LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+        const llmq_calib_work done = {
+            .of = {[CALIB_WEIGHTS] = (double)tensor_numel(table) * (double)(s->stream_calib.ctx / 2)}};
+        if (!s->job->tick(s->job->user, &done)) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
     }
     if (s->job->open[embedding] || (!tied && s->job->open[head]))
         LLMQ_TRY_GOTO(prepare_coarse(s, table, &worse, &bf16, err));
+    mem_note_peak();
     if (s->job->open[embedding]) s->m[embedding].kl = stream_kl(&job, 1, tied ? &worse : &clean);
     if (!tied && s->job->open[head]) s->m[head].kl = stream_kl(&job, 0, &worse);
 done:
@@ -546,13 +604,38 @@ static llmq_status prepare(sensitivity *s, llmq_err *err) {
     for (size_t i = 0; i < ex->n; i++)
         if (ex->entries[i].layer >= 0) s->index[ex->entries[i].layer][ex->entries[i].role] = i;
     s->gram_calib = *job->calib;
-    int64_t windows = (GRAM_TOKENS + job->calib->ctx - 1) / job->calib->ctx;
-    if (s->gram_calib.n_windows > windows) s->gram_calib.n_windows = windows;
+    s->gram_calib.n_windows = gram_windows(job->calib);
     LLMQ_TRY(fill_stream_tokens(s, err));
-    LLMQ_TRY(calib_run_create(job->model, &s->gram_calib, job->team, job->tick, job->user, &s->gram_run, err));
-    LLMQ_TRY(calib_run_create(job->model, &s->stream_calib, job->team, job->tick, job->user, &s->stream_run, err));
+    llmq_calib_memory gram_memory = {.chunk = gram_chunk(job)};
+    LLMQ_TRY(calib_run_create_in(&gram_memory, job->model, &s->gram_calib, job->team, job->tick, job->user,
+                                 &s->gram_run, err));
+    llmq_calib_memory stream_memory = {.chunk = s->stream_calib.ctx, .lender = s->gram_run};
+    LLMQ_TRY(calib_run_create_in(&stream_memory, job->model, &s->stream_calib, job->team, job->tick, job->user,
+                                 &s->stream_run, err));
     calib_run_limit(s->stream_run, 2);
     return worsen_embeddings(s, err);
+}
+
+/* What lives as long as the measurement, and beside it either a layer's weights, as they are and coarsely rounded, with
+ * the rows that the latter are made from; or the head's, both, and logits. */
+size_t sensitivity_bytes(const llmq_sensitivity_job *job) {
+    llmq_model *model = job->model;
+    const llmq_calib gram = {.ctx = job->calib->ctx, .n_windows = gram_windows(job->calib)},
+                     stream = {.ctx = stream_ctx(job->calib), .n_windows = count_windows(model)};
+    int n_workers = team_size(job->team);
+    llmq_calib_need a = calib_run_need(model, &gram, gram_chunk(job), n_workers),
+                    b = calib_run_need(model, &stream, stream.ctx, n_workers);
+    size_t widest = 0, layer = 0, n_vocab = (size_t)model->hp.n_vocab, head = n_vocab * (size_t)model->hp.n_embd;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        size_t cols = (size_t)calib_site_cols(&model->hp, (llmq_site_id)site);
+        widest = cols > widest ? cols : widest;
+    }
+    for (int k = 0; k < N_MATRIX_ROLES; k++)
+        layer += (size_t)tensor_numel(model->layer_tensors[0].by_role[matrix_roles[k]]);
+    layer *= 3 * sizeof(uint16_t);
+    head = 3 * sizeof(uint16_t) * head + sizeof(float) * n_vocab * (HEAD_ROWS + (size_t)stream.ctx / 2);
+    return a.hidden + a.mid + a.bad + a.chunk + b.hidden + b.mid + b.bad + 2 * widest * widest * sizeof(float) +
+           (layer > head ? layer : head);
 }
 
 static llmq_status measure_all(sensitivity *s, llmq_err *err) {
@@ -567,8 +650,8 @@ static llmq_status measure_all(sensitivity *s, llmq_err *err) {
         release_layer(s);
         if (status != LLMQ_OK) return status;
     }
-    if (s->job->open[embedding]) LLMQ_TRY(measure_errors(s, embedding, NULL, NULL, TABLE_ROWS, err));
-    if (head < ex->n && s->job->open[head]) LLMQ_TRY(measure_errors(s, head, NULL, NULL, TABLE_ROWS, err));
+    if (s->job->open[embedding]) LLMQ_TRY(measure_errors(s, embedding, NULL, NULL, err));
+    if (head < ex->n && s->job->open[head]) LLMQ_TRY(measure_errors(s, head, NULL, NULL, err));
     return measure_predictions(s, embedding, head, err);
 }
 

@@ -6,7 +6,6 @@
 
 #define TRANSFORM_TOKENS 8192 /* that scales are found on: they are fewer numbers than weights */
 #define SAMPLE_ROWS 64        /* of each matrix, that candidates are measured on */
-#define SEARCH_STEPS 18       /* candidates tried, about */
 
 /* ---- scales ---- */
 
@@ -75,8 +74,15 @@ int64_t transform_tokens(const llmq_calib *calib) {
     return (calib->n_windows < most ? calib->n_windows : most) * calib->ctx;
 }
 
-double transform_fits(int64_t rows, int64_t cols) {
-    return (double)(rows < SAMPLE_ROWS ? rows : SAMPLE_ROWS) * (double)cols * SEARCH_STEPS;
+int64_t transform_sample_rows(int64_t rows) {
+    return rows < SAMPLE_ROWS ? rows : SAMPLE_ROWS;
+}
+
+/* Each candidate fits every sampled weight and multiplies its error with half of the Gram matrix. */
+double transform_search_work(int64_t rows, int64_t cols, int n_workers) {
+    int64_t share = (rows + AWQ_CHUNK - 1) / AWQ_CHUNK; /* that workers take whole */
+    share = (share + n_workers - 1) / n_workers * AWQ_CHUNK;
+    return (double)share * (double)cols * (WORK_FIT + (double)cols / 2 * WORK_MAC);
 }
 
 /* Window of the calibration that is window i of the part. */
@@ -96,7 +102,8 @@ llmq_status transform_create(const llmq_transform_params *params, llmq_transform
     for (int64_t i = 0; i < t->part.n_windows; i++)
         memcpy(t->part.tokens + i * calib->ctx, calib->tokens + part_window(t, i) * calib->ctx,
                (size_t)calib->ctx * sizeof *calib->tokens);
-    LLMQ_TRY_GOTO(calib_run_create(params->model, &t->part, params->team, params->tick, params->user, &t->run, err));
+    LLMQ_TRY_GOTO(calib_run_create_in(&params->memory, params->model, &t->part, params->team, params->tick,
+                                      params->user, &t->run, err));
     *out = t;
 done:
     if (status != LLMQ_OK) transform_destroy(t);
@@ -177,7 +184,7 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
     llmq_site_matrix matrices[ROLE_COUNT];
     float *samples[ROLE_COUNT];
     int32_t *channel = NULL;
-    double fits = 0;
+    int64_t n_rows = 0;
     llmq_site_problem problem = {.matrices = matrices,
                                  .cols = calib_site_cols(&params->model->hp, site),
                                  .gram = gram,
@@ -191,11 +198,11 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
         const llmq_type_info *grid = params->grid(params->user, i);
         if (site_of(params->model, params->ex->entries[i].role) != site || !grid) continue;
         int k = problem.n_matrices++;
-        int64_t n = tensor_rows(src) < SAMPLE_ROWS ? tensor_rows(src) : SAMPLE_ROWS;
+        int64_t n = transform_sample_rows(tensor_rows(src));
         LLMQ_TRY_GOTO(source_load(params->model->source, src, false, err));
         LLMQ_TRY_GOTO(sample_rows(src, params->team, n, &samples[k], err));
         matrices[k] = (llmq_site_matrix){.w = samples[k], .n_rows = n, .type = grid};
-        fits += transform_fits(tensor_rows(src), tensor_cols(src));
+        n_rows += n;
     }
     LLMQ_TRY_GOTO(scales_channels(params->model, site, &problem.n_channels, &channel, err));
     problem.channel = channel;
@@ -207,7 +214,8 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
         mem_free(t->scales.s[site]);
         t->scales.s[site] = NULL;
     }
-    if (!params->tick_search(params->user, fits)) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+    if (!params->tick_search(params->user, transform_search_work(n_rows, problem.cols, team_size(params->team))))
+        LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     for (int i = 0; i < problem.n_matrices; i++) mem_free(samples[i]);
     mem_free(channel);
@@ -215,6 +223,24 @@ done:
 }
 
 /* ---- a layer ---- */
+
+/* Either the weights of a site that tokens pass, or samples of its matrices with errors and products as large. */
+size_t transform_layer_bytes(const llmq_export *ex, size_t first, size_t last) {
+    size_t most = 0;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        size_t weights = 0, samples = 0;
+        for (size_t i = first; i < last; i++) {
+            const llmq_tensor *t = &ex->tensors[i];
+            if (site_of(ex->model, ex->entries[i].role) != (llmq_site_id)site) continue;
+            size_t rows = (size_t)transform_sample_rows(tensor_rows(t));
+            weights += (size_t)tensor_numel(t) * 2;
+            samples += 3 * rows * (size_t)tensor_cols(t) * sizeof(float);
+        }
+        most = weights > most ? weights : most;
+        most = samples > most ? samples : most;
+    }
+    return most;
+}
 
 static llmq_status prepare_site(llmq_transform *t, layer_range range, llmq_site_id site, llmq_err *err) {
     const llmq_transform_params *params = &t->params;
@@ -259,6 +285,7 @@ llmq_status transform_layer(llmq_transform *t, const llmq_calib_run *run, int la
         release_ready(t);
         if (wanted) LLMQ_TRY_GOTO(find_scales(t, range, (llmq_site_id)site, gram, n_tokens, &reports[site], err));
         if (site != SITE_DOWN) LLMQ_TRY_GOTO(prepare_site(t, range, (llmq_site_id)site, err));
+        mem_note_peak();
     }
     LLMQ_TRY_GOTO(change_vectors(t, range, err));
 done:

@@ -32,12 +32,13 @@ typedef struct llmq_transform_params {
     llmq_model *model;
     const llmq_export *ex;
     const llmq_calib *calib;
+    llmq_calib_memory memory; /* of its run over transform_tokens of them */
     llmq_team *team;
     const llmq_type_info *(*grid)(void *user, size_t index); /* what a matrix will be rounded to, NULL: not at all */
     bool feedback; /* with error feedback, with this damping (as in llmq_quant_problem) */
     double damp;
     calib_tick_fn *tick;
-    bool (*tick_search)(void *user, double fits); /* weights just fitted; false stops */
+    bool (*tick_search)(void *user, double work); /* transform_search_work just done; false stops */
     void *user;                                   /* of all three */
 } llmq_transform_params;
 
@@ -52,8 +53,13 @@ const llmq_layer_scales *transform_scales(const llmq_transform *t);
 /* The layer's vector of a role as the scales change it, NULL if they do not. Borrowed until the next layer. */
 const float *transform_vector(const llmq_transform *t, llmq_role role);
 
-/* For the time left: tokens that pass through the layers once more, and weights fitted in the search. */
+/* Bytes beside the calibration run's, while scales are found for a layer, entries [first, last) of ex. */
+size_t transform_layer_bytes(const llmq_export *ex, size_t first, size_t last);
+
+/* For forecasts: tokens that pass through the layers once more, and what the search of a site's scales takes on `rows`
+ * sampled rows of its matrices together, in a unit that only ratios of mean something. */
 int64_t transform_tokens(const llmq_calib *calib);
-double transform_fits(int64_t rows, int64_t cols);
+int64_t transform_sample_rows(int64_t rows); /* of a matrix */
+double transform_search_work(int64_t rows, int64_t cols, int n_workers);
 
 #endif

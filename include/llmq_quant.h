@@ -100,11 +100,11 @@ typedef struct llmq_quant_result {
     double seconds;
     int64_t peak_bytes; /* peak anonymous memory of this process */
     int64_t n_fallback;
-    int64_t planned_peak_bytes,
-        planned_disk_bytes;           /* the forecasts: peak_bytes; the most that all files take at once */
-    int64_t n_layers, resumed_layers; /* of the model; of them taken over from a run that was stopped */
-    bool kept;                        /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
-    int64_t kept_layers;              /* after so many layers (0: as many as were there before) */
+    double planned_seconds; /* the forecasts: seconds, by a short measurement on this machine; */
+    int64_t planned_peak_bytes, planned_disk_bytes; /* peak_bytes; the most that all files take at once */
+    int64_t n_layers, resumed_layers;               /* of the model; of them taken over from a run that was stopped */
+    bool kept;           /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
+    int64_t kept_layers; /* after so many layers (0: as many as were there before) */
     double stage_seconds[LLMQ_STAGE_COUNT];
 } llmq_quant_result;
 

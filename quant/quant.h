@@ -37,6 +37,7 @@ typedef struct llmq_quant_problem {
     const char *name; /* for messages */
     const float *w;   /* (rows, cols) */
     int64_t rows, cols;
+    int64_t part_of;   /* rows of the matrix that these stand for: they are worked on as that would be; 0: rows */
     const float *gram; /* (cols, cols) lower triangle of X'X over the calibration tokens; NULL: data-free */
     int64_t n_tokens;
     const llmq_type_info *type;
@@ -64,7 +65,14 @@ typedef struct llmq_method {
     const char *emit;
     bool fp4; /* bnb: that grid is FP4, not NF4 */
     llmq_status (*solve)(const llmq_quant_problem *p, llmq_quantized *out, llmq_quant_report *report, llmq_err *err);
+    double (*work)(const llmq_quant_problem *p); /* of method_work, but for measuring errors; NULL: a fit a weight */
 } llmq_method;
+
+/* What solve does for a matrix of p's shape, solver and team, in nanoseconds of some machine: only ratios mean
+ * something, to judge a large matrix by the time that a small one took. p->gram counts by being there. */
+double method_work(const llmq_method *m, const llmq_quant_problem *p);
+#define WORK_FIT 40.0  /* of a weight, by one worker */
+#define WORK_MAC 0.025 /* of products of matrices */
 
 const llmq_method *method_find(const char *name); /* NULL if unknown */
 const llmq_method *method_at(size_t index);       /* NULL past the end */

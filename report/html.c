@@ -28,6 +28,12 @@ static void add_row(report_text *t, const char *name, int digits, double value, 
     text_add(t, "<tr><th scope=\"row\">%s</th><td>%.*f %s</td></tr>\n", name, digits, value, unit);
 }
 
+static void add_bytes(report_text *t, const char *name, int64_t bytes) {
+    text_add(t, "<tr><th scope=\"row\">%s</th><td>", name);
+    text_bytes(t, (double)bytes);
+    text_add(t, "</td></tr>\n");
+}
+
 static void add_summary(report_text *t, const llmq_report_facts *f) {
     const llmq_quant_result *r = f->result;
     text_add(t, "<h1>");
@@ -42,10 +48,10 @@ static void add_summary(report_text *t, const llmq_report_facts *f) {
     add_row(t, "inside the layers", 3, r->matrix_bits_per_weight, "bits per weight");
     if (r->mean_error >= 0) add_row(t, "mean error of a layer", 5, r->mean_error, "relative");
     if (r->mean_rtn_error >= 0) add_row(t, "by plain rounding", 5, r->mean_rtn_error, "relative");
-    add_row(t, "time", 1, r->seconds, "s");
-    text_add(t, "<tr><th scope=\"row\">peak memory</th><td>");
-    text_bytes(t, (double)r->peak_bytes);
-    text_add(t, "</td></tr>\n");
+    if (!f->params->plan_only) add_row(t, "time", 1, r->seconds, "s");
+    add_row(t, "planned time", 1, r->planned_seconds, "s");
+    if (!f->params->plan_only) add_bytes(t, "peak memory", r->peak_bytes);
+    add_bytes(t, "planned memory", r->planned_peak_bytes);
     text_add(t, "</tbody></table>\n");
 }
 

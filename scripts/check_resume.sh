@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Kills a quantization at random moments and lets the same command go on, with 1, 2 and 3 threads in turn: the result must
 # have the same SHA-256 as that of a run nobody disturbed. Prints a table; status 0 if all are the same.
-# usage: scripts/check_resume.sh MODEL [KILLS [OPTION...]]   (20 kills; options go to llmq quantize: --type q4_0 ...)
+# Of a folder it is the sum over its files' names and sums.
+# usage: scripts/check_resume.sh MODEL [KILLS [OPTION...]]   (20 kills; options go to llmq quantize: --type q4_0, --emit gptq ...)
 # LLMQ: the program (build/llmq). LLMQ_CHECKPOINTS=all takes a checkpoint after every layer, as tests of small models want.
 set -u
 cd "$(dirname "$0")/.."
@@ -18,11 +19,18 @@ quantize() { # quantize THREADS OUT
     "$llmq" quantize "$model" -o "$work/$2" --threads "$1" "${options[@]}" >"$work/log" 2>&1
 }
 options=("$@")
+hash() { # hash OUT
+    if [ -d "$work/$1" ]; then
+        (cd "$work/$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+    else
+        sha256sum <"$work/$1"
+    fi
+}
 
 begin=$(now)
-quantize 1 whole.gguf || { cat "$work/log"; exit 1; }
+quantize 1 whole || { cat "$work/log"; exit 1; }
 duration=$(seconds "$begin")
-wanted=$(sha256sum <"$work/whole.gguf")
+wanted=$(hash whole)
 echo "$model ${options[*]}: undisturbed, 1 thread: $duration s, SHA-256 ${wanted:0:16}"
 printf '%4s  %7s  %8s  %-34s  %8s  %s\n' kill threads after "what it left" "total s" "same bytes"
 faults=0 resumed=0
@@ -31,27 +39,27 @@ for ((i = 1; i <= kills; i++)); do
     # Up to three kills of one job; the last run is left alone, with another number of threads than the first.
     for ((k = 0; k <= i % 3; k++)); do
         after=$(awk -v d="$duration" -v r=$RANDOM 'BEGIN { printf "%.3f", d * r / 32768 }')
-        "$llmq" quantize "$model" -o "$work/killed.gguf" --threads $threads "${options[@]}" >"$work/log" 2>&1 &
+        "$llmq" quantize "$model" -o "$work/killed" --threads $threads "${options[@]}" >"$work/log" 2>&1 &
         pid=$!
         sleep "$after"
         kill -9 $pid 2>/dev/null
         wait $pid 2>/dev/null
-        [ -e "$work/killed.gguf" ] && break
+        [ -e "$work/killed" ] && break
         threads=$((threads % 3 + 1))
     done
-    if [ -e "$work/killed.gguf" ]; then
+    if [ -e "$work/killed" ]; then
         left="done before the kill"
     else
-        quantize $threads killed.gguf || { cat "$work/log"; faults=$((faults + 1)); }
+        quantize $threads killed || { cat "$work/log"; faults=$((faults + 1)); }
         left=$(sed -n 's/^resumed *//p' "$work/log")
         [ -n "$left" ] && resumed=$((resumed + 1))
         [ -n "$left" ] || left="no checkpoint yet"
     fi
     same=yes
-    [ "$(sha256sum <"$work/killed.gguf")" = "$wanted" ] || { same=NO; faults=$((faults + 1)); }
-    [ -e "$work/killed.gguf.tmp" ] || [ -e "$work/killed.gguf.journal" ] && { same="$same, work files left"; faults=$((faults + 1)); }
+    [ "$(hash killed)" = "$wanted" ] || { same=NO; faults=$((faults + 1)); }
+    [ -e "$work/killed.tmp" ] || [ -e "$work/killed.journal" ] && { same="$same, work files left"; faults=$((faults + 1)); }
     printf '%4d  %7d  %8s  %-34s  %8s  %s\n' "$i" "$threads" "$after s" "$left" "$(seconds "$begin")" "$same"
-    rm -f "$work"/killed.gguf*
+    rm -rf "$work"/killed*
 done
 echo "$faults of $kills are wrong; $resumed went on from a checkpoint"
 [ "$faults" -eq 0 ]

@@ -58,6 +58,9 @@ llmq_status hf_load_json(const char *path, json_t **out, llmq_err *err) {
         goto done;
     }
     root = json_loadb((const char *)map.data, map.size, JSON_ALLOW_NUL, &at);
+    /* transformers writes model_max_length 10^30 where a tokenizer has no limit. */
+    if (!root && json_error_code(&at) == json_error_numeric_overflow)
+        root = json_loadb((const char *)map.data, map.size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &at);
     if (!root)
         status = llmq_fail(err, LLMQ_E_FORMAT, "%s: line %d: %s", path, at.line, at.text);
     else if (!json_is_object(root))

@@ -10,6 +10,7 @@
  * Rows do not know of each other. So a slab of rows goes through all columns on one worker, without barriers: per block
  * of columns the errors so far are brought in by one matrix product, then the block is rounded column by column. Slabs
  * have a size of their own, hence the same bytes for any number of workers. */
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -42,7 +43,8 @@ typedef struct gptq_job {
 } gptq_job;
 
 /* Wider slabs stream the triangle less often; narrower ones give every worker something to do. */
-static int64_t slab_lanes(int64_t rows) {
+static int64_t slab_lanes(const llmq_quant_problem *p) {
+    int64_t rows = p->part_of ? p->part_of : p->rows;
     return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32;
 }
 
@@ -184,7 +186,7 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
                               llmq_err *err) {
     llmq_status status = LLMQ_OK;
     llmq_feedback f = {.failed = true};
-    gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p->rows)};
+    gptq_job job = {.p = p, .f = &f, .out = out, .lanes = slab_lanes(p)};
     job.corrected = p->solver.corrected && p->type->block_len <= REFINE_MAX && !p->type->settle;
     job.refine = p->solver.sweeps > 0 || p->solver.refit;
     *report = (llmq_quant_report){.error = -1, .rtn_error = -1};
@@ -220,4 +222,15 @@ done:
     return status;
 }
 
-const llmq_method method_gptq = {.name = "gptq", .needs_gram = true, .act_order_default = true, .solve = gptq_solve};
+/* Slabs go to workers whole. A slab takes half a multiply-add in the feedback and one in each pass of the refinement
+ * for every weight and column, some of them one by one; the matrix its factor, and H put in order a few times. */
+static double gptq_work(const llmq_quant_problem *p) {
+    double cols = (double)p->cols, workers = team_size(p->team), lanes = (double)slab_lanes(p),
+           rounds = ceil(ceil((double)p->rows / lanes) / workers),
+           passes = p->solver.sweeps > 0 ? p->solver.sweeps : p->solver.refit;
+    return rounds * lanes * cols * (WORK_FIT + 2 * WORK_MAC * (0.5 + passes) * cols) +
+           (8 + cols / 6 * WORK_MAC) * cols * cols / workers;
+}
+
+const llmq_method method_gptq = {
+    .name = "gptq", .needs_gram = true, .act_order_default = true, .solve = gptq_solve, .work = gptq_work};

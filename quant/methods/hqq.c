@@ -108,4 +108,8 @@ done:
     return status;
 }
 
-const llmq_method method_hqq = {.name = "hqq", .solve = hqq_solve};
+static double hqq_work(const llmq_quant_problem *p) {
+    return (double)p->rows * (double)p->cols * HQQ_ROUNDS * WORK_FIT / team_size(p->team);
+}
+
+const llmq_method method_hqq = {.name = "hqq", .solve = hqq_solve, .work = hqq_work};

@@ -15,7 +15,6 @@
 #include "quant/hessian.h"
 #include "quant/transforms/transform.h"
 
-#define CHUNK 16 /* rows measured at a time: fixed, so that sums do not depend on the workers */
 #define ALPHA_STEPS 20
 #define COARSE 4
 
@@ -71,8 +70,8 @@ static void error_worker(const llmq_worker *worker, void *arg) {
     const llmq_site_problem *p = job->p;
     float *x = job->row + worker->id * p->cols;
     uint8_t *codes = job->codes + worker->id * p->cols;
-    for (int64_t r0 = worker->id * CHUNK; r0 < job->n_rows; r0 += worker->n * CHUNK) {
-        int64_t m = job->n_rows - r0 < CHUNK ? job->n_rows - r0 : CHUNK, first = 0;
+    for (int64_t r0 = worker->id * AWQ_CHUNK; r0 < job->n_rows; r0 += worker->n * AWQ_CHUNK) {
+        int64_t m = job->n_rows - r0 < AWQ_CHUNK ? job->n_rows - r0 : AWQ_CHUNK, first = 0;
         for (int i = 0; i < p->n_matrices; first += p->matrices[i++].n_rows) {
             const llmq_site_matrix *matrix = &p->matrices[i];
             int64_t begin = r0 > first ? r0 : first, end = first + matrix->n_rows;

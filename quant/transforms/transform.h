@@ -38,6 +38,7 @@ typedef struct llmq_site_report {
  * Scales lie within [1/AWQ_SCALE_MAX, AWQ_SCALE_MAX] about a geometric mean of one. Channels that were always zero and
  * sites whose Gram matrix is empty or not finite keep s = 1; report->after never exceeds report->before. */
 #define AWQ_SCALE_MAX 100.0
+#define AWQ_CHUNK 16 /* rows measured at a time: fixed, so that sums do not depend on the workers */
 llmq_status awq_scales(const llmq_site_problem *p, float *s, llmq_site_report *report, llmq_err *err);
 
 #endif

@@ -239,6 +239,7 @@ cp "$bin" "$work/llama.bin" && cp "$tok" "$work/tokenizer.bin"
 run 0 quantize "$work/llama.bin" --gptq --bits 4 --tokens 2048 --plan
 [ -z "$(find "$work" -name 'llama-*.gguf*')" ] || fault "--plan wrote a file"
 grep -q 'blk.0.ffn_down.weight' "$out" || fault "--plan lists no tensors"
+grep -q '^needs .* of memory .* of disk, about [0-9.]* s$' "$out" || fault "--plan does not tell memory, disk and time"
 run 0 quantize "$work/llama.bin" --gptq --bits 4 --tokens 4096
 made=$(sed -n 's/^wrote *//p' "$out")
 [ -f "$made" ] || fault "quantize did not say what it wrote"
@@ -267,6 +268,8 @@ grep -q '^blk.1.ffn_up.weight .*-> f16' "$out" || fault "a later line of a polic
 run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$work/report.json" --report "$work/report.html" -q
 grep -q "^</body></html>" "$work/report.html" || fault "--report writes no whole page"
 python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
+grep -q '"planned_seconds": [0-9]' "$work/report.json" || fault "--report-json does not tell the planned seconds"
+grep -q 'planned time' "$work/report.html" || fault "--report does not tell the planned time"
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
 fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"

@@ -125,6 +125,30 @@ quantize -o "$work/a.gguf" --tokens 4096 --max-ram "$(awk -v a="$least" 'BEGIN {
 cmp -s "$work/a.gguf" "$work/b.gguf" || fault "--max-ram changes the result"
 rm -f "$work"/[ab].gguf*
 
+# memory WHAT OPTION...: a job takes the memory that was planned, and the least that --max-ram allows is enough.
+memory() {
+    local what=$1 taken planned least
+    shift
+    "$llmq" quantize "$work/model.bin" "$@" -o "$work/b.gguf" >"$work/log" 2>&1 || fault "$what"
+    read -r taken planned < <(sed -n 's/^took .*peak memory \([0-9.]*\) MB .* s and \([0-9.]*\) MB were planned.*/\1 \2/p' "$work/log")
+    # AddressSanitizer keeps what is freed.
+    grep -qa __asan_init "$llmq" || awk -v a="$taken" -v b="$planned" 'BEGIN { exit !(a > 1 && a < 1.2 * b && b < 1.2 * a) }' ||
+        fault "$what: '$taken' MB taken, '$planned' MB planned"
+    least=$("$llmq" quantize "$work/model.bin" "$@" --plan --max-ram 1M 2>&1 | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
+    "$llmq" quantize "$work/model.bin" "$@" -o "$work/a.gguf" --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" \
+        >"$work/log" 2>&1 || fault "$what: --max-ram of the least, $least MB"
+    cmp -s "$work/a.gguf" "$work/b.gguf" || fault "$what: --max-ram changes the result"
+    taken=$(sed -n 's/^took .*peak memory \([0-9.]*\) MB .*/\1/p' "$work/log")
+    grep -qa __asan_init "$llmq" || awk -v a="$taken" -v b="$least" 'BEGIN { exit !(a > 1 && a <= b + 0.1) }' ||
+        fault "$what: '$taken' MB taken with --max-ram $least MB"
+    rm -f "$work"/[ab].gguf*
+}
+memory "GPTQ" --gptq --type q4_0 --tokens 4096 -t 1
+memory "AWQ" --awq --type q4_0 --tokens 4096 -t 2
+memory "AWQ before GPTQ" --awq --gptq --type q4_0 --tokens 4096 --calib-ctx 128 -t 1
+memory "--calib self" --calib self --type q4_0 --tokens 512 -t 1
+memory "--target-size" --target-size 260kB --tokens 1024 --calib-ctx 128 -t 2
+
 mkdir "$work/small"
 if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=300k tmpfs "$work/small" 2>/dev/null; then
     echo "-- a full disk"

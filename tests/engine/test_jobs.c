@@ -71,9 +71,23 @@ static double distance(const float *x, const double *y, size_t n) {
 
 /* ---- the calibration's own forward pass ---- */
 
-static bool never_stop(void *user, double weight_macs, double gram_macs) {
-    *(double *)user += weight_macs + gram_macs;
+static bool never_stop(void *user, const llmq_calib_work *done) {
+    *(double *)user += done->of[CALIB_WEIGHTS] + done->of[CALIB_GRAM];
     return true;
+}
+
+static void work_is_counted_by_kinds(void **state) {
+    (void)state;
+    const llmq_hparams hp = {.n_embd = 8, .n_head = 4, .n_head_kv = 2, .head_dim = 3, .n_ff = 20};
+    const double weights[] = {0, 8 * (12 + 6 + 6), 12 * 8, 2 * 8 * 20, 20 * 8}, cols[] = {8, 12, 8, 20};
+    for (int site = 0; site <= SITE_COUNT; site++) {
+        llmq_calib_work with = calib_site_work(&hp, 10, (llmq_site_id)site, site < SITE_COUNT),
+                        without = calib_site_work(&hp, 10, (llmq_site_id)site, false);
+        assert_true(with.of[CALIB_WEIGHTS] == weights[site] && without.of[CALIB_WEIGHTS] == weights[site]);
+        assert_true(with.of[CALIB_GRAM] == (site < SITE_COUNT ? cols[site] * cols[site] / 2 : 0));
+        assert_true(without.of[CALIB_GRAM] == 0 && without.of[CALIB_FLOATS] <= with.of[CALIB_FLOATS]);
+        assert_true(with.of[CALIB_ATTENTION] == (site == SITE_O ? 12 * 10 : 0));
+    }
 }
 
 static const llmq_role matrices[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
@@ -139,6 +153,8 @@ static void calibration_runs_the_model(void **state) {
         }
         assert_int_equal(calib_run_dropped(run), 0);
         assert_true(macs > 0);
+        llmq_calib_work spent = calib_run_spent(run);
+        for (int k = 0; k < CALIB_KINDS; k++) assert_true(spent.of[k] > 0 && spent.of[k] < 100);
         mem_free(gram);
         calib_run_destroy(run);
         model_close(model);
@@ -573,11 +589,19 @@ static void quantize_plans_and_refuses(void **state) {
     assert_int_equal(r.n_rows, 47);
     assert_int_equal(r.n_fallback, 5);
     int64_t planned = r.out_bytes;
+    double seconds = r.planned_seconds;
     mem_free(r.rows);
     assert_false(file_exists(OUT));
     p.plan_only = false;
     quantize_ok(STORIES, &p, &r);
     assert_int_equal(r.out_bytes, planned);
+    /* Of the right size: other work on this machine may disturb the measurement as well as the job. */
+    assert_true(seconds > r.seconds / 20 && seconds < 20 * r.seconds);
+    assert_true(r.planned_seconds > r.seconds / 20 && r.planned_seconds < 20 * r.seconds);
+    assert_true(r.stage_seconds[LLMQ_STAGE_GRAM] > 0);
+    double sum = 0;
+    for (int stage = 0; stage < LLMQ_STAGE_COUNT; stage++) sum += r.stage_seconds[stage];
+    assert_true(sum > 0.5 * r.seconds && sum <= r.seconds);
     mem_free(r.rows);
     const char *const keep[] = {"blk.0.*=q8_0", "*attn_v*=q4_1"};
     p.keep = keep, p.n_keep = 2, p.plan_only = true;
@@ -748,6 +772,7 @@ static void running_out_of_memory_leaves_no_result(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calibration_runs_the_model),
+        cmocka_unit_test(work_is_counted_by_kinds),
         cmocka_unit_test(the_mean_counts_as_often_as_asked),
         cmocka_unit_test(tokens_that_are_not_finite_are_dropped),
         cmocka_unit_test(converted_models_run_the_same),

@@ -141,8 +141,8 @@ static void the_impossible_is_refused(void **state) {
 
 /* ---- the measurements ---- */
 
-static bool go_on(void *user, double weight_macs, double gram_macs) {
-    *(double *)user += weight_macs + gram_macs;
+static bool go_on(void *user, const llmq_calib_work *done) {
+    *(double *)user += done->of[CALIB_WEIGHTS] + done->of[CALIB_GRAM];
     return true;
 }
 

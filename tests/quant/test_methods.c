@@ -599,6 +599,34 @@ static void tables_answer(void **state) {
     team_destroy(team);
 }
 
+/* What forecasts go by: more rows and columns are more work, more workers less time; rows that stand for a larger matrix
+ * are worked on in its slabs. */
+static void work_grows_with_the_matrix(void **state) {
+    (void)state;
+    const llmq_method *m;
+    llmq_team *one, *three;
+    assert_int_equal(team_create(1, &one, NULL), LLMQ_OK);
+    assert_int_equal(team_create(3, &three, NULL), LLMQ_OK);
+    for (size_t i = 0; (m = method_at(i)) != NULL; i++) {
+        llmq_quant_problem p = {.rows = 256, .cols = 512, .team = one}, q = p;
+        solver_parse(NULL, true, &p.solver, NULL);
+        q = p;
+        q.rows *= 2;
+        assert_true(method_work(m, &q) > method_work(m, &p) && method_work(m, &q) <= 2.01 * method_work(m, &p));
+        q = p, q.cols *= 2;
+        assert_true(method_work(m, &q) >= 2 * method_work(m, &p));
+        q = p, q.team = three;
+        assert_true(method_work(m, &q) < method_work(m, &p));
+        q = p, q.gram = (const float *)&p;
+        assert_true(method_work(m, &q) > method_work(m, &p));
+        q = p, q.rows = 32, q.part_of = 1024; /* half a slab takes as long as a whole one */
+        p.rows = 64, p.part_of = 1024;
+        if (m->needs_gram) assert_true(method_work(m, &q) == method_work(m, &p));
+    }
+    team_destroy(one);
+    team_destroy(three);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(every_method_and_type, setup, teardown),
@@ -613,6 +641,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(damaged_weights_are_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(running_out_of_memory_is_an_error, setup, teardown),
         cmocka_unit_test(tables_answer),
+        cmocka_unit_test(work_grows_with_the_matrix),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

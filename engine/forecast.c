@@ -1,0 +1,97 @@
+/* How long a job takes, told before it does it: so much work of each kind, times what probe.c found it to cost. The
+ * progress bar moves by the same costs. All in nanoseconds of the team. */
+#include "engine/pipeline.h"
+
+double forecast_pass(const pipeline *p, const llmq_calib_work *work) {
+    double cost = 0;
+    for (int k = 0; k < CALIB_KINDS; k++) cost += work->of[k] * p->costs.pass[k];
+    return cost;
+}
+
+double forecast_search(const pipeline *p, double work) {
+    return work * p->costs.search;
+}
+
+double forecast_errors(const pipeline *p, double work) {
+    return work * p->costs.errors;
+}
+
+/* ---- the layers */
+
+typedef struct layer_range {
+    size_t first, last; /* entries */
+} layer_range;
+
+static bool reads_site(const pipeline *p, size_t i, llmq_site_id site) {
+    return arch_rule(p->model->arch, p->ex->entries[i].role)->site == site;
+}
+
+static bool site_is_solved(const pipeline *p, layer_range range, llmq_site_id site) {
+    for (size_t i = range.first; i < range.last; i++)
+        if (reads_site(p, i, site) && pipeline_is_solved(p, i)) return true;
+    return false;
+}
+
+/* What n_tok tokens add to stages on their way to a site. */
+static void add_site(const pipeline *p, layer_range range, llmq_site_id site, int64_t n_tok, double *stages) {
+    bool gram = site < SITE_COUNT && site_is_solved(p, range, site);
+    llmq_calib_work work = calib_site_work(&p->model->hp, p->calib.ctx, site, gram);
+    double sums = work.of[CALIB_GRAM] * p->costs.pass[CALIB_GRAM];
+    stages[LLMQ_STAGE_GRAM] += (double)n_tok * sums;
+    stages[LLMQ_STAGE_CALIBRATION] += (double)n_tok * (forecast_pass(p, &work) - sums);
+}
+
+/* AWQ: some tokens once more, then the search. */
+static double scales_cost(const pipeline *p, layer_range range, llmq_site_id site) {
+    int64_t rows = 0, cols = calib_site_cols(&p->model->hp, site);
+    for (size_t i = range.first; i < range.last; i++)
+        if (reads_site(p, i, site) && pipeline_is_solved(p, i))
+            rows += transform_sample_rows(tensor_rows(&p->ex->tensors[i]));
+    double passing[LLMQ_STAGE_COUNT] = {0}, searching = 0;
+    add_site(p, range, site, transform_tokens(&p->calib), passing);
+    if (rows && p->model->arch->folds[site].into != ROLE_COUNT)
+        searching = forecast_search(p, transform_search_work(rows, cols, team_size(p->team)));
+    return passing[LLMQ_STAGE_CALIBRATION] + passing[LLMQ_STAGE_GRAM] + searching;
+}
+
+static void add_layer(const pipeline *p, int layer, layer_range range, double *stages) {
+    int64_t n_tok = p->calib.n_windows * p->calib.ctx;
+    for (int site = 0; pipeline_calibrates(p) && site < SITE_COUNT; site++) {
+        add_site(p, range, (llmq_site_id)site, n_tok, stages);
+        if (p->params->awq) stages[LLMQ_STAGE_SOLVE] += scales_cost(p, range, (llmq_site_id)site);
+    }
+    if (pipeline_calibrates(p) && layer + 1 < (int)p->model->hp.n_layer) add_site(p, range, SITE_COUNT, n_tok, stages);
+}
+
+double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]) {
+    double sum = 0, unused[LLMQ_STAGE_COUNT];
+    if (!stages) stages = unused;
+    for (int s = 0; s < LLMQ_STAGE_COUNT; s++) stages[s] = 0;
+    for (size_t i = 0; i < p->ex->n; i++)
+        stages[pipeline_is_solved(p, i) ? LLMQ_STAGE_SOLVE : LLMQ_STAGE_WRITE] += p->costs.tensor[i];
+    for (size_t i = 0, last; i < p->ex->n; i = last) {
+        int layer = p->ex->entries[i].layer;
+        for (last = i + 1; last < p->ex->n && p->ex->entries[last].layer == layer;) last++;
+        if (layer >= 0) add_layer(p, layer, (layer_range){i, last}, stages);
+    }
+    for (int s = 0; s < LLMQ_STAGE_COUNT; s++) sum += stages[s];
+    return sum;
+}
+
+/* ---- what comes before them */
+
+double forecast_choice(const pipeline *p) {
+    llmq_calib_work work = sensitivity_work(p->model, &p->calib);
+    double errors = 0;
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (p->ex->entries[i].matrix) errors += sensitivity_error_work(p->ex, i);
+    return forecast_pass(p, &work) + forecast_errors(p, errors);
+}
+
+double forecast_self(const pipeline *p) {
+    return p->self_tokens > 0 ? p->costs.self_open + (double)p->self_tokens * p->costs.self_token : 0;
+}
+
+double forecast_source(const pipeline *p) {
+    return (double)p->model->source->file_bytes * p->costs.source_byte;
+}
