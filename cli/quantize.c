@@ -67,11 +67,12 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_FLAG("--no-act-order", NULL, quantize_opts, act_order, 0, "quantize the inputs in their own order"),
     OPT_ROW_REAL("--damp", NULL, "X", quantize_opts, damp, 0, 1,
                  "damping, as a part of the Hessian's mean diagonal (default: chosen by the method)"),
-    OPT_ROW_TEXT("--solver", NULL, "LIST", quantize_opts, solver,
-                 "advanced: pieces of GPTQ, to measure them (default: sweeps=3,refit=1,mean=2,order=static): sweeps=N, "
-                 "mean=X, refit=0|1, "
-                 "grid=original|corrected, "
-                 "weight=diag|pivot, order=static|group|none"),
+    OPT_ROW_TEXT(
+        "--solver", NULL, "LIST", quantize_opts, solver,
+        "advanced: pieces of GPTQ, to measure them (default: sweeps=3,refit=1,mean=2,order=static,acts=q8): sweeps=N, "
+        "mean=X, refit=0|1, "
+        "grid=original|corrected, "
+        "weight=diag|pivot, order=static|group|none, acts=q8|f32"),
     OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18,
                 "for choices made at random: the text of --calib self (default 0)"),
     OPT_ROW_LATER("--smooth", "INT8 with smoothing comes later"),

@@ -145,9 +145,9 @@ typedef struct llmq_backend_ops {
                       float *out, void *scratch);
 
     /* ---- quantization. Not SPMD unless it has a worker. */
-    /* gram (cols, cols; lower triangle and diagonal filled) += x' x, x (n_tok, cols) finite; tiles are dealt so that workers get
-     * about the same area, each accumulated by one worker in token order. allow_q8: inputs may be rounded to 8 bits
-     * with a scale for each column of a slice of tokens. */
+    /* gram (cols, cols; lower triangle and diagonal filled) += x' x, x (n_tok, cols) finite; tiles are dealt so that
+     * workers get about the same area, each accumulated by one worker in token order. allow_q8: inputs may be rounded
+     * to 8 bits with a scale for each column of a slice of tokens. */
     void (*gram_add)(const llmq_worker *, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, float *gram);
     /* C (m,n; ldc) -= A (m,k; lda) * B (k,n; ldb), all row-major f32, one thread. */
     void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,

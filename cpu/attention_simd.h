@@ -105,7 +105,9 @@ SIMD_FN void row_window(const attn_call *c, const attn_item *it, int64_t row, in
     *hi = end > n ? n : end;
 }
 
-SIMD_FN int64_t clamp_lane(int64_t x) { return x < 0 ? 0 : x > VF_N ? VF_N : x; }
+SIMD_FN int64_t clamp_lane(int64_t x) {
+    return x < 0 ? 0 : x > VF_N ? VF_N : x;
+}
 
 /* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi). Returns the factor
  * of what was summed before. */

@@ -35,11 +35,11 @@ struct llmq_calib_run {
     bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
     bool allow_q8;
-    llmq_calib_work spent; /* seconds of the team */
-    double *sums;   /* [wide] of a site's inputs over all tokens */
-    float *in;      /* (chunk, cols of the site) inputs of the site's matrices */
-    float *cos_sin; /* (ctx, n_rot / 2, 2) */
-    lane *lanes;    /* one: all workers share the work on a window; else one for each worker */
+    llmq_calib_work spent;  /* seconds of the team */
+    double *sums;           /* [wide] of a site's inputs over all tokens */
+    float *in;              /* (chunk, cols of the site) inputs of the site's matrices */
+    float *cos_sin;         /* (ctx, n_rot / 2, 2) */
+    lane *lanes;            /* one: all workers share the work on a window; else one for each worker */
     int n_lanes, n_workers; /* n_workers: on one window */
     llmq_attn attn;
     /* of the layer */

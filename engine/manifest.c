@@ -65,11 +65,12 @@ static void add_settings(const pipeline *p, json_t *manifest) {
                                       p->spec.integer.bits, "group", (json_int_t)p->spec.integer.group, "sym",
                                       (int)p->spec.integer.sym, "double_quant", (int)p->spec.bnb.double_quant,
                                       "shard_bytes", (json_int_t)p->spec.shard_bytes));
+    if (pipeline_calibrates(p)) /* acts= is for every calibration */
+        json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     if (!p->method->needs_gram) return;
     json_object_set_new(manifest, "act_order",
                         json_boolean(params->act_order < 0 ? p->method->act_order_default : params->act_order > 0));
     json_object_set_new(manifest, "damp", params->damp < 0 ? json_string("default") : json_real(params->damp));
-    json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     json_object_set_new(manifest, "seed", json_integer((json_int_t)params->seed));
 }
 

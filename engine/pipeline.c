@@ -67,9 +67,9 @@ typedef struct matrix_job {
     const llmq_tensor *src;
     float *w; /* (rows, cols) in the source's order of rows */
     llmq_quantized *q;
-    uint8_t *ready; /* rows of what q means in the source's order: q's own type, or bf16 */
+    uint8_t *ready;      /* rows of what q means in the source's order: q's own type, or bf16 */
     int64_t ready_bytes; /* of a row */
-    float *scratch; /* (workers, cols) */
+    float *scratch;      /* (workers, cols) */
 } matrix_job;
 
 static void decode_worker(const llmq_worker *w, void *arg) {
@@ -94,7 +94,6 @@ static llmq_status decode_matrix(const pipeline *p, matrix_job *job, llmq_err *e
 static void ready_worker(const llmq_worker *w, void *arg) {
     const matrix_job *job = arg;
     int64_t cols = job->q->cols, begin, end;
-    float *row = job->scratch + w->id * cols;
     worker_range(w, job->q->rows, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         uint8_t *to = job->ready + r * job->ready_bytes;
@@ -102,12 +101,13 @@ static void ready_worker(const llmq_worker *w, void *arg) {
             quantized_pack_row(job->q, r, to);
             continue;
         }
+        float *row = job->scratch + w->id * cols;
         quantized_row_to_f32(job->q, r, row);
         for (int64_t c = 0; c < cols; c++) ((uint16_t *)(void *)to)[c] = f32_to_bf16(row[c]);
     }
 }
 
-/* Packed blocks are multiplied by the kernels that inference uses, twice as fast as bf16; grids that only Hugging Face
+/* Packed blocks are multiplied by the kernels that inference uses, faster than bf16; grids that only Hugging Face
  * schemes store have none. */
 static llmq_status keep_for_pass(pipeline *p, matrix_job *job, llmq_err *err) {
     llmq_role role = p->ex->entries[job->index].role;

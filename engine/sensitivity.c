@@ -18,7 +18,7 @@
 
 #include "core/half.h"
 #include "engine/eval.h"
-#include "types/quantized.h"
+#include "quant/quant.h"
 
 #define GRAM_TOKENS 8192
 #define STREAM_TOKENS 256
@@ -27,7 +27,6 @@
 #define TABLE_ROWS 256   /* of the embedding and the head */
 #define COARSE_GROUP 32
 #define HEAD_ROWS 64 /* tokens whose logits are in memory at a time */
-#define DAMP 0.01
 
 static const llmq_role matrix_roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
 enum { N_MATRIX_ROLES = sizeof matrix_roles / sizeof *matrix_roles };
@@ -286,7 +285,7 @@ static bool read_importance(const float *gram, int64_t n, float *importance) {
     double sum = 0;
     for (int64_t k = 0; k < n; k++) sum += (double)gram[k * n + k];
     if (!(sum > 0) || !isfinite(sum)) return false;
-    for (int64_t k = 0; k < n; k++) importance[k] = gram[k * n + k] + (float)(DAMP * sum / (double)n);
+    for (int64_t k = 0; k < n; k++) importance[k] = gram[k * n + k] + (float)(QUANT_DEFAULT_DAMP * sum / (double)n);
     return true;
 }
 

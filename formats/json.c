@@ -8,8 +8,6 @@
 llmq_status json_parse_object(const char *text, size_t len, const char *file, json_t **out, llmq_err *err) {
     json_error_t fault;
     json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &fault);
-    if (!root && json_error_code(&fault) == json_error_numeric_overflow) /* an integer that means "no limit" */
-        root = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &fault);
     *out = NULL;
     if (!root)
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: not valid JSON, line %d column %d: %s; get the file again", file,

@@ -61,8 +61,8 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
     const char *method;  /* "gptq", "rtn", "awq", "copy" */
     int64_t rows, cols, bytes;
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
-    double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding with them over that
-                                    without, on the rows that were sampled; -1: no scales */
+    double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding (before GPTQ what
+                                    feedback leaves of it) with them over that without, on the rows that were sampled; -1: no scales */
     bool fallback;               /* the type or method is not the one asked for; note says why */
     char note[120];
     int layer;          /* -1: of the model */

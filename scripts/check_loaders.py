@@ -212,7 +212,8 @@ def ours(llmq, path, tokens, n):
 
 
 def difference(a, b):
-    return max(abs(x - y) for x, y in zip(a, b))
+    diffs = [abs(x - y) for x, y in zip(a, b)]
+    return max(diffs) if all(d == d for d in diffs) else float("inf")
 
 
 def check(scheme, loader, folder, reference, want, want_greedy, greedy):

@@ -94,7 +94,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(args.out, safe_serialization=True)
     PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>",
-                            add_bos_token=False).save_pretrained(args.out)
+                            add_bos_token=False, model_max_length=2048).save_pretrained(args.out)
     (args.out / "heldout.txt").write_text("\n\n".join(h[:200_000] for _, h, _ in kept))
     (args.out / "calib.txt").write_text(pieces([k for k, _, _ in kept]))
 

@@ -5,9 +5,10 @@
  *
  * The error of a candidate needs no stored activations: with E = Q(W S) S^-1 - W it is tr(E H E'), H the site's Gram
  * matrix. Where error feedback follows, columns that are rounded later make good what H can explain: with H = R R' as
- * in quant/hessian.c there is left the sum of R_kk^2 E_k^2. (Scaled inputs have S^-1 R, so one factor serves all
- * candidates.) It is measured on the sampled rows. Blocks are fitted with the inputs' importance, as they are when the
- * matrix is rounded: that is AWQ's search for clipping ranges as well, since every fit here searches scales. */
+ * in quant/hessian.c there is left the sum of R_kk^2 E_k^2. One factor serves all candidates, since scaled inputs have
+ * S^-1 R; that their order of rounding and their damping would differ a little is not followed. It is measured on the
+ * sampled rows. Blocks are fitted with the inputs' importance, as they are when the matrix is rounded: that is AWQ's
+ * search for clipping ranges as well, since every fit here searches scales. */
 #include <math.h>
 #include <string.h>
 
@@ -41,6 +42,10 @@ static int64_t channel_of(const llmq_site_problem *p, int64_t col) {
 
 static double diag(const llmq_site_problem *p, int64_t col) {
     return (double)p->gram[col * p->cols + col] / (double)p->n_tokens;
+}
+
+static double damping(const llmq_site_problem *p) {
+    return p->damp < 0 ? QUANT_DEFAULT_DAMP : p->damp;
 }
 
 /* ---- the error of a candidate ---- */
@@ -131,7 +136,7 @@ static bool read_magnitudes(awq_job *job) {
         live++;
     }
     if (!live || !isfinite(sum)) return false;
-    job->floor = 0.01 * sum / (double)live;
+    job->floor = (p->feedback ? damping(p) : 0.01) * sum / (double)live; /* as when they are rounded */
     for (int64_t k = 0; k < p->n_channels; k++) job->mag[k] = sqrtf(job->mag[k]);
     for (int i = 0; i < p->n_matrices; i++) {
         const llmq_type_info *t = p->matrices[i].type;
@@ -207,8 +212,10 @@ static llmq_status factor_left(awq_job *job, llmq_err *err) {
                                    .ops = p->ops,
                                    .team = p->team};
     llmq_feedback f;
-    LLMQ_TRY(hessian_factor(&factored, p->damp < 0 ? QUANT_DEFAULT_DAMP : p->damp, &f, err));
+    LLMQ_TRY(hessian_factor(&factored, damping(p), &f, err));
     if (!f.failed) {
+        for (int64_t c = 0; c < p->cols; c++)
+            if (!(f.diag[c] > 0)) f.importance[c] = 0; /* errors of inputs that are always zero harm nobody */
         job->left = f.importance;
         f.importance = NULL;
     }

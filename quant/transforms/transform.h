@@ -28,8 +28,8 @@ typedef struct llmq_site_problem {
 } llmq_site_problem;
 
 typedef struct llmq_site_report {
-    double before, after; /* sum over the matrices of tr(E H E') / tr(W H W') by plain rounding, without and with s; what
-                           * feedback leaves of it where that is to come */
+    double before, after; /* sum over the matrices of tr(E H E') / tr(W H W') by plain rounding, without and with s;
+                           * what feedback leaves of it where that is to come */
     double alpha;         /* exponent of the activations' magnitude; 0: not scaled */
     bool divided;         /* by the weights' magnitude to the power of 1 - alpha */
 } llmq_site_report;

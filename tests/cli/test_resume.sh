@@ -119,9 +119,9 @@ bytes() { sed -n 's/^needs  *\([0-9.]*\) MB of memory.*/\1/p'; }
 least=$(plan --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
 most=$(plan | bytes)
 awk -v a="$least" -v b="$most" 'BEGIN { exit !(a > 1 && a < b) }' || fault "--max-ram: least '$least', without it '$most'"
-quantize -o "$work/b.gguf" --tokens 4096 # two chunks of the default size
-least=$(plan --tokens 4096 --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
-quantize -o "$work/a.gguf" --tokens 4096 --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" || fault "--max-ram"
+quantize -o "$work/b.gguf" --tokens 8192 # two chunks of the default size
+least=$(plan --tokens 8192 --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
+quantize -o "$work/a.gguf" --tokens 8192 --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" || fault "--max-ram"
 cmp -s "$work/a.gguf" "$work/b.gguf" || fault "--max-ram changes the result"
 rm -f "$work"/[ab].gguf*
 

@@ -241,7 +241,8 @@ static void test_padding_and_rows_beyond(void **state) {
 static void test_side_files(void **state) {
     (void)state;
     static const char config[] =
-        "{\"model_max_length\": 1000000000000000019884624838656, \"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"pad_token\": null, \"add_bos_token\": true,"
+        "{\"model_max_length\": 1000000000000000019884624838656, \"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": "
+        "\"</s>\", \"pad_token\": null, \"add_bos_token\": true,"
         "\"add_eos_token\": false, \"chat_template\": [{\"name\": \"default\", \"template\": \"D\"}, {\"name\": "
         "\"tool_use\", \"template\": \"T\"}]}";
     static const char generation[] = "{\"eos_token_id\": [7, 9, \"x\"]}",
