@@ -2,9 +2,9 @@
  * progress bar moves by the same costs. All in nanoseconds of the team. */
 #include "engine/pipeline.h"
 
-double forecast_pass(const pipeline *p, const llmq_calib_work *work) {
+double forecast_pass(const double costs[CALIB_KINDS], const llmq_calib_work *work) {
     double cost = 0;
-    for (int k = 0; k < CALIB_KINDS; k++) cost += work->of[k] * p->costs.pass[k];
+    for (int k = 0; k < CALIB_KINDS; k++) cost += work->of[k] * costs[k];
     return cost;
 }
 
@@ -32,13 +32,20 @@ static bool site_is_solved(const pipeline *p, layer_range range, llmq_site_id si
     return false;
 }
 
-/* What n_tok tokens add to stages on their way to a site. */
-static void add_site(const pipeline *p, layer_range range, llmq_site_id site, int64_t n_tok, double *stages) {
+/* n_tok tokens on their way to a site. */
+static double site_cost(const pipeline *p, layer_range range, llmq_site_id site, int64_t n_tok, const double *costs,
+                        double *gram_out) {
     bool gram = site < SITE_COUNT && site_is_solved(p, range, site);
     llmq_calib_work work = calib_site_work(&p->model->hp, p->calib.ctx, site, gram);
-    double sums = work.of[CALIB_GRAM] * p->costs.pass[CALIB_GRAM];
-    stages[LLMQ_STAGE_GRAM] += (double)n_tok * sums;
-    stages[LLMQ_STAGE_CALIBRATION] += (double)n_tok * (forecast_pass(p, &work) - sums);
+    *gram_out = (double)n_tok * work.of[CALIB_GRAM] * costs[CALIB_GRAM];
+    return (double)n_tok * forecast_pass(costs, &work);
+}
+
+/* The same added to stages, for the passes of the calibration itself. */
+static void add_site(const pipeline *p, layer_range range, llmq_site_id site, double *stages) {
+    double gram, all = site_cost(p, range, site, p->calib.n_windows * p->calib.ctx, p->costs.pass, &gram);
+    stages[LLMQ_STAGE_GRAM] += gram;
+    stages[LLMQ_STAGE_CALIBRATION] += all - gram;
 }
 
 /* AWQ: some tokens once more, then the search. */
@@ -47,20 +54,19 @@ static double scales_cost(const pipeline *p, layer_range range, llmq_site_id sit
     for (size_t i = range.first; i < range.last; i++)
         if (reads_site(p, i, site) && pipeline_is_solved(p, i))
             rows += transform_sample_rows(tensor_rows(&p->ex->tensors[i]));
-    double passing[LLMQ_STAGE_COUNT] = {0}, searching = 0;
-    add_site(p, range, site, transform_tokens(&p->calib), passing);
+    double gram, searching = 0;
+    double passing = site_cost(p, range, site, transform_tokens(&p->calib), p->costs.dense_pass, &gram);
     if (rows && p->model->arch->folds[site].into != ROLE_COUNT)
-        searching = forecast_search(p, transform_search_work(rows, cols, team_size(p->team)));
-    return passing[LLMQ_STAGE_CALIBRATION] + passing[LLMQ_STAGE_GRAM] + searching;
+        searching = forecast_search(p, transform_search_work(rows, cols, p->method->needs_gram, team_size(p->team)));
+    return passing + searching;
 }
 
 static void add_layer(const pipeline *p, int layer, layer_range range, double *stages) {
-    int64_t n_tok = p->calib.n_windows * p->calib.ctx;
     for (int site = 0; pipeline_calibrates(p) && site < SITE_COUNT; site++) {
-        add_site(p, range, (llmq_site_id)site, n_tok, stages);
+        add_site(p, range, (llmq_site_id)site, stages);
         if (p->params->awq) stages[LLMQ_STAGE_SOLVE] += scales_cost(p, range, (llmq_site_id)site);
     }
-    if (pipeline_calibrates(p) && layer + 1 < (int)p->model->hp.n_layer) add_site(p, range, SITE_COUNT, n_tok, stages);
+    if (pipeline_calibrates(p) && layer + 1 < (int)p->model->hp.n_layer) add_site(p, range, SITE_COUNT, stages);
 }
 
 double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]) {
@@ -85,7 +91,7 @@ double forecast_choice(const pipeline *p) {
     double errors = 0;
     for (size_t i = 0; i < p->ex->n; i++)
         if (p->ex->entries[i].matrix) errors += sensitivity_error_work(p->ex, i);
-    return forecast_pass(p, &work) + forecast_errors(p, errors);
+    return forecast_pass(p->costs.dense_pass, &work) + forecast_errors(p, errors);
 }
 
 double forecast_self(const pipeline *p) {

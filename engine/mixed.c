@@ -125,7 +125,7 @@ llmq_sensitivity_job pipeline_sensitivity_job(pipeline *p) {
                                   .chunk = p->choice_chunk,
                                   .feedback = p->method->needs_gram,
                                   .act_order = act_order < 0 ? p->method->act_order_default : act_order > 0,
-                                  .tick = pipeline_tick,
+                                  .tick = pipeline_tick_dense,
                                   .tick_errors = tick_errors,
                                   .user = p};
 }

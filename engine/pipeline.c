@@ -33,7 +33,13 @@ static void expect(pipeline *p, double cost) {
 }
 
 bool pipeline_tick(void *user, const llmq_calib_work *done) {
-    return pipeline_advance(user, forecast_pass(user, done));
+    pipeline *p = user;
+    return pipeline_advance(p, forecast_pass(p->costs.pass, done));
+}
+
+bool pipeline_tick_dense(void *user, const llmq_calib_work *done) {
+    pipeline *p = user;
+    return pipeline_advance(p, forecast_pass(p->costs.dense_pass, done));
 }
 
 typedef struct write_tick {
@@ -407,7 +413,7 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .grid = first_grid,
                                     .feedback = p->method->needs_gram,
                                     .damp = p->params->damp,
-                                    .tick = pipeline_tick,
+                                    .tick = pipeline_tick_dense,
                                     .tick_search = tick_search,
                                     .user = p};
     int64_t chunk = p->memory.chunk ? p->memory.chunk : calib_run_chunk(&p->calib, 0), n = transform_tokens(&p->calib);

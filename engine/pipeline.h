@@ -15,7 +15,9 @@
 
 /* What work costs here, in nanoseconds of the whole team (probe.c). */
 typedef struct pipeline_costs {
-    double pass[CALIB_KINDS];     /* the calibration's work by kinds */
+    double pass[CALIB_KINDS]; /* the calibration's work by kinds */
+    double
+        dense_pass[CALIB_KINDS];  /* the same through weights as the source has them: for AWQ and the choice of types */
     double *tensor;               /* [ex->n] of making what is written of a tensor: solving it, or copying */
     double search;                /* a unit of AWQ's search */
     double errors;                /* a unit of the errors that types are chosen by */
@@ -113,7 +115,7 @@ void probe_source(pipeline *p);
 
 /* ---- forecast.c: nanoseconds from work and costs */
 
-double forecast_pass(const pipeline *p, const llmq_calib_work *work);
+double forecast_pass(const double costs[CALIB_KINDS], const llmq_calib_work *work);
 double forecast_search(const pipeline *p, double work); /* transform_search_work */
 double forecast_errors(const pipeline *p, double work); /* sensitivity_error_work */
 /* All tensors, and the calibration between them; its parts by what they count as, NULL allowed. */
@@ -150,8 +152,10 @@ void pipeline_end(pipeline *p, llmq_status status);
 size_t pipeline_checkpoint_bytes(const pipeline *p);
 /* ---- pipeline.c */
 
-bool pipeline_tick(void *user, const llmq_calib_work *done); /* calib_tick_fn, user: the pipeline */
-bool pipeline_advance(pipeline *p, double cost);             /* so many nanoseconds of work are done; false stops */
+/* calib_tick_fn, user: the pipeline. Of the calibration's passes, and of those through the source's weights. */
+bool pipeline_tick(void *user, const llmq_calib_work *done);
+bool pipeline_tick_dense(void *user, const llmq_calib_work *done);
+bool pipeline_advance(pipeline *p, double cost); /* so many nanoseconds of work are done; false stops */
 
 /* ---- mixed.c */
 

@@ -125,7 +125,7 @@ static bool go_on(void *user, const llmq_calib_work *done) {
     return true;
 }
 
-static llmq_status rehearsal_create(const pipeline *p, rehearsal *r, llmq_err *err) {
+static llmq_status rehearsal_create(const pipeline *p, bool dense, rehearsal *r, llmq_err *err) {
     const llmq_model *model = p->model;
     llmq_hparams *hp = &r->model.hp;
     *r = (rehearsal){.model = {.ops = model->ops, .rope_neox = model->rope_neox, .freq_factors = model->freq_factors}};
@@ -147,8 +147,8 @@ static llmq_status rehearsal_create(const pipeline *p, rehearsal *r, llmq_err *e
     for (int64_t i = 0; i < n_tok; i++) r->calib.tokens[i] = (int32_t)(i * 7 % TABLE_ROWS);
     for (int64_t i = 0; i < hp->n_embd; i++) r->gain[i] = 1;
     LLMQ_TRY(calib_run_create(&r->model, &r->calib, p->team, go_on, NULL, &r->run, err));
-    calib_run_statistics(r->run, p->method->needs_gram ? 1 : 0, p->solver.q8);
-    LLMQ_TRY(prepare_layer(r, pass_type(p, hp), p->team, err));
+    if (!dense) calib_run_statistics(r->run, p->method->needs_gram ? 1 : 0, p->solver.q8);
+    LLMQ_TRY(prepare_layer(r, dense ? LLMQ_TYPE_BF16 : pass_type(p, hp), p->team, err));
     mem_note_peak();
     return LLMQ_OK;
 }
@@ -171,11 +171,11 @@ static double seconds(const llmq_calib_work *spent) {
     return sum;
 }
 
-llmq_status probe_passes(pipeline *p, llmq_err *err) {
+static llmq_status time_passes(const pipeline *p, bool dense, double costs[CALIB_KINDS], llmq_err *err) {
     rehearsal r;
     int64_t n_counted;
     llmq_calib_work before = {{0}}, work = {{0}};
-    llmq_status status = rehearsal_create(p, &r, err);
+    llmq_status status = rehearsal_create(p, dense, &r, err);
     if (status != LLMQ_OK) goto done;
     for (int site = 0; site <= SITE_COUNT; site++) {
         llmq_calib_work one = calib_site_work(&r.model.hp, r.calib.ctx, (llmq_site_id)site, site < SITE_COUNT);
@@ -188,7 +188,7 @@ llmq_status probe_passes(pipeline *p, llmq_err *err) {
         llmq_calib_work after = calib_run_spent(r.run);
         for (int k = 0; k < CALIB_KINDS; k++) {
             double cost = (after.of[k] - before.of[k]) * 1e9 / work.of[k];
-            if (time == 0 || cost < p->costs.pass[k]) p->costs.pass[k] = cost;
+            if (time == 0 || cost < costs[k]) costs[k] = cost;
         }
         if (seconds(&after) - seconds(&before) > PROBE_LONG) break;
         before = after;
@@ -196,6 +196,12 @@ llmq_status probe_passes(pipeline *p, llmq_err *err) {
 done:
     rehearsal_clear(&r);
     return status;
+}
+
+llmq_status probe_passes(pipeline *p, llmq_err *err) {
+    if (pipeline_calibrates(p)) LLMQ_TRY(time_passes(p, false, p->costs.pass, err));
+    bool dense = p->params->awq || pipeline_has_target(p);
+    return dense ? time_passes(p, true, p->costs.dense_pass, err) : LLMQ_OK;
 }
 
 /* ---- one tensor: solved, or on its way to the file as it is */
@@ -399,11 +405,14 @@ llmq_status probe_search(pipeline *p, llmq_err *err) {
                                  .n_channels = cols,
                                  .gram = gram,
                                  .n_tokens = n_tok,
+                                 .feedback = p->method->needs_gram,
+                                 .damp = p->params->damp,
                                  .ops = p->model->ops,
                                  .team = p->team};
     double begin = time_seconds();
     LLMQ_TRY_GOTO(awq_scales(&problem, scales, &report, err));
-    p->costs.search = (time_seconds() - begin) * 1e9 / transform_search_work(rows, cols, team_size(p->team));
+    p->costs.search =
+        (time_seconds() - begin) * 1e9 / transform_search_work(rows, cols, problem.feedback, team_size(p->team));
 done:
     mem_free(scales);
     mem_free(gram);

@@ -5,6 +5,7 @@
 #include "quant/hessian.h"
 
 #define TRANSFORM_TOKENS 8192 /* that scales are found on: they are fewer numbers than weights */
+#define SEARCH_STEPS 18       /* candidates tried, about */
 #define SAMPLE_ROWS 64        /* of each matrix, that candidates are measured on */
 
 /* ---- scales ---- */
@@ -78,11 +79,13 @@ int64_t transform_sample_rows(int64_t rows) {
     return rows < SAMPLE_ROWS ? rows : SAMPLE_ROWS;
 }
 
-/* Each candidate fits every sampled weight and multiplies its error with half of the Gram matrix. */
-double transform_search_work(int64_t rows, int64_t cols, int n_workers) {
+/* Each candidate fits every sampled weight and multiplies its error with half of the Gram matrix; where feedback
+ * follows, that is factored once. */
+double transform_search_work(int64_t rows, int64_t cols, bool feedback, int n_workers) {
     int64_t share = (rows + AWQ_CHUNK - 1) / AWQ_CHUNK; /* that workers take whole */
     share = (share + n_workers - 1) / n_workers * AWQ_CHUNK;
-    return (double)share * (double)cols * (WORK_FIT + (double)cols / 2 * WORK_MAC);
+    double n = (double)cols, factor = feedback ? (8 + n / 6 * WORK_MAC) * n * n / n_workers : 0;
+    return SEARCH_STEPS * (double)share * n * (WORK_FIT + n / 2 * WORK_MAC) + factor;
 }
 
 /* Window of the calibration that is window i of the part. */
@@ -214,7 +217,8 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
         mem_free(t->scales.s[site]);
         t->scales.s[site] = NULL;
     }
-    if (!params->tick_search(params->user, transform_search_work(n_rows, problem.cols, team_size(params->team))))
+    if (!params->tick_search(params->user,
+                             transform_search_work(n_rows, problem.cols, params->feedback, team_size(params->team))))
         LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     for (int i = 0; i < problem.n_matrices; i++) mem_free(samples[i]);

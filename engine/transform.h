@@ -60,6 +60,6 @@ size_t transform_layer_bytes(const llmq_export *ex, size_t first, size_t last);
  * sampled rows of its matrices together, in a unit that only ratios of mean something. */
 int64_t transform_tokens(const llmq_calib *calib);
 int64_t transform_sample_rows(int64_t rows); /* of a matrix */
-double transform_search_work(int64_t rows, int64_t cols, int n_workers);
+double transform_search_work(int64_t rows, int64_t cols, bool feedback, int n_workers);
 
 #endif
