@@ -5,14 +5,8 @@
 #include <string.h>
 
 #include "cpu/dense.h"
+#include "cpu/inline.h"
 #include "cpu/layout.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #define PANEL_ROWS 16
 #define PANEL_COLS 128

@@ -8,14 +8,8 @@
 
 #include "core/half.h"
 #include "cpu/dense.h"
+#include "cpu/inline.h"
 #include "cpu/layout.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #define DOT_TOKENS 6
 #define X_BYTES (384 << 10) /* of inputs, in the L2 cache */
@@ -28,10 +22,6 @@ enum { FLOAT32, FLOAT16, BFLOAT16 };
 INLINE int64_t elem_bytes(int kind) {
     return kind == FLOAT32 ? 4 : 2;
 }
-INLINE __mmask16 mask_of(int64_t left) {
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
-}
-
 INLINE __m512 load_w(int kind, const char *p) {
     if (kind == FLOAT32) return _mm512_loadu_ps(p);
     __m256i h = _mm256_loadu_si256((const __m256i *)p);

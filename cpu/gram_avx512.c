@@ -9,6 +9,7 @@
  * 128 too large, and sums start at -128 times the sum of the other's. */
 #include <immintrin.h>
 
+#include "cpu/inline.h"
 #include "cpu/ops.h"
 
 #define SLICE 256 /* tokens: sums stay below 2^24, exact as floats */
@@ -18,13 +19,6 @@
 #define WIDE 3 /* its vectors of columns */
 #define BLOCK 4
 #define TINY 1e-30f
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 typedef struct panel {
     _Alignas(64) int32_t word[SLICE / 4 * SIDE]; /* (tokens / 4, SIDE) */
@@ -37,10 +31,6 @@ typedef struct slice {
     int64_t n_tok, cols;
     float *gram;
 } slice;
-
-INLINE __mmask16 mask_of(int64_t left) {
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
-}
 
 /* Four tokens of 16 columns; those past the last are zero. */
 INLINE __m512i round_quad(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse, __m512i *sum) {

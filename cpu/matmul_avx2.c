@@ -9,15 +9,9 @@
 
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
+#include "cpu/inline.h"
 #include "cpu/layout.h"
 #include "types/type.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #define PANEL_ROWS 16
 #define PANEL_COLS 512

@@ -14,15 +14,9 @@
 
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
+#include "cpu/inline.h"
 #include "cpu/layout.h"
 #include "types/type.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 512
@@ -216,10 +210,6 @@ static gemv_fn *const gemv_fns[LAYOUT_BF16][4] = {
 #undef X
 };
 
-INLINE __mmask16 row_mask(int64_t left) {
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1 << left) - 1);
-}
-
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
@@ -228,7 +218,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
     worker_range(worker, w->rows, 16, &begin, &end);
     for (int64_t r = begin; r < end; r += 16) {
         const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-        __mmask16 mask = row_mask(w->rows - r);
+        __mmask16 mask = mask_of(w->rows - r);
         __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[4];
         for (int t0 = 0; t0 < b.n; t0 += 4) {
             int nt = b.n - t0 < 4 ? b.n - t0 : 4;
@@ -394,7 +384,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             unpack(tile, w->cols, k, n, table, &p, 0);
             unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
             tile_out o = {
-                NULL, ldy, {row_mask(w->rows - r), row_mask(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
+                NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
                 act_block b = act_block_at(a, t);
                 b.q += k / 32 * b.n * 32;
@@ -416,8 +406,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
 /* As quantize_group of the C backend, to the bit. */
 INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
     const __m512i abs_mask = _mm512_set1_epi32(0x7fffffff);
-    __m512 x0 = _mm512_maskz_loadu_ps(row_mask(n), x),
-           x1 = n > 16 ? _mm512_maskz_loadu_ps(row_mask(n - 16), x + 16) : _mm512_setzero_ps();
+    __m512 x0 = _mm512_maskz_loadu_ps(mask_of(n), x),
+           x1 = n > 16 ? _mm512_maskz_loadu_ps(mask_of(n - 16), x + 16) : _mm512_setzero_ps();
     /* Magnitudes of floats order as integers; NaN is above infinity. */
     uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), abs_mask),
                                                              _mm512_and_si512(_mm512_castps_si512(x1), abs_mask)));

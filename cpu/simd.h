@@ -7,15 +7,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SIMD_FN static inline __attribute__((always_inline))
+#include "cpu/inline.h"
 
-/* for (i = 0..n-1) over a register tile: n is known and the loop must vanish, or the accumulators do not stay in
- * registers. */
-#if defined(__clang__)
-#define UNROLL_FOR(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
-#else
-#define UNROLL_FOR(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
-#endif
+#define SIMD_FN INLINE
+
+/* for (i = 0..n-1) over a register tile, n known. */
+#define UNROLL_FOR(i, n) UNROLL for (int i = 0; i < (n); i++)
 
 #if defined(__AVX512F__)
 #define VF_N 16

@@ -220,7 +220,7 @@ void hessian_feedback_clear(llmq_feedback *f) {
 bool hessian_importance(const llmq_quant_problem *p, float *importance) {
     if (!p->gram || p->n_tokens <= 0) return false;
     llmq_feedback f = {.n = p->cols, .diag = importance};
-    float extra = 0.01f * (float)read_diag(p, &f);
+    float extra = (float)HESSIAN_PLAIN_FLOOR * (float)read_diag(p, &f);
     for (int64_t k = 0; k < p->cols; k++) importance[k] += extra;
     return f.usable_diag;
 }

@@ -41,8 +41,9 @@ llmq_status hessian_errors(const llmq_quant_problem *p, const llmq_quantized *q,
 void hessian_energy(const llmq_backend_ops *ops, int64_t n, const float *gram, int64_t m, const float *x, float *y,
                     double *energy);
 
-/* What grids are fitted with where nothing is factored: the diagonal of H with a hundredth of its mean added,
+/* What grids are fitted with where nothing is factored: the diagonal of H with so much of its mean added,
  * importance [cols]. false: the Gram matrix is missing, empty or not finite. */
+#define HESSIAN_PLAIN_FLOOR 0.01
 bool hessian_importance(const llmq_quant_problem *p, float *importance);
 
 /* LLMQ_E_NUMERIC naming the tensor if a weight is not finite. */

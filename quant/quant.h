@@ -32,6 +32,10 @@ llmq_status solver_parse(const char *list, bool act_order, llmq_solver *out, llm
 
 /* Of the mean diagonal of H, added to each of its elements: H is known from some text only (docs/quantization.md). */
 #define QUANT_DEFAULT_DAMP 0.1
+/* A problem's damp as it is meant. */
+static inline double quant_damp(double damp) {
+    return damp < 0 ? QUANT_DEFAULT_DAMP : damp;
+}
 
 typedef struct llmq_quant_problem {
     const char *name; /* for messages */

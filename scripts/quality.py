@@ -11,7 +11,8 @@ its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder
 ../convert_hf_to_gguf. The embedding and the head are Q8_0 in every file, except with TYPE "=Q4_K_M": that is llama-quantize's mixture
 of that name with an importance matrix as it is, embedding and head too, and for llmq's methods a file in which every tensor has the very type
 that it has there (same_types.py), which is checked.
-Every step whose result is in DIR is skipped, so an interrupted run goes on; --tag tells the files of one llmq from those of another.
+Every step whose result is in DIR is skipped, so an interrupted run goes on; --tag tells the files of one llmq from those of another
+(and of one calibration text from another).
 Prints a Markdown table. llama.cpp's perplexity is of the first text only. Python's standard library is all that is needed."""
 import argparse
 import json
@@ -37,6 +38,7 @@ class Bench:
         self.a, self.work, self.model = args, pathlib.Path(args.work), pathlib.Path(args.model)
         self.work.mkdir(parents=True, exist_ok=True)
         self.stem = self.model.name
+        self.seen = f"{args.tokens}x{args.ctx}"  # the calibration, in the names of all that depends on it
         self.judges = []
         for spec in args.judge:
             name, _, rest = spec.partition("=")
@@ -59,7 +61,7 @@ class Bench:
         return out
 
     def imatrix(self):
-        out, calib = self.work / f"{self.stem}.imatrix", self.a.calib
+        out, calib = self.work / f"{self.stem}-{self.seen}.imatrix", self.a.calib
         self.once(out, lambda p: run([f"{self.a.llama}/llama-imatrix", "-m", self.f16(), "-f", calib, "-o", p, "-c", self.a.ctx,
                                       "--chunks", self.a.tokens // self.a.ctx, "-t", self.a.threads]))
         return out
@@ -71,7 +73,7 @@ class Bench:
     def quantize(self, method, kind, options):
         """(file, seconds)"""
         peer = method in ("imatrix", "llama.cpp")
-        tag = re.sub(r"[^\w.=]+", "_", "-".join([method, kind, *[w for w in (options, not peer and self.a.tag) if w]]))
+        tag = re.sub(r"[^\w.=]+", "_", "-".join([method, kind, self.seen, *[w for w in (options, not peer and self.a.tag) if w]]))
         out = self.work / f"{self.stem}-{tag}.gguf"
         if peer:
             head = ["--imatrix", self.imatrix()] if method == "imatrix" else []
@@ -101,7 +103,7 @@ class Bench:
         return out, seconds
 
     def judge(self, file, text, chunks, name):
-        out = file.with_name(f"{file.name}.{name}-{chunks}.json")
+        out = file.with_name(f"{file.name}.{name}-{chunks}x{self.a.ctx}.json")
         if not out.exists() or out.stat().st_mtime < file.stat().st_mtime:
             base = [] if file == self.f16() else ["--base", self.f16()]
             out.write_text(run([self.a.llmq, "perplexity", file, "-f", text, "--ctx", self.a.ctx, "--chunks", chunks, *base,
@@ -110,7 +112,7 @@ class Bench:
 
     def llama_ppl(self, file, text, chunks, name):
         """llama-perplexity's figure. It may end well and lose its last lines on a busy machine: then it is run again."""
-        out, figure = file.with_name(f"{file.name}.{name}-{chunks}.llama"), r"Final estimate: PPL = ([\d.]+)"
+        out, figure = file.with_name(f"{file.name}.{name}-{chunks}x{self.a.ctx}.llama"), r"Final estimate: PPL = ([\d.]+)"
         fresh = out.exists() and out.stat().st_mtime >= file.stat().st_mtime
         found = re.search(figure, out.read_text()) if fresh else None
         for _ in range(3):

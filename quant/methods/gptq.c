@@ -193,7 +193,7 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     if (!p->gram)
         return llmq_fail(err, LLMQ_E_ARG, "%s: gptq needs calibration text; give --calib FILE or use --rtn", p->name);
     LLMQ_TRY(hessian_check_weights(p, err));
-    LLMQ_TRY_GOTO(hessian_factor(p, p->damp < 0 ? QUANT_DEFAULT_DAMP : p->damp, &f, err));
+    LLMQ_TRY_GOTO(hessian_factor(p, quant_damp(p->damp), &f, err));
     report->damp_used = f.damp;
     report->dead_columns = f.dead;
     if (f.failed) {

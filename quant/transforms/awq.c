@@ -44,10 +44,6 @@ static double diag(const llmq_site_problem *p, int64_t col) {
     return (double)p->gram[col * p->cols + col] / (double)p->n_tokens;
 }
 
-static double damping(const llmq_site_problem *p) {
-    return p->damp < 0 ? QUANT_DEFAULT_DAMP : p->damp;
-}
-
 /* ---- the error of a candidate ---- */
 
 /* e = Q(w S) S^-1 - w */
@@ -136,7 +132,7 @@ static bool read_magnitudes(awq_job *job) {
         live++;
     }
     if (!live || !isfinite(sum)) return false;
-    job->floor = (p->feedback ? damping(p) : 0.01) * sum / (double)live; /* as when they are rounded */
+    job->floor = (p->feedback ? quant_damp(p->damp) : HESSIAN_PLAIN_FLOOR) * sum / (double)live; /* as when they are rounded */
     for (int64_t k = 0; k < p->n_channels; k++) job->mag[k] = sqrtf(job->mag[k]);
     for (int i = 0; i < p->n_matrices; i++) {
         const llmq_type_info *t = p->matrices[i].type;
@@ -212,7 +208,7 @@ static llmq_status factor_left(awq_job *job, llmq_err *err) {
                                    .ops = p->ops,
                                    .team = p->team};
     llmq_feedback f;
-    LLMQ_TRY(hessian_factor(&factored, damping(p), &f, err));
+    LLMQ_TRY(hessian_factor(&factored, quant_damp(p->damp), &f, err));
     if (!f.failed) {
         for (int64_t c = 0; c < p->cols; c++)
             if (!(f.diag[c] > 0)) f.importance[c] = 0; /* errors of inputs that are always zero harm nobody */
