@@ -101,6 +101,31 @@ typedef struct llmq_refine_block {
     float *gain;                     /* [lanes] how much e H e' fell is added to it */
 } llmq_refine_block;
 
+/* Attention of training: n_windows windows of n_tok tokens, each causal by itself. q and out (n_windows * n_tok,
+ * n_head * head_dim), k and v (n_windows * n_tok, n_head_kv * head_dim). */
+typedef struct llmq_causal {
+    int n_head, n_head_kv, head_dim;
+    float scale;    /* of q.k */
+    int64_t window; /* sliding window, 0: none */
+    int64_t n_tok, n_windows;
+} llmq_causal;
+
+/* Losses of n rows of logits and their gradients. With teacher logits it is the Kullback-Leibler divergence from the
+ * teacher's distribution, else cross entropy with labels; all times weight. Rows with a label below 0 do not count
+ * (loss and gradient 0). */
+typedef struct llmq_loss {
+    int64_t n, n_vocab;
+    float *z;              /* (n, n_vocab) logits; destroyed */
+    const float *teacher;  /* likewise, kept; or NULL */
+    const int32_t *labels; /* [n]; with a teacher it may be NULL: all count */
+    double weight;
+    int64_t slice;  /* dz comes as (slices, n, slice), slice columns each; the last has fewer, and no gaps: short rows
+                     * for  the products that follow */
+    float *dz;      /* n * n_vocab */
+    double *loss;   /* [n] */
+    float *scratch; /* (workers, n_vocab), with a teacher */
+} llmq_loss;
+
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
 
@@ -160,6 +185,31 @@ typedef struct llmq_backend_ops {
     void (*round_block)(const llmq_round_block *b);
     /* Improves one block of columns of a slab of rows (llmq_refine_block). One thread. */
     void (*refine_block)(const llmq_refine_block *b);
+
+    /* ---- training: what gradients need besides matmul and the ops above; sums in f32 */
+    /* y (cols, rows; ldy) = x (rows, cols; ldx) transposed. */
+    void (*transpose)(const llmq_worker *, const float *x, int64_t rows, int64_t cols, int64_t ldx, float *y,
+                      int64_t ldy);
+    /* Of y = rms_norm(x), rows without gaps: dx, or with add what is added to it; inv[n_rows] = 1 / rms for
+     * rms_gain_back, which adds to dgain [n] (workers divide columns: a barrier in between). */
+    void (*rms_norm_back)(const llmq_worker *, const float *x, const float *gain, float eps, const float *dy, float *dx,
+                          bool add, float *inv, int64_t n_rows, int64_t n);
+    void (*rms_gain_back)(const llmq_worker *, const float *x, const float *inv, const float *dy, float *dgain,
+                          int64_t n_rows, int64_t n);
+    /* gate and up become their own gradients, dact being that of silu(gate) * up. */
+    void (*silu_mul_back)(const llmq_worker *, float *gate, float *up, const float *dact, int64_t n);
+    size_t (*causal_scratch_bytes)(const llmq_causal *a, int n_workers); /* for causal and causal_back */
+    void (*causal)(const llmq_worker *, const llmq_causal *a, const float *q, const float *k, const float *v,
+                   float *out, void *scratch);
+    /* dq, dk and dv are set. Probabilities are computed once more: nothing of their size is kept. */
+    void (*causal_back)(const llmq_worker *, const llmq_causal *a, const float *q, const float *k, const float *v,
+                        const float *dout, float *dq, float *dk, float *dv, void *scratch);
+    void (*loss_rows)(const llmq_worker *, const llmq_loss *l); /* workers divide rows */
+    /* Of y = x w': g (rows, cols), the gradient of w, = dy' x, or with add what is added to it; dy (n_tok, rows), x
+     * (n_tok, cols). allow_bf16: inputs may be rounded to bf16. Contains barriers: all workers must call. */
+    size_t (*outer_scratch_bytes)(int64_t rows, int64_t cols, int64_t n_tok);
+    void (*outer)(const llmq_worker *, const float *dy, int64_t rows, const float *x, int64_t cols, int64_t n_tok,
+                  bool add, bool allow_bf16, float *g, void *scratch);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */

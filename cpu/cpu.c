@@ -63,18 +63,21 @@ static void tables_build(void) {
         llmq_backend_ops *ops = &tables[i];
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
+        cpu_fill_grad_c(ops);
         ops->round_block = cpu_round_block_c;
         ops->refine_block = cpu_refine_block_c;
 #if defined(__x86_64__)
         if (i >= ISA_AVX2) {
             cpu_fill_matmul_avx2(ops);
             cpu_fill_ops_avx2(ops);
+            cpu_fill_grad_avx2(ops);
             ops->round_block = cpu_round_block_avx2;
             ops->refine_block = cpu_refine_block_avx2;
         }
         if (i >= ISA_AVX512) {
             cpu_fill_matmul_avx512(ops);
             cpu_fill_ops_avx512(ops);
+            cpu_fill_grad_avx512(ops);
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
         }

@@ -65,8 +65,8 @@ static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
     }
 }
 
-static void gemm_sub_simd(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                          float *c, int64_t ldc) {
+void SIMD_NAME(linalg_gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                                int64_t ldb, float *c, int64_t ldc) {
     gemm_block g;
     for (int64_t k0 = 0; k0 < k; k0 += GEMM_KC) {
         g.k = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
@@ -246,7 +246,7 @@ static void chol_solve_sub(const float *t, int64_t n, float *x, int64_t ldx, int
 static void chol_solve(const float *t, int64_t n, float *x, int64_t ldx, int64_t m) {
     for (int64_t s = 0; s < n; s += CHOL_SUB) {
         int64_t width = n - s < CHOL_SUB ? n - s : CHOL_SUB;
-        gemm_sub_simd(m, width, s, x, ldx, t + s, CHOL, x + s, ldx);
+        SIMD_NAME(linalg_gemm_sub)(m, width, s, x, ldx, t + s, CHOL, x + s, ldx);
         chol_solve_sub(t + s * CHOL + s, width, x + s, ldx, m);
     }
 }
@@ -255,7 +255,7 @@ static void chol_solve(const float *t, int64_t n, float *x, int64_t ldx, int64_t
 static int64_t chol_factor(float *d, float *t, int64_t n) {
     for (int64_t s = 0; s < n; s += CHOL_SUB) {
         int64_t width = n - s < CHOL_SUB ? n - s : CHOL_SUB, below = s + width;
-        gemm_sub_simd(n - s, width, s, d + s * CHOL, CHOL, t + s, CHOL, d + s * CHOL + s, CHOL);
+        SIMD_NAME(linalg_gemm_sub)(n - s, width, s, d + s * CHOL, CHOL, t + s, CHOL, d + s * CHOL + s, CHOL);
         int64_t bad = chol_leaf(d + s * CHOL + s, t + s * CHOL + s, width);
         if (bad >= 0) return s + bad;
         chol_solve_sub(t + s * CHOL + s, width, d + below * CHOL + s, CHOL, n - below);
@@ -280,7 +280,7 @@ static void chol_diagonal(chol_job *job, int64_t j0, int64_t width) {
     memset(job->diag_t, 0, sizeof(float) * CHOL * CHOL);
     for (int64_t i = 0; i < width; i++)
         memcpy(job->diag + i * CHOL, block + i * job->lda, sizeof(float) * (size_t)(i + 1));
-    gemm_sub_simd(width, width, j0, job->a + j0 * job->lda, job->lda, job->left, CHOL, job->diag, CHOL);
+    SIMD_NAME(linalg_gemm_sub)(width, width, j0, job->a + j0 * job->lda, job->lda, job->left, CHOL, job->diag, CHOL);
     int64_t bad = chol_factor(job->diag, job->diag_t, width);
     if (bad >= 0) job->bad = j0 + bad;
     for (int64_t i = 0; i < width; i++)
@@ -297,8 +297,8 @@ static void chol_worker(const llmq_worker *w, void *arg) {
         if (w->id == 0) chol_diagonal(job, j0, width);
         for (int64_t r = below + begin; r < below + end; r += CHOL_ROWS) {
             int64_t m = below + end - r < CHOL_ROWS ? below + end - r : CHOL_ROWS;
-            gemm_sub_simd(m, width, j0, job->a + r * job->lda, job->lda, job->left, CHOL, job->a + r * job->lda + j0,
-                          job->lda);
+            SIMD_NAME(linalg_gemm_sub)
+            (m, width, j0, job->a + r * job->lda, job->lda, job->left, CHOL, job->a + r * job->lda + j0, job->lda);
         }
         worker_barrier(w);
         if (job->bad >= 0) return; /* everybody sees the same: it was written before the barrier */
@@ -328,6 +328,6 @@ static llmq_status cholesky_simd(int64_t n, float *a, int64_t lda, llmq_team *te
 
 void SIMD_NAME(linalg_fill)(llmq_backend_ops *ops) {
     ops->gram_add = gram_add_simd;
-    ops->gemm_sub = gemm_sub_simd;
+    ops->gemm_sub = SIMD_NAME(linalg_gemm_sub);
     ops->cholesky = cholesky_simd;
 }

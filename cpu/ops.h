@@ -22,6 +22,12 @@ static inline bool gram_tile_mine(const llmq_worker *w, int64_t n, int64_t i, in
 
 void linalg_gemm_sub_c(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        float *c, int64_t ldc);
+#if defined(__x86_64__)
+void linalg_gemm_sub_avx2(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          float *c, int64_t ldc);
+void linalg_gemm_sub_avx512(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                            float *c, int64_t ldc);
+#endif
 llmq_status linalg_cholesky_c(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err);
 llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err);
 

@@ -1,0 +1,518 @@
+/* The training ops in vectors; included by the file of each ISA. Every element is summed in an order of its own, so
+ * results do not depend on the team. */
+#include <math.h>
+
+#include "cpu/ops.h"
+#include "cpu/tile_simd.h"
+
+/* The vector at i of n; the last one of a row is cut. */
+SIMD_FN int64_t lanes_left(int64_t n, int64_t i) {
+    return n - i < VF_N ? n - i : VF_N;
+}
+
+/* ---- transpose ---- */
+
+static void transpose_edge(const float *x, int64_t ldx, int64_t rows, int64_t cols, float *y, int64_t ldy) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) y[c * ldy + r] = x[r * ldx + c];
+}
+
+SIMD_FN void transpose_tile(const float *x, int64_t ldx, float *y, int64_t ldy) {
+    vf r[VF_N];
+    UNROLL_FOR(i, VF_N) r[i] = vf_load(x + i * ldx);
+    vf_transpose(r);
+    UNROLL_FOR(i, VF_N) vf_store(y + i * ldy, r[i]);
+}
+
+/* Columns [begin, end) of x. */
+static void transpose_cols(const float *x, int64_t rows, int64_t begin, int64_t end, int64_t ldx, float *y,
+                           int64_t ldy) {
+    for (int64_t c = begin; c < end; c += VF_N)
+        for (int64_t r = 0; r < rows; r += VF_N) {
+            if (rows - r >= VF_N && end - c >= VF_N)
+                transpose_tile(x + r * ldx + c, ldx, y + c * ldy + r, ldy);
+            else
+                transpose_edge(x + r * ldx + c, ldx, lanes_left(rows, r), lanes_left(end, c), y + c * ldy + r, ldy);
+        }
+}
+
+static void transpose_simd(const llmq_worker *w, const float *x, int64_t rows, int64_t cols, int64_t ldx, float *y,
+                           int64_t ldy) {
+    int64_t begin, end;
+    worker_range(w, cols, VF_N, &begin, &end);
+    transpose_cols(x, rows, begin, end, ldx, y, ldy);
+}
+
+/* ---- norm ---- */
+
+static void norm_row_back(const float *x, const float *gain, float eps, const float *dy, float *dx, bool add,
+                          float *inv, int64_t n) {
+    vf sum = vf_zero(), dot = vf_zero();
+    for (int64_t i = 0; i < n; i += VF_N) {
+        int64_t m = lanes_left(n, i);
+        vf v = vf_load_n(x + i, m), u = vf_mul(vf_load_n(dy + i, m), vf_load_n(gain + i, m));
+        sum = vf_fma(v, v, sum);
+        dot = vf_fma(u, v, dot);
+    }
+    double s = 1.0 / sqrt((double)vf_sum(sum) / (double)n + eps), c = s * s * s * (double)vf_sum(dot) / (double)n;
+    vf vs = vf_set1((float)s), vc = vf_set1((float)c);
+    for (int64_t i = 0; i < n; i += VF_N) {
+        int64_t m = lanes_left(n, i);
+        vf u = vf_mul(vf_load_n(dy + i, m), vf_load_n(gain + i, m));
+        vf d = vf_fnma(vc, vf_load_n(x + i, m), vf_mul(vs, u));
+        vf_store_n(dx + i, add ? vf_add(vf_load_n(dx + i, m), d) : d, m);
+    }
+    *inv = (float)s;
+}
+
+static void rms_norm_back_simd(const llmq_worker *w, const float *x, const float *gain, float eps, const float *dy,
+                               float *dx, bool add, float *inv, int64_t n_rows, int64_t n) {
+    int64_t begin, end;
+    worker_range(w, n_rows, 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++) norm_row_back(x + r * n, gain, eps, dy + r * n, dx + r * n, add, inv + r, n);
+}
+
+static void rms_gain_back_simd(const llmq_worker *w, const float *x, const float *inv, const float *dy, float *dgain,
+                               int64_t n_rows, int64_t n) {
+    int64_t begin, end;
+    worker_range(w, n, VF_N, &begin, &end);
+    for (int64_t r = 0; r < n_rows; r++) {
+        vf s = vf_set1(inv[r]);
+        for (int64_t i = begin; i < end; i += VF_N) {
+            int64_t m = lanes_left(end, i);
+            vf v = vf_mul(vf_mul(vf_load_n(x + r * n + i, m), s), vf_load_n(dy + r * n + i, m));
+            vf_store_n(dgain + i, vf_add(vf_load_n(dgain + i, m), v), m);
+        }
+    }
+}
+
+static void silu_mul_back_simd(const llmq_worker *w, float *gate, float *up, const float *dact, int64_t n) {
+    int64_t begin, end;
+    const vf one = vf_set1(1);
+    worker_range(w, n, VF_N, &begin, &end);
+    for (int64_t i = begin; i < end; i += VF_N) {
+        int64_t m = lanes_left(end, i);
+        vf g = vf_load_n(gate + i, m), u = vf_load_n(up + i, m), d = vf_load_n(dact + i, m);
+        vf s = vf_div(one, vf_add(one, vf_exp(vf_sub(vf_zero(), g))));
+        vf_store_n(up + i, vf_mul(d, vf_mul(g, s)), m);
+        vf slope = vf_mul(s, vf_fma(g, vf_sub(one, s), one));
+        vf_store_n(gate + i, vf_mul(vf_mul(d, u), slope), m);
+    }
+}
+
+/* ---- causal attention ----
+ *
+ * One head of one window at a time, CAUSAL_BLOCK queries against all keys before them. Products are C -= A B, so scores
+ * and their gradients come with the sign changed. */
+#define CAUSAL_BLOCK 64
+
+typedef struct causal_buffers {
+    float *kt, *vt; /* (head_dim, n_tok) */
+    float *s, *ds;  /* (CAUSAL_BLOCK, n_tok) */
+    float *t;       /* (n_tok, CAUSAL_BLOCK) */
+} causal_buffers;
+
+static size_t causal_floats(const llmq_causal *a) {
+    return (size_t)(2 * a->head_dim + 3 * CAUSAL_BLOCK) * (size_t)a->n_tok;
+}
+
+static size_t causal_scratch_simd(const llmq_causal *a, int n_workers) {
+    return (size_t)n_workers * (causal_floats(a) + VF_N) * sizeof(float);
+}
+
+static causal_buffers causal_part(const llmq_causal *a, void *scratch, int id) {
+    int64_t n = a->n_tok;
+    float *base = (float *)scratch + (size_t)id * (causal_floats(a) + VF_N);
+    causal_buffers b = {.kt = base, .vt = base + a->head_dim * n, .s = base + 2 * a->head_dim * n};
+    b.ds = b.s + CAUSAL_BLOCK * n;
+    b.t = b.ds + CAUSAL_BLOCK * n;
+    return b;
+}
+
+/* Softmax of -scale * s over keys [first, last]; 0 outside, up to n. */
+static void softmax_row(float *s, int64_t first, int64_t last, int64_t n, float scale) {
+    vf top = vf_set1(-INFINITY), sum = vf_zero(), by = vf_set1(-scale);
+    for (int64_t j = first; j <= last; j += VF_N) {
+        int64_t m = lanes_left(last + 1, j);
+        vf v = vf_mul(by, vf_load_n(s + j, m));
+        vf_store_n(s + j, v, m);
+        top = vf_max(top, vf_window(v, 0, m, vf_set1(-INFINITY)));
+    }
+    vf shift = vf_set1(vf_top(top));
+    for (int64_t j = first; j <= last; j += VF_N) {
+        int64_t m = lanes_left(last + 1, j);
+        vf v = vf_window(vf_exp(vf_sub(vf_load_n(s + j, m), shift)), 0, m, vf_zero());
+        vf_store_n(s + j, v, m);
+        sum = vf_add(sum, v);
+    }
+    vf inv = vf_set1(1.0f / vf_sum(sum));
+    for (int64_t j = first; j <= last; j += VF_N) {
+        int64_t m = lanes_left(last + 1, j);
+        vf_store_n(s + j, vf_mul(vf_load_n(s + j, m), inv), m);
+    }
+    memset(s, 0, (size_t)first * sizeof *s);
+    memset(s + last + 1, 0, (size_t)(n - last - 1) * sizeof *s);
+}
+
+/* Probabilities of queries [i0, i0 + m) over keys [0, i0 + m) into b->s. */
+static void causal_block(const llmq_causal *a, const causal_buffers *b, const float *q, int64_t i0, int64_t m) {
+    int64_t ldq = a->n_head * (int64_t)a->head_dim, n = i0 + m;
+    memset(b->s, 0, (size_t)(m * a->n_tok) * sizeof *b->s);
+    SIMD_NAME(linalg_gemm_sub)(m, n, a->head_dim, q + i0 * ldq, ldq, b->kt, a->n_tok, b->s, a->n_tok);
+    for (int64_t i = 0; i < m; i++) {
+        int64_t last = i0 + i, first = a->window > 0 && last + 1 > a->window ? last + 1 - a->window : 0;
+        softmax_row(b->s + i * a->n_tok, first, last, n, a->scale);
+    }
+}
+
+SIMD_FN void negate_row(float *x, int64_t n) {
+    for (int64_t j = 0; j < n; j += VF_N) {
+        int64_t m = lanes_left(n, j);
+        vf_store_n(x + j, vf_sub(vf_zero(), vf_load_n(x + j, m)), m);
+    }
+}
+
+static void causal_simd(const llmq_worker *w, const llmq_causal *a, const float *q, const float *k, const float *v,
+                        float *out, void *scratch) {
+    int64_t hd = a->head_dim, ldq = a->n_head * hd, ldk = a->n_head_kv * hd, begin, end;
+    causal_buffers b = causal_part(a, scratch, w->id);
+    worker_range(w, a->n_windows * a->n_head, 1, &begin, &end);
+    for (int64_t item = begin; item < end; item++) {
+        int64_t row = item / a->n_head * a->n_tok, h = item % a->n_head, kv = h / (a->n_head / a->n_head_kv);
+        int64_t at = row * ldq + h * hd, from = row * ldk + kv * hd;
+        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, a->n_tok);
+        for (int64_t i0 = 0; i0 < a->n_tok; i0 += CAUSAL_BLOCK) {
+            int64_t m = a->n_tok - i0 < CAUSAL_BLOCK ? a->n_tok - i0 : CAUSAL_BLOCK;
+            causal_block(a, &b, q + at, i0, m);
+            for (int64_t i = 0; i < m; i++) {
+                negate_row(b.s + i * a->n_tok, i0 + m);
+                memset(out + at + (i0 + i) * ldq, 0, (size_t)hd * sizeof *out);
+            }
+            SIMD_NAME(linalg_gemm_sub)(m, hd, i0 + m, b.s, a->n_tok, v + from, ldk, out + at + i0 * ldq, ldq);
+        }
+    }
+}
+
+/* p and dp (the gradient of p, negated) of one query become -p and the score's gradient, negated. */
+static void score_row_back(float *p, float *dp, int64_t n, float scale) {
+    vf sum = vf_zero();
+    for (int64_t j = 0; j < n; j += VF_N) {
+        int64_t m = lanes_left(n, j);
+        sum = vf_fma(vf_load_n(p + j, m), vf_load_n(dp + j, m), sum);
+    }
+    vf mean = vf_set1(vf_sum(sum)), by = vf_set1(scale);
+    for (int64_t j = 0; j < n; j += VF_N) {
+        int64_t m = lanes_left(n, j);
+        vf v = vf_load_n(p + j, m);
+        vf_store_n(dp + j, vf_mul(vf_mul(v, by), vf_sub(vf_load_n(dp + j, m), mean)), m);
+    }
+    negate_row(p, n);
+}
+
+/* One head: q, dout and dq begin at it; k, v, dk and dv at its kv head, whose kt and vt are in b. */
+static void causal_head_back(const llmq_causal *a, const causal_buffers *b, const float *q, const float *k,
+                             const float *dout, float *dq, float *dk, float *dv) {
+    int64_t hd = a->head_dim, ldq = a->n_head * hd, ldk = a->n_head_kv * hd, n = a->n_tok;
+    for (int64_t i0 = 0; i0 < n; i0 += CAUSAL_BLOCK) {
+        int64_t m = n - i0 < CAUSAL_BLOCK ? n - i0 : CAUSAL_BLOCK, keys = i0 + m;
+        causal_block(a, b, q, i0, m);
+        memset(b->ds, 0, (size_t)(m * n) * sizeof *b->ds);
+        SIMD_NAME(linalg_gemm_sub)(m, keys, hd, dout + i0 * ldq, ldq, b->vt, n, b->ds, n);
+        for (int64_t i = 0; i < m; i++) {
+            score_row_back(b->s + i * n, b->ds + i * n, keys, a->scale);
+            memset(dq + (i0 + i) * ldq, 0, (size_t)hd * sizeof *dq);
+        }
+        SIMD_NAME(linalg_gemm_sub)(m, hd, keys, b->ds, n, k, ldk, dq + i0 * ldq, ldq);
+        transpose_cols(b->ds, m, 0, keys, n, b->t, CAUSAL_BLOCK);
+        SIMD_NAME(linalg_gemm_sub)(keys, hd, m, b->t, CAUSAL_BLOCK, q + i0 * ldq, ldq, dk, ldk);
+        transpose_cols(b->s, m, 0, keys, n, b->t, CAUSAL_BLOCK);
+        SIMD_NAME(linalg_gemm_sub)(keys, hd, m, b->t, CAUSAL_BLOCK, dout + i0 * ldq, ldq, dv, ldk);
+    }
+}
+
+static void causal_back_simd(const llmq_worker *w, const llmq_causal *a, const float *q, const float *k, const float *v,
+                             const float *dout, float *dq, float *dk, float *dv, void *scratch) {
+    int64_t hd = a->head_dim, ldq = a->n_head * hd, ldk = a->n_head_kv * hd, begin, end;
+    int64_t group = a->n_head / a->n_head_kv;
+    causal_buffers b = causal_part(a, scratch, w->id);
+    worker_range(w, a->n_windows * a->n_head_kv, 1, &begin, &end);
+    for (int64_t item = begin; item < end; item++) {
+        int64_t row = item / a->n_head_kv * a->n_tok, kv = item % a->n_head_kv, from = row * ldk + kv * hd;
+        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, a->n_tok);
+        transpose_cols(v + from, a->n_tok, 0, hd, ldk, b.vt, a->n_tok);
+        for (int64_t i = 0; i < a->n_tok; i++) {
+            memset(dk + from + i * ldk, 0, (size_t)hd * sizeof *dk);
+            memset(dv + from + i * ldk, 0, (size_t)hd * sizeof *dv);
+        }
+        for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
+            int64_t at = row * ldq + h * hd;
+            causal_head_back(a, &b, q + at, k + from, dout + at, dq + at, dk + from, dv + from);
+        }
+    }
+}
+
+/* ---- losses ---- */
+
+static float row_top(const float *x, int64_t n) {
+    vf top = vf_set1(-INFINITY);
+    for (int64_t i = 0; i < n; i += VF_N) {
+        int64_t m = lanes_left(n, i);
+        top = vf_max(top, vf_window(vf_load_n(x + i, m), 0, m, vf_set1(-INFINITY)));
+    }
+    return vf_top(top);
+}
+
+/* exp(x - top) into y, and their sum: floats over LOSS_RUN numbers, doubles over the row. */
+#define LOSS_RUN 1024
+static double row_exp(const float *x, float top, int64_t n, float *y) {
+    double total = 0;
+    vf shift = vf_set1(top);
+    for (int64_t at = 0; at < n; at += LOSS_RUN) {
+        int64_t end = n - at < LOSS_RUN ? n : at + LOSS_RUN;
+        vf sum = vf_zero();
+        for (int64_t i = at; i < end; i += VF_N) {
+            int64_t m = lanes_left(end, i);
+            vf e = vf_window(vf_exp(vf_sub(vf_load_n(x + i, m), shift)), 0, m, vf_zero());
+            vf_store_n(y + i, e, m);
+            sum = vf_add(sum, e);
+        }
+        total += vf_sum(sum);
+    }
+    return total;
+}
+
+/* Of row r; e holds exp(z - top) with sum `sum`, want (or NULL) those of the teacher with sum want_sum. */
+static void row_gradient(const llmq_loss *l, int64_t r, const float *e, double sum, const float *want, double want_sum,
+                         double weight) {
+    vf a = vf_set1((float)(weight / sum)), b = vf_set1(want ? (float)(weight / want_sum) : 0.0f);
+    for (int64_t at = 0; at < l->n_vocab; at += l->slice) {
+        int64_t len = l->n_vocab - at < l->slice ? l->n_vocab - at : l->slice;
+        float *to = l->dz + at * l->n + r * len;
+        for (int64_t i = 0; i < len; i += VF_N) {
+            int64_t m = lanes_left(len, i);
+            vf d = vf_mul(a, vf_load_n(e + at + i, m));
+            if (want) d = vf_fnma(b, vf_load_n(want + at + i, m), d);
+            vf_store_n(to + i, d, m);
+        }
+    }
+}
+
+/* sum want * (t - z), the logits less their tops; exp(t) is in want. Logits of 0 probability do not count. */
+static double row_cross(const float *t, float t_top, const float *z, float z_top, const float *want, int64_t n) {
+    double total = 0;
+    vf shift = vf_set1(t_top - z_top);
+    for (int64_t at = 0; at < n; at += LOSS_RUN) {
+        int64_t end = n - at < LOSS_RUN ? n : at + LOSS_RUN;
+        vf sum = vf_zero();
+        for (int64_t i = at; i < end; i += VF_N) {
+            int64_t m = lanes_left(end, i);
+            vf d = vf_sub(vf_sub(vf_load_n(t + i, m), vf_load_n(z + i, m)), shift);
+            sum = vf_fma(vf_load_n(want + i, m), d, sum);
+        }
+        total += vf_sum(sum);
+    }
+    return total;
+}
+
+static void loss_rows_simd(const llmq_worker *w, const llmq_loss *l) {
+    int64_t begin, end, n = l->n_vocab;
+    worker_range(w, l->n, 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        float *z = l->z + r * n;
+        const float *t = l->teacher ? l->teacher + r * n : NULL;
+        int32_t label = l->labels ? l->labels[r] : 0;
+        double weight = label < 0 ? 0 : l->weight;
+        float top = row_top(z, n), t_top = t ? row_top(t, n) : 0, z_label = z[label < 0 ? 0 : label];
+        if (t) {
+            float *want = l->scratch + w->id * n;
+            double t_sum = row_exp(t, t_top, n, want), cross = row_cross(t, t_top, z, top, want, n) / t_sum;
+            double sum = row_exp(z, top, n, z);
+            l->loss[r] = weight * (cross - log(t_sum) + log(sum));
+            row_gradient(l, r, z, sum, want, t_sum, weight);
+            continue;
+        }
+        double sum = row_exp(z, top, n, z);
+        l->loss[r] = weight * (top + log(sum) - z_label);
+        row_gradient(l, r, z, sum, NULL, 0, weight);
+        if (label < 0) continue;
+        int64_t at = label / l->slice * l->slice, len = n - at < l->slice ? n - at : l->slice;
+        l->dz[at * l->n + r * len + label - at] -= (float)weight;
+    }
+}
+
+/* ---- the gradient of a matrix ---- */
+
+/* Columns of a strip, kept in the cache for all rows, and tokens of a pass over it. */
+#define OUTER_TOKENS 256
+
+/* Rows [row, row + m) and nv vectors of columns from col on; the last holds `last` columns. */
+SIMD_FN void outer_tile(int nv, int64_t m, int64_t last, int64_t n_tok, const float *dy, int64_t rows, const float *x,
+                        int64_t ldx, bool add, float *g, int64_t cols) {
+    vf acc[TILE_M][4];
+    float few[TILE_M * OUTER_TOKENS];
+    if (m < TILE_M) { /* no reading over the end: a copy with zeros */
+        memset(few, 0, sizeof few);
+        for (int64_t t = 0; t < n_tok; t++)
+            for (int64_t i = 0; i < m; i++) few[t * TILE_M + i] = dy[t * rows + i];
+        dy = few;
+        rows = TILE_M;
+    }
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
+    tile_fma(TILE_M, nv, n_tok, dy, 1, rows, x, ldx, acc);
+    UNROLL_FOR(i, TILE_M) {
+        if (i >= m) break;
+        UNROLL_FOR(j, nv) {
+            int64_t len = j == nv - 1 ? last : VF_N;
+            float *to = g + i * cols + j * VF_N;
+            vf_store_n(to, add ? vf_add(vf_load_n(to, len), acc[i][j]) : acc[i][j], len);
+        }
+    }
+}
+
+/* Rows [begin, end). A strip of x is copied so that its lines lie side by side. */
+static void outer_f32(const float *dy, int64_t rows, int64_t begin, int64_t end, const float *x, int64_t cols,
+                      int64_t n_tok, bool add, float *g) {
+    _Alignas(64) float strip[OUTER_TOKENS * TILE_N];
+    for (int64_t t = 0; t < n_tok; t += OUTER_TOKENS)
+        for (int64_t c = 0; c < cols; c += TILE_N) {
+            int64_t n = n_tok - t < OUTER_TOKENS ? n_tok - t : OUTER_TOKENS,
+                    len = cols - c < TILE_N ? cols - c : TILE_N;
+            int64_t last = len - (len - 1) / VF_N * VF_N;
+            for (int64_t k = 0; k < n; k++)
+                for (int64_t i = 0; i < TILE_N; i += VF_N)
+                    vf_store(strip + k * TILE_N + i,
+                             vf_load_n(x + (t + k) * cols + c + i, i < len ? lanes_left(len, i) : 0));
+            for (int64_t r = begin; r < end; r += TILE_M) {
+                int64_t m = end - r < TILE_M ? end - r : TILE_M;
+                const float *from = dy + t * rows + r;
+                float *to = g + r * cols + c;
+                bool more = add || t > 0;
+                if (len <= VF_N)
+                    outer_tile(1, m, last, n, from, rows, strip, TILE_N, more, to, cols);
+                else if (TILE_NV == 2 || len <= 2 * VF_N)
+                    outer_tile(2, m, last, n, from, rows, strip, TILE_N, more, to, cols);
+#if TILE_NV == 4
+                else if (len <= 3 * VF_N)
+                    outer_tile(3, m, last, n, from, rows, strip, TILE_N, more, to, cols);
+                else
+                    outer_tile(4, m, last, n, from, rows, strip, TILE_N, more, to, cols);
+#endif
+            }
+        }
+}
+
+#if VF_HAS_BF16
+/* bf16: both sides in panels of pairs of tokens, (panels, pairs, width), each word two tokens of one column. A tile is
+ * PAIR_ROWS rows, broadcast one after another, times PAIR_VECS vectors of columns: all sums in registers. */
+#define PAIR_ROWS 8
+#define PAIR_VECS 3
+#define PAIR_COLS (PAIR_VECS * VF_N)
+#define PAIR_STEP 128 /* pairs of a pass: a panel of columns stays in the L1 cache */
+
+static int64_t panel_count(int64_t n, int64_t width) {
+    return (n + width - 1) / width;
+}
+static int64_t panel_words(int64_t n, int64_t width, int64_t n_tok) {
+    return panel_count(n, width) * width * ((n_tok + 1) / 2);
+}
+
+/* Panels [begin, end) of x (n_tok, n). */
+static void pack_pairs(const float *x, int64_t n, int64_t n_tok, int64_t width, int64_t begin, int64_t end,
+                       uint32_t *out) {
+    int64_t pairs = (n_tok + 1) / 2;
+    for (int64_t p = begin; p < end; p++)
+        for (int64_t t = 0; t < pairs; t++)
+            for (int64_t i = 0; i < width; i += VF_N) {
+                int64_t c = p * width + i, m = c < n ? lanes_left(n < (p + 1) * width ? n : (p + 1) * width, c) : 0;
+                vf even = vf_load_n(x + 2 * t * n + c, m);
+                vf odd = 2 * t + 1 < n_tok ? vf_load_n(x + (2 * t + 1) * n + c, m) : vf_zero();
+                vf_store_n((float *)(void *)(out + (p * pairs + t) * width + i), vf_pair_bf16(even, odd),
+                           width - i < VF_N ? width - i : VF_N);
+            }
+}
+
+SIMD_FN void outer_pairs(const uint32_t *a, const uint32_t *b, int64_t pairs, bool add, int64_t m, int64_t len,
+                         float *g, int64_t cols) {
+    vf acc[PAIR_ROWS][PAIR_VECS];
+    UNROLL_FOR(i, PAIR_ROWS)
+    UNROLL_FOR(j, PAIR_VECS) acc[i][j] = vf_zero();
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh v[PAIR_VECS];
+        UNROLL_FOR(j, PAIR_VECS) v[j] = (__m512bh)_mm512_loadu_si512(b + k * PAIR_COLS + j * VF_N);
+        UNROLL_FOR(i, PAIR_ROWS) {
+            __m512i x = _mm512_set1_epi32((int)a[k * PAIR_ROWS + i]);
+            UNROLL_FOR(j, PAIR_VECS) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)x, v[j]);
+        }
+    }
+    UNROLL_FOR(i, PAIR_ROWS) {
+        if (i >= m) break;
+        UNROLL_FOR(j, PAIR_VECS) {
+            int64_t n = len - j * VF_N;
+            n = n < 0 ? 0 : n < VF_N ? n : VF_N;
+            float *to = g + i * cols + j * VF_N;
+            vf_store_n(to, add ? vf_add(vf_load_n(to, n), acc[i][j]) : acc[i][j], n);
+        }
+    }
+}
+
+static void outer_bf16(const llmq_worker *w, const float *dy, int64_t rows, const float *x, int64_t cols, int64_t n_tok,
+                       bool add, float *g, void *scratch) {
+    int64_t n_a = panel_count(rows, PAIR_ROWS), n_b = panel_count(cols, PAIR_COLS), pairs = (n_tok + 1) / 2, begin, end;
+    uint32_t *a = scratch, *b = a + panel_words(rows, PAIR_ROWS, n_tok);
+    worker_range(w, n_a, 1, &begin, &end);
+    pack_pairs(dy, rows, n_tok, PAIR_ROWS, begin, end, a);
+    worker_range(w, n_b, 1, &begin, &end);
+    pack_pairs(x, cols, n_tok, PAIR_COLS, begin, end, b);
+    worker_barrier(w);
+    worker_range(w, n_a, 1, &begin, &end);
+    for (int64_t k = 0; k < pairs; k += PAIR_STEP) {
+        int64_t n = pairs - k < PAIR_STEP ? pairs - k : PAIR_STEP;
+        for (int64_t j = 0; j < n_b; j++) {
+            int64_t len = cols - j * PAIR_COLS < PAIR_COLS ? cols - j * PAIR_COLS : PAIR_COLS;
+            for (int64_t i = begin; i < end; i++) {
+                int64_t m = rows - i * PAIR_ROWS < PAIR_ROWS ? rows - i * PAIR_ROWS : PAIR_ROWS;
+                outer_pairs(a + (i * pairs + k) * PAIR_ROWS, b + (j * pairs + k) * PAIR_COLS, n, add || k > 0, m, len,
+                            g + i * PAIR_ROWS * cols + j * PAIR_COLS, cols);
+            }
+        }
+    }
+    worker_barrier(w); /* the scratch may be used again */
+}
+#endif
+
+static size_t outer_scratch_simd(int64_t rows, int64_t cols, int64_t n_tok) {
+#if VF_HAS_BF16
+    return (size_t)(panel_words(rows, PAIR_ROWS, n_tok) + panel_words(cols, PAIR_COLS, n_tok)) * sizeof(uint32_t);
+#else
+    (void)rows, (void)cols, (void)n_tok;
+    return 0;
+#endif
+}
+
+static void outer_simd(const llmq_worker *w, const float *dy, int64_t rows, const float *x, int64_t cols, int64_t n_tok,
+                       bool add, bool allow_bf16, float *g, void *scratch) {
+    int64_t begin, end;
+#if VF_HAS_BF16
+    if (allow_bf16) {
+        outer_bf16(w, dy, rows, x, cols, n_tok, add, g, scratch);
+        return;
+    }
+#endif
+    (void)allow_bf16, (void)scratch;
+    worker_range(w, rows, TILE_M, &begin, &end);
+    outer_f32(dy, rows, begin, end, x, cols, n_tok, add, g);
+}
+
+void SIMD_NAME(cpu_fill_grad)(llmq_backend_ops *ops) {
+    ops->outer_scratch_bytes = outer_scratch_simd;
+    ops->outer = outer_simd;
+    ops->transpose = transpose_simd;
+    ops->rms_norm_back = rms_norm_back_simd;
+    ops->rms_gain_back = rms_gain_back_simd;
+    ops->silu_mul_back = silu_mul_back_simd;
+    ops->causal_scratch_bytes = causal_scratch_simd;
+    ops->causal = causal_simd;
+    ops->causal_back = causal_back_simd;
+    ops->loss_rows = loss_rows_simd;
+}
