@@ -8,12 +8,12 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
+    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant, tune;
     int64_t max_ram;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
-    const char *solver;
-    double damp, target_bpw;
+    const char *solver, *tune_settings;
+    double damp, target_bpw, tune_minutes;
     cli_texts calib, keep;
 } quantize_opts;
 
@@ -32,8 +32,14 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
-    OPT_ROW_LATER("--tune", "tuning comes later"),
-    OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
+    OPT_ROW_HEAD("tuning"),
+    OPT_ROW_FLAG("--tune", NULL, quantize_opts, tune, 1,
+                 "after any method: train scales and norms, so that the model answers as the full-precision one does on "
+                 "the calibration text; takes minutes to hours, by the model's size, and gains more than anything else"),
+    OPT_ROW_REAL("--tune-minutes", NULL, "N", quantize_opts, tune_minutes, 0.01, 1e6,
+                 "train about so long (default: so many steps as help, see --plan)"),
+    OPT_ROW_TEXT("--tune-set", NULL, "LIST", quantize_opts, tune_settings,
+                 "advanced: steps=N, batch=WINDOWS, lr=X, warmup=STEPS, floor=X, norm=X, held=WINDOWS, judge=N"),
     OPT_ROW_HEAD("grid"),
     OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8,
                 "bits of a weight when --type is not given (default 4)"),
@@ -311,6 +317,9 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.act_order = opts.act_order;
     params.damp = opts.damp;
     params.solver = opts.solver;
+    params.tune = opts.tune;
+    params.tune_minutes = opts.tune_minutes;
+    params.tune_settings = opts.tune_settings;
     params.calib = opts.calib.v;
     params.n_calib = opts.calib.n;
     if (!opts.tokens) opts.tokens = default_tokens(&opts);

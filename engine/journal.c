@@ -133,7 +133,7 @@ static void read_slots(llmq_journal *j) {
     for (int i = 0; i < 2; i++) {
         slot_head head;
         if (!read_at(j, &head, sizeof head, slot_at(j, i)) || head.magic != SLOT_MAGIC || head.sum != slot_sum(&head) ||
-            head.bytes != j->checkpoint_bytes || head.done < 0 || head.sequence == UINT64_MAX)
+            head.bytes > j->checkpoint_bytes || head.done < 0 || head.sequence == UINT64_MAX)
             continue;
         j->sequence[i] = head.sequence;
     }
@@ -239,11 +239,23 @@ llmq_status journal_start(llmq_journal *j, llmq_err *err) {
 
 /* ---- checkpoints ---- */
 
+static size_t parts_bytes(const journal_part *parts, size_t n_parts) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < n_parts; i++) bytes += parts[i].bytes;
+    return bytes;
+}
+
+int64_t journal_done(const llmq_journal *j) {
+    slot_head head;
+    int newest = j->sequence[1] > j->sequence[0];
+    return j->sequence[newest] && read_at(j, &head, sizeof head, slot_at(j, newest)) ? head.done : -1;
+}
+
 static bool load_slot(const llmq_journal *j, int slot, const journal_part *parts, size_t n_parts, int64_t *done_out) {
     slot_head head;
     llmq_hash h;
     uint64_t at = slot_at(j, slot) + PAGE;
-    if (!read_at(j, &head, sizeof head, slot_at(j, slot))) return false;
+    if (!read_at(j, &head, sizeof head, slot_at(j, slot)) || head.bytes != parts_bytes(parts, n_parts)) return false;
     hash_init(&h);
     for (size_t i = 0; i < n_parts; at += parts[i++].bytes) {
         if (!read_at(j, parts[i].data, parts[i].bytes, at)) return false;
@@ -254,11 +266,8 @@ static bool load_slot(const llmq_journal *j, int slot, const journal_part *parts
 }
 
 llmq_status journal_load(llmq_journal *j, const journal_part *parts, size_t n_parts, int64_t *done_out, llmq_err *err) {
-    size_t bytes = 0;
-    for (size_t i = 0; i < n_parts; i++) bytes += parts[i].bytes;
-    if (bytes != j->checkpoint_bytes)
-        return llmq_fail(err, LLMQ_E_ARG, "%s: a checkpoint has %zu bytes, not %zu", j->path, j->checkpoint_bytes,
-                         bytes);
+    if (parts_bytes(parts, n_parts) > j->checkpoint_bytes)
+        return llmq_fail(err, LLMQ_E_ARG, "%s: a checkpoint has %zu bytes at most", j->path, j->checkpoint_bytes);
     for (int tries = 0; tries < 2; tries++) {
         int newest = j->sequence[1] > j->sequence[0];
         if (!j->sequence[newest]) break;

@@ -8,10 +8,13 @@
 typedef struct llmq_output llmq_output;
 
 typedef struct llmq_output_kind {
+    const char *name; /* "gguf", "folder" */
     /* outputs.h's functions of the same names, for this output alone. */
     llmq_status (*put)(llmq_output *o, size_t index, const llmq_quantized *q, llmq_team *team, llmq_err *err);
     llmq_status (*put_plain)(llmq_output *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
                              export_tick_fn *tick, void *user, llmq_err *err);
+    llmq_status (*get)(llmq_output *o, size_t index, llmq_quantized **out, llmq_err *err);
+    llmq_status (*get_plain)(llmq_output *o, size_t index, llmq_tensor *out, llmq_err *err);
     llmq_status (*have)(llmq_output *o, size_t index, llmq_err *err);
     llmq_status (*sync)(llmq_output *o, llmq_err *err);
     llmq_status (*finish)(llmq_output *o, int64_t *bytes_out, llmq_err *err); /* o is gone afterwards */

@@ -123,6 +123,17 @@ llmq_status output_hf_plan_bytes(const llmq_outputs_spec *spec, const char *name
 
 /* ---- matrices ---- */
 
+/* The rows of `from` into the folder's order, or back into the source's. */
+static void move_rows(const hf_output *o, size_t index, const llmq_quantized *from, bool back, llmq_quantized *to) {
+    size_t n = (size_t)type_blocks(from->type, from->cols), cols = (size_t)from->cols;
+    for (int64_t r = 0; r < from->rows; r++) {
+        size_t file = (size_t)r, source = (size_t)export_source_row(o->hf, index, r);
+        size_t at = back ? source : file, was = back ? file : source;
+        memcpy(to->grids + at * n, from->grids + was * n, n * sizeof *to->grids);
+        memcpy(to->codes + at * cols, from->codes + was * cols, cols);
+    }
+}
+
 /* A view of q's rows in the folder's order, where that is another. Freed by quantized_destroy if *own. */
 static llmq_status order_rows(const hf_output *o, size_t index, const llmq_quantized *q, const llmq_quantized **out,
                               llmq_quantized **own, llmq_err *err) {
@@ -130,13 +141,19 @@ static llmq_status order_rows(const hf_output *o, size_t index, const llmq_quant
     *own = NULL;
     if (!o->hf->entries[index].interleave) return LLMQ_OK;
     LLMQ_TRY(quantized_create(q->type, q->rows, q->cols, own, err));
-    size_t n = (size_t)type_blocks(q->type, q->cols), cols = (size_t)q->cols;
-    for (int64_t r = 0; r < q->rows; r++) {
-        size_t to = (size_t)r, from = (size_t)export_source_row(o->hf, index, r);
-        memcpy((*own)->grids + to * n, q->grids + from * n, n * sizeof *q->grids);
-        memcpy((*own)->codes + to * cols, q->codes + from * cols, cols);
-    }
+    move_rows(o, index, q, false, *own);
     *out = *own;
+    return LLMQ_OK;
+}
+
+/* Room for the members of a matrix. */
+static llmq_status alloc_members(const hf_output *o, size_t index, llmq_scheme_member members[SCHEME_MAX_MEMBERS],
+                                 void *data[SCHEME_MAX_MEMBERS], int *n_out, llmq_err *err) {
+    int n = *n_out = members_of(o, index, members);
+    for (int k = 0; k < n; k++) {
+        data[k] = mem_alloc((size_t)members[k].bytes, 1);
+        if (!data[k]) return mem_error(err, (size_t)members[k].bytes, o->hf->tensors[index].name);
+    }
     return LLMQ_OK;
 }
 
@@ -144,16 +161,67 @@ static llmq_status put_members(hf_output *o, size_t index, const llmq_quantized 
     llmq_status status = LLMQ_OK;
     llmq_scheme_member members[SCHEME_MAX_MEMBERS];
     void *data[SCHEME_MAX_MEMBERS] = {NULL};
-    int n = members_of(o, index, members);
-    for (int k = 0; k < n; k++) {
-        data[k] = mem_alloc((size_t)members[k].bytes, 1);
-        if (!data[k]) LLMQ_TRY_GOTO(mem_error(err, (size_t)members[k].bytes, o->hf->tensors[index].name));
-    }
+    int n;
+    LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
     LLMQ_TRY_GOTO(o->scheme->split(&o->spec, q, data, err));
     for (int k = 0; k < n; k++)
         LLMQ_TRY_GOTO(st_writer_put(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
 done:
-    for (int k = 0; k < n; k++) mem_free(data[k]);
+    for (int k = 0; k < SCHEME_MAX_MEMBERS; k++) mem_free(data[k]);
+    return status;
+}
+
+static llmq_status get_members(hf_output *o, size_t index, llmq_quantized *q, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    llmq_scheme_member members[SCHEME_MAX_MEMBERS];
+    void *data[SCHEME_MAX_MEMBERS] = {NULL};
+    int n;
+    LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
+    for (int k = 0; k < n; k++)
+        LLMQ_TRY_GOTO(st_writer_get(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
+    LLMQ_TRY_GOTO(scheme_join(o->scheme, &o->spec, o->hf->tensors[index].name, data, q, err));
+done:
+    for (int k = 0; k < SCHEME_MAX_MEMBERS; k++) mem_free(data[k]);
+    return status;
+}
+
+static llmq_status get(llmq_output *base, size_t index, llmq_quantized **out, llmq_err *err) {
+    hf_output *o = (hf_output *)base;
+    const llmq_tensor *t = &o->hf->tensors[index];
+    llmq_quantized *q = NULL, *ordered = NULL;
+    LLMQ_TRY(quantized_create(base->grid, tensor_rows(t), tensor_cols(t), &q, err));
+    llmq_status status = get_members(o, index, q, err);
+    if (status == LLMQ_OK && o->hf->entries[index].interleave) {
+        status = quantized_create(q->type, q->rows, q->cols, &ordered, err);
+        if (status == LLMQ_OK) move_rows(o, index, q, true, ordered);
+    }
+    if (status == LLMQ_OK && !ordered) {
+        *out = q;
+        return LLMQ_OK;
+    }
+    quantized_destroy(q);
+    *out = ordered;
+    return status;
+}
+
+static llmq_status get_plain(llmq_output *base, size_t index, llmq_tensor *out, llmq_err *err) {
+    hf_output *o = (hf_output *)base;
+    const llmq_tensor *t = &o->hf->tensors[index];
+    *out = *t;
+    out->data = NULL;
+    if (!is_written(o->hf, index)) return LLMQ_OK;
+    int64_t rows = o->hf->entries[index].matrix ? tensor_rows(t) : tensor_numel(t);
+    size_t row_bytes = (size_t)(t->bytes / rows);
+    uint8_t *file = mem_alloc((size_t)t->bytes, 1), *to = mem_alloc((size_t)t->bytes, 1);
+    llmq_status status = file && to ? st_writer_get(o->writer, o->first[index], file, (size_t)t->bytes, 0, err)
+                                    : mem_error(err, (size_t)t->bytes, t->name);
+    for (int64_t r = 0; status == LLMQ_OK && r < rows; r++)
+        memcpy(to + (size_t)export_source_row(o->hf, index, r) * row_bytes, file + (size_t)r * row_bytes, row_bytes);
+    mem_free(file);
+    if (status == LLMQ_OK)
+        out->data = to;
+    else
+        mem_free(to);
     return status;
 }
 
@@ -211,8 +279,15 @@ static void drop(llmq_output *base, bool keep) {
     hf_free(o);
 }
 
-static const llmq_output_kind kind_hf = {
-    .put = put, .put_plain = put_plain, .have = have, .sync = sync_output, .finish = finish, .drop = drop};
+static const llmq_output_kind kind_hf = {.name = "folder",
+                                         .put = put,
+                                         .put_plain = put_plain,
+                                         .get = get,
+                                         .get_plain = get_plain,
+                                         .have = have,
+                                         .sync = sync_output,
+                                         .finish = finish,
+                                         .drop = drop};
 
 llmq_status output_hf_open(const llmq_outputs_spec *spec, const char *name, const char *dir, const llmq_export *ex,
                            llmq_output **out, llmq_err *err) {

@@ -281,6 +281,16 @@ llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values
     return LLMQ_OK;
 }
 
+llmq_status outputs_get(llmq_outputs *o, size_t index, llmq_quantized **out, llmq_err *err) {
+    size_t i = 0;
+    while (i + 1 < o->n && !strcmp(o->list[i]->kind->name, "gguf") && o->list[i]->grid) i++; /* repacked there */
+    return o->list[i]->kind->get(o->list[i], index, out, err);
+}
+
+llmq_status outputs_get_plain(llmq_outputs *o, size_t index, llmq_tensor *out, llmq_err *err) {
+    return o->list[0]->kind->get_plain(o->list[0], index, out, err);
+}
+
 llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err) {
     for (size_t i = 0; i < o->n; i++) LLMQ_TRY(o->list[i]->kind->have(o->list[i], index, err));
     return LLMQ_OK;

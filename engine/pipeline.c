@@ -356,6 +356,61 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* ---- training what was written ---- */
+
+static const llmq_type_info *first_grid(void *user, size_t index) {
+    const pipeline *p = user;
+    return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
+}
+
+static bool tick_tune(void *user, double share, const char *what) {
+    pipeline *p = user;
+    snprintf(p->what, sizeof p->what, "%.60s", what);
+    return pipeline_advance(p, share * p->costs.tune);
+}
+
+/* Once. */
+static void note_calibration(pipeline *p) {
+    llmq_quant_result *r = p->result;
+    if (!p->run) return;
+    double gram = calib_run_spent(p->run).of[CALIB_GRAM];
+    r->dropped_tokens = calib_run_dropped(p->run);
+    r->stage_seconds[LLMQ_STAGE_GRAM] = gram; /* seen as part of the passes so far */
+    r->stage_seconds[LLMQ_STAGE_CALIBRATION] -= gram;
+}
+
+void pipeline_drop_calibration(pipeline *p) {
+    note_calibration(p);
+    transform_destroy(p->transform);
+    calib_run_destroy(p->run);
+    mem_free(p->gram);
+    p->transform = NULL;
+    p->run = NULL;
+    p->gram = NULL;
+}
+
+llmq_tune_job pipeline_tune_job(pipeline *p) {
+    return (llmq_tune_job){.model = p->model,
+                           .ex = p->ex,
+                           .outputs = p->outputs,
+                           .calib = &p->calib,
+                           .team = p->team,
+                           .params = p->params,
+                           .result = p->result,
+                           .grid = first_grid,
+                           .tick = tick_tune,
+                           .save = pipeline_save_tuning,
+                           .restore = pipeline_restore_tuning,
+                           .user = p};
+}
+
+static llmq_status tune_all(pipeline *p, llmq_err *err) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    LLMQ_TRY(p->tuner->run(&job, err));
+    end_stage(p, LLMQ_STAGE_TUNE);
+    return LLMQ_OK;
+}
+
 /* ---- the job ---- */
 
 static bool tick_self(void *user, double n_tokens) {
@@ -393,11 +448,6 @@ static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
     size_t bytes = pipeline_gram_bytes(p);
     p->gram = bytes ? mem_alloc(bytes, 1) : NULL;
     return bytes && !p->gram ? mem_error(err, bytes, "a Gram matrix") : LLMQ_OK;
-}
-
-static const llmq_type_info *first_grid(void *user, size_t index) {
-    const pipeline *p = user;
-    return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
 }
 
 static bool tick_search(void *user, double work) {
@@ -484,6 +534,7 @@ static llmq_status check_params(pipeline *p, llmq_err *err) {
     }
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
+    if (params->tune && !p->tuner) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--tune: not in this build");
     bool act_order = params->act_order < 0 ? p->method->act_order_default : params->act_order > 0;
     return solver_parse(params->solver, act_order, &p->solver, err);
 }
@@ -564,26 +615,23 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));
+    if (params->tune) LLMQ_TRY(tune_all(p, err));
     llmq_outputs *outputs = p->outputs;
     p->outputs = NULL;
     return outputs_finish(outputs, &r->out_bytes, err);
 }
 
-llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
+llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                              llmq_quant_result *result, llmq_err *err) {
     llmq_weight ready[ROLE_COUNT];
     report_files reports = {0};
     memset(ready, 0, sizeof ready);
     *result = (llmq_quant_result){0};
-    pipeline p = {.params = params, .result = result, .ready = ready, .start = time_seconds()};
+    pipeline p = {.params = params, .tuner = tuner, .result = result, .ready = ready, .start = time_seconds()};
     p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
     llmq_status status = run_job(&p, path, &reports, err);
-    if (p.run) {
-        double gram = calib_run_spent(p.run).of[CALIB_GRAM];
-        result->dropped_tokens = calib_run_dropped(p.run);
-        result->stage_seconds[LLMQ_STAGE_GRAM] = gram; /* seen as part of the passes so far */
-        result->stage_seconds[LLMQ_STAGE_CALIBRATION] -= gram;
-    }
+    note_calibration(&p);
     mean_errors(result);
     result->seconds = time_seconds() - p.start;
     result->peak_bytes = mem_peak();

@@ -157,6 +157,10 @@ void NET(net_destroy)(struct NET(net) * net) {
     mem_free(net);
 }
 
+REAL *NET(net_taught)(struct NET(net) *net) {
+    return net->want;
+}
+
 size_t NET(net_bytes)(const struct NET(net) * net) {
     return net->bytes;
 }

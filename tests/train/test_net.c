@@ -1,11 +1,12 @@
 /* train: gradients of the decoder, each architecture flag: doubles against finite differences, floats against doubles,
  * the same bytes for any team. */
-#include <cmocka.h>
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
