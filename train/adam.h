@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 typedef struct adam_settings {
-    double lr, beta1, beta2, eps, decay; /* decay: of weights, decoupled */
+    double beta1, beta2, eps, decay; /* decay: of weights, decoupled */
 } adam_settings;
 
 /* Parameters [begin, end) of x by their gradients g; m and v are their moments, zeroed before the first step. step

@@ -112,6 +112,9 @@ void tunable_clear(tunable *t) {
     mem_free(t->m0);
     mem_free(t->x);
     mem_free(t->sums);
+    mem_free(t->z);
+    mem_free(t->zm);
+    mem_free(t->zv);
     *t = (tunable){0};
 }
 
@@ -184,6 +187,57 @@ void tunable_gradient(const tunable *t, float *g) {
     }
 }
 
+llmq_status tunable_free_codes(tunable *t, llmq_err *err) {
+    size_t cells = (size_t)(t->rows * t->cols);
+    t->z = mem_alloc(cells, sizeof(float));
+    t->zm = mem_zalloc(cells, sizeof(float));
+    t->zv = mem_zalloc(cells, sizeof(float));
+    if (!t->z || !t->zm || !t->zv) return mem_error(err, 3 * cells * sizeof(float), "codes to be trained");
+    for (size_t i = 0; i < cells; i++) t->z[i] = t->type->levels[t->codes[i]];
+    return LLMQ_OK;
+}
+
+static uint8_t nearest(const llmq_type_info *type, float z) {
+    int top = type->n_levels - 1, code = 0;
+    if (type->uniform) {
+        float x = z - type->levels[0];
+        return (uint8_t)(x <= 0 ? 0 : x >= (float)top ? top : (int)(x + 0.5f));
+    }
+    while (code < top && 2 * z > type->levels[code] + type->levels[code + 1]) code++;
+    return (uint8_t)code;
+}
+
+void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+                          int64_t begin, int64_t end) {
+    const llmq_type_info *type = t->type;
+    int64_t row_blocks = type_blocks(type, t->cols);
+    float low = type->levels[0], high = type->levels[type->n_levels - 1], g[TYPE_MAX_BLOCK];
+    for (int64_t r = begin; r < end; r++)
+        for (int64_t i = 0; i < row_blocks; i++) {
+            int64_t b = r * row_blocks + i, at = r * t->cols + i * type->block_len;
+            int64_t len = type_block_cols(type, t->cols, i);
+            float d, m = 0, scale = 0, offset;
+            param_now(t, b / t->tie, &d, &m);
+            for (int64_t from = 0; from < len; from += TYPE_MAX_BLOCK) {
+                int64_t n = len - from < TYPE_MAX_BLOCK ? len - from : TYPE_MAX_BLOCK;
+                for (int64_t k = 0; k < n; k++) {
+                    if ((from + k) % type->group_len == 0 || k == 0)
+                        group_now(t, b, (from + k) / type->group_len, d, m, &scale, &offset);
+                    g[k] = grad[at + from + k] * scale;
+                }
+                adam_update(adam, lr, step, t->z + at + from, g, t->zm + at + from, t->zv + at + from, 0, n);
+                for (int64_t k = at + from; k < at + from + n; k++) {
+                    t->z[k] = t->z[k] < low ? low : t->z[k] > high ? high : t->z[k];
+                    t->codes[k] = nearest(type, t->z[k]);
+                }
+            }
+        }
+}
+
+void tunable_settle_codes(tunable *t) {
+    for (int64_t i = 0; i < t->rows * t->cols; i++) t->codes[i] = nearest(t->type, t->z[i]);
+}
+
 void tunable_numbers(const tunable *t, float *numbers) {
     for (int64_t p = 0; p < t->n_params; p++) {
         float d, m = 0;
@@ -194,6 +248,7 @@ void tunable_numbers(const tunable *t, float *numbers) {
 }
 
 void tunable_store(const tunable *t, const float *numbers, llmq_quantized *q) {
+    if (t->z) memcpy(q->codes, t->codes, (size_t)(t->rows * t->cols));
     for (int64_t b = 0; b < t->n_blocks; b++) {
         llmq_grid *grid = &q->grids[b];
         int64_t p = b / t->tie;

@@ -1,4 +1,4 @@
-/* A quantized matrix whose codes stay and whose scales are trained.
+/* A quantized matrix whose scales are trained, and its codes if wanted.
  *
  * A weight is D * a * level + o. D belongs to a parameter (a block's scale, a super-block's d, the numbers of NF4's second
  * level), a to a group of weights that share a scale (1, a super-block's integer scale, or what the second level's code
@@ -8,6 +8,7 @@
 #ifndef LLMQ_TRAIN_TUNABLE_H
 #define LLMQ_TRAIN_TUNABLE_H
 
+#include "train/adam.h"
 #include "types/quantized.h"
 
 typedef enum tunable_offset { OFFSET_NONE, OFFSET_ZERO, OFFSET_MIN, OFFSET_SUPER } tunable_offset;
@@ -27,6 +28,7 @@ typedef struct tunable {
     int64_t n_x;        /* n_params, or twice that */
     float *sums;        /* [2 * n_groups] of the gradients: with the level, alone */
     float shift;        /* nested: the matrix's offset of scales */
+    float *z, *zm, *zv; /* codes are trained: [cells] where each weight would be, in levels, and Adam's moments; NULL */
 } tunable;
 
 /* Parameters (n_x) of a matrix on this grid; 0: there are none to train. */
@@ -41,6 +43,14 @@ void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out);
  */
 void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end);
 void tunable_gradient(const tunable *t, float *g);
+/* From now on codes are trained too: by straight-through estimation (Bengio et al. 2013), a weight's gradient moves a
+ * real number z, and its code is the level nearest to it. */
+llmq_status tunable_free_codes(tunable *t, llmq_err *err);
+/* A step of rows [begin, end) by the gradient of the weights; after tunable_sums. */
+void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+                          int64_t begin, int64_t end);
+/* codes as z says. */
+void tunable_settle_codes(tunable *t);
 /* What the parameters have become, as it is stored: [n_x] values of D, then those of M or the minimum. */
 void tunable_numbers(const tunable *t, float *numbers);
 /* Such numbers into q, of the matrix that t was made from. */

@@ -23,7 +23,7 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
         double max;
     } const items[] = {{"steps", &s->steps, NULL, 1e6},     {"batch", &s->batch, NULL, 1024},
                        {"held", &s->held_out, NULL, 4096}, {"judge", &s->judge, NULL, 1e6},
-                       {"lr", NULL, &s->lr, 1},            {"warmup", NULL, &s->warmup, 1e6},
+                       {"code", NULL, &s->code_lr, 10},    {"lr", NULL, &s->lr, 1},            {"warmup", NULL, &s->warmup, 1e6},
                        {"floor", NULL, &s->floor, 1},      {"norm", NULL, &s->norm_lr, 1e3}};
     *s = defaults;
     while (list && *list) {
@@ -148,6 +148,7 @@ static llmq_status load_matrix(const tuner *t, size_t index, part *p, llmq_err *
     llmq_status status = tunable_create(q, &p->matrix, err);
     quantized_destroy(q);
     if (status != LLMQ_OK) return status;
+    if (t->set.code_lr > 0) LLMQ_TRY(tunable_free_codes(&p->matrix, err));
     p->t = (trained){.x = p->matrix.x, .n = p->matrix.n_x, .rate = 1};
     return LLMQ_OK;
 }
@@ -209,12 +210,15 @@ static llmq_status load_parts(tuner *t, llmq_err *err) {
     return LLMQ_OK;
 }
 
+static const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12};
+
 /* ---- the model for the net ---- */
 
 typedef struct values_job {
-    const tunable *m;
+    tunable *m;
     const float *grad;
     float *out;
+    const tuner *t;
 } values_job;
 
 static void values_worker(const llmq_worker *w, void *arg) {
@@ -229,11 +233,15 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
     tunable_sums(j->m, j->grad, begin, end);
+    if (!j->m->z) return;
+    const tune_settings *s = &j->t->set;
+    double lr = s->code_lr * adam_schedule(j->t->state->step, (int64_t)s->warmup, s->steps, s->floor);
+    tunable_update_codes(j->m, &adam, lr, j->t->state->step + 1, j->grad, begin, end);
 }
 
 /* A matrix as floats: trained ones always, others for the way back. */
 static llmq_status dense_matrix(tuner *t, part *p, int role, bool back, llmq_tensor *out, llmq_err *err) {
-    const tunable *m = &p->matrix;
+    tunable *m = &p->matrix;
     *out = p->view;
     if (!m->rows && (!back || p->view.type == LLMQ_TYPE_F32)) return LLMQ_OK;
     int64_t cells = m->rows ? m->rows * m->cols : tensor_numel(&p->view);
@@ -287,7 +295,7 @@ static llmq_status student_gradients(void *user, int layer, float *const *g, llm
         part *p = part_at(t, layer, role);
         if (!g[role] || !p || !p->t.n) continue;
         if (p->matrix.rows) {
-            team_run(t->job->team, sums_worker, &(values_job){.m = &p->matrix, .grad = g[role]});
+            team_run(t->job->team, sums_worker, &(values_job){.m = &p->matrix, .grad = g[role], .t = t});
             tunable_gradient(&p->matrix, p->t.g);
         } else {
             for (int64_t i = 0; i < p->gain.n; i++) p->t.g[i] = g[role][i] * p->gain.g0[i];
@@ -351,7 +359,6 @@ static void settle_gains(tuner *t) {
 }
 
 static void update(tuner *t, int64_t step) {
-    const adam_settings adam = {.lr = t->set.lr, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12};
     double lr = t->set.lr * adam_schedule(step, (int64_t)t->set.warmup, t->set.steps, t->set.floor);
     for (size_t i = 0; i < t->job->ex->n; i++) {
         trained *x = &t->parts[i].t;

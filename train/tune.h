@@ -9,6 +9,7 @@
 typedef struct tune_settings {
     int64_t steps, batch;     /* batch: windows of a step */
     double lr, warmup, floor; /* warmup: steps; floor: of the rate at the end */
+    double code_lr;           /* of codes, in levels; 0: they stay */
     double norm_lr;           /* of norms, times lr */
     int64_t held_out;         /* windows that judge, taken from the end */
     int64_t judge;            /* times that they judge while training, the end counted */
