@@ -1,10 +1,10 @@
 /* A quantized matrix whose scales are trained, and its codes if wanted.
  *
- * A weight is D * a * level + o. D belongs to a parameter (a block's scale, a super-block's d, the numbers of NF4's second
- * level), a to a group of weights that share a scale (1, a super-block's integer scale, or what the second level's code
- * means). The parameter is a factor f of D, so that one step means alike to large and small scales. Offsets are of the
- * type's form: -M * mn with a factor of M, a minimum with a parameter of its own, or -D * zero, which follows D.
- * What is computed with is always what the type can store. */
+ * A weight is D * a * level + o. D belongs to a parameter (a block's scale, a super-block's d, the numbers of NF4's
+ * second level), a to a group of weights that share a scale (1, a super-block's integer scale, or what the second
+ * level's code means). The parameter is a factor f of D, so that one step means alike to large and small scales.
+ * Offsets are of the type's form: -M * mn with a factor of M, a minimum with a parameter of its own, or -D * zero,
+ * which follows D. What is computed with is always what the type can store. */
 #ifndef LLMQ_TRAIN_TUNABLE_H
 #define LLMQ_TRAIN_TUNABLE_H
 
@@ -39,7 +39,11 @@ void tunable_clear(tunable *t); /* zeroed allowed */
 
 /* The weights as floats, (rows, cols): rows [begin, end). */
 void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out);
-/* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g [n_x].
+/* The same rows as blocks of the type (type_row_bytes each), of types that have any. */
+bool tunable_can_pack(const tunable *t);
+void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
+/* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g
+ * [n_x].
  */
 void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end);
 void tunable_gradient(const tunable *t, float *g);

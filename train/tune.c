@@ -21,10 +21,10 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
         int64_t *whole;
         double *real;
         double max;
-    } const items[] = {{"steps", &s->steps, NULL, 1e6},     {"batch", &s->batch, NULL, 1024},
-                       {"held", &s->held_out, NULL, 4096}, {"judge", &s->judge, NULL, 1e6},
-                       {"code", NULL, &s->code_lr, 10},    {"lr", NULL, &s->lr, 1},            {"warmup", NULL, &s->warmup, 1e6},
-                       {"floor", NULL, &s->floor, 1},      {"norm", NULL, &s->norm_lr, 1e3}};
+    } const items[] = {
+        {"steps", &s->steps, NULL, 1e6},   {"batch", &s->batch, NULL, 1024}, {"held", &s->held_out, NULL, 4096},
+        {"judge", &s->judge, NULL, 1e6},   {"code", NULL, &s->code_lr, 10},  {"lr", NULL, &s->lr, 1},
+        {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},    {"norm", NULL, &s->norm_lr, 1e3}};
     *s = defaults;
     while (list && *list) {
         size_t name = strcspn(list, "="), i = 0, n = sizeof items / sizeof *items;
@@ -67,8 +67,8 @@ typedef struct gain {
     int64_t n;
 } gain;
 
-/* Numbers of one tensor in the optimizer. g serves for the state in the journal too: there it holds x, or at the end what
- * x has become. */
+/* Numbers of one tensor in the optimizer. g serves for the state in the journal too: there it holds x, or at the end
+ * what x has become. */
 typedef struct trained {
     float *x, *g, *m, *v, *best;
     int64_t n;
@@ -96,13 +96,15 @@ typedef struct tuner {
     tune_settings set;
     part *parts;       /* [ex->n] */
     part **by_role;    /* (n_layer + 1, ROLE_COUNT), the model's own last; NULL: absent */
+    uint8_t **packed;  /* as dense, as blocks of their types, for the way forward */
+    bool has_head;     /* the net has made the head ready */
     float **dense;     /* [ROLE_COUNT] a layer's matrices as floats */
     tune_state *state; /* all of the optimizer's numbers behind it */
     size_t state_bytes;
     net_f32 *net;
-    int64_t n_windows; /* to train on */
-    int32_t *tokens;   /* of a batch */
-    float *held;       /* the teacher's states of held-out windows */
+    int64_t n_windows;     /* to train on */
+    int32_t *tokens;       /* of a batch */
+    float *held;           /* the teacher's states of held-out windows */
     const float **vectors; /* the teacher's, (n_layer + 1, ROLE_COUNT) */
 } tuner;
 
@@ -193,8 +195,10 @@ static llmq_status load_parts(tuner *t, llmq_err *err) {
     t->parts = mem_zalloc(n, sizeof *t->parts);
     t->by_role = mem_zalloc(cells, sizeof *t->by_role);
     t->dense = mem_zalloc(ROLE_COUNT, sizeof *t->dense);
+    t->packed = mem_zalloc(ROLE_COUNT, sizeof *t->packed);
     t->state = mem_zalloc(t->state_bytes, 1);
-    if (!t->parts || !t->by_role || !t->dense || !t->state) return mem_error(err, t->state_bytes, "tuning");
+    if (!t->parts || !t->by_role || !t->dense || !t->packed || !t->state)
+        return mem_error(err, t->state_bytes, "tuning");
     float *at = (float *)(t->state + 1);
     for (size_t i = 0; i < n; i++) {
         LLMQ_TRY(load_part(t, i, err));
@@ -218,6 +222,7 @@ typedef struct values_job {
     tunable *m;
     const float *grad;
     float *out;
+    uint8_t *blocks;
     const tuner *t;
 } values_job;
 
@@ -226,6 +231,13 @@ static void values_worker(const llmq_worker *w, void *arg) {
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
     tunable_values(j->m, begin, end, j->out);
+}
+
+static void pack_worker(const llmq_worker *w, void *arg) {
+    const values_job *j = arg;
+    int64_t begin, end;
+    worker_range(w, j->m->rows, 1, &begin, &end);
+    tunable_pack(j->m, begin, end, j->blocks);
 }
 
 static void sums_worker(const llmq_worker *w, void *arg) {
@@ -239,52 +251,80 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     tunable_update_codes(j->m, &adam, lr, j->t->state->step + 1, j->grad, begin, end);
 }
 
-/* A matrix as floats: trained ones always, others for the way back. */
-static llmq_status dense_matrix(tuner *t, part *p, int role, bool back, llmq_tensor *out, llmq_err *err) {
-    tunable *m = &p->matrix;
-    *out = p->view;
-    if (!m->rows && (!back || p->view.type == LLMQ_TYPE_F32)) return LLMQ_OK;
-    int64_t cells = m->rows ? m->rows * m->cols : tensor_numel(&p->view);
-    if (!t->dense[role]) t->dense[role] = mem_alloc((size_t)cells, sizeof(float));
-    if (!t->dense[role]) return mem_error(err, (size_t)cells * sizeof(float), "tuning");
-    if (m->rows)
-        team_run(t->job->team, values_worker, &(values_job){.m = m, .out = t->dense[role]});
+/* A buffer for a role's matrix, which all layers share. */
+static llmq_status take(void *slot, size_t bytes, llmq_err *err) {
+    void **p = slot;
+    if (!*p) *p = mem_alloc(bytes, 1);
+    return *p ? LLMQ_OK : mem_error(err, bytes, "tuning");
+}
+
+/* A view of like's shape. */
+static llmq_tensor view_of(const llmq_tensor *like, llmq_type type, const void *data) {
+    llmq_tensor t = {.type = type, .n_dims = 2, .data = data};
+    memcpy(t.dims, like->dims, sizeof t.dims);
+    t.bytes = tensor_rows(like) * type_row_bytes(type, tensor_cols(like));
+    return t;
+}
+
+/* As floats, for the way back. */
+static llmq_status as_floats(tuner *t, part *p, int role, const llmq_tensor *like, llmq_tensor *out, llmq_err *err) {
+    int64_t cells = tensor_numel(like);
+    LLMQ_TRY(take(&t->dense[role], (size_t)cells * sizeof(float), err));
+    if (p->matrix.rows)
+        team_run(t->job->team, values_worker, &(values_job){.m = &p->matrix, .out = t->dense[role]});
     else
         type_to_f32(p->view.type, p->view.data, t->dense[role], cells);
-    out->type = LLMQ_TYPE_F32;
-    out->bytes = cells * (int64_t)sizeof(float);
-    out->data = t->dense[role];
+    *out = view_of(like, LLMQ_TYPE_F32, t->dense[role]);
     return LLMQ_OK;
 }
 
-/* Shapes of a layer's matrices come from the model: a tunable knows only its own. */
-static void set_shape(const llmq_tensor *like, llmq_tensor *out) {
-    out->n_dims = 2;
-    for (int i = 0; i < TENSOR_MAX_DIMS; i++) out->dims[i] = like->dims[i];
+/* A matrix inside a layer. */
+static llmq_status student_matrix(tuner *t, part *p, int role, const llmq_tensor *like, bool back, net_weights_f32 *out,
+                                  llmq_err *err) {
+    if (!p->matrix.rows) {
+        out->forward[role] = p->view;
+    } else if (tunable_can_pack(&p->matrix)) {
+        llmq_tensor v = view_of(like, p->matrix.type->id, NULL);
+        LLMQ_TRY(take(&t->packed[role], (size_t)v.bytes, err));
+        v.data = t->packed[role];
+        team_run(t->job->team, pack_worker, &(values_job){.m = &p->matrix, .blocks = t->packed[role]});
+        out->forward[role] = v;
+    }
+    return back || !out->forward[role].data ? as_floats(t, p, role, like, &out->of[role], err) : LLMQ_OK;
+}
+
+/* Embedding, head and output norm. Only the norm changes, so the head's floats are not kept. */
+static llmq_status student_model(tuner *t, bool back, net_weights_f32 *out, llmq_err *err) {
+    part *table = part_at(t, -1, ROLE_TOKEN_EMBD), *head = part_at(t, -1, ROLE_OUTPUT),
+         *norm = part_at(t, -1, ROLE_OUTPUT_NORM);
+    out->of[ROLE_TOKEN_EMBD] = table->view;
+    out->of[ROLE_OUTPUT_NORM] = norm->view;
+    out->of[ROLE_OUTPUT_NORM].data = norm->gain.now;
+    if (!head) head = table;
+    out->of[ROLE_OUTPUT] = out->forward[ROLE_OUTPUT] = head->view;
+    if (t->has_head) {
+        mem_free(t->dense[ROLE_OUTPUT]);
+        t->dense[ROLE_OUTPUT] = NULL;
+        return LLMQ_OK;
+    }
+    t->has_head = back;
+    return back ? as_floats(t, head, ROLE_OUTPUT, &head->view, &out->of[ROLE_OUTPUT], err) : LLMQ_OK;
 }
 
 static llmq_status student_weights(void *user, int layer, bool back, net_weights_f32 *out, llmq_err *err) {
     tuner *t = user;
-    const llmq_model *model = t->job->model;
+    if (layer < 0) return student_model(t, back, out, err);
     for (int role = 0; role < ROLE_COUNT; role++) {
         part *p = part_at(t, layer, role);
         if (!p) continue;
-        if (!arch_role_is_matrix((llmq_role)role)) {
-            out->of[role] = p->view;
-            if (p->gain.n) out->of[role].data = p->gain.now;
+        if (arch_role_is_matrix((llmq_role)role)) {
+            const llmq_tensor *like = t->job->model->layer_tensors[layer].by_role[role];
+            LLMQ_TRY(student_matrix(t, p, role, like, back, out, err));
             continue;
         }
-        if (layer < 0) { /* embedding and head: the net keeps the head */
-            out->of[role] = p->view;
-            continue;
-        }
-        LLMQ_TRY(dense_matrix(t, p, role, back, &out->of[role], err));
-        set_shape(model->layer_tensors[layer].by_role[role], &out->of[role]);
+        out->of[role] = p->view;
+        if (p->gain.n) out->of[role].data = p->gain.now;
     }
-    if (layer >= 0) return LLMQ_OK;
-    part *head = part_at(t, -1, ROLE_OUTPUT);
-    if (!head) head = part_at(t, -1, ROLE_TOKEN_EMBD);
-    LLMQ_TRY(dense_matrix(t, head, ROLE_OUTPUT, t->dense[ROLE_OUTPUT] == NULL, &out->of[ROLE_OUTPUT], err));
     return LLMQ_OK;
 }
 
@@ -341,7 +381,8 @@ static llmq_status create_net(tuner *t, llmq_err *err) {
     float *rope = mem_alloc((size_t)(ctx * model->hp.n_rot), sizeof *rope);
     if (!rope) return mem_error(err, (size_t)(ctx * model->hp.n_rot) * sizeof *rope, "tuning");
     rope_table(model, 0, ctx, rope);
-    net_shape shape = {.hp = model->hp, .neox = model->rope_neox, .n_windows = t->set.batch, .n_tok = ctx, .rope = rope};
+    net_shape shape = {
+        .hp = model->hp, .neox = model->rope_neox, .n_windows = t->set.batch, .n_tok = ctx, .rope = rope};
     net_wants wants = student(t).wants;
     llmq_status status = net_create_f32(&shape, &wants, true, false, model->ops, t->job->team, &t->net, err);
     mem_free(rope);
@@ -379,7 +420,7 @@ static void keep_best(tuner *t, bool restore) {
 static const int32_t *batch_tokens(tuner *t, int64_t step) {
     const llmq_calib *c = t->job->calib;
     int64_t n = t->n_windows, stride = n * 5 / 8 | 1;
-    for (int64_t a = stride, b = n; b; ) { /* coprime to n, so that all windows come */
+    for (int64_t a = stride, b = n; b;) { /* coprime to n, so that all windows come */
         int64_t r = a % b;
         a = b;
         b = r;
@@ -431,8 +472,7 @@ static llmq_status restore(tuner *t, llmq_err *err) {
         if (x->n) memcpy(x->x, x->g, (size_t)x->n * sizeof(float));
     }
     settle_gains(t);
-    if (!t->state->storing)
-        llmq_log(LLMQ_LOG_NOTE, "going on with tuning after step %lld", (long long)t->state->step);
+    if (!t->state->storing) llmq_log(LLMQ_LOG_NOTE, "going on with tuning after step %lld", (long long)t->state->step);
     return LLMQ_OK;
 }
 
@@ -521,9 +561,11 @@ static void clear(tuner *t) {
         mem_free(p->gain.now);
     }
     for (int role = 0; t->dense && role < ROLE_COUNT; role++) mem_free(t->dense[role]);
+    for (int role = 0; t->packed && role < ROLE_COUNT; role++) mem_free(t->packed[role]);
     mem_free(t->parts);
     mem_free(t->by_role);
     mem_free(t->dense);
+    mem_free(t->packed);
     mem_free(t->state);
     mem_free(t->tokens);
     mem_free(t->held);
