@@ -69,8 +69,10 @@ llmq_status net_teach_f32(net_f32 *net, const net_source_f32 *teacher, const int
 /* Forward; *loss is the sum over counting rows of weight * loss. With gradients also backward. */
 llmq_status net_step_f32(net_f32 *net, const net_source_f32 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
-float *net_taught_f32(net_f32 *net);      /* the states that net_teach left, (n_windows * n_tok, n_embd) */
-size_t net_bytes_f32(const net_f32 *net); /* that it holds beside weights */
+float *net_taught_f32(net_f32 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
+/* Bytes that a net of this kind takes beside weights. */
+size_t net_need_f32(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
+                    int n_workers); /* that it holds beside weights */
 
 /* ---- f64: the same, matrices and vectors as arrays of doubles; NULL: absent ---- */
 
@@ -94,6 +96,8 @@ llmq_status net_teach_f64(net_f64 *net, const net_source_f64 *teacher, const int
 llmq_status net_step_f64(net_f64 *net, const net_source_f64 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
 double *net_taught_f64(net_f64 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
-size_t net_bytes_f64(const net_f64 *net);
+/* Bytes that a net of this kind takes beside weights. */
+size_t net_need_f64(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
+                    int n_workers);
 
 #endif

@@ -49,36 +49,54 @@ static llmq_status find_packs(math_ctx *m, llmq_err *err) {
     return LLMQ_OK;
 }
 
-/* Buffers for the largest of each. */
-static llmq_status math_begin(math_ctx *m, const net_shape *s, bool exact, const llmq_backend_ops *ops, llmq_team *team,
-                              llmq_arena *arena, llmq_err *err) {
+/* A buffer of math_ctx. */
+typedef struct math_part {
+    size_t at; /* of the pointer to it */
+    size_t bytes;
+} math_part;
+#define MATH_PARTS 8
+
+/* Each for the largest use of it. */
+static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_workers, math_part parts[MATH_PARTS]) {
     const llmq_hparams *hp = &s->hp;
     int64_t n = s->n_windows * s->n_tok, q_dim = hp->n_head * hp->head_dim;
     int64_t widest = max_of(max_of(hp->n_embd, q_dim), max_of(hp->n_ff, NET_SLICE));
-    size_t n_workers = (size_t)team_size(team);
-    llmq_causal one = {.n_head = (int)hp->n_head,
-                       .n_head_kv = (int)hp->n_head_kv,
-                       .head_dim = (int)hp->head_dim,
-                       .n_tok = s->n_tok,
-                       .n_windows = s->n_windows};
-    size_t outer = ops->outer_scratch_bytes(widest, widest, n);
-    struct {
-        void **to;
-        size_t bytes;
-    } parts[] = {{(void **)&m->inv, (size_t)(n * (hp->n_head + 1)) * sizeof(float)},
-                 {(void **)&m->add, (size_t)(n * widest) * sizeof(float)},
-                 {(void **)&m->teacher_row, n_workers * (size_t)hp->n_vocab * sizeof(float)},
-                 {&m->q8, ops->acts_bytes(ACT_Q8, n, widest)},
-                 {&m->bf16, ops->acts_bytes(ACT_BF16, n, widest)},
-                 {&m->attention, ops->causal_scratch_bytes(&one, (int)n_workers)},
-                 {&m->outer, outer},
-                 {(void **)&m->flip, (size_t)(max_of(hp->n_embd, q_dim) * widest) * sizeof(float)}};
+    const llmq_causal one = {.n_head = (int)hp->n_head,
+                             .n_head_kv = (int)hp->n_head_kv,
+                             .head_dim = (int)hp->head_dim,
+                             .n_tok = s->n_tok,
+                             .n_windows = s->n_windows};
+    const math_part all[MATH_PARTS] = {
+        {offsetof(math_ctx, inv), (size_t)(n * (hp->n_head + 1)) * sizeof(float)},
+        {offsetof(math_ctx, add), (size_t)(n * widest) * sizeof(float)},
+        {offsetof(math_ctx, teacher_row), (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
+        {offsetof(math_ctx, q8), ops->acts_bytes(ACT_Q8, n, widest)},
+        {offsetof(math_ctx, bf16), ops->acts_bytes(ACT_BF16, n, widest)},
+        {offsetof(math_ctx, attention), ops->causal_scratch_bytes(&one, n_workers)},
+        {offsetof(math_ctx, outer), ops->outer_scratch_bytes(widest, widest, n)},
+        {offsetof(math_ctx, flip), (size_t)(max_of(hp->n_embd, q_dim) * widest) * sizeof(float)}};
+    memcpy(parts, all, sizeof all);
+}
+
+static size_t math_need(const net_shape *s, const llmq_backend_ops *ops, int n_workers) {
+    math_part parts[MATH_PARTS];
+    size_t bytes = 0;
+    math_parts(s, ops, n_workers, parts);
+    for (int i = 0; i < MATH_PARTS; i++) bytes += parts[i].bytes;
+    return bytes;
+}
+
+static llmq_status math_begin(math_ctx *m, const net_shape *s, bool exact, const llmq_backend_ops *ops, llmq_team *team,
+                              llmq_arena *arena, llmq_err *err) {
+    math_part parts[MATH_PARTS];
     m->ops = ops;
     m->team = team;
     m->exact = exact;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        *parts[i].to = arena_alloc(arena, parts[i].bytes + MEM_ALIGN, MEM_ALIGN);
-        if (!*parts[i].to) return mem_error(err, parts[i].bytes, "gradients");
+    math_parts(s, ops, team_size(team), parts);
+    for (int i = 0; i < MATH_PARTS; i++) {
+        void *p = arena_alloc(arena, parts[i].bytes + MEM_ALIGN, MEM_ALIGN);
+        if (!p) return mem_error(err, parts[i].bytes, "gradients");
+        memcpy((char *)m + parts[i].at, &p, sizeof p);
     }
     return find_packs(m, err);
 }

@@ -36,6 +36,11 @@ static llmq_status math_begin(math_ctx *m, const net_shape *s, bool exact, const
     return m->p && m->inv ? LLMQ_OK : mem_error(err, (p + inv) * sizeof *m->p, "gradients");
 }
 
+static size_t math_need(const net_shape *s, const llmq_backend_ops *ops, int n_workers) {
+    (void)ops, (void)n_workers;
+    return (size_t)(s->n_tok * 2 + s->n_windows * s->n_tok * (s->hp.n_head + 1)) * sizeof(double);
+}
+
 static bool math_is_there(const math_view *v) {
     return *v != NULL;
 }

@@ -33,7 +33,7 @@ struct NET(net) {
 
 static REAL *take(this_net *net, int64_t rows, int64_t cols, bool *ok) {
     size_t bytes = (size_t)rows * (size_t)cols * sizeof(REAL) + MEM_ALIGN;
-    REAL *p = arena_alloc(net->arena, bytes, MEM_ALIGN);
+    REAL *p = net->arena ? arena_alloc(net->arena, bytes, MEM_ALIGN) : NULL; /* without one they are only counted */
     if (!p) *ok = false;
     net->bytes += bytes;
     return p;
@@ -103,6 +103,7 @@ static llmq_status buffers(this_net *net, bool teacher, llmq_err *err) {
         *parts[i].to = take(net, parts[i].rows, parts[i].cols, &ok);
     for (int role = 0; role < ROLE_COUNT; role++)
         if (net->wants.of[role] && role_size(net, role)) net->g[role] = take(net, 1, role_size(net, role), &ok);
+    if (!net->arena) return LLMQ_OK;
     net->row_loss = arena_alloc(net->arena, (size_t)n * sizeof *net->row_loss, MEM_ALIGN);
     net->rope =
         arena_alloc(net->arena, 2 * (size_t)(net->s.n_tok * hp->n_rot) * sizeof *net->rope + MEM_ALIGN, MEM_ALIGN);
@@ -160,8 +161,11 @@ REAL *NET(net_taught)(this_net *net) {
     return net->want;
 }
 
-size_t NET(net_bytes)(const this_net *net) {
-    return net->bytes;
+size_t NET(net_need)(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
+                     int n_workers) {
+    this_net net = {.s = *shape, .wants = *wants, .n = shape->n_windows * shape->n_tok};
+    (void)buffers(&net, teacher, NULL);
+    return net.bytes + math_need(shape, ops, n_workers);
 }
 
 /* ---- weights ---- */

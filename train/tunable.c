@@ -79,6 +79,14 @@ static void load_block(tunable *t, const llmq_quantized *q, int64_t b) {
     }
 }
 
+size_t tunable_bytes(const llmq_type_info *type, int64_t rows, int64_t cols) {
+    tunable t = {0};
+    if (!set_form(type, &t)) return 0;
+    set_sizes(&t, rows, cols);
+    size_t lists = 2 + (t.per_block > 1 || type->settle) + (t.offset == OFFSET_ZERO || t.offset == OFFSET_SUPER);
+    return (size_t)(rows * cols) + ((size_t)t.n_groups * lists + (size_t)(2 * t.n_params + t.n_x)) * sizeof(float);
+}
+
 llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err) {
     tunable t = {0};
     if (!set_form(q->type, &t))
@@ -114,9 +122,6 @@ void tunable_clear(tunable *t) {
     mem_free(t->m0);
     mem_free(t->x);
     mem_free(t->sums);
-    mem_free(t->z);
-    mem_free(t->zm);
-    mem_free(t->zv);
     *t = (tunable){0};
 }
 
@@ -216,14 +221,14 @@ void tunable_gradient(const tunable *t, float *g) {
     }
 }
 
-llmq_status tunable_free_codes(tunable *t, llmq_err *err) {
-    size_t cells = (size_t)(t->rows * t->cols);
-    t->z = mem_alloc(cells, sizeof(float));
-    t->zm = mem_zalloc(cells, sizeof(float));
-    t->zv = mem_zalloc(cells, sizeof(float));
-    if (!t->z || !t->zm || !t->zv) return mem_error(err, 3 * cells * sizeof(float), "codes to be trained");
-    for (size_t i = 0; i < cells; i++) t->z[i] = t->type->levels[t->codes[i]];
-    return LLMQ_OK;
+void tunable_free_codes(tunable *t, float *z, float *zm, float *zv) {
+    t->z = z;
+    t->zm = zm;
+    t->zv = zv;
+    for (int64_t i = 0; i < t->rows * t->cols; i++) {
+        z[i] = t->type->levels[t->codes[i]];
+        zm[i] = zv[i] = 0;
+    }
 }
 
 static uint8_t nearest(const llmq_type_info *type, float z) {

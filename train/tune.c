@@ -85,10 +85,11 @@ typedef struct tune_state {
 
 /* One tensor of the model as the outputs hold it. */
 typedef struct part {
-    llmq_tensor view; /* of what stays: data NULL for what does not */
-    tunable matrix;   /* rows 0: none */
-    gain gain;        /* n 0: none */
-    trained t;        /* n 0: stays */
+    llmq_tensor view;    /* of what stays: data NULL for what does not */
+    tunable matrix;      /* rows 0: none */
+    gain gain;           /* n 0: none */
+    uint8_t *best_codes; /* of the state, where codes are trained; else NULL */
+    trained t;           /* n 0: stays */
 } part;
 
 typedef struct tuner {
@@ -150,7 +151,6 @@ static llmq_status load_matrix(const tuner *t, size_t index, part *p, llmq_err *
     llmq_status status = tunable_create(q, &p->matrix, err);
     quantized_destroy(q);
     if (status != LLMQ_OK) return status;
-    if (t->set.code_lr > 0) LLMQ_TRY(tunable_free_codes(&p->matrix, err));
     p->t = (trained){.x = p->matrix.x, .n = p->matrix.n_x, .rate = 1};
     return LLMQ_OK;
 }
@@ -183,15 +183,45 @@ static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
-static size_t state_bytes(const llmq_tune_job *job) {
+/* Weights whose codes are trained. */
+static int64_t codes_of(const llmq_tune_job *job, const tune_settings *s, size_t index) {
+    return s->code_lr > 0 && job->grid(job->user, index) ? tensor_numel(&job->ex->tensors[index]) : 0;
+}
+
+static size_t state_bytes_for(const llmq_tune_job *job, const tune_settings *s) {
     size_t bytes = sizeof(tune_state);
-    for (size_t i = 0; i < job->ex->n; i++) bytes += 4 * (size_t)padded(count_of(job, i)) * sizeof(float);
+    for (size_t i = 0; i < job->ex->n; i++) {
+        bytes += 4 * (size_t)padded(count_of(job, i)) * sizeof(float);
+        bytes += (size_t)padded(codes_of(job, s, i)) * (3 * sizeof(float) + 1);
+    }
     return bytes;
+}
+
+static size_t state_bytes(const llmq_tune_job *job) {
+    tune_settings s;
+    return read_settings(job, &s, NULL) == LLMQ_OK ? state_bytes_for(job, &s) : 0;
+}
+
+/* Deals out the state's numbers. */
+static float *lay_out(part *p, float *at, int64_t n_codes) {
+    trained *x = &p->t;
+    int64_t len = padded(x->n), codes = padded(n_codes);
+    x->g = at;
+    x->m = at + len;
+    x->v = at + 2 * len;
+    x->best = at + 3 * len;
+    at += 4 * len;
+    if (x->n) memcpy(x->best, x->x, (size_t)x->n * sizeof(float));
+    if (!codes) return at;
+    tunable_free_codes(&p->matrix, at, at + codes, at + 2 * codes);
+    p->best_codes = (uint8_t *)(at + 3 * codes);
+    memcpy(p->best_codes, p->matrix.codes, (size_t)n_codes);
+    return at + 3 * codes + codes / (int64_t)sizeof(float);
 }
 
 static llmq_status load_parts(tuner *t, llmq_err *err) {
     size_t n = t->job->ex->n, cells = (size_t)(t->job->model->hp.n_layer + 1) * ROLE_COUNT;
-    t->state_bytes = state_bytes(t->job);
+    t->state_bytes = state_bytes_for(t->job, &t->set);
     t->parts = mem_zalloc(n, sizeof *t->parts);
     t->by_role = mem_zalloc(cells, sizeof *t->by_role);
     t->dense = mem_zalloc(ROLE_COUNT, sizeof *t->dense);
@@ -202,14 +232,7 @@ static llmq_status load_parts(tuner *t, llmq_err *err) {
     float *at = (float *)(t->state + 1);
     for (size_t i = 0; i < n; i++) {
         LLMQ_TRY(load_part(t, i, err));
-        trained *x = &t->parts[i].t;
-        int64_t len = padded(x->n);
-        x->g = at;
-        x->m = at + len;
-        x->v = at + 2 * len;
-        x->best = at + 3 * len;
-        at += 4 * len;
-        if (x->n) memcpy(x->best, x->x, (size_t)x->n * sizeof(float));
+        at = lay_out(&t->parts[i], at, codes_of(t->job, &t->set, i));
     }
     return LLMQ_OK;
 }
@@ -363,12 +386,17 @@ static llmq_status teacher_weights(void *user, int layer, bool back, net_weights
     return LLMQ_OK;
 }
 
-static net_source_f32 student(tuner *t) {
-    net_source_f32 s = {.weights = student_weights, .gradients = student_gradients, .keep_head = true, .user = t};
+static net_wants wants_of(void) {
+    net_wants wants = {{0}};
     for (int role = 0; role < ROLE_COUNT; role++)
-        s.wants.of[role] = is_norm((llmq_role)role) || (role >= ROLE_Q && role <= ROLE_O) || role == ROLE_GATE ||
-                           role == ROLE_UP || role == ROLE_DOWN;
-    return s;
+        wants.of[role] = is_norm((llmq_role)role) || (role >= ROLE_Q && role <= ROLE_O) || role == ROLE_GATE ||
+                         role == ROLE_UP || role == ROLE_DOWN;
+    return wants;
+}
+
+static net_source_f32 student(tuner *t) {
+    return (net_source_f32){
+        .weights = student_weights, .gradients = student_gradients, .wants = wants_of(), .keep_head = true, .user = t};
 }
 
 static net_source_f32 teacher(tuner *t) {
@@ -411,7 +439,11 @@ static void update(tuner *t, int64_t step) {
 static void keep_best(tuner *t, bool restore) {
     for (size_t i = 0; i < t->job->ex->n; i++) {
         trained *x = &t->parts[i].t;
+        part *p = &t->parts[i];
         for (int64_t k = 0; k < x->n; k++) *(restore ? &x->x[k] : &x->best[k]) = *(restore ? &x->best[k] : &x->x[k]);
+        if (p->best_codes)
+            memcpy(restore ? p->matrix.codes : p->best_codes, restore ? p->best_codes : p->matrix.codes,
+                   (size_t)(p->matrix.rows * p->matrix.cols));
     }
     if (restore) settle_gains(t);
 }
@@ -467,9 +499,14 @@ static llmq_status restore(tuner *t, llmq_err *err) {
     bool found;
     LLMQ_TRY(t->job->restore(t->job->user, t->state, t->state_bytes, &found, err));
     if (!found) return LLMQ_OK;
-    for (size_t i = 0; i < t->job->ex->n && !t->state->storing; i++) {
-        trained *x = &t->parts[i].t;
-        if (x->n) memcpy(x->x, x->g, (size_t)x->n * sizeof(float));
+    for (size_t i = 0; i < t->job->ex->n; i++) {
+        part *p = &t->parts[i];
+        if (t->state->storing) {
+            if (p->best_codes) memcpy(p->matrix.codes, p->best_codes, (size_t)(p->matrix.rows * p->matrix.cols));
+            continue;
+        }
+        if (p->t.n) memcpy(p->t.x, p->t.g, (size_t)p->t.n * sizeof(float));
+        if (p->best_codes) tunable_settle_codes(&p->matrix);
     }
     settle_gains(t);
     if (!t->state->storing) llmq_log(LLMQ_LOG_NOTE, "going on with tuning after step %lld", (long long)t->state->step);
@@ -613,7 +650,57 @@ static llmq_status check(const llmq_tune_job *job, llmq_err *err) {
     return read_settings(job, &s, err);
 }
 
-static const llmq_tuner tuner_of_outputs = {.check = check, .state_bytes = state_bytes, .run = run};
+/* Multiply-adds of products with weights. Layers: the teacher forward, the student forward, once more on the way back
+ * but for the last matrix, and the gradients of inputs and weights; the head without the gradient of its weights. */
+static double work(const llmq_tune_job *job) {
+    tune_settings s;
+    const llmq_model *model = job->model;
+    double layers = 0, head = (double)(model->hp.n_vocab * model->hp.n_embd);
+    if (read_settings(job, &s, NULL) != LLMQ_OK) return 0;
+    for (size_t i = 0; i < job->ex->n; i++)
+        if (job->ex->entries[i].matrix && job->ex->entries[i].layer >= 0)
+            layers += (double)tensor_numel(&job->ex->tensors[i]);
+    double steps = (double)(s.steps * s.batch * job->calib->ctx) * (4.75 * layers + 3 * head);
+    double judged = (double)(s.held_out * job->calib->ctx) *
+                    ((double)(s.judge + 2) * (layers + head) + (double)(s.judge + 1) * head);
+    return steps + judged;
+}
+
+static size_t matrix_memory(const llmq_tune_job *job, size_t index) {
+    const llmq_type_info *grid = job->grid(job->user, index);
+    const llmq_tensor *t = &job->ex->tensors[index];
+    if (!grid) return (size_t)t->bytes;
+    return tunable_bytes(grid, tensor_rows(t), tensor_cols(t));
+}
+
+/* The student, the optimizer, one layer made ready both ways, both heads, and the net. */
+static size_t memory_bytes(const llmq_tune_job *job) {
+    tune_settings s;
+    const llmq_model *model = job->model;
+    const llmq_hparams *hp = &model->hp;
+    if (read_settings(job, &s, NULL) != LLMQ_OK) return 0;
+    size_t bytes = state_bytes_for(job, &s), layer[ROLE_COUNT] = {0};
+    for (size_t i = 0; i < job->ex->n; i++) {
+        const llmq_export_entry *e = &job->ex->entries[i];
+        size_t cells = (size_t)tensor_numel(&job->ex->tensors[i]);
+        bytes += matrix_memory(job, i);
+        if (e->matrix && e->layer >= 0 && cells > layer[e->role]) layer[e->role] = cells;
+    }
+    size_t head = (size_t)(hp->n_vocab * hp->n_embd), largest = 0, both = 0;
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        largest = layer[role] > largest ? layer[role] : largest;
+        both += layer[role];
+    }
+    net_shape shape = {.hp = *hp, .n_windows = s.batch, .n_tok = job->calib->ctx};
+    net_wants wants = wants_of();
+    bytes += both * (sizeof(float) + 4) + largest * sizeof(float); /* floats, both ways in bf16; one on its way */
+    bytes += head * (2 + 2 + 1);                                   /* of the teacher; back and forward of the student */
+    bytes += (size_t)(s.held_out * job->calib->ctx * hp->n_embd) * sizeof(float);
+    return bytes + net_need_f32(&shape, &wants, true, model->ops, team_size(job->team));
+}
+
+static const llmq_tuner tuner_of_outputs = {
+    .check = check, .state_bytes = state_bytes, .memory_bytes = memory_bytes, .work = work, .run = run};
 
 const llmq_tuner *tune_tuner(void) {
     return &tuner_of_outputs;
