@@ -523,22 +523,19 @@ static llmq_status judge_now(tuner *t, llmq_err *err) {
     return LLMQ_OK;
 }
 
-static llmq_status train_step(tuner *t, llmq_err *err) {
+static llmq_status train_step(tuner *t, double *loss, llmq_err *err) {
     const tune_settings *s = &t->set;
     net_source_f32 from = student(t), to = teacher(t);
     net_loss what = {.teacher = true, .weight = 1.0 / (double)(s->batch * t->job->calib->ctx)};
     const int32_t *tokens = batch_tokens(t, t->state->step);
-    char text[64];
-    double loss, begin = time_seconds();
+    double begin = time_seconds();
     LLMQ_TRY(net_teach_f32(t->net, &to, tokens, err));
-    LLMQ_TRY(net_step_f32(t->net, &from, tokens, &what, true, &loss, err));
+    LLMQ_TRY(net_step_f32(t->net, &from, tokens, &what, true, loss, err));
     update(t, t->state->step++);
+    mem_note_peak();
     llmq_log(LLMQ_LOG_INFO, "tuning: step %lld of %lld: KL divergence %.5f, %.1f s", (long long)t->state->step,
-             (long long)s->steps, loss, time_seconds() - begin);
-    snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)t->state->step, (long long)s->steps, loss);
-    if (t->job->tick(t->job->user, 1.0 / (double)s->steps, text)) return LLMQ_OK;
-    LLMQ_TRY(save(t, true, err));
-    return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+             (long long)s->steps, *loss, time_seconds() - begin);
+    return LLMQ_OK;
 }
 
 static llmq_status train(tuner *t, llmq_err *err) {
@@ -548,10 +545,14 @@ static llmq_status train(tuner *t, llmq_err *err) {
     if (t->state->step == 0) t->state->first = t->state->best = kl;
     llmq_log(LLMQ_LOG_INFO, "tuning: KL divergence on held-out windows %.5f", kl);
     while (t->state->step < s->steps) {
-        LLMQ_TRY(train_step(t, err));
+        char text[64];
+        LLMQ_TRY(train_step(t, &kl, err));
         int64_t step = t->state->step;
+        snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)step, (long long)s->steps, kl);
         if (step * s->judge / s->steps != (step - 1) * s->judge / s->steps) LLMQ_TRY(judge_now(t, err));
-        LLMQ_TRY(save(t, false, err));
+        bool go_on = t->job->tick(t->job->user, 1.0 / (double)s->steps, text);
+        LLMQ_TRY(save(t, !go_on, err));
+        if (!go_on) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     keep_best(t, true);
     return LLMQ_OK;
