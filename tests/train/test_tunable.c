@@ -146,9 +146,11 @@ static void gradients(void **state) {
         float *w = mem_alloc(cells, sizeof *w), *r = mem_alloc(cells, sizeof *r),
               *g = mem_alloc((size_t)t.n_x, sizeof *g);
         for (size_t k = 0; k < cells; k++) r[k] = uniform();
+        for (int64_t k = 0; k < t.n_x; k++) t.x[k] += 0.1f * uniform();
         for (int64_t row = t.rows - 1; row >= 0; row--) tunable_sums(&t, r, row, row + 1);
         tunable_gradient(&t, g);
-        for (int64_t k = 0; k < t.n_x; k += 1 + t.n_x / 11) {
+        for (int64_t i0 = 0; i0 < t.n_x; i0 += 1 + t.n_x / 11) {
+            int64_t k = t.n_x - 1 - i0; /* rows are at the end */
             float keep = t.x[k], h = 0.25f;
             t.x[k] = keep + h;
             double up = loss_of(&t, r, w);
