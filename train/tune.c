@@ -12,10 +12,12 @@
 
 /* ---- settings ---- */
 
-static const tune_settings defaults = {
-    .steps = 36, .batch = 3, .lr = 1.5e-3, .warmup = 5, .floor = 0, .norm_lr = 1, .held_out = 6, .judge = 2};
+static const tune_settings defaults[2] = {
+    {.steps = 36, .batch = 3, .lr = 7e-4, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3},
+    /* codes too */
+    {.steps = 300, .batch = 3, .lr = 7e-4, .code_lr = 0.02, .warmup = 10, .norm_lr = 1, .held_out = 6, .judge = 10}};
 
-llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *err) {
+llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, llmq_err *err) {
     struct {
         const char *name;
         int64_t *whole;
@@ -25,7 +27,7 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
         {"steps", &s->steps, NULL, 1e6},   {"batch", &s->batch, NULL, 1024}, {"held", &s->held_out, NULL, 4096},
         {"judge", &s->judge, NULL, 1e6},   {"code", NULL, &s->code_lr, 10},  {"lr", NULL, &s->lr, 1},
         {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},    {"norm", NULL, &s->norm_lr, 1e3}};
-    *s = defaults;
+    *s = defaults[codes];
     while (list && *list) {
         size_t name = strcspn(list, "="), i = 0, n = sizeof items / sizeof *items;
         char *end = NULL;
@@ -49,7 +51,7 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
 /* Settings for this job's text. */
 static llmq_status read_settings(const llmq_tune_job *job, tune_settings *s, llmq_err *err) {
     int64_t n = job->calib->n_windows;
-    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, s, err));
+    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, job->params->tune_codes, s, err));
     s->held_out = s->held_out / s->batch * s->batch;
     if (s->held_out < s->batch) s->held_out = s->batch;
     if (n > s->held_out) return LLMQ_OK;
