@@ -69,6 +69,25 @@ static llmq_status source_config(const llmq_export *ex, bool from_folder, json_t
     return json_read_object(path, MAX_CONFIG, out, err);
 }
 
+/* Newer versions of transformers call it dtype, older ones torch_dtype; each reads its own. */
+static void set_dtype(json_t *root, const char *dtype) {
+    bool newer = json_object_get(root, "dtype") != NULL;
+    json_object_set_new(root, newer ? "dtype" : "torch_dtype", json_string(dtype));
+}
+
+static llmq_status write_plain_config(const char *dir, const llmq_export *ex, bool from_folder, llmq_type type,
+                                      llmq_err *err) {
+    json_t *root = NULL;
+    LLMQ_TRY(source_config(ex, from_folder, &root, err));
+    set_dtype(root, type == LLMQ_TYPE_F32 ? "float32" : type == LLMQ_TYPE_BF16 ? "bfloat16" : "float16");
+    json_object_del(root, "quantization_config");
+    json_object_del(root, "compression_config");
+    json_object_set_new(root, HF_FILES_MARK, json_sprintf("llmq %s", llmq_version()));
+    llmq_status status = write_json(dir, "config.json", root, err);
+    json_decref(root);
+    return status;
+}
+
 static llmq_status write_config(const char *dir, const llmq_export *ex, bool from_folder, const llmq_scheme *scheme,
                                 const llmq_scheme_spec *spec, llmq_err *err) {
     json_t *root = NULL, *quant = scheme->config(spec);
@@ -76,9 +95,7 @@ static llmq_status write_config(const char *dir, const llmq_export *ex, bool fro
     if (status == LLMQ_OK && !strcmp(scheme->name, "gptq"))
         status = write_json(dir, "quantize_config.json", quant, err);
     if (status == LLMQ_OK) {
-        /* Newer versions of transformers call it dtype, older ones torch_dtype; each reads its own. */
-        bool newer = json_object_get(root, "dtype") != NULL;
-        json_object_set_new(root, newer ? "dtype" : "torch_dtype", json_string("float16"));
+        set_dtype(root, "float16");
         json_object_set(root, "quantization_config", quant);
         status = write_json(dir, "config.json", root, err);
     }
@@ -142,9 +159,10 @@ static llmq_status make_files(const char *dir, const llmq_export *ex, llmq_err *
 }
 
 llmq_status hf_files_write(const char *dir, const llmq_export *ex, const llmq_scheme *scheme,
-                           const llmq_scheme_spec *spec, llmq_err *err) {
+                           const llmq_scheme_spec *spec, llmq_type plain, llmq_err *err) {
     const llmq_source *source = ex->model->source;
     bool from_folder = !strcmp(source->format->name, "huggingface");
-    LLMQ_TRY(write_config(dir, ex, from_folder, scheme, spec, err));
+    LLMQ_TRY(scheme ? write_config(dir, ex, from_folder, scheme, spec, err)
+                    : write_plain_config(dir, ex, from_folder, plain, err));
     return from_folder ? copy_files(dir, source, err) : make_files(dir, ex, err);
 }

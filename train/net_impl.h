@@ -7,6 +7,13 @@ typedef struct NET(ready) { /* one layer, or the model */
     const REAL *v[ROLE_COUNT];
 } NET(ready);
 
+/* What the way back needs of a layer besides its input. */
+typedef struct NET(layer_acts) {
+    REAL *a, *x2, *b;                             /* (n, n_embd): normalized input, middle, its norm */
+    REAL *q, *q0, *k, *k0, *vv, *attn_out;        /* (n, q_dim | kv_dim); q0, k0: before their norms */
+    REAL *gate, *up, *act;                        /* (n, n_ff) */
+} NET(layer_acts);
+
 struct NET(net) {
     net_shape s;
     net_wants wants;
@@ -20,10 +27,10 @@ struct NET(net) {
     NET(ready) layer, model, teacher_head; /* of the source, made ready now */
     REAL *inputs;                          /* (n_layer, n, n_embd) */
     REAL *x, *want;                        /* (n, n_embd) residual stream; the teacher's normalized hidden states */
-    REAL *a, *x2, *b, *t, *dx;             /* (n, n_embd): normalized input, middle, its norm, a result, a gradient */
-    REAL *q, *q0, *k, *k0, *vv, *attn_out; /* (n, q_dim | kv_dim); q0, k0: before their norms */
-    REAL *dq, *dk, *dv, *dattn;
-    REAL *gate, *up, *act, *dact;    /* (n, n_ff) */
+    REAL *t, *dx;                          /* (n, n_embd): a result, a gradient */
+    NET(layer_acts) of;                    /* the layer at work: one of kept, or those of no layer */
+    NET(layer_acts) *kept;                 /* [n_layer + 1], the last of no layer; NULL: layers are run again */
+    REAL *dq, *dk, *dv, *dattn, *dact;
     REAL *logits, *want_logits, *dz; /* (NET_CHUNK, n_vocab) */
     double *row_loss;                /* [n] */
     REAL *g[ROLE_COUNT];             /* gradients of what is wanted, of one layer or the model */
@@ -66,6 +73,28 @@ static int64_t NET(role_size)(const struct NET(net) * net, int role) {
     }
 }
 
+static size_t NET(acts_bytes)(const struct NET(net) * net) {
+    const llmq_hparams *hp = &net->s.hp;
+    int64_t q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
+    return (size_t)net->n * (size_t)(3 * hp->n_embd + 3 * q + 3 * kv + 3 * hp->n_ff) * sizeof(REAL);
+}
+
+static void NET(take_acts)(struct NET(net) * net, NET(layer_acts) * out, bool *ok) {
+    const llmq_hparams *hp = &net->s.hp;
+    int64_t n = net->n, e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
+    struct {
+        REAL **to;
+        int64_t cols;
+    } parts[] = {{&out->a, e},  {&out->x2, e},  {&out->b, e},         {&out->q, q},         {&out->q0, q},      {&out->k, kv},
+                 {&out->k0, kv}, {&out->vv, kv}, {&out->attn_out, q}, {&out->gate, hp->n_ff}, {&out->up, hp->n_ff}, {&out->act, hp->n_ff}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) *parts[i].to = NET(take)(net, n, parts[i].cols, ok);
+}
+
+/* The activations of a layer, or with n_layer those of none. */
+static void NET(use)(struct NET(net) * net, int layer) {
+    if (net->kept) net->of = net->kept[layer];
+}
+
 static llmq_status NET(buffers)(struct NET(net) * net, bool teacher, llmq_err *err) {
     const llmq_hparams *hp = &net->s.hp;
     int64_t n = net->n, e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
@@ -77,30 +106,26 @@ static llmq_status NET(buffers)(struct NET(net) * net, bool teacher, llmq_err *e
     } parts[] = {{&net->inputs, hp->n_layer * n, e},
                  {&net->x, n, e},
                  {&net->want, teacher ? n : 0, e},
-                 {&net->a, n, e},
-                 {&net->x2, n, e},
-                 {&net->b, n, e},
                  {&net->t, n, e},
                  {&net->dx, n, e},
-                 {&net->q, n, q},
-                 {&net->q0, n, q},
-                 {&net->k, n, kv},
-                 {&net->k0, n, kv},
-                 {&net->vv, n, kv},
-                 {&net->attn_out, n, q},
                  {&net->dq, n, q},
                  {&net->dk, n, kv},
                  {&net->dv, n, kv},
                  {&net->dattn, n, q},
-                 {&net->gate, n, hp->n_ff},
-                 {&net->up, n, hp->n_ff},
-                 {&net->act, n, hp->n_ff},
                  {&net->dact, n, hp->n_ff},
                  {&net->logits, chunk, hp->n_vocab},
                  {&net->want_logits, teacher ? chunk : 0, hp->n_vocab},
                  {&net->dz, chunk, hp->n_vocab}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         *parts[i].to = NET(take)(net, parts[i].rows, parts[i].cols, &ok);
+    NET(take_acts)(net, &net->of, &ok);
+    size_t n_layer = (size_t)hp->n_layer;
+    if (net->s.keep_bytes / n_layer >= NET(acts_bytes)(net)) {
+        net->kept = arena_alloc(net->arena, (n_layer + 1) * sizeof *net->kept, MEM_ALIGN);
+        if (!net->kept) return mem_error(err, (n_layer + 1) * sizeof *net->kept, "gradients");
+        net->kept[n_layer] = net->of;
+        for (size_t l = 0; l < n_layer; l++) NET(take_acts)(net, &net->kept[l], &ok);
+    }
     for (int role = 0; role < ROLE_COUNT; role++)
         if (net->wants.of[role] && NET(role_size)(net, role))
             net->g[role] = NET(take)(net, 1, NET(role_size)(net, role), &ok);
@@ -190,7 +215,7 @@ static llmq_status NET(get_layer)(struct NET(net) * net, const struct NET(net_so
                                                               : e;
         int64_t cols = role == ROLE_O ? q : role == ROLE_DOWN ? hp->n_ff : e;
         const REAL *bias = mats[i].bias == ROLE_COUNT ? NULL : net->layer.v[mats[i].bias];
-        bool forward = !back || role != ROLE_DOWN; /* on the way back the layer's output is not needed */
+        bool forward = !back || (!net->kept && role != ROLE_DOWN); /* on the way back the layer's output is not needed */
         LLMQ_TRY(MATH(ready)(&net->math, &w.of[role], rows, cols, bias, forward, back, rows, &net->layer.m[role], err));
     }
     return LLMQ_OK;
@@ -250,29 +275,29 @@ static void NET(forward_to_act)(const llmq_worker *w, struct NET(net) * net, con
     const NET(ready) *r = &net->layer;
     MATH(ctx) *m = &net->math;
     int64_t n = net->n, e = hp->n_embd;
-    MATH(norm)(w, m, x, r->v[ROLE_ATTN_NORM], hp->eps, net->a, n, e);
+    MATH(norm)(w, m, x, r->v[ROLE_ATTN_NORM], hp->eps, net->of.a, n, e);
     MATH(linears)
-    (w, m, 3, (const MATH(matrix) *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]}, net->a, n,
-     (REAL *[]){net->q, net->k, net->vv});
+    (w, m, 3, (const MATH(matrix) *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]}, net->of.a, n,
+     (REAL *[]){net->of.q, net->of.k, net->of.vv});
     if (r->v[ROLE_Q_NORM]) {
-        NET(copy)(w, net->q, net->q0, n * hp->n_head * hp->head_dim);
-        NET(copy)(w, net->k, net->k0, n * hp->n_head_kv * hp->head_dim);
+        NET(copy)(w, net->of.q, net->of.q0, n * hp->n_head * hp->head_dim);
+        NET(copy)(w, net->of.k, net->of.k0, n * hp->n_head_kv * hp->head_dim);
         MATH(sync)(w);
-        MATH(norm)(w, m, net->q0, r->v[ROLE_Q_NORM], hp->eps, net->q, n * hp->n_head, hp->head_dim);
-        MATH(norm)(w, m, net->k0, r->v[ROLE_K_NORM], hp->eps, net->k, n * hp->n_head_kv, hp->head_dim);
+        MATH(norm)(w, m, net->of.q0, r->v[ROLE_Q_NORM], hp->eps, net->of.q, n * hp->n_head, hp->head_dim);
+        MATH(norm)(w, m, net->of.k0, r->v[ROLE_K_NORM], hp->eps, net->of.k, n * hp->n_head_kv, hp->head_dim);
         MATH(sync)(w);
     }
-    NET(rotate)(w, net, net->q, hp->n_head, net->rope);
-    NET(rotate)(w, net, net->k, hp->n_head_kv, net->rope);
+    NET(rotate)(w, net, net->of.q, hp->n_head, net->rope);
+    NET(rotate)(w, net, net->of.k, hp->n_head_kv, net->rope);
     MATH(sync)(w);
-    MATH(causal)(w, m, &net->attn, net->q, net->k, net->vv, net->attn_out);
-    MATH(linears)(w, m, 1, (const MATH(matrix) *[]){&r->m[ROLE_O]}, net->attn_out, n, (REAL *[]){net->t});
-    NET(sum)(w, x, net->t, net->x2, n * e);
+    MATH(causal)(w, m, &net->attn, net->of.q, net->of.k, net->of.vv, net->of.attn_out);
+    MATH(linears)(w, m, 1, (const MATH(matrix) *[]){&r->m[ROLE_O]}, net->of.attn_out, n, (REAL *[]){net->t});
+    NET(sum)(w, x, net->t, net->of.x2, n * e);
     MATH(sync)(w);
-    MATH(norm)(w, m, net->x2, r->v[ROLE_FFN_NORM], hp->eps, net->b, n, e);
+    MATH(norm)(w, m, net->of.x2, r->v[ROLE_FFN_NORM], hp->eps, net->of.b, n, e);
     MATH(linears)
-    (w, m, 2, (const MATH(matrix) *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, net->b, n, (REAL *[]){net->gate, net->up});
-    MATH(silu_mul)(w, m, net->gate, net->up, net->act, n * hp->n_ff);
+    (w, m, 2, (const MATH(matrix) *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, net->of.b, n, (REAL *[]){net->of.gate, net->of.up});
+    MATH(silu_mul)(w, m, net->of.gate, net->of.up, net->of.act, n * hp->n_ff);
     MATH(sync)(w);
 }
 
@@ -286,8 +311,8 @@ static void NET(forward_worker)(const llmq_worker *w, void *arg) {
     struct NET(net) *net = ((NET(layer_job) *)arg)->net;
     NET(forward_to_act)(w, net, net->x);
     MATH(linears)
-    (w, &net->math, 1, (const MATH(matrix) *[]){&net->layer.m[ROLE_DOWN]}, net->act, net->n, (REAL *[]){net->t});
-    NET(sum)(w, net->x2, net->t, net->x, net->n * net->s.hp.n_embd);
+    (w, &net->math, 1, (const MATH(matrix) *[]){&net->layer.m[ROLE_DOWN]}, net->of.act, net->n, (REAL *[]){net->t});
+    NET(sum)(w, net->of.x2, net->t, net->x, net->n * net->s.hp.n_embd);
 }
 
 /* g of a bias: sums of the columns of dy. */
@@ -324,14 +349,14 @@ static void NET(ffn_back)(const llmq_worker *w, struct NET(net) * net) {
     MATH(ctx) *m = &net->math;
     int64_t n = net->n;
     MATH(linears_back)(w, m, 1, (const MATH(matrix) *[]){&r->m[ROLE_DOWN]}, (REAL *[]){net->dx}, n, net->dact);
-    NET(matrix_back)(w, net, ROLE_DOWN, net->dx, net->act);
-    MATH(silu_mul_back)(w, m, net->gate, net->up, net->dact, n * hp->n_ff);
+    NET(matrix_back)(w, net, ROLE_DOWN, net->dx, net->of.act);
+    MATH(silu_mul_back)(w, m, net->of.gate, net->of.up, net->dact, n * hp->n_ff);
     MATH(sync)(w);
     MATH(linears_back)
-    (w, m, 2, (const MATH(matrix) *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, (REAL *[]){net->gate, net->up}, n, net->t);
-    NET(matrix_back)(w, net, ROLE_GATE, net->gate, net->b);
-    NET(matrix_back)(w, net, ROLE_UP, net->up, net->b);
-    NET(gain_back)(w, net, ROLE_FFN_NORM, r->v[ROLE_FFN_NORM], net->x2, net->t, net->dx, true, n, hp->n_embd);
+    (w, m, 2, (const MATH(matrix) *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, (REAL *[]){net->of.gate, net->of.up}, n, net->t);
+    NET(matrix_back)(w, net, ROLE_GATE, net->of.gate, net->of.b);
+    NET(matrix_back)(w, net, ROLE_UP, net->of.up, net->of.b);
+    NET(gain_back)(w, net, ROLE_FFN_NORM, r->v[ROLE_FFN_NORM], net->of.x2, net->t, net->dx, true, n, hp->n_embd);
 }
 
 /* dq and dk before rotation and norm; where there is a norm they move to q and k, whose contents are spent. */
@@ -345,11 +370,11 @@ static void NET(qk_back)(const llmq_worker *w, struct NET(net) * net, REAL **dq,
     *dk = net->dk;
     if (!r->v[ROLE_Q_NORM]) return;
     NET(gain_back)
-    (w, net, ROLE_Q_NORM, r->v[ROLE_Q_NORM], net->q0, net->dq, net->q, false, net->n * hp->n_head, hp->head_dim);
+    (w, net, ROLE_Q_NORM, r->v[ROLE_Q_NORM], net->of.q0, net->dq, net->of.q, false, net->n * hp->n_head, hp->head_dim);
     NET(gain_back)
-    (w, net, ROLE_K_NORM, r->v[ROLE_K_NORM], net->k0, net->dk, net->k, false, net->n * hp->n_head_kv, hp->head_dim);
-    *dq = net->q;
-    *dk = net->k;
+    (w, net, ROLE_K_NORM, r->v[ROLE_K_NORM], net->of.k0, net->dk, net->of.k, false, net->n * hp->n_head_kv, hp->head_dim);
+    *dq = net->of.q;
+    *dk = net->of.k;
 }
 
 /* The attention part: dx of the middle becomes that of the layer's input x. */
@@ -360,17 +385,17 @@ static void NET(attention_back)(const llmq_worker *w, struct NET(net) * net, con
     int64_t n = net->n, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
     REAL *dq, *dk;
     MATH(linears_back)(w, m, 1, (const MATH(matrix) *[]){&r->m[ROLE_O]}, (REAL *[]){net->dx}, n, net->dattn);
-    NET(matrix_back)(w, net, ROLE_O, net->dx, net->attn_out);
+    NET(matrix_back)(w, net, ROLE_O, net->dx, net->of.attn_out);
     NET(bias_back)(w, net, ROLE_O_BIAS, net->dx, hp->n_embd);
-    MATH(causal_back)(w, m, &net->attn, net->q, net->k, net->vv, net->dattn, net->dq, net->dk, net->dv);
+    MATH(causal_back)(w, m, &net->attn, net->of.q, net->of.k, net->of.vv, net->dattn, net->dq, net->dk, net->dv);
     MATH(sync)(w);
     NET(qk_back)(w, net, &dq, &dk);
     MATH(linears_back)
     (w, m, 3, (const MATH(matrix) *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]}, (REAL *[]){dq, dk, net->dv}, n,
      net->t);
-    NET(matrix_back)(w, net, ROLE_Q, dq, net->a);
-    NET(matrix_back)(w, net, ROLE_K, dk, net->a);
-    NET(matrix_back)(w, net, ROLE_V, net->dv, net->a);
+    NET(matrix_back)(w, net, ROLE_Q, dq, net->of.a);
+    NET(matrix_back)(w, net, ROLE_K, dk, net->of.a);
+    NET(matrix_back)(w, net, ROLE_V, net->dv, net->of.a);
     NET(bias_back)(w, net, ROLE_Q_BIAS, dq, q);
     NET(bias_back)(w, net, ROLE_K_BIAS, dk, kv);
     NET(bias_back)(w, net, ROLE_V_BIAS, net->dv, kv);
@@ -379,7 +404,7 @@ static void NET(attention_back)(const llmq_worker *w, struct NET(net) * net, con
 
 static void NET(backward_worker)(const llmq_worker *w, void *arg) {
     const NET(layer_job) *j = arg;
-    NET(forward_to_act)(w, j->net, j->x);
+    if (!j->net->kept) NET(forward_to_act)(w, j->net, j->x);
     NET(ffn_back)(w, j->net);
     NET(attention_back)(w, j->net, j->x);
 }
@@ -398,7 +423,7 @@ static void NET(head_outer)(const llmq_worker *w, struct NET(net) * net, int64_t
     for (int64_t at = 0; net->g[ROLE_OUTPUT] && at < vocab; at += slice) {
         int64_t len = vocab - at < slice ? vocab - at : slice;
         MATH(outer)
-        (w, &net->math, net->dz + at * n, len, net->a + row * e, e, n, row > 0, net->g[ROLE_OUTPUT] + at * e);
+        (w, &net->math, net->dz + at * n, len, net->of.a + row * e, e, n, row > 0, net->g[ROLE_OUTPUT] + at * e);
     }
 }
 
@@ -411,11 +436,11 @@ static void NET(loss_worker)(const llmq_worker *w, void *arg) {
     const int32_t *labels = j->what->labels;
     MATH(ctx) *m = &net->math;
     int64_t e = hp->n_embd;
-    MATH(norm)(w, m, net->x, net->model.v[ROLE_OUTPUT_NORM], hp->eps, net->a, net->n, e);
+    MATH(norm)(w, m, net->x, net->model.v[ROLE_OUTPUT_NORM], hp->eps, net->of.a, net->n, e);
     MATH(sync)(w);
     for (int64_t row = 0; row < net->n; row += NET_CHUNK) {
         int64_t n = net->n - row < NET_CHUNK ? net->n - row : NET_CHUNK;
-        MATH(linears)(w, m, 1, &head, net->a + row * e, n, &net->logits);
+        MATH(linears)(w, m, 1, &head, net->of.a + row * e, n, &net->logits);
         if (j->what->teacher) MATH(linears)(w, m, 1, &teacher, net->want + row * e, n, &net->want_logits);
         MATH(loss)
         (w, m, net->logits, j->what->teacher ? net->want_logits : NULL, labels ? labels + row : NULL, n, hp->n_vocab,
@@ -438,8 +463,10 @@ static llmq_status NET(forward)(struct NET(net) * net, const struct NET(net_sour
     for (int l = 0; l < (int)net->s.hp.n_layer; l++) {
         LLMQ_TRY(NET(get_layer)(net, source, l, false, err));
         if (inputs) memcpy(inputs + (size_t)l * cells, net->x, cells * sizeof *inputs);
+        NET(use)(net, inputs ? l : (int)net->s.hp.n_layer);
         MATH(run)(&net->math, NET(forward_worker), &(NET(layer_job)){net, net->x});
     }
+    NET(use)(net, (int)net->s.hp.n_layer);
     return LLMQ_OK;
 }
 
@@ -464,6 +491,7 @@ static llmq_status NET(backward)(struct NET(net) * net, const struct NET(net_sou
     LLMQ_TRY(source->gradients(source->user, -1, model, err));
     for (int l = (int)net->s.hp.n_layer - 1; l >= 0; l--) {
         LLMQ_TRY(NET(get_layer)(net, source, l, true, err));
+        NET(use)(net, l);
         MATH(run)(&net->math, NET(backward_worker), &(NET(layer_job)){net, net->inputs + (size_t)l * cells});
         for (int role = 0; role < ROLE_COUNT; role++) {
             bool there = net->layer.m[role].rows > 0 || net->layer.v[role];
