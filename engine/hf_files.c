@@ -74,7 +74,7 @@ static llmq_status write_plain_config(const char *dir, const llmq_export *ex, bo
     json_object_del(root, "quantization_config");
     json_object_del(root, "compression_config");
     json_object_set_new(root, HF_FILES_MARK, json_sprintf("llmq %s", llmq_version()));
-    llmq_status status = write_json(dir, "config.json", root, err);
+    llmq_status status = hf_save_json(dir, "config.json", root, err);
     json_decref(root);
     return status;
 }

@@ -8,13 +8,14 @@
 extern "C" {
 #endif
 
-/* How far a run has come: the loss of the text that it learns from and of the text that it never sees, in nats a token. */
+/* How far a run has come: the loss of the text that it learns from and of the text that it never sees, in nats a token.
+ */
 typedef struct llmq_train_point {
-    int64_t step, tokens;   /* done */
-    double seconds;         /* since the beginning, those of earlier runs of a resumed one included */
-    double loss;            /* mean over the steps since the point before; -1: there were none */
-    double held_out;        /* loss of the held-out text now */
-    double lr;              /* of the next step */
+    int64_t step, tokens;     /* done */
+    double seconds;           /* since the beginning, those of earlier runs of a resumed one included */
+    double loss;              /* mean over the steps since the point before; -1: there were none */
+    double held_out;          /* loss of the held-out text now */
+    double lr;                /* of the next step */
     double tokens_per_second; /* of training, in this run; 0: not yet */
 } llmq_train_point;
 
@@ -39,7 +40,7 @@ typedef struct llmq_train_params {
     bool force;              /* replace OUT if it is a folder that llmq wrote */
     bool no_resume;          /* start anew even if an earlier run of the same job was stopped half-way */
     int n_threads;
-    const char *tokenizer; /* with from: as in llmq_model_params */
+    const char *tokenizer;      /* with from: as in llmq_model_params */
     llmq_progress_fn *progress; /* done and total are tokens */
     llmq_train_point_fn *point; /* each time that the held-out text was measured: about twenty times, NULL allowed */
     void *user;                 /* of both */

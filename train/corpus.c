@@ -40,10 +40,11 @@ static llmq_status split(corpus *c, size_t n, llmq_err *err) {
     if (c->n_held < least) c->n_held = least;
     c->n = all - c->n_held;
     if (c->n < least)
-        return llmq_fail(err, LLMQ_E_ARG,
-                         "the text has %lld tokens; windows of %lld want %lld at least, half of them to be held out: give "
-                         "more text, or a smaller --ctx",
-                         (long long)all, (long long)c->ctx, (long long)(2 * least));
+        return llmq_fail(
+            err, LLMQ_E_ARG,
+            "the text has %lld tokens; windows of %lld want %lld at least, half of them to be held out: give "
+            "more text, or a smaller --ctx",
+            (long long)all, (long long)c->ctx, (long long)(2 * least));
     c->n_windows = (c->n - 1) / c->ctx;
     if (c->n_windows > 1) c->n_windows--; /* room to cut an epoch at other places than the one before */
     c->order = mem_alloc((size_t)c->n_windows, sizeof *c->order);

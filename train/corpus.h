@@ -9,12 +9,12 @@
 #define CORPUS_HELD_MAX 32768 /* but no more tokens than this */
 
 typedef struct corpus {
-    int32_t *tokens;        /* n, then n_held that are held out */
+    int32_t *tokens; /* n, then n_held that are held out */
     int64_t n, n_held, ctx;
-    int64_t n_windows;      /* of an epoch */
+    int64_t n_windows; /* of an epoch */
     uint64_t seed;
-    int64_t epoch, shift;   /* that order is of; -1: none */
-    int32_t *order;         /* [n_windows] */
+    int64_t epoch, shift; /* that order is of; -1: none */
+    int32_t *order;       /* [n_windows] */
 } corpus;
 
 /* All texts, one behind the other; *out by mem_alloc. */

@@ -1,5 +1,5 @@
-/* SplitMix64 (Steele, Lea, Flood 2014): a stream for each pair of a seed and a purpose. scripts/compare_torch_training.py
- * draws the same windows by it. */
+/* SplitMix64 (Steele, Lea, Flood 2014): a stream for each pair of a seed and a purpose.
+ * scripts/compare_torch_training.py draws the same windows by it. */
 #ifndef LLMQ_TRAIN_RANDOM_H
 #define LLMQ_TRAIN_RANDOM_H
 
@@ -31,7 +31,8 @@ static inline double random_normal(random_state *r) {
         r->has_spare = 0;
         return r->spare;
     }
-    double u = (double)((random_next(r) >> 11) + 1) * 0x1p-53, a = 6.283185307179586 * (double)(random_next(r) >> 11) * 0x1p-53;
+    double u = (double)((random_next(r) >> 11) + 1) * 0x1p-53,
+           a = 6.283185307179586 * (double)(random_next(r) >> 11) * 0x1p-53;
     double radius = sqrt(-2 * log(u));
     r->spare = radius * sin(a);
     r->has_spare = 1;

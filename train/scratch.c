@@ -55,14 +55,11 @@ static llmq_status set_meta(const char *name, const llmq_train_params *p, llmq_m
     const struct {
         const char *key;
         int64_t value;
-    } counts[] = {{"llama.vocab_size", (int64_t)tokens->arr.n},
-                  {"llama.context_length", p->n_ctx},
-                  {"llama.embedding_length", p->n_embd},
-                  {"llama.block_count", p->n_layer},
-                  {"llama.feed_forward_length", p->n_ff},
-                  {"llama.attention.head_count", p->n_head},
-                  {"llama.attention.head_count_kv", p->n_head_kv},
-                  {"llama.rope.dimension_count", p->n_embd / p->n_head}};
+    } counts[] = {
+        {"llama.vocab_size", (int64_t)tokens->arr.n},    {"llama.context_length", p->n_ctx},
+        {"llama.embedding_length", p->n_embd},           {"llama.block_count", p->n_layer},
+        {"llama.feed_forward_length", p->n_ff},          {"llama.attention.head_count", p->n_head},
+        {"llama.attention.head_count_kv", p->n_head_kv}, {"llama.rope.dimension_count", p->n_embd / p->n_head}};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         LLMQ_TRY(meta_set_u32(meta, counts[i].key, (uint32_t)counts[i].value, err));
     LLMQ_TRY(meta_set_str(meta, "general.architecture", "llama", err));
@@ -117,7 +114,8 @@ static void fill_tensor(const llmq_train_params *p, const llmq_tensor *t, llmq_r
     double spread = 0.02;
     if (role == ROLE_O || role == ROLE_DOWN) spread /= sqrt(2.0 * (double)p->n_layer);
     random_state r = random_begin(p->seed, hash_bytes(t->name, strlen(t->name)));
-    for (int64_t i = 0, n = tensor_numel(t); i < n; i++) x[i] = t->n_dims == 1 ? 1 : (float)(spread * random_normal(&r));
+    for (int64_t i = 0, n = tensor_numel(t); i < n; i++)
+        x[i] = t->n_dims == 1 ? 1 : (float)(spread * random_normal(&r));
 }
 
 static llmq_status write_tensors(const char *path, const llmq_train_params *p, const llmq_meta *meta, const scratch *s,

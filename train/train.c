@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "core/hash.h"
@@ -20,12 +21,12 @@
 #include "train/scratch.h"
 #include "train/weights.h"
 
-#define MEASUREMENTS 20               /* of the held-out text while training */
-#define WARMUP 0.05                   /* of the run */
-#define KEEP_BYTES ((size_t)2 << 30)  /* for activations */
-#define CHECKPOINT_SHARE 0.05         /* of the time may go into checkpoints */
-#define DISK_BYTES_SECOND 200e6       /* until the first one tells */
-#define ALWAYS "LLMQ_CHECKPOINTS"     /* environment: "all" takes one after every step, for tests */
+#define MEASUREMENTS 20              /* of the held-out text while training */
+#define WARMUP 0.05                  /* of the run */
+#define KEEP_BYTES ((size_t)2 << 30) /* for activations */
+#define CHECKPOINT_SHARE 0.05        /* of the time may go into checkpoints */
+#define DISK_BYTES_SECOND 200e6      /* until the first one tells */
+#define ALWAYS "LLMQ_CHECKPOINTS"    /* environment: "all" takes one after every step, for tests */
 
 static const weights_adam adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 1};
 
@@ -53,11 +54,11 @@ typedef struct trainer {
     llmq_journal *journal;
     char *settings;
     train_state state;
-    double began;                 /* of this run's training, in seconds */
-    double step_seconds;          /* of this run's steps alone */
-    int64_t run_steps;            /* of this run */
+    double began;        /* of this run's training, in seconds */
+    double step_seconds; /* of this run's steps alone */
+    int64_t run_steps;   /* of this run */
     double saved_at, save_seconds;
-    int64_t saved;                /* the step of the last checkpoint, -1: none */
+    int64_t saved; /* the step of the last checkpoint, -1: none */
 } trainer;
 
 /* ---- parameters ---- */
@@ -66,8 +67,8 @@ static llmq_status check_model_options(const llmq_train_params *p, llmq_err *err
     const struct {
         const char *option;
         int64_t value;
-    } shape[] = {{"--layers", p->n_layer}, {"--dim", p->n_embd}, {"--heads", p->n_head}, {"--kv-heads", p->n_head_kv},
-                 {"--ff", p->n_ff},        {"--vocab", p->n_vocab}};
+    } shape[] = {{"--layers", p->n_layer},     {"--dim", p->n_embd}, {"--heads", p->n_head},
+                 {"--kv-heads", p->n_head_kv}, {"--ff", p->n_ff},    {"--vocab", p->n_vocab}};
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++)
         if (shape[i].value)
             return llmq_fail(err, LLMQ_E_ARG, "%s is for a new model; the one of --from has a shape of its own",
@@ -133,11 +134,8 @@ static llmq_status open_from(trainer *t, llmq_err *err) {
 static llmq_status open_model(trainer *t, const char *text, size_t len, llmq_err *err) {
     const llmq_tokenizer *tok;
     LLMQ_TRY(t->p.from ? open_from(t, err) : open_scratch(t, text, len, err));
-    t->spec = (llmq_outputs_spec){.emit = "hf",
-                                  .out = t->p.out,
-                                  .plain = t->type,
-                                  .shard_bytes = 5000000000,
-                                  .force = t->p.force};
+    t->spec = (llmq_outputs_spec){
+        .emit = "hf", .out = t->p.out, .plain = t->type, .shard_bytes = 5000000000, .force = t->p.force};
     LLMQ_TRY(outputs_check_path(&t->spec, t->model->source, t->p.force, err));
     LLMQ_TRY(export_create(t->model, &t->ex, err));
     LLMQ_TRY(model_tokenizer(t->model, &tok, err));
@@ -208,7 +206,8 @@ static llmq_status make_settings(trainer *t, llmq_err *err) {
     t->settings = mem_alloc(cap, 1);
     if (!t->settings) return mem_error(err, cap, "the settings");
     snprintf(t->settings, cap,
-             "llmq %s\nisa %s\ntext %016llx\nmodel %016llx\nctx %lld\nbatch %lld\nsteps %lld\nminutes %.9g\nlr %.9g\nseed %llu\n",
+             "llmq %s\nisa %s\ntext %016llx\nmodel %016llx\nctx %lld\nbatch %lld\nsteps %lld\nminutes %.9g\nlr "
+             "%.9g\nseed %llu\n",
              llmq_version(), t->model->ops->isa,
              (unsigned long long)hash_bytes(t->corpus.tokens, n_tok * sizeof *t->corpus.tokens),
              (unsigned long long)hash_bytes(t->w.x, (size_t)t->w.n * sizeof(float)), (long long)t->p.n_ctx,
@@ -319,7 +318,8 @@ static double share_done(const trainer *t) {
 }
 
 static double rate_now(const trainer *t) {
-    if (t->p.minutes > 0) return t->p.lr * adam_schedule((int64_t)(share_done(t) * 10000), (int64_t)(WARMUP * 10000), 10000, 0);
+    if (t->p.minutes > 0)
+        return t->p.lr * adam_schedule((int64_t)(share_done(t) * 10000), (int64_t)(WARMUP * 10000), 10000, 0);
     int64_t warmup = (int64_t)ceil(WARMUP * (double)t->p.steps);
     return t->p.lr * adam_schedule(t->state.step, warmup, t->p.steps, 0);
 }

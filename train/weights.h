@@ -3,13 +3,13 @@
 #ifndef LLMQ_TRAIN_WEIGHTS_H
 #define LLMQ_TRAIN_WEIGHTS_H
 
-#include "engine/export.h"
+#include "engine/outputs.h"
 #include "train/net.h"
 
 typedef struct weights_tensor {
-    const llmq_tensor *src;  /* of the model: name and shape */
+    const llmq_tensor *src; /* of the model: name and shape */
     bool matrix;
-    int64_t at, n;           /* numbers [at, at + n) of the block */
+    int64_t at, n; /* numbers [at, at + n) of the block */
 } weights_tensor;
 
 typedef struct weights {
@@ -17,11 +17,11 @@ typedef struct weights {
     llmq_team *team;
     weights_tensor *tensors; /* n_tensors */
     size_t n_tensors;
-    int32_t *by_role;        /* (n_layer + 1, ROLE_COUNT) numbers of tensors, the model's own last; -1: absent */
-    float *x, *g, *m, *v;    /* [n] */
+    int32_t *by_role;     /* (n_layer + 1, ROLE_COUNT) numbers of tensors, the model's own last; -1: absent */
+    float *x, *g, *m, *v; /* [n] */
     int64_t n;
-    double *sums;            /* of squares of g, of pieces */
-    const int32_t *tokens;   /* of the step under way: where the lookup's gradient goes */
+    double *sums;          /* of squares of g, of pieces */
+    const int32_t *tokens; /* of the step under way: where the lookup's gradient goes */
     int64_t n_tok;
 } weights;
 
@@ -43,6 +43,6 @@ typedef struct weights_adam {
 double weights_update(weights *w, const weights_adam *s, double lr, int64_t step);
 
 /* Every tensor of the export from x. */
-llmq_status weights_write(const weights *w, const llmq_export *ex, struct llmq_outputs *outputs, llmq_err *err);
+llmq_status weights_write(const weights *w, const llmq_export *ex, llmq_outputs *outputs, llmq_err *err);
 
 #endif
