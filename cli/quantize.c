@@ -244,6 +244,9 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    if (r->tune_steps)
+        printf("tuned      %lld steps: KL divergence from the source on text held out %.5f -> %.5f\n",
+               (long long)r->tune_steps, r->tune_before, r->tune_after);
     if (r->resumed_layers)
         printf("resumed    after layer %lld of %lld\n", (long long)r->resumed_layers, (long long)r->n_layers);
     printf("took       %.1f s, peak memory %s besides mapped files (%.1f s and %s were planned)\n", r->seconds,

@@ -59,8 +59,8 @@ llmq_status outputs_put(llmq_outputs *o, size_t index, const llmq_quantized *q, 
  * them), or from the source (values NULL). */
 llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
                               export_tick_fn *tick, void *user, llmq_err *err);
-/* Matrix `index` as it was put last, rows in the source's order; of the first output whose grid it is, a folder before a
- * GGUF file. */
+/* Matrix `index` as it was put last, rows in the source's order; of the first output whose grid it is, a folder before
+ * a GGUF file. */
 llmq_status outputs_get(llmq_outputs *o, size_t index, llmq_quantized **out, llmq_err *err);
 /* Tensor `index` that was put plainly, in the first output's type and the source's order of rows. out->data by
  * mem_alloc; NULL where the output has no such tensor. */

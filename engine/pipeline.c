@@ -404,8 +404,22 @@ llmq_tune_job pipeline_tune_job(pipeline *p) {
                            .user = p};
 }
 
+/* One grid: norms are trained to go with its codes. */
+static llmq_status check_tuning(pipeline *p, llmq_err *err) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (pipeline_is_solved(p, i) && outputs_grid(&p->spec, p->ex, i, 1))
+            return llmq_fail(
+                err, LLMQ_E_UNSUPPORTED,
+                "--tune: --emit %s needs several grids, and norms are trained for one; tune each in a run of "
+                "its own (gptq, awq, ct and gguf share a grid)",
+                p->params->emit);
+    return p->tuner->check(&job, err);
+}
+
 static llmq_status tune_all(pipeline *p, llmq_err *err) {
     llmq_tune_job job = pipeline_tune_job(p);
+    mem_note_peak();
     LLMQ_TRY(p->tuner->run(&job, err));
     end_stage(p, LLMQ_STAGE_TUNE);
     return LLMQ_OK;
@@ -421,7 +435,7 @@ static bool tick_self(void *user, double n_tokens) {
 /* How many windows, before their text is there. */
 static void count_windows(pipeline *p) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return;
+    if (!pipeline_needs_text(p)) return;
     int64_t ctx = params->calib_ctx;
     if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
         ctx = p->model->hp.n_ctx_train;
@@ -433,7 +447,7 @@ static void count_windows(pipeline *p) {
 
 static llmq_status load_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
+    if (!pipeline_needs_text(p)) return LLMQ_OK;
     llmq_calib_self self = {
         .team = p->team, .seed = params->seed, .plan_only = params->plan_only, .tick = tick_self, .user = p};
     if (p->self_tokens > 0) {
@@ -486,7 +500,7 @@ static llmq_status choose_types(pipeline *p, llmq_err *err) {
 /* What the job will cost, as far as that can be known before the text and the types are. */
 static llmq_status measure_costs(pipeline *p, llmq_err *err) {
     bool runs = p->calib.n_windows > 0;
-    if (!runs && (pipeline_calibrates(p) || pipeline_has_target(p))) return LLMQ_OK; /* loading the text will say why */
+    if (!runs && pipeline_needs_text(p)) return LLMQ_OK; /* loading the text will say why */
     if (runs) LLMQ_TRY(probe_passes(p, err));
     if (runs && p->params->awq) LLMQ_TRY(probe_search(p, err));
     if (pipeline_has_target(p)) LLMQ_TRY(probe_errors(p, err));
@@ -502,8 +516,9 @@ static llmq_status measure_costs(pipeline *p, llmq_err *err) {
 static void set_planned_seconds(pipeline *p) {
     double stages[LLMQ_STAGE_COUNT], rest = forecast_layers(p, stages);
     if (p->params->plan_only) rest += forecast_self(p) + forecast_source(p);
-    p->result->planned_seconds = time_seconds() - p->start + 1e-9 * rest;
+    p->result->planned_seconds = time_seconds() - p->start + 1e-9 * (rest + p->costs.tune);
     if (p->params->plan_only) stages[LLMQ_STAGE_CALIBRATION] += forecast_self(p);
+    stages[LLMQ_STAGE_TUNE] += p->costs.tune;
     for (int s = 0; s < LLMQ_STAGE_COUNT; s++)
         if (stages[s] > 0)
             llmq_log(LLMQ_LOG_INFO, "forecast: %.2f s of %s", 1e-9 * stages[s],
@@ -595,9 +610,11 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     end_stage(p, LLMQ_STAGE_CALIBRATION);
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
+    if (params->tune) LLMQ_TRY(check_tuning(p, err));
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     LLMQ_TRY(pipeline_budget(p, err));
+    forecast_tuning(p);
     set_planned_seconds(p);
     end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;
@@ -608,7 +625,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(pipeline_take_scratch(p, err));
     LLMQ_TRY(alloc_gram(p, err));
-    expect(p, forecast_layers(p, NULL));
+    expect(p, forecast_layers(p, NULL) + p->costs.tune);
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);

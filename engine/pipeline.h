@@ -33,7 +33,7 @@ typedef struct pipeline_resume {
     bool found;                    /* there is a journal of the same run, not read yet */
     int64_t begin, done, saved;    /* layers: taken over, finished, in the last checkpoint */
     double saved_at, save_seconds; /* when that was, and how long it took */
-    void *tune_state; /* loaded, until the tuning asks for it */
+    void *tune_state;              /* loaded, until the tuning asks for it */
     struct row_record *records;
     journal_part parts[3];
     size_t n_parts;
@@ -43,7 +43,7 @@ typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
     const llmq_tuner *tuner; /* NULL: none */
-    llmq_solver solver; /* the pieces of params->solver */
+    llmq_solver solver;      /* the pieces of params->solver */
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
@@ -107,6 +107,8 @@ bool pipeline_is_solved(const pipeline *p, size_t index);
 bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */
 bool pipeline_calibrates(const pipeline *p);
+/* The job needs calibration text: for that, for the choice of types, or for tuning. */
+bool pipeline_needs_text(const pipeline *p);
 
 /* ---- probe.c: fills costs. A plan must be there, and the calibration's windows counted. */
 
@@ -127,6 +129,7 @@ double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]);
 double forecast_choice(const pipeline *p); /* pipeline_choose_types */
 double forecast_self(const pipeline *p);   /* the text that the model writes */
 double forecast_source(const pipeline *p); /* the manifest's sums */
+void forecast_tuning(pipeline *p);         /* sets costs.tune */
 
 /* ---- budget.c */
 

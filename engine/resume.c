@@ -251,7 +251,8 @@ void pipeline_end(pipeline *p, llmq_status status) {
     outputs_abort(p->outputs, keep);
     p->outputs = NULL;
     p->result->kept = keep;
-    p->result->kept_layers = keep ? r->saved : 0;
+    int64_t n_layer = p->model ? p->model->hp.n_layer : 0; /* tuning counts on from there */
+    p->result->kept_layers = !keep ? 0 : r->saved < n_layer ? r->saved : n_layer;
     journal_close(r->journal, !keep);
     mem_free(r->tune_state);
     mem_free(r->records);

@@ -7,15 +7,16 @@
 #include "core/mem.h"
 #include "types/nf4.h"
 
-/* A step of a minimum's parameter moves it by so many steps of the scale's factor: a factor moves the weights of a block
- * by several levels' worth, a minimum by one. */
+/* A step of a minimum's parameter moves it by so many steps of the scale's factor: a factor moves the weights of a
+ * block by several levels' worth, a minimum by one. */
 #define MIN_REACH 4.0f
 
 static float stored(const tunable *t, float x) {
     return t->f16 ? f16_to_f32(f32_to_f16(x)) : x;
 }
 
-/* The middle of the levels: a minimum is trained as the value there, so that it and the scale do not pull at each other. */
+/* The middle of the levels: a minimum is trained as the value there, so that it and the scale do not pull at each
+ * other. */
 static float middle(const llmq_type_info *type) {
     return 0.5f * (type->levels[0] + type->levels[type->n_levels - 1]);
 }
@@ -78,6 +79,14 @@ static void load_block(tunable *t, const llmq_quantized *q, int64_t b) {
     }
 }
 
+size_t tunable_bytes(const llmq_type_info *type, int64_t rows, int64_t cols) {
+    tunable t = {0};
+    if (!set_form(type, &t)) return 0;
+    set_sizes(&t, rows, cols);
+    size_t lists = 2 + (t.per_block > 1 || type->settle) + (t.offset == OFFSET_ZERO || t.offset == OFFSET_SUPER);
+    return (size_t)(rows * cols) + ((size_t)t.n_groups * lists + (size_t)(2 * t.n_params + t.n_x)) * sizeof(float);
+}
+
 llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err) {
     tunable t = {0};
     if (!set_form(q->type, &t))
@@ -91,7 +100,8 @@ llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err)
     t.sums = mem_alloc(2 * groups, sizeof(float));
     bool ok = t.codes && t.d0 && t.m0 && t.x && t.sums;
     if (t.per_block > 1 || q->nested) ok = (t.a = mem_zalloc(groups, sizeof(float))) != NULL && ok;
-    if (t.offset == OFFSET_ZERO || t.offset == OFFSET_SUPER) ok = (t.m = mem_zalloc(groups, sizeof(float))) != NULL && ok;
+    if (t.offset == OFFSET_ZERO || t.offset == OFFSET_SUPER)
+        ok = (t.m = mem_zalloc(groups, sizeof(float))) != NULL && ok;
     if (!ok) {
         tunable_clear(&t);
         return mem_error(err, cells + (5 * params + 4 * groups) * sizeof(float), "scales to be trained");
@@ -112,9 +122,6 @@ void tunable_clear(tunable *t) {
     mem_free(t->m0);
     mem_free(t->x);
     mem_free(t->sums);
-    mem_free(t->z);
-    mem_free(t->zm);
-    mem_free(t->zv);
     *t = (tunable){0};
 }
 
@@ -154,6 +161,33 @@ void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out) {
         }
 }
 
+bool tunable_can_pack(const tunable *t) {
+    return t->type->pack != NULL;
+}
+
+/* Block b as its type stores it. */
+static void block_now(const tunable *t, int64_t b, float d, float m, llmq_grid *grid) {
+    for (int64_t g = 0; g < t->per_block; g++) {
+        int64_t at = b * t->per_block + g;
+        group_now(t, b, g, d, m, &grid->scale[g], &grid->offset[g]);
+        if (t->per_block > 1) grid->sc[g] = (int8_t)t->a[at];
+        if (t->m) grid->mn[g] = (uint8_t)t->m[at];
+    }
+    grid->d = t->per_block > 1 ? d : grid->scale[0];
+    grid->dmin = m;
+}
+
+void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out) {
+    int64_t row_blocks = type_blocks(t->type, t->cols);
+    for (int64_t b = begin * row_blocks; b < end * row_blocks; b++) {
+        llmq_grid grid;
+        float d, m = 0;
+        param_now(t, b / t->tie, &d, &m);
+        block_now(t, b, d, m, &grid);
+        t->type->pack(&grid, t->codes + b * t->type->block_len, out + b * t->type->block_bytes);
+    }
+}
+
 void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end) {
     const llmq_type_info *type = t->type;
     int64_t row_blocks = type_blocks(type, t->cols), row_groups = row_blocks * t->per_block;
@@ -187,14 +221,14 @@ void tunable_gradient(const tunable *t, float *g) {
     }
 }
 
-llmq_status tunable_free_codes(tunable *t, llmq_err *err) {
-    size_t cells = (size_t)(t->rows * t->cols);
-    t->z = mem_alloc(cells, sizeof(float));
-    t->zm = mem_zalloc(cells, sizeof(float));
-    t->zv = mem_zalloc(cells, sizeof(float));
-    if (!t->z || !t->zm || !t->zv) return mem_error(err, 3 * cells * sizeof(float), "codes to be trained");
-    for (size_t i = 0; i < cells; i++) t->z[i] = t->type->levels[t->codes[i]];
-    return LLMQ_OK;
+void tunable_free_codes(tunable *t, float *z, float *zm, float *zv) {
+    t->z = z;
+    t->zm = zm;
+    t->zv = zv;
+    for (int64_t i = 0; i < t->rows * t->cols; i++) {
+        z[i] = t->type->levels[t->codes[i]];
+        zm[i] = zv[i] = 0;
+    }
 }
 
 static uint8_t nearest(const llmq_type_info *type, float z) {

@@ -1,10 +1,10 @@
 /* A quantized matrix whose scales are trained, and its codes if wanted.
  *
- * A weight is D * a * level + o. D belongs to a parameter (a block's scale, a super-block's d, the numbers of NF4's second
- * level), a to a group of weights that share a scale (1, a super-block's integer scale, or what the second level's code
- * means). The parameter is a factor f of D, so that one step means alike to large and small scales. Offsets are of the
- * type's form: -M * mn with a factor of M, a minimum with a parameter of its own, or -D * zero, which follows D.
- * What is computed with is always what the type can store. */
+ * A weight is D * a * level + o. D belongs to a parameter (a block's scale, a super-block's d, the numbers of NF4's
+ * second level), a to a group of weights that share a scale (1, a super-block's integer scale, or what the second
+ * level's code means). The parameter is a factor f of D, so that one step means alike to large and small scales.
+ * Offsets are of the type's form: -M * mn with a factor of M, a minimum with a parameter of its own, or -D * zero,
+ * which follows D. What is computed with is always what the type can store. */
 #ifndef LLMQ_TRAIN_TUNABLE_H
 #define LLMQ_TRAIN_TUNABLE_H
 
@@ -22,30 +22,37 @@ typedef struct tunable {
     tunable_offset offset;
     bool f16; /* D and M are stored as */
     uint8_t *codes;
-    float *a, *m;       /* [n_groups] or NULL: 1; the mn or zero of a group */
-    float *d0, *m0;     /* [n_params] as found; m0: M, or the minimum's middle */
-    float *x;           /* parameters: [n_params] factors of d0, then as many of m0 where there is an offset to train */
-    int64_t n_x;        /* n_params, or twice that */
-    float *sums;        /* [2 * n_groups] of the gradients: with the level, alone */
-    float shift;        /* nested: the matrix's offset of scales */
-    float *z, *zm, *zv; /* codes are trained: [cells] where each weight would be, in levels, and Adam's moments; NULL */
+    float *a, *m;   /* [n_groups] or NULL: 1; the mn or zero of a group */
+    float *d0, *m0; /* [n_params] as found; m0: M, or the minimum's middle */
+    float *x;       /* parameters: [n_params] factors of d0, then as many of m0 where there is an offset to train */
+    int64_t n_x;    /* n_params, or twice that */
+    float *sums;    /* [2 * n_groups] of the gradients: with the level, alone */
+    float shift;    /* nested: the matrix's offset of scales */
+    float *z, *zm,
+        *zv; /* codes are trained: [cells], borrowed: where each weight would be, in levels, and Adam's moments; NULL */
 } tunable;
 
 /* Parameters (n_x) of a matrix on this grid; 0: there are none to train. */
 int64_t tunable_count(const llmq_type_info *type, int64_t rows, int64_t cols);
+/* What a tunable of it takes. */
+size_t tunable_bytes(const llmq_type_info *type, int64_t rows, int64_t cols);
 /* From q, which may go afterwards. LLMQ_E_UNSUPPORTED: nothing of its type can be trained. */
 llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err);
 void tunable_clear(tunable *t); /* zeroed allowed */
 
 /* The weights as floats, (rows, cols): rows [begin, end). */
 void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out);
-/* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g [n_x].
+/* The same rows as blocks of the type (type_row_bytes each), of types that have any. */
+bool tunable_can_pack(const tunable *t);
+void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
+/* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g
+ * [n_x].
  */
 void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end);
 void tunable_gradient(const tunable *t, float *g);
 /* From now on codes are trained too: by straight-through estimation (Bengio et al. 2013), a weight's gradient moves a
  * real number z, and its code is the level nearest to it. */
-llmq_status tunable_free_codes(tunable *t, llmq_err *err);
+void tunable_free_codes(tunable *t, float *z, float *zm, float *zv);
 /* A step of rows [begin, end) by the gradient of the weights; after tunable_sums. */
 void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
                           int64_t begin, int64_t end);

@@ -21,10 +21,10 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
         int64_t *whole;
         double *real;
         double max;
-    } const items[] = {{"steps", &s->steps, NULL, 1e6},     {"batch", &s->batch, NULL, 1024},
-                       {"held", &s->held_out, NULL, 4096}, {"judge", &s->judge, NULL, 1e6},
-                       {"code", NULL, &s->code_lr, 10},    {"lr", NULL, &s->lr, 1},            {"warmup", NULL, &s->warmup, 1e6},
-                       {"floor", NULL, &s->floor, 1},      {"norm", NULL, &s->norm_lr, 1e3}};
+    } const items[] = {
+        {"steps", &s->steps, NULL, 1e6},   {"batch", &s->batch, NULL, 1024}, {"held", &s->held_out, NULL, 4096},
+        {"judge", &s->judge, NULL, 1e6},   {"code", NULL, &s->code_lr, 10},  {"lr", NULL, &s->lr, 1},
+        {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},    {"norm", NULL, &s->norm_lr, 1e3}};
     *s = defaults;
     while (list && *list) {
         size_t name = strcspn(list, "="), i = 0, n = sizeof items / sizeof *items;
@@ -67,8 +67,8 @@ typedef struct gain {
     int64_t n;
 } gain;
 
-/* Numbers of one tensor in the optimizer. g serves for the state in the journal too: there it holds x, or at the end what
- * x has become. */
+/* Numbers of one tensor in the optimizer. g serves for the state in the journal too: there it holds x, or at the end
+ * what x has become. */
 typedef struct trained {
     float *x, *g, *m, *v, *best;
     int64_t n;
@@ -85,10 +85,11 @@ typedef struct tune_state {
 
 /* One tensor of the model as the outputs hold it. */
 typedef struct part {
-    llmq_tensor view; /* of what stays: data NULL for what does not */
-    tunable matrix;   /* rows 0: none */
-    gain gain;        /* n 0: none */
-    trained t;        /* n 0: stays */
+    llmq_tensor view;    /* of what stays: data NULL for what does not */
+    tunable matrix;      /* rows 0: none */
+    gain gain;           /* n 0: none */
+    uint8_t *best_codes; /* of the state, where codes are trained; else NULL */
+    trained t;           /* n 0: stays */
 } part;
 
 typedef struct tuner {
@@ -96,13 +97,15 @@ typedef struct tuner {
     tune_settings set;
     part *parts;       /* [ex->n] */
     part **by_role;    /* (n_layer + 1, ROLE_COUNT), the model's own last; NULL: absent */
+    uint8_t **packed;  /* as dense, as blocks of their types, for the way forward */
+    bool has_head;     /* the net has made the head ready */
     float **dense;     /* [ROLE_COUNT] a layer's matrices as floats */
     tune_state *state; /* all of the optimizer's numbers behind it */
     size_t state_bytes;
     net_f32 *net;
-    int64_t n_windows; /* to train on */
-    int32_t *tokens;   /* of a batch */
-    float *held;       /* the teacher's states of held-out windows */
+    int64_t n_windows;     /* to train on */
+    int32_t *tokens;       /* of a batch */
+    float *held;           /* the teacher's states of held-out windows */
     const float **vectors; /* the teacher's, (n_layer + 1, ROLE_COUNT) */
 } tuner;
 
@@ -148,7 +151,6 @@ static llmq_status load_matrix(const tuner *t, size_t index, part *p, llmq_err *
     llmq_status status = tunable_create(q, &p->matrix, err);
     quantized_destroy(q);
     if (status != LLMQ_OK) return status;
-    if (t->set.code_lr > 0) LLMQ_TRY(tunable_free_codes(&p->matrix, err));
     p->t = (trained){.x = p->matrix.x, .n = p->matrix.n_x, .rate = 1};
     return LLMQ_OK;
 }
@@ -181,31 +183,56 @@ static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
-static size_t state_bytes(const llmq_tune_job *job) {
+/* Weights whose codes are trained. */
+static int64_t codes_of(const llmq_tune_job *job, const tune_settings *s, size_t index) {
+    return s->code_lr > 0 && job->grid(job->user, index) ? tensor_numel(&job->ex->tensors[index]) : 0;
+}
+
+static size_t state_bytes_for(const llmq_tune_job *job, const tune_settings *s) {
     size_t bytes = sizeof(tune_state);
-    for (size_t i = 0; i < job->ex->n; i++) bytes += 4 * (size_t)padded(count_of(job, i)) * sizeof(float);
+    for (size_t i = 0; i < job->ex->n; i++) {
+        bytes += 4 * (size_t)padded(count_of(job, i)) * sizeof(float);
+        bytes += (size_t)padded(codes_of(job, s, i)) * (3 * sizeof(float) + 1);
+    }
     return bytes;
+}
+
+static size_t state_bytes(const llmq_tune_job *job) {
+    tune_settings s;
+    return read_settings(job, &s, NULL) == LLMQ_OK ? state_bytes_for(job, &s) : 0;
+}
+
+/* Deals out the state's numbers. */
+static float *lay_out(part *p, float *at, int64_t n_codes) {
+    trained *x = &p->t;
+    int64_t len = padded(x->n), codes = padded(n_codes);
+    x->g = at;
+    x->m = at + len;
+    x->v = at + 2 * len;
+    x->best = at + 3 * len;
+    at += 4 * len;
+    if (x->n) memcpy(x->best, x->x, (size_t)x->n * sizeof(float));
+    if (!codes) return at;
+    tunable_free_codes(&p->matrix, at, at + codes, at + 2 * codes);
+    p->best_codes = (uint8_t *)(at + 3 * codes);
+    memcpy(p->best_codes, p->matrix.codes, (size_t)n_codes);
+    return at + 3 * codes + codes / (int64_t)sizeof(float);
 }
 
 static llmq_status load_parts(tuner *t, llmq_err *err) {
     size_t n = t->job->ex->n, cells = (size_t)(t->job->model->hp.n_layer + 1) * ROLE_COUNT;
-    t->state_bytes = state_bytes(t->job);
+    t->state_bytes = state_bytes_for(t->job, &t->set);
     t->parts = mem_zalloc(n, sizeof *t->parts);
     t->by_role = mem_zalloc(cells, sizeof *t->by_role);
     t->dense = mem_zalloc(ROLE_COUNT, sizeof *t->dense);
+    t->packed = mem_zalloc(ROLE_COUNT, sizeof *t->packed);
     t->state = mem_zalloc(t->state_bytes, 1);
-    if (!t->parts || !t->by_role || !t->dense || !t->state) return mem_error(err, t->state_bytes, "tuning");
+    if (!t->parts || !t->by_role || !t->dense || !t->packed || !t->state)
+        return mem_error(err, t->state_bytes, "tuning");
     float *at = (float *)(t->state + 1);
     for (size_t i = 0; i < n; i++) {
         LLMQ_TRY(load_part(t, i, err));
-        trained *x = &t->parts[i].t;
-        int64_t len = padded(x->n);
-        x->g = at;
-        x->m = at + len;
-        x->v = at + 2 * len;
-        x->best = at + 3 * len;
-        at += 4 * len;
-        if (x->n) memcpy(x->best, x->x, (size_t)x->n * sizeof(float));
+        at = lay_out(&t->parts[i], at, codes_of(t->job, &t->set, i));
     }
     return LLMQ_OK;
 }
@@ -218,6 +245,7 @@ typedef struct values_job {
     tunable *m;
     const float *grad;
     float *out;
+    uint8_t *blocks;
     const tuner *t;
 } values_job;
 
@@ -226,6 +254,13 @@ static void values_worker(const llmq_worker *w, void *arg) {
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
     tunable_values(j->m, begin, end, j->out);
+}
+
+static void pack_worker(const llmq_worker *w, void *arg) {
+    const values_job *j = arg;
+    int64_t begin, end;
+    worker_range(w, j->m->rows, 1, &begin, &end);
+    tunable_pack(j->m, begin, end, j->blocks);
 }
 
 static void sums_worker(const llmq_worker *w, void *arg) {
@@ -239,52 +274,80 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     tunable_update_codes(j->m, &adam, lr, j->t->state->step + 1, j->grad, begin, end);
 }
 
-/* A matrix as floats: trained ones always, others for the way back. */
-static llmq_status dense_matrix(tuner *t, part *p, int role, bool back, llmq_tensor *out, llmq_err *err) {
-    tunable *m = &p->matrix;
-    *out = p->view;
-    if (!m->rows && (!back || p->view.type == LLMQ_TYPE_F32)) return LLMQ_OK;
-    int64_t cells = m->rows ? m->rows * m->cols : tensor_numel(&p->view);
-    if (!t->dense[role]) t->dense[role] = mem_alloc((size_t)cells, sizeof(float));
-    if (!t->dense[role]) return mem_error(err, (size_t)cells * sizeof(float), "tuning");
-    if (m->rows)
-        team_run(t->job->team, values_worker, &(values_job){.m = m, .out = t->dense[role]});
+/* A buffer for a role's matrix, which all layers share. */
+static llmq_status take(void *slot, size_t bytes, llmq_err *err) {
+    void **p = slot;
+    if (!*p) *p = mem_alloc(bytes, 1);
+    return *p ? LLMQ_OK : mem_error(err, bytes, "tuning");
+}
+
+/* A view of like's shape. */
+static llmq_tensor view_of(const llmq_tensor *like, llmq_type type, const void *data) {
+    llmq_tensor t = {.type = type, .n_dims = 2, .data = data};
+    memcpy(t.dims, like->dims, sizeof t.dims);
+    t.bytes = tensor_rows(like) * type_row_bytes(type, tensor_cols(like));
+    return t;
+}
+
+/* As floats, for the way back. */
+static llmq_status as_floats(tuner *t, part *p, int role, const llmq_tensor *like, llmq_tensor *out, llmq_err *err) {
+    int64_t cells = tensor_numel(like);
+    LLMQ_TRY(take(&t->dense[role], (size_t)cells * sizeof(float), err));
+    if (p->matrix.rows)
+        team_run(t->job->team, values_worker, &(values_job){.m = &p->matrix, .out = t->dense[role]});
     else
         type_to_f32(p->view.type, p->view.data, t->dense[role], cells);
-    out->type = LLMQ_TYPE_F32;
-    out->bytes = cells * (int64_t)sizeof(float);
-    out->data = t->dense[role];
+    *out = view_of(like, LLMQ_TYPE_F32, t->dense[role]);
     return LLMQ_OK;
 }
 
-/* Shapes of a layer's matrices come from the model: a tunable knows only its own. */
-static void set_shape(const llmq_tensor *like, llmq_tensor *out) {
-    out->n_dims = 2;
-    for (int i = 0; i < TENSOR_MAX_DIMS; i++) out->dims[i] = like->dims[i];
+/* A matrix inside a layer. */
+static llmq_status student_matrix(tuner *t, part *p, int role, const llmq_tensor *like, bool back, net_weights_f32 *out,
+                                  llmq_err *err) {
+    if (!p->matrix.rows) {
+        out->forward[role] = p->view;
+    } else if (tunable_can_pack(&p->matrix)) {
+        llmq_tensor v = view_of(like, p->matrix.type->id, NULL);
+        LLMQ_TRY(take(&t->packed[role], (size_t)v.bytes, err));
+        v.data = t->packed[role];
+        team_run(t->job->team, pack_worker, &(values_job){.m = &p->matrix, .blocks = t->packed[role]});
+        out->forward[role] = v;
+    }
+    return back || !out->forward[role].data ? as_floats(t, p, role, like, &out->of[role], err) : LLMQ_OK;
+}
+
+/* Embedding, head and output norm. Only the norm changes, so the head's floats are not kept. */
+static llmq_status student_model(tuner *t, bool back, net_weights_f32 *out, llmq_err *err) {
+    part *table = part_at(t, -1, ROLE_TOKEN_EMBD), *head = part_at(t, -1, ROLE_OUTPUT),
+         *norm = part_at(t, -1, ROLE_OUTPUT_NORM);
+    out->of[ROLE_TOKEN_EMBD] = table->view;
+    out->of[ROLE_OUTPUT_NORM] = norm->view;
+    out->of[ROLE_OUTPUT_NORM].data = norm->gain.now;
+    if (!head) head = table;
+    out->of[ROLE_OUTPUT] = out->forward[ROLE_OUTPUT] = head->view;
+    if (t->has_head) {
+        mem_free(t->dense[ROLE_OUTPUT]);
+        t->dense[ROLE_OUTPUT] = NULL;
+        return LLMQ_OK;
+    }
+    t->has_head = back;
+    return back ? as_floats(t, head, ROLE_OUTPUT, &head->view, &out->of[ROLE_OUTPUT], err) : LLMQ_OK;
 }
 
 static llmq_status student_weights(void *user, int layer, bool back, net_weights_f32 *out, llmq_err *err) {
     tuner *t = user;
-    const llmq_model *model = t->job->model;
+    if (layer < 0) return student_model(t, back, out, err);
     for (int role = 0; role < ROLE_COUNT; role++) {
         part *p = part_at(t, layer, role);
         if (!p) continue;
-        if (!arch_role_is_matrix((llmq_role)role)) {
-            out->of[role] = p->view;
-            if (p->gain.n) out->of[role].data = p->gain.now;
+        if (arch_role_is_matrix((llmq_role)role)) {
+            const llmq_tensor *like = t->job->model->layer_tensors[layer].by_role[role];
+            LLMQ_TRY(student_matrix(t, p, role, like, back, out, err));
             continue;
         }
-        if (layer < 0) { /* embedding and head: the net keeps the head */
-            out->of[role] = p->view;
-            continue;
-        }
-        LLMQ_TRY(dense_matrix(t, p, role, back, &out->of[role], err));
-        set_shape(model->layer_tensors[layer].by_role[role], &out->of[role]);
+        out->of[role] = p->view;
+        if (p->gain.n) out->of[role].data = p->gain.now;
     }
-    if (layer >= 0) return LLMQ_OK;
-    part *head = part_at(t, -1, ROLE_OUTPUT);
-    if (!head) head = part_at(t, -1, ROLE_TOKEN_EMBD);
-    LLMQ_TRY(dense_matrix(t, head, ROLE_OUTPUT, t->dense[ROLE_OUTPUT] == NULL, &out->of[ROLE_OUTPUT], err));
     return LLMQ_OK;
 }
 
@@ -323,12 +386,17 @@ static llmq_status teacher_weights(void *user, int layer, bool back, net_weights
     return LLMQ_OK;
 }
 
-static net_source_f32 student(tuner *t) {
-    net_source_f32 s = {.weights = student_weights, .gradients = student_gradients, .keep_head = true, .user = t};
+static net_wants wants_of(void) {
+    net_wants wants = {{0}};
     for (int role = 0; role < ROLE_COUNT; role++)
-        s.wants.of[role] = is_norm((llmq_role)role) || (role >= ROLE_Q && role <= ROLE_O) || role == ROLE_GATE ||
-                           role == ROLE_UP || role == ROLE_DOWN;
-    return s;
+        wants.of[role] = is_norm((llmq_role)role) || (role >= ROLE_Q && role <= ROLE_O) || role == ROLE_GATE ||
+                         role == ROLE_UP || role == ROLE_DOWN;
+    return wants;
+}
+
+static net_source_f32 student(tuner *t) {
+    return (net_source_f32){
+        .weights = student_weights, .gradients = student_gradients, .wants = wants_of(), .keep_head = true, .user = t};
 }
 
 static net_source_f32 teacher(tuner *t) {
@@ -341,7 +409,8 @@ static llmq_status create_net(tuner *t, llmq_err *err) {
     float *rope = mem_alloc((size_t)(ctx * model->hp.n_rot), sizeof *rope);
     if (!rope) return mem_error(err, (size_t)(ctx * model->hp.n_rot) * sizeof *rope, "tuning");
     rope_table(model, 0, ctx, rope);
-    net_shape shape = {.hp = model->hp, .neox = model->rope_neox, .n_windows = t->set.batch, .n_tok = ctx, .rope = rope};
+    net_shape shape = {
+        .hp = model->hp, .neox = model->rope_neox, .n_windows = t->set.batch, .n_tok = ctx, .rope = rope};
     net_wants wants = student(t).wants;
     llmq_status status = net_create_f32(&shape, &wants, true, false, model->ops, t->job->team, &t->net, err);
     mem_free(rope);
@@ -370,7 +439,11 @@ static void update(tuner *t, int64_t step) {
 static void keep_best(tuner *t, bool restore) {
     for (size_t i = 0; i < t->job->ex->n; i++) {
         trained *x = &t->parts[i].t;
+        part *p = &t->parts[i];
         for (int64_t k = 0; k < x->n; k++) *(restore ? &x->x[k] : &x->best[k]) = *(restore ? &x->best[k] : &x->x[k]);
+        if (p->best_codes)
+            memcpy(restore ? p->matrix.codes : p->best_codes, restore ? p->best_codes : p->matrix.codes,
+                   (size_t)(p->matrix.rows * p->matrix.cols));
     }
     if (restore) settle_gains(t);
 }
@@ -379,7 +452,7 @@ static void keep_best(tuner *t, bool restore) {
 static const int32_t *batch_tokens(tuner *t, int64_t step) {
     const llmq_calib *c = t->job->calib;
     int64_t n = t->n_windows, stride = n * 5 / 8 | 1;
-    for (int64_t a = stride, b = n; b; ) { /* coprime to n, so that all windows come */
+    for (int64_t a = stride, b = n; b;) { /* coprime to n, so that all windows come */
         int64_t r = a % b;
         a = b;
         b = r;
@@ -426,13 +499,17 @@ static llmq_status restore(tuner *t, llmq_err *err) {
     bool found;
     LLMQ_TRY(t->job->restore(t->job->user, t->state, t->state_bytes, &found, err));
     if (!found) return LLMQ_OK;
-    for (size_t i = 0; i < t->job->ex->n && !t->state->storing; i++) {
-        trained *x = &t->parts[i].t;
-        if (x->n) memcpy(x->x, x->g, (size_t)x->n * sizeof(float));
+    for (size_t i = 0; i < t->job->ex->n; i++) {
+        part *p = &t->parts[i];
+        if (t->state->storing) {
+            if (p->best_codes) memcpy(p->matrix.codes, p->best_codes, (size_t)(p->matrix.rows * p->matrix.cols));
+            continue;
+        }
+        if (p->t.n) memcpy(p->t.x, p->t.g, (size_t)p->t.n * sizeof(float));
+        if (p->best_codes) tunable_settle_codes(&p->matrix);
     }
     settle_gains(t);
-    if (!t->state->storing)
-        llmq_log(LLMQ_LOG_NOTE, "going on with tuning after step %lld", (long long)t->state->step);
+    if (!t->state->storing) llmq_log(LLMQ_LOG_NOTE, "going on with tuning after step %lld", (long long)t->state->step);
     return LLMQ_OK;
 }
 
@@ -446,22 +523,19 @@ static llmq_status judge_now(tuner *t, llmq_err *err) {
     return LLMQ_OK;
 }
 
-static llmq_status train_step(tuner *t, llmq_err *err) {
+static llmq_status train_step(tuner *t, double *loss, llmq_err *err) {
     const tune_settings *s = &t->set;
     net_source_f32 from = student(t), to = teacher(t);
     net_loss what = {.teacher = true, .weight = 1.0 / (double)(s->batch * t->job->calib->ctx)};
     const int32_t *tokens = batch_tokens(t, t->state->step);
-    char text[64];
-    double loss, begin = time_seconds();
+    double begin = time_seconds();
     LLMQ_TRY(net_teach_f32(t->net, &to, tokens, err));
-    LLMQ_TRY(net_step_f32(t->net, &from, tokens, &what, true, &loss, err));
+    LLMQ_TRY(net_step_f32(t->net, &from, tokens, &what, true, loss, err));
     update(t, t->state->step++);
+    mem_note_peak();
     llmq_log(LLMQ_LOG_INFO, "tuning: step %lld of %lld: KL divergence %.5f, %.1f s", (long long)t->state->step,
-             (long long)s->steps, loss, time_seconds() - begin);
-    snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)t->state->step, (long long)s->steps, loss);
-    if (t->job->tick(t->job->user, 1.0 / (double)s->steps, text)) return LLMQ_OK;
-    LLMQ_TRY(save(t, true, err));
-    return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+             (long long)s->steps, *loss, time_seconds() - begin);
+    return LLMQ_OK;
 }
 
 static llmq_status train(tuner *t, llmq_err *err) {
@@ -471,10 +545,14 @@ static llmq_status train(tuner *t, llmq_err *err) {
     if (t->state->step == 0) t->state->first = t->state->best = kl;
     llmq_log(LLMQ_LOG_INFO, "tuning: KL divergence on held-out windows %.5f", kl);
     while (t->state->step < s->steps) {
-        LLMQ_TRY(train_step(t, err));
+        char text[64];
+        LLMQ_TRY(train_step(t, &kl, err));
         int64_t step = t->state->step;
+        snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)step, (long long)s->steps, kl);
         if (step * s->judge / s->steps != (step - 1) * s->judge / s->steps) LLMQ_TRY(judge_now(t, err));
-        LLMQ_TRY(save(t, false, err));
+        bool go_on = t->job->tick(t->job->user, 1.0 / (double)s->steps, text);
+        LLMQ_TRY(save(t, !go_on, err));
+        if (!go_on) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
     keep_best(t, true);
     return LLMQ_OK;
@@ -521,9 +599,11 @@ static void clear(tuner *t) {
         mem_free(p->gain.now);
     }
     for (int role = 0; t->dense && role < ROLE_COUNT; role++) mem_free(t->dense[role]);
+    for (int role = 0; t->packed && role < ROLE_COUNT; role++) mem_free(t->packed[role]);
     mem_free(t->parts);
     mem_free(t->by_role);
     mem_free(t->dense);
+    mem_free(t->packed);
     mem_free(t->state);
     mem_free(t->tokens);
     mem_free(t->held);
@@ -571,7 +651,57 @@ static llmq_status check(const llmq_tune_job *job, llmq_err *err) {
     return read_settings(job, &s, err);
 }
 
-static const llmq_tuner tuner_of_outputs = {.check = check, .state_bytes = state_bytes, .run = run};
+/* Multiply-adds of products with weights. Layers: the teacher forward, the student forward, once more on the way back
+ * but for the last matrix, and the gradients of inputs and weights; the head without the gradient of its weights. */
+static double work(const llmq_tune_job *job) {
+    tune_settings s;
+    const llmq_model *model = job->model;
+    double layers = 0, head = (double)(model->hp.n_vocab * model->hp.n_embd);
+    if (read_settings(job, &s, NULL) != LLMQ_OK) return 0;
+    for (size_t i = 0; i < job->ex->n; i++)
+        if (job->ex->entries[i].matrix && job->ex->entries[i].layer >= 0)
+            layers += (double)tensor_numel(&job->ex->tensors[i]);
+    double steps = (double)(s.steps * s.batch * job->calib->ctx) * (4.75 * layers + 3 * head);
+    double judged = (double)(s.held_out * job->calib->ctx) *
+                    ((double)(s.judge + 2) * (layers + head) + (double)(s.judge + 1) * head);
+    return steps + judged;
+}
+
+static size_t matrix_memory(const llmq_tune_job *job, size_t index) {
+    const llmq_type_info *grid = job->grid(job->user, index);
+    const llmq_tensor *t = &job->ex->tensors[index];
+    if (!grid) return (size_t)t->bytes;
+    return tunable_bytes(grid, tensor_rows(t), tensor_cols(t));
+}
+
+/* The student, the optimizer, one layer made ready both ways, both heads, and the net. */
+static size_t memory_bytes(const llmq_tune_job *job) {
+    tune_settings s;
+    const llmq_model *model = job->model;
+    const llmq_hparams *hp = &model->hp;
+    if (read_settings(job, &s, NULL) != LLMQ_OK) return 0;
+    size_t bytes = state_bytes_for(job, &s), layer[ROLE_COUNT] = {0};
+    for (size_t i = 0; i < job->ex->n; i++) {
+        const llmq_export_entry *e = &job->ex->entries[i];
+        size_t cells = (size_t)tensor_numel(&job->ex->tensors[i]);
+        bytes += matrix_memory(job, i);
+        if (e->matrix && e->layer >= 0 && cells > layer[e->role]) layer[e->role] = cells;
+    }
+    size_t head = (size_t)(hp->n_vocab * hp->n_embd), largest = 0, both = 0;
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        largest = layer[role] > largest ? layer[role] : largest;
+        both += layer[role];
+    }
+    net_shape shape = {.hp = *hp, .n_windows = s.batch, .n_tok = job->calib->ctx};
+    net_wants wants = wants_of();
+    bytes += both * (sizeof(float) + 4) + largest * sizeof(float); /* floats, both ways in bf16; one on its way */
+    bytes += head * (2 + 2 + 1);                                   /* of the teacher; back and forward of the student */
+    bytes += (size_t)(s.held_out * job->calib->ctx * hp->n_embd) * sizeof(float);
+    return bytes + net_need_f32(&shape, &wants, true, model->ops, team_size(job->team));
+}
+
+static const llmq_tuner tuner_of_outputs = {
+    .check = check, .state_bytes = state_bytes, .memory_bytes = memory_bytes, .work = work, .run = run};
 
 const llmq_tuner *tune_tuner(void) {
     return &tuner_of_outputs;

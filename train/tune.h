@@ -1,6 +1,6 @@
 /* Training what a quantization job has written: scales, minimums and norms, so that the model's next-token
- * distributions follow those of the full-precision one (KL divergence); codes stay. The idea of EfficientQAT's last stage
- * (Chen et al. 2024), with the full-precision model as the teacher. */
+ * distributions follow those of the full-precision one (KL divergence); codes stay. The idea of EfficientQAT's last
+ * stage (Chen et al. 2024), with the full-precision model as the teacher. */
 #ifndef LLMQ_TRAIN_TUNE_H
 #define LLMQ_TRAIN_TUNE_H
 
