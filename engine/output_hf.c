@@ -1,5 +1,5 @@
-/* A Hugging Face folder of one scheme as an output: matrices inside layers as the scheme's tensors, everything else as
- * F16, under Hugging Face names and with its order of rows. */
+/* A Hugging Face folder as an output, under Hugging Face names and with its order of rows: of one scheme, matrices inside
+ * layers as the scheme's tensors and everything else as F16; or of none, every tensor in one float type. */
 #include <string.h>
 
 #include "engine/output.h"
@@ -7,8 +7,9 @@
 
 typedef struct hf_output {
     llmq_output base;
-    const llmq_scheme *scheme;
+    const llmq_scheme *scheme; /* NULL: none */
     llmq_scheme_spec spec;
+    llmq_type plain; /* of tensors that are not the scheme's */
     llmq_export *hf; /* parallel to base.ex */
     char *dir;
     llmq_st_writer *writer;
@@ -23,8 +24,9 @@ static bool is_written(const llmq_export *hf, size_t i) {
     return hf->entries[i].role != ROLE_ROPE_FREQS;
 }
 
-static bool is_inside(const llmq_export *hf, size_t i) {
-    return hf->entries[i].matrix && hf->entries[i].layer >= 0;
+/* Stored as the scheme's members. */
+static bool is_split(const hf_output *o, size_t i) {
+    return o->scheme && o->hf->entries[i].matrix && o->hf->entries[i].layer >= 0;
 }
 
 static int members_of(const hf_output *o, size_t i, llmq_scheme_member members[SCHEME_MAX_MEMBERS]) {
@@ -45,7 +47,8 @@ static llmq_status add_member(const llmq_tensor *t, const llmq_scheme_member *me
 }
 
 static llmq_st_tensor plain_tensor(const llmq_tensor *t) {
-    llmq_st_tensor out = {.dtype = "F16", .n_dims = t->n_dims, .bytes = t->bytes};
+    const char *dtype = t->type == LLMQ_TYPE_F32 ? "F32" : t->type == LLMQ_TYPE_BF16 ? "BF16" : "F16";
+    llmq_st_tensor out = {.dtype = dtype, .n_dims = t->n_dims, .bytes = t->bytes};
     strcpy(out.name, t->name);
     for (int d = 0; d < t->n_dims; d++) out.dims[d] = t->dims[t->n_dims - 1 - d];
     return out;
@@ -60,7 +63,7 @@ static llmq_status make_directory(hf_output *o, llmq_err *err) {
     for (size_t i = 0; i < o->hf->n; i++) {
         o->first[i] = n;
         if (!is_written(o->hf, i)) continue;
-        if (!is_inside(o->hf, i)) {
+        if (!is_split(o, i)) {
             o->tensors[n++] = plain_tensor(&o->hf->tensors[i]);
             continue;
         }
@@ -84,11 +87,17 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
                              llmq_err *err) {
     hf_output *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, name);
-    o->scheme = scheme_find(name);
-    o->spec = *output_scheme_spec(spec, name);
     o->base.ex = ex;
-    o->base.grid = o->scheme->grid(&o->spec);
+    o->plain = LLMQ_TYPE_F16;
+    if (!strcmp(name, "hf")) {
+        o->plain = spec->plain;
+    } else {
+        o->scheme = scheme_find(name);
+        o->spec = *output_scheme_spec(spec, name);
+        o->base.grid = o->scheme->grid(&o->spec);
+    }
     llmq_status status = export_create_hf(ex->model, &o->hf, err);
+    for (size_t i = 0; status == LLMQ_OK && i < o->hf->n; i++) status = export_set_type(o->hf, i, o->plain, err);
     if (status == LLMQ_OK) status = make_directory(o, err);
     if (status == LLMQ_OK)
         *out = o;
@@ -101,7 +110,7 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
 static llmq_status check_order(const hf_output *o, llmq_err *err) {
     const llmq_type_info *grid = o->base.grid;
     for (size_t i = 0; i < o->hf->n; i++)
-        if (is_inside(o->hf, i) && o->hf->entries[i].interleave &&
+        if (is_split(o, i) && o->hf->entries[i].interleave &&
             (grid->settle || quantized_crosses_rows(grid, tensor_cols(&o->hf->tensors[i]))))
             return llmq_fail(err, LLMQ_E_UNSUPPORTED,
                              "%s: its rows have to be put in another order for a Hugging Face folder, but --emit %s "
@@ -249,7 +258,7 @@ static llmq_status put_plain(llmq_output *base, size_t index, const float *value
     export_sink sink = {.put = put_bytes, .to = o, .tick = tick, .user = user};
     *exact_out = true;
     if (!is_written(o->hf, index)) return LLMQ_OK;
-    if (is_inside(o->hf, index))
+    if (is_split(o, index))
         return llmq_fail(err, LLMQ_E_ARG, "%s: a matrix inside a layer was not quantized for %s",
                          base->ex->tensors[index].name, o->scheme->name);
     return export_write(o->hf, index, values, &sink, team, exact_out, err);
@@ -268,7 +277,7 @@ static llmq_status sync_output(llmq_output *base, llmq_err *err) {
 static llmq_status finish(llmq_output *base, int64_t *bytes_out, llmq_err *err) {
     hf_output *o = (hf_output *)base;
     llmq_status status = st_writer_finish(o->writer, bytes_out, err);
-    if (status == LLMQ_OK) status = hf_files_write(o->dir, base->ex, o->scheme, &o->spec, err);
+    if (status == LLMQ_OK) status = hf_files_write(o->dir, base->ex, o->scheme, &o->spec, o->plain, err);
     hf_free(o);
     return status;
 }

@@ -10,21 +10,22 @@
 typedef struct llmq_outputs llmq_outputs;
 
 /* Every name that --emit takes. */
-#define OUTPUTS_MAX 5
+#define OUTPUTS_MAX 6
 
 /* What the matrices inside layers are quantized to, and what is written of them. */
 typedef struct llmq_outputs_spec {
-    const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf */
+    const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf; "hf", alone: nothing is quantized */
     const char *out;          /* the file, the folder, or for several the folder above them */
     const char *gguf_name;    /* for several: of the GGUF file in OUT/gguf/ */
     llmq_scheme_spec integer; /* of gptq, awq and ct, and then of the GGUF file too */
     llmq_scheme_spec bnb;
+    llmq_type plain;     /* of hf: F32, F16 or BF16, of every tensor */
     int64_t shard_bytes; /* of safetensors files; 0: one file */
     bool force;
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
 
-/* LLMQ_E_ARG for names that are unknown or there twice. */
+/* LLMQ_E_ARG for names that are unknown or there twice, and for hf, which holds nothing quantized. */
 llmq_status outputs_check_emit(const char *emit, llmq_err *err);
 bool outputs_emits(const llmq_outputs_spec *spec, const char *name);
 size_t outputs_count(const llmq_outputs_spec *spec);

@@ -127,7 +127,8 @@ LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);
 
 typedef struct llmq_convert_params {
     const char *type; /* storage type of all matrices; NULL: as they are (BF16/F16/F32 kept, quantized blocks copied) */
-    const char *emit; /* NULL or "gguf": GGUF. "gptq", "awq", "ct" (or a list): Hugging Face folders of a model that is
+    const char *emit; /* NULL or "gguf": GGUF. "hf": a Hugging Face folder of plain floats, all tensors of `type` ("f32",
+                         "f16", "bf16"; NULL: as most weights are, bf16 for quantized ones). "gptq", "awq", "ct" (or a list): Hugging Face folders of a model that is
                          quantized already on a grid that they hold exactly; anything else is LLMQ_E_UNSUPPORTED */
     int64_t shard_bytes; /* of safetensors files; 0: one file. Default 5 GB */
     const char *tokenizer;

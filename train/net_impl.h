@@ -7,6 +7,13 @@ typedef struct ready_layer { /* one layer, or the model */
     const REAL *v[ROLE_COUNT];
 } ready_layer;
 
+/* What the way back needs of a layer besides its input. */
+typedef struct layer_acts {
+    REAL *a, *x2, *b;                      /* (n, n_embd): normalized input, middle, its norm */
+    REAL *q, *q0, *k, *k0, *vv, *attn_out; /* (n, q_dim | kv_dim); q0, k0: before their norms */
+    REAL *gate, *up, *act;                 /* (n, n_ff) */
+} layer_acts;
+
 struct NET(net) {
     net_shape s;
     net_wants wants;
@@ -20,13 +27,13 @@ struct NET(net) {
     ready_layer layer, model, teacher_head; /* of the source, made ready now */
     REAL *inputs;                           /* (n_layer, n, n_embd) */
     REAL *x, *want;                         /* (n, n_embd) residual stream; the teacher's normalized hidden states */
-    REAL *a, *x2, *b, *t, *dx;              /* (n, n_embd): normalized input, middle, its norm, a result, a gradient */
-    REAL *q, *q0, *k, *k0, *vv, *attn_out;  /* (n, q_dim | kv_dim); q0, k0: before their norms */
-    REAL *dq, *dk, *dv, *dattn;
-    REAL *gate, *up, *act, *dact;    /* (n, n_ff) */
-    REAL *logits, *want_logits, *dz; /* (NET_CHUNK, n_vocab) */
-    double *row_loss;                /* [n] */
-    REAL *g[ROLE_COUNT];             /* gradients of what is wanted, of one layer or the model */
+    layer_acts of;                          /* of the layer at work: one of kept, or of no layer */
+    layer_acts *kept;                       /* [n_layer + 1], the last of no layer; NULL: layers are run again */
+    REAL *t, *dx;                           /* (n, n_embd): a result, a gradient */
+    REAL *dq, *dk, *dv, *dattn, *dact;      /* (n, q_dim | kv_dim | n_ff) */
+    REAL *logits, *want_logits, *dz;        /* (NET_CHUNK, n_vocab) */
+    double *row_loss;                       /* [n] */
+    REAL *g[ROLE_COUNT];                    /* gradients of what is wanted, of one layer or the model */
 };
 
 /* ---- memory ---- */
@@ -66,6 +73,35 @@ static int64_t role_size(const this_net *net, int role) {
     }
 }
 
+static void take_acts(this_net *net, layer_acts *out, bool *ok) {
+    const llmq_hparams *hp = &net->s.hp;
+    int64_t n = net->n, e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
+    struct {
+        REAL **to;
+        int64_t cols;
+    } parts[] = {{&out->a, e},        {&out->x2, e},          {&out->b, e},         {&out->q, q},
+                 {&out->q0, q},       {&out->k, kv},          {&out->k0, kv},       {&out->vv, kv},
+                 {&out->attn_out, q}, {&out->gate, hp->n_ff}, {&out->up, hp->n_ff}, {&out->act, hp->n_ff}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) *parts[i].to = take(net, n, parts[i].cols, ok);
+}
+
+/* Those of each layer too, where they fit into keep_bytes. */
+static void take_kept(this_net *net, bool *ok) {
+    size_t before = net->bytes, n_layer = (size_t)net->s.hp.n_layer;
+    layer_acts unused;
+    take_acts(net, &net->of, ok);
+    if (net->bytes - before > net->s.keep_bytes / n_layer) return;
+    net->kept = net->arena ? arena_alloc(net->arena, (n_layer + 1) * sizeof *net->kept, MEM_ALIGN) : NULL;
+    if (!net->kept) *ok = false;
+    for (size_t l = 0; l < n_layer; l++) take_acts(net, net->kept ? &net->kept[l] : &unused, ok);
+    if (net->kept) net->kept[n_layer] = net->of;
+}
+
+/* The activations of a layer, or with n_layer those of none. */
+static void use_acts(this_net *net, int64_t layer) {
+    if (net->kept) net->of = net->kept[layer];
+}
+
 static llmq_status buffers(this_net *net, bool teacher, llmq_err *err) {
     const llmq_hparams *hp = &net->s.hp;
     int64_t n = net->n, e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
@@ -77,30 +113,19 @@ static llmq_status buffers(this_net *net, bool teacher, llmq_err *err) {
     } parts[] = {{&net->inputs, hp->n_layer * n, e},
                  {&net->x, n, e},
                  {&net->want, teacher ? n : 0, e},
-                 {&net->a, n, e},
-                 {&net->x2, n, e},
-                 {&net->b, n, e},
                  {&net->t, n, e},
                  {&net->dx, n, e},
-                 {&net->q, n, q},
-                 {&net->q0, n, q},
-                 {&net->k, n, kv},
-                 {&net->k0, n, kv},
-                 {&net->vv, n, kv},
-                 {&net->attn_out, n, q},
                  {&net->dq, n, q},
                  {&net->dk, n, kv},
                  {&net->dv, n, kv},
                  {&net->dattn, n, q},
-                 {&net->gate, n, hp->n_ff},
-                 {&net->up, n, hp->n_ff},
-                 {&net->act, n, hp->n_ff},
                  {&net->dact, n, hp->n_ff},
                  {&net->logits, chunk, hp->n_vocab},
                  {&net->want_logits, teacher ? chunk : 0, hp->n_vocab},
                  {&net->dz, chunk, hp->n_vocab}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         *parts[i].to = take(net, parts[i].rows, parts[i].cols, &ok);
+    take_kept(net, &ok);
     for (int role = 0; role < ROLE_COUNT; role++)
         if (net->wants.of[role] && role_size(net, role)) net->g[role] = take(net, 1, role_size(net, role), &ok);
     if (!net->arena) return LLMQ_OK;
@@ -192,7 +217,8 @@ static llmq_status get_layer(this_net *net, const this_source *source, int layer
                                                               : e;
         int64_t cols = role == ROLE_O ? q : role == ROLE_DOWN ? hp->n_ff : e;
         const REAL *bias = mats[i].bias == ROLE_COUNT ? NULL : net->layer.v[mats[i].bias];
-        bool forward = !back || role != ROLE_DOWN; /* on the way back the layer's output is not needed */
+        /* On the way back the layer's output is not needed, or nothing that was kept. */
+        bool forward = !back || (!net->kept && role != ROLE_DOWN);
         LLMQ_TRY(math_ready(&net->math, &w, role, rows, cols, bias, forward, back, rows, &net->layer.m[role], err));
     }
     return LLMQ_OK;
@@ -251,28 +277,28 @@ static void forward_to_act(const llmq_worker *w, this_net *net, const REAL *x) {
     const ready_layer *r = &net->layer;
     math_ctx *m = &net->math;
     int64_t n = net->n, e = hp->n_embd;
-    math_norm(w, m, x, r->v[ROLE_ATTN_NORM], hp->eps, net->a, n, e);
-    math_linears(w, m, 3, (const math_matrix *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]}, net->a, n,
-                 (REAL *[]){net->q, net->k, net->vv});
+    math_norm(w, m, x, r->v[ROLE_ATTN_NORM], hp->eps, net->of.a, n, e);
+    math_linears(w, m, 3, (const math_matrix *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]}, net->of.a, n,
+                 (REAL *[]){net->of.q, net->of.k, net->of.vv});
     if (r->v[ROLE_Q_NORM]) {
-        copy(w, net->q, net->q0, n * hp->n_head * hp->head_dim);
-        copy(w, net->k, net->k0, n * hp->n_head_kv * hp->head_dim);
+        copy(w, net->of.q, net->of.q0, n * hp->n_head * hp->head_dim);
+        copy(w, net->of.k, net->of.k0, n * hp->n_head_kv * hp->head_dim);
         math_sync(w);
-        math_norm(w, m, net->q0, r->v[ROLE_Q_NORM], hp->eps, net->q, n * hp->n_head, hp->head_dim);
-        math_norm(w, m, net->k0, r->v[ROLE_K_NORM], hp->eps, net->k, n * hp->n_head_kv, hp->head_dim);
+        math_norm(w, m, net->of.q0, r->v[ROLE_Q_NORM], hp->eps, net->of.q, n * hp->n_head, hp->head_dim);
+        math_norm(w, m, net->of.k0, r->v[ROLE_K_NORM], hp->eps, net->of.k, n * hp->n_head_kv, hp->head_dim);
         math_sync(w);
     }
-    rotate(w, net, net->q, hp->n_head, net->rope);
-    rotate(w, net, net->k, hp->n_head_kv, net->rope);
+    rotate(w, net, net->of.q, hp->n_head, net->rope);
+    rotate(w, net, net->of.k, hp->n_head_kv, net->rope);
     math_sync(w);
-    math_causal(w, m, &net->attn, net->q, net->k, net->vv, net->attn_out);
-    math_linears(w, m, 1, (const math_matrix *[]){&r->m[ROLE_O]}, net->attn_out, n, (REAL *[]){net->t});
-    sum(w, x, net->t, net->x2, n * e);
+    math_causal(w, m, &net->attn, net->of.q, net->of.k, net->of.vv, net->of.attn_out);
+    math_linears(w, m, 1, (const math_matrix *[]){&r->m[ROLE_O]}, net->of.attn_out, n, (REAL *[]){net->t});
+    sum(w, x, net->t, net->of.x2, n * e);
     math_sync(w);
-    math_norm(w, m, net->x2, r->v[ROLE_FFN_NORM], hp->eps, net->b, n, e);
-    math_linears(w, m, 2, (const math_matrix *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, net->b, n,
-                 (REAL *[]){net->gate, net->up});
-    math_silu_mul(w, m, net->gate, net->up, net->act, n * hp->n_ff);
+    math_norm(w, m, net->of.x2, r->v[ROLE_FFN_NORM], hp->eps, net->of.b, n, e);
+    math_linears(w, m, 2, (const math_matrix *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]}, net->of.b, n,
+                 (REAL *[]){net->of.gate, net->of.up});
+    math_silu_mul(w, m, net->of.gate, net->of.up, net->of.act, n * hp->n_ff);
     math_sync(w);
 }
 
@@ -285,9 +311,9 @@ typedef struct layer_job {
 static void forward_worker(const llmq_worker *w, void *arg) {
     this_net *net = ((layer_job *)arg)->net;
     forward_to_act(w, net, net->x);
-    math_linears(w, &net->math, 1, (const math_matrix *[]){&net->layer.m[ROLE_DOWN]}, net->act, net->n,
+    math_linears(w, &net->math, 1, (const math_matrix *[]){&net->layer.m[ROLE_DOWN]}, net->of.act, net->n,
                  (REAL *[]){net->t});
-    sum(w, net->x2, net->t, net->x, net->n * net->s.hp.n_embd);
+    sum(w, net->of.x2, net->t, net->x, net->n * net->s.hp.n_embd);
 }
 
 /* g of a bias: sums of the columns of dy. */
@@ -323,14 +349,14 @@ static void ffn_back(const llmq_worker *w, this_net *net) {
     math_ctx *m = &net->math;
     int64_t n = net->n;
     math_linears_back(w, m, 1, (const math_matrix *[]){&r->m[ROLE_DOWN]}, (REAL *[]){net->dx}, n, net->dact);
-    matrix_back(w, net, ROLE_DOWN, net->dx, net->act);
-    math_silu_mul_back(w, m, net->gate, net->up, net->dact, n * hp->n_ff);
+    matrix_back(w, net, ROLE_DOWN, net->dx, net->of.act);
+    math_silu_mul_back(w, m, net->of.gate, net->of.up, net->dact, n * hp->n_ff);
     math_sync(w);
     math_linears_back(w, m, 2, (const math_matrix *[]){&r->m[ROLE_GATE], &r->m[ROLE_UP]},
-                      (REAL *[]){net->gate, net->up}, n, net->t);
-    matrix_back(w, net, ROLE_GATE, net->gate, net->b);
-    matrix_back(w, net, ROLE_UP, net->up, net->b);
-    gain_back(w, net, ROLE_FFN_NORM, r->v[ROLE_FFN_NORM], net->x2, net->t, net->dx, true, n, hp->n_embd);
+                      (REAL *[]){net->of.gate, net->of.up}, n, net->t);
+    matrix_back(w, net, ROLE_GATE, net->of.gate, net->of.b);
+    matrix_back(w, net, ROLE_UP, net->of.up, net->of.b);
+    gain_back(w, net, ROLE_FFN_NORM, r->v[ROLE_FFN_NORM], net->of.x2, net->t, net->dx, true, n, hp->n_embd);
 }
 
 /* dq and dk before rotation and norm; where there is a norm they move to q and k, whose contents are spent. */
@@ -343,12 +369,12 @@ static void qk_back(const llmq_worker *w, this_net *net, REAL **dq, REAL **dk) {
     *dq = net->dq;
     *dk = net->dk;
     if (!r->v[ROLE_Q_NORM]) return;
-    gain_back(w, net, ROLE_Q_NORM, r->v[ROLE_Q_NORM], net->q0, net->dq, net->q, false, net->n * hp->n_head,
+    gain_back(w, net, ROLE_Q_NORM, r->v[ROLE_Q_NORM], net->of.q0, net->dq, net->of.q, false, net->n * hp->n_head,
               hp->head_dim);
-    gain_back(w, net, ROLE_K_NORM, r->v[ROLE_K_NORM], net->k0, net->dk, net->k, false, net->n * hp->n_head_kv,
+    gain_back(w, net, ROLE_K_NORM, r->v[ROLE_K_NORM], net->of.k0, net->dk, net->of.k, false, net->n * hp->n_head_kv,
               hp->head_dim);
-    *dq = net->q;
-    *dk = net->k;
+    *dq = net->of.q;
+    *dk = net->of.k;
 }
 
 /* The attention part: dx of the middle becomes that of the layer's input x. */
@@ -359,16 +385,16 @@ static void attention_back(const llmq_worker *w, this_net *net, const REAL *x) {
     int64_t n = net->n, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
     REAL *dq, *dk;
     math_linears_back(w, m, 1, (const math_matrix *[]){&r->m[ROLE_O]}, (REAL *[]){net->dx}, n, net->dattn);
-    matrix_back(w, net, ROLE_O, net->dx, net->attn_out);
+    matrix_back(w, net, ROLE_O, net->dx, net->of.attn_out);
     bias_back(w, net, ROLE_O_BIAS, net->dx, hp->n_embd);
-    math_causal_back(w, m, &net->attn, net->q, net->k, net->vv, net->dattn, net->dq, net->dk, net->dv);
+    math_causal_back(w, m, &net->attn, net->of.q, net->of.k, net->of.vv, net->dattn, net->dq, net->dk, net->dv);
     math_sync(w);
     qk_back(w, net, &dq, &dk);
     math_linears_back(w, m, 3, (const math_matrix *[]){&r->m[ROLE_Q], &r->m[ROLE_K], &r->m[ROLE_V]},
                       (REAL *[]){dq, dk, net->dv}, n, net->t);
-    matrix_back(w, net, ROLE_Q, dq, net->a);
-    matrix_back(w, net, ROLE_K, dk, net->a);
-    matrix_back(w, net, ROLE_V, net->dv, net->a);
+    matrix_back(w, net, ROLE_Q, dq, net->of.a);
+    matrix_back(w, net, ROLE_K, dk, net->of.a);
+    matrix_back(w, net, ROLE_V, net->dv, net->of.a);
     bias_back(w, net, ROLE_Q_BIAS, dq, q);
     bias_back(w, net, ROLE_K_BIAS, dk, kv);
     bias_back(w, net, ROLE_V_BIAS, net->dv, kv);
@@ -377,7 +403,7 @@ static void attention_back(const llmq_worker *w, this_net *net, const REAL *x) {
 
 static void backward_worker(const llmq_worker *w, void *arg) {
     const layer_job *j = arg;
-    forward_to_act(w, j->net, j->x);
+    if (!j->net->kept) forward_to_act(w, j->net, j->x);
     ffn_back(w, j->net);
     attention_back(w, j->net, j->x);
 }
@@ -395,7 +421,8 @@ static void head_outer(const llmq_worker *w, this_net *net, int64_t row, int64_t
     int64_t vocab = net->s.hp.n_vocab, e = net->s.hp.n_embd, slice = math_slice(vocab);
     for (int64_t at = 0; net->g[ROLE_OUTPUT] && at < vocab; at += slice) {
         int64_t len = vocab - at < slice ? vocab - at : slice;
-        math_outer(w, &net->math, net->dz + at * n, len, net->a + row * e, e, n, row > 0, net->g[ROLE_OUTPUT] + at * e);
+        math_outer(w, &net->math, net->dz + at * n, len, net->of.a + row * e, e, n, row > 0,
+                   net->g[ROLE_OUTPUT] + at * e);
     }
 }
 
@@ -408,11 +435,11 @@ static void loss_worker(const llmq_worker *w, void *arg) {
     const int32_t *labels = j->what->labels;
     math_ctx *m = &net->math;
     int64_t e = hp->n_embd;
-    math_norm(w, m, net->x, net->model.v[ROLE_OUTPUT_NORM], hp->eps, net->a, net->n, e);
+    math_norm(w, m, net->x, net->model.v[ROLE_OUTPUT_NORM], hp->eps, net->of.a, net->n, e);
     math_sync(w);
     for (int64_t row = 0; row < net->n; row += NET_CHUNK) {
         int64_t n = net->n - row < NET_CHUNK ? net->n - row : NET_CHUNK;
-        math_linears(w, m, 1, &head, net->a + row * e, n, &net->logits);
+        math_linears(w, m, 1, &head, net->of.a + row * e, n, &net->logits);
         if (j->what->teacher) math_linears(w, m, 1, &teacher, net->want + row * e, n, &net->want_logits);
         math_loss(w, m, net->logits, j->what->teacher ? net->want_logits : NULL, labels ? labels + row : NULL, n,
                   hp->n_vocab, j->what->weight, net->dz, net->row_loss + row);
@@ -432,8 +459,10 @@ static llmq_status forward(this_net *net, const this_source *source, REAL *input
     for (int l = 0; l < (int)net->s.hp.n_layer; l++) {
         LLMQ_TRY(get_layer(net, source, l, false, err));
         if (inputs) memcpy(inputs + (size_t)l * cells, net->x, cells * sizeof *inputs);
+        use_acts(net, inputs ? l : net->s.hp.n_layer);
         math_run(&net->math, forward_worker, &(layer_job){net, net->x});
     }
+    use_acts(net, net->s.hp.n_layer);
     return LLMQ_OK;
 }
 
@@ -457,6 +486,7 @@ static llmq_status backward(this_net *net, const this_source *source, llmq_err *
     LLMQ_TRY(source->gradients(source->user, -1, model, err));
     for (int l = (int)net->s.hp.n_layer - 1; l >= 0; l--) {
         LLMQ_TRY(get_layer(net, source, l, true, err));
+        use_acts(net, l);
         math_run(&net->math, backward_worker, &(layer_job){net, net->inputs + (size_t)l * cells});
         for (int role = 0; role < ROLE_COUNT; role++) {
             bool there = net->layer.m[role].rows > 0 || net->layer.v[role];
