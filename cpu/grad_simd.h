@@ -297,16 +297,16 @@ static void row_gradient(const llmq_loss *l, int64_t r, const float *e, double s
     }
 }
 
-/* sum want * (t - z), the logits less their tops; exp(t) is in want. Logits of 0 probability do not count. */
+/* sum want * (t - z), the logits less their tops, which is exact where it counts; exp(t) is in want. */
 static double row_cross(const float *t, float t_top, const float *z, float z_top, const float *want, int64_t n) {
     double total = 0;
-    vf shift = vf_set1(t_top - z_top);
+    vf t_shift = vf_set1(t_top), z_shift = vf_set1(z_top);
     for (int64_t at = 0; at < n; at += LOSS_RUN) {
         int64_t end = n - at < LOSS_RUN ? n : at + LOSS_RUN;
         vf sum = vf_zero();
         for (int64_t i = at; i < end; i += VF_N) {
             int64_t m = lanes_left(end, i);
-            vf d = vf_sub(vf_sub(vf_load_n(t + i, m), vf_load_n(z + i, m)), shift);
+            vf d = vf_sub(vf_sub(vf_load_n(t + i, m), t_shift), vf_sub(vf_load_n(z + i, m), z_shift));
             sum = vf_fma(vf_load_n(want + i, m), d, sum);
         }
         total += vf_sum(sum);
