@@ -251,8 +251,9 @@ static uint8_t nearest(const llmq_type_info *type, float z) {
     return (uint8_t)code;
 }
 
-void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_adam *adam, const float *grad,
                           int64_t begin, int64_t end) {
+    const llmq_worker alone = {0, 1, NULL};
     const llmq_type_info *type = t->type;
     int64_t row_blocks = type_blocks(type, t->cols);
     float low = type->levels[0], high = type->levels[type->n_levels - 1], g[TYPE_MAX_BLOCK];
@@ -269,7 +270,7 @@ void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int6
                         group_now(t, b, (from + k) / type->group_len, d, m, &scale, &offset);
                     g[k] = grad[at + from + k] * scale;
                 }
-                adam_update(adam, lr, step, t->z + at + from, g, t->zm + at + from, t->zv + at + from, 0, n);
+                ops->adam(&alone, adam, t->z + at + from, g, t->zm + at + from, t->zv + at + from, n);
                 for (int64_t k = at + from; k < at + from + n; k++) {
                     t->z[k] = t->z[k] < low ? low : t->z[k] > high ? high : t->z[k];
                     t->codes[k] = nearest(type, t->z[k]);

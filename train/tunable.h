@@ -8,7 +8,7 @@
 #ifndef LLMQ_TRAIN_TUNABLE_H
 #define LLMQ_TRAIN_TUNABLE_H
 
-#include "train/adam.h"
+#include "core/backend.h"
 #include "types/quantized.h"
 
 typedef enum tunable_offset { OFFSET_NONE, OFFSET_ZERO, OFFSET_MIN, OFFSET_SUPER } tunable_offset;
@@ -56,7 +56,7 @@ void tunable_gradient(const tunable *t, float *g);
  * real number z, and its code is the level nearest to it. */
 void tunable_free_codes(tunable *t, float *z, float *zm, float *zv);
 /* A step of rows [begin, end) by the gradient of the weights; after tunable_sums. */
-void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_adam *adam, const float *grad,
                           int64_t begin, int64_t end);
 /* codes as z says. */
 void tunable_settle_codes(tunable *t);

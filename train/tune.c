@@ -279,7 +279,8 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     if (!j->m->z) return;
     const tune_settings *s = &j->t->set;
     double lr = s->code_lr * rate_now(j->t);
-    tunable_update_codes(j->m, &adam, lr, j->t->state->step + 1, j->grad, begin, end);
+    const llmq_adam now = adam_step(&adam, lr, j->t->state->step + 1, 0, false);
+    tunable_update_codes(j->m, j->t->job->model->ops, &now, j->grad, begin, end);
 }
 
 /* A buffer for a role's matrix, which all layers share. */
@@ -435,13 +436,17 @@ static void settle_gains(tuner *t) {
     }
 }
 
-static void update(tuner *t) {
-    int64_t step = t->state->step;
-    double lr = t->set.lr * rate_now(t);
+static void update_worker(const llmq_worker *w, void *arg) {
+    const tuner *t = arg;
     for (size_t i = 0; i < t->job->ex->n; i++) {
-        trained *x = &t->parts[i].t;
-        adam_update(&adam, lr * x->rate, step + 1, x->x, x->g, x->m, x->v, 0, x->n);
+        const trained *x = &t->parts[i].t;
+        const llmq_adam now = adam_step(&adam, t->set.lr * rate_now(t) * x->rate, t->state->step + 1, 0, false);
+        t->job->model->ops->adam(w, &now, x->x, x->g, x->m, x->v, x->n);
     }
+}
+
+static void update(tuner *t) {
+    team_run(t->job->team, update_worker, t);
     settle_gains(t);
 }
 
@@ -670,6 +675,11 @@ done:
 
 static llmq_status check(const llmq_tune_job *job, llmq_err *err) {
     tune_settings s;
+    for (size_t i = 0; i < job->ex->n; i++) {
+        const llmq_type_info *grid = job->grid(job->user, i);
+        if (grid && count_of(job, i) == 0)
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--tune: %s has no scales that can be trained", grid->name);
+    }
     return read_settings(job, &s, err);
 }
 

@@ -11,6 +11,7 @@
 
 #include "core/mem.h"
 #include "quant/quant.h"
+#include "train/adam.h"
 #include "train/tunable.h"
 #include "types/affine.h"
 #include "types/nf4.h"
@@ -175,11 +176,15 @@ static void codes_move(void **state) {
     tunable t;
     float z[ROWS * 64], m[ROWS * 64], v[ROWS * 64], grad[ROWS * 64];
     const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12};
+    llmq_adam now;
     (void)state;
     assert_int_equal(tunable_create(q, &t, NULL), LLMQ_OK);
     tunable_free_codes(&t, z, m, v);
     for (int i = 0; i < ROWS * 64; i++) grad[i] = i % 2 ? -1.0f : 1.0f;
-    for (int step = 1; step <= 40; step++) tunable_update_codes(&t, &adam, 0.25, step, grad, 0, ROWS);
+    for (int step = 1; step <= 40; step++) {
+        now = adam_step(&adam, 0.25, step, 0, false);
+        tunable_update_codes(&t, backend_cpu(), &now, grad, 0, ROWS);
+    }
     for (int i = 0; i < ROWS * 64; i++) assert_int_equal(t.codes[i], i % 2 ? 7 : 0);
     memset(t.codes, 3, sizeof z / sizeof *z);
     tunable_settle_codes(&t);
