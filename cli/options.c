@@ -318,8 +318,8 @@ static bool asks_for_help(const opt_set *sets, size_t n_sets, int argc, char **a
 }
 
 /* max: of positional arguments. */
-static int parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, size_t max,
-                 const char *what, cli_texts *out) {
+static int parse_line(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, size_t max,
+                      const char *what, cli_texts *out) {
     out->n = 0;
     if (asks_for_help(sets, n_sets, argc, argv)) {
         print_help(cmd, sets, n_sets);
@@ -346,7 +346,7 @@ static int parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int
 int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
               const char **model_out) {
     cli_texts list;
-    int rc = parse(cmd, sets, n_sets, argc, argv, 1, "MODEL", &list);
+    int rc = parse_line(cmd, sets, n_sets, argc, argv, 1, "MODEL", &list);
     *model_out = list.n ? list.v[0] : NULL;
     if (rc == CLI_GO_ON && !list.n)
         return opt_bad(cmd, "MODEL is missing: a GGUF file, a Hugging Face folder or a llama2.c .bin");
@@ -355,6 +355,6 @@ int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int ar
 
 int opt_parse_list(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char *what,
                    cli_texts *out) {
-    int rc = parse(cmd, sets, n_sets, argc, argv, CLI_MAX_TEXTS, what, out);
+    int rc = parse_line(cmd, sets, n_sets, argc, argv, CLI_MAX_TEXTS, what, out);
     return rc == CLI_GO_ON && !out->n ? opt_bad(cmd, "%s is missing", what) : rc;
 }
