@@ -1,5 +1,6 @@
 /* train: the whole job on a small text: it learns, the same bytes come out for any number of threads and however often
  * the run is stopped, training on goes on, and what makes no sense is an error that says so. */
+#define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@
 #include "llmq_train.h"
 #include "train/corpus.h"
 #include "train/random.h"
+#include "train/weights.h"
 
 #define ROOT LLMQ_TEST_TMP "/train"
 #define OUT ROOT "/out"
@@ -222,31 +224,77 @@ static void training_goes_on(void **state) {
     second = train_ok(&p);
     assert_true(fabs(second.points[0].held_out - last(&first)) < 1e-6);
     assert_true(last(&second) < last(&first) - 0.1);
-    /* Models of other containers and shapes: biases, an untied head, a SentencePiece tokenizer. */
-    static const char *const models[][2] = {{QWEN2, NULL}, {STORIES, STORIES_TOK}};
-    for (int i = 0; i < 2; i++) {
-        p = (llmq_train_params){.from = models[i][0],
-                                .tokenizer = models[i][1],
-                                .n_ctx = 32,
-                                .batch = 4,
-                                .steps = 30,
-                                .lr = 0.002,
-                                .out = OUT,
-                                .force = true,
-                                .n_threads = 2};
-        second = train_ok(&p);
-        if (!(last(&second) < second.points[0].held_out - 0.2))
-            fail_msg("%s: %.3f, then %.3f", models[i][0], second.points[0].held_out, last(&second));
-        llmq_model *m;
-        llmq_err err = {0};
-        if (llmq_model_open(OUT, NULL, &m, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-        llmq_model_close(m);
-    }
+    /* A model of another container, with a SentencePiece tokenizer. */
+    p = (llmq_train_params){.from = STORIES,
+                            .tokenizer = STORIES_TOK,
+                            .n_ctx = 32,
+                            .batch = 4,
+                            .steps = 30,
+                            .lr = 0.002,
+                            .out = OUT,
+                            .force = true,
+                            .n_threads = 2};
+    second = train_ok(&p);
+    if (!(last(&second) < second.points[0].held_out - 0.2))
+        fail_msg("%.3f, then %.3f", second.points[0].held_out, last(&second));
+    llmq_model *m;
+    llmq_err err = {0};
+    if (llmq_model_open(OUT, NULL, &m, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_model_close(m);
     /* No step at all: the weights are what they were. */
     p = (llmq_train_params){
         .from = ROOT "/first", .n_ctx = 32, .steps = 0, .type = "f32", .out = OUT, .force = true, .n_threads = 1};
     train_ok(&p);
     assert_int_equal(system("cmp " OUT "/model.safetensors " ROOT "/first/model.safetensors"), 0);
+}
+
+/* Tensors of every shape of model find their gradients: biases, norms of heads, heads that are tied or not. */
+static void every_tensor_learns(void **state) {
+    (void)state;
+    static const char *const models[] = {"llama", "llama-tied", "llama-bias", "mistral", "qwen2", "qwen3"};
+    enum { CTX = 24, WINDOWS = 2, N = CTX * WINDOWS };
+    static const weights_adam adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1};
+    llmq_model_params open = {.n_threads = 1, .no_weights = true};
+    llmq_team *team;
+    assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
+    for (size_t k = 0; k < sizeof models / sizeof *models; k++) {
+        char path[256];
+        llmq_model *model;
+        weights w = {0};
+        net_f32 *net;
+        int32_t tokens[N], labels[N];
+        float rope[CTX * 256];
+        double first = 0, loss = 0;
+        snprintf(path, sizeof path, LLMQ_TEST_DATA "/goldens/%s", models[k]);
+        assert_int_equal(model_open(path, &open, &model, NULL), LLMQ_OK);
+        assert_int_equal(weights_create(&w, model, team, NULL), LLMQ_OK);
+        assert_true(model->hp.n_rot <= 256 && weights_count(&w) == model->info.n_params);
+        rope_table(model, 0, CTX, rope);
+        net_shape shape = {.hp = model->hp, .neox = model->rope_neox, .n_windows = WINDOWS, .n_tok = CTX, .rope = rope};
+        net_wants wants = weights_wants(&w);
+        assert_int_equal(net_create_f32(&shape, &wants, false, false, model->ops, team, &net, NULL), LLMQ_OK);
+        for (int i = 0; i < N; i++) tokens[i] = i * 37 % 190, labels[i] = (i + 1) * 37 % 190;
+        net_source_f32 source = weights_source(&w);
+        net_loss what = {.labels = labels, .weight = 1.0 / N};
+        weights_set_tokens(&w, tokens, N);
+        for (int step = 1; step <= 30; step++) {
+            assert_int_equal(net_step_f32(net, &source, tokens, &what, true, &loss, NULL), LLMQ_OK);
+            if (step == 1) {
+                first = loss;
+                for (size_t i = 0; i < w.n_tensors; i++) {
+                    double sum = 0;
+                    for (int64_t j = 0; j < w.tensors[i].n; j++) sum += fabs((double)w.g[w.tensors[i].at + j]);
+                    if (!(sum > 0)) fail_msg("%s: %s has no gradient", models[k], w.tensors[i].src->name);
+                }
+            }
+            weights_update(&w, &adam, 0.01, step);
+        }
+        if (!(loss < 0.5 * first)) fail_msg("%s: loss %.3f, then %.3f", models[k], first, loss);
+        net_destroy_f32(net);
+        weights_clear(&w);
+        model_close(model);
+    }
+    team_destroy(team);
 }
 
 static void fails(const llmq_train_params *p, llmq_status status, const char *says) {
@@ -275,7 +323,7 @@ static void what_makes_no_sense_is_refused(void **state) {
     fails(&p, LLMQ_E_ARG, "--layers");
     p = (llmq_train_params){.from = ROOT "/nothing", .out = OUT};
     fails(&p, LLMQ_E_IO, "nothing");
-    p = (llmq_train_params){.from = QWEN2, .n_ctx = 65536, .out = OUT};
+    p = (llmq_train_params){.from = STORIES, .tokenizer = STORIES_TOK, .n_ctx = 65536, .out = OUT};
     fails(&p, LLMQ_E_ARG, "--ctx 65536");
     p = params_of(3), p.lr = 1; /* a step of one in every weight */
     p.steps = 200;
@@ -321,6 +369,7 @@ static void windows_come_once(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(windows_come_once),
+        cmocka_unit_test(every_tensor_learns),
         cmocka_unit_test_setup(it_learns, fresh),
         cmocka_unit_test_setup(any_team_gives_the_same_bytes, fresh),
         cmocka_unit_test_setup(a_stopped_run_goes_on, fresh),
