@@ -3,6 +3,7 @@
 #include "core/err.h"
 #include "core/mem.h"
 #include "engine/jobs.h"
+#include "train/tune.h"
 
 void llmq_quant_params_default(llmq_quant_params *params) {
     *params = (llmq_quant_params){.method = "gptq",
@@ -19,7 +20,7 @@ llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llm
     llmq_quant_params_default(&defaults);
     if (!path || !result)
         return llmq_fail(err, LLMQ_E_ARG, "llmq_quantize: the model's path and the result must be given");
-    return job_quantize(path, params ? params : &defaults, result, err);
+    return job_quantize_with(path, params ? params : &defaults, tune_tuner(), result, err);
 }
 
 void llmq_quant_result_clear(llmq_quant_result *result) {
@@ -34,7 +35,8 @@ const char *llmq_quant_stage_name(llmq_quant_stage stage) {
                                                         [LLMQ_STAGE_CALIBRATION] = "calibration",
                                                         [LLMQ_STAGE_GRAM] = "gram matrices",
                                                         [LLMQ_STAGE_SOLVE] = "solving",
-                                                        [LLMQ_STAGE_WRITE] = "writing"};
+                                                        [LLMQ_STAGE_WRITE] = "writing",
+                                                        [LLMQ_STAGE_TUNE] = "tuning"};
     return (unsigned)stage < LLMQ_STAGE_COUNT ? names[stage] : "?";
 }
 

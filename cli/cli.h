@@ -64,6 +64,6 @@ const char *cli_count(int64_t n, char buf[32]);
 const char *cli_quote(const char *path, char *buf, size_t cap);
 
 extern const cli_command cmd_chat, cmd_run, cmd_bench, cmd_perplexity, cmd_score, cmd_tokenize, cmd_inspect,
-    cmd_convert, cmd_quantize;
+    cmd_convert, cmd_quantize, cmd_train;
 
 #endif

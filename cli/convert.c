@@ -18,8 +18,9 @@ static const opt_def convert_defs[] = {
     OPT_ROW_FLAG("--force", NULL, convert_opts, force, 1, "replace OUT if it exists"),
     OPT_ROW_TEXT(
         "--emit", NULL, "LIST", convert_opts, emit,
-        "gguf (the default), or gptq, awq, ct: a quantized model as a Hugging Face folder, where the grid is the "
-        "same and nothing has to be rounded"),
+        "gguf (the default); hf: a Hugging Face folder of plain floats, --type f32, f16 or bf16 (default: as they are, "
+        "bf16 for a quantized model); or gptq, awq, ct: a quantized model as a Hugging Face folder, where the grid is "
+        "the same and nothing has to be rounded"),
     {.kind = OPT_SIZE,
      .name = "--shard-size",
      .arg = "SIZE",
@@ -78,8 +79,10 @@ const cli_command cmd_convert = {
         "bits with "
         "calibration see "
         "llmq quantize. With --emit a model that is quantized already (Q4_0, Q8_0, or a gptq, awq or ct folder) "
-        "goes to another of these formats bit for bit, or not at all.",
+        "goes to another of these formats bit for bit, or not at all; --emit hf writes any model as the folder of floats "
+        "that transformers loads without further packages.",
     .examples = "  llmq convert ./SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16\n"
-                "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n",
+                "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n"
+                "  llmq convert model-q8_0.gguf --emit hf --type f16 -o model-folder\n",
     .run = run,
 };

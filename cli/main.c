@@ -6,10 +6,10 @@
 #include <string.h>
 
 static const cli_command *const commands[] = {&cmd_quantize, &cmd_chat,    &cmd_run,      &cmd_bench, &cmd_perplexity,
-                                              &cmd_inspect,  &cmd_convert, &cmd_tokenize, &cmd_score};
+                                              &cmd_inspect,  &cmd_convert, &cmd_train,    &cmd_tokenize, &cmd_score};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-static const char *const later_commands[] = {"train", "template", "serve"};
+static const char *const later_commands[] = {"template", "serve"};
 
 static void print_help(void) {
     printf("llmq: quantizes language models to 4 bits and runs them on CPUs\n\n"

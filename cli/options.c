@@ -317,9 +317,10 @@ static bool asks_for_help(const opt_set *sets, size_t n_sets, int argc, char **a
     return false;
 }
 
-int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
-              const char **model_out) {
-    *model_out = NULL;
+/* max: of positional arguments. */
+static int parse_line(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, size_t max,
+                      const char *what, cli_texts *out) {
+    out->n = 0;
     if (asks_for_help(sets, n_sets, argc, argv)) {
         print_help(cmd, sets, n_sets);
         return 0;
@@ -331,12 +332,29 @@ int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int ar
         } else if (!only_positional && argv[i][0] == '-' && argv[i][1]) {
             int rc = parse_option(cmd, sets, n_sets, argc, argv, &i);
             if (rc != CLI_GO_ON) return rc;
-        } else if (*model_out) {
-            return opt_bad(cmd, "one MODEL, please: '%s' is one argument too many", argv[i]);
+        } else if (out->n == max && max == 1) {
+            return opt_bad(cmd, "one %s, please: '%s' is one argument too many", what, argv[i]);
+        } else if (out->n == max) {
+            return opt_bad(cmd, "more than %zu of %s: join some of them to one file", max, what);
         } else {
-            *model_out = argv[i];
+            out->v[out->n++] = argv[i];
         }
     }
-    if (!*model_out) return opt_bad(cmd, "MODEL is missing: a GGUF file, a Hugging Face folder or a llama2.c .bin");
     return CLI_GO_ON;
+}
+
+int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
+              const char **model_out) {
+    cli_texts list;
+    int rc = parse_line(cmd, sets, n_sets, argc, argv, 1, "MODEL", &list);
+    *model_out = list.n ? list.v[0] : NULL;
+    if (rc == CLI_GO_ON && !list.n)
+        return opt_bad(cmd, "MODEL is missing: a GGUF file, a Hugging Face folder or a llama2.c .bin");
+    return rc;
+}
+
+int opt_parse_list(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char *what,
+                   cli_texts *out) {
+    int rc = parse_line(cmd, sets, n_sets, argc, argv, CLI_MAX_TEXTS, what, out);
+    return rc == CLI_GO_ON && !out->n ? opt_bad(cmd, "%s is missing", what) : rc;
 }

@@ -93,6 +93,9 @@ enum { CLI_GO_ON = -1 };
  * with: 0 after --help, 2 after a message about bad usage. */
 int opt_parse(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv,
               const char **model_out);
+/* The same with one positional argument or more, which the usage calls `what`. */
+int opt_parse_list(const cli_command *cmd, const opt_set *sets, size_t n_sets, int argc, char **argv, const char *what,
+                   cli_texts *out);
 
 /* "llmq: CMD: MESSAGE (llmq CMD --help)" on stderr; returns 2. */
 int opt_bad(const cli_command *cmd, const char *fmt, ...);

@@ -8,12 +8,12 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant;
+    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant, tune, tune_codes, qat;
     int64_t max_ram;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
-    const char *solver;
-    double damp, target_bpw;
+    const char *solver, *tune_settings;
+    double damp, target_bpw, tune_minutes;
     cli_texts calib, keep;
 } quantize_opts;
 
@@ -31,9 +31,17 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn, hqq, nf4, fp4"),
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
-    OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
-    OPT_ROW_LATER("--tune", "tuning comes later"),
-    OPT_ROW_LATER("--tune-minutes", "tuning comes later"),
+    OPT_ROW_HEAD("tuning"),
+    OPT_ROW_FLAG("--tune", NULL, quantize_opts, tune, 1,
+                 "after any method: train scales and norms, so that the model answers as the full-precision one does on "
+                 "the calibration text; takes minutes to hours, by the model's size, and gains more than anything else"),
+    OPT_ROW_FLAG("--tune-codes", NULL, quantize_opts, tune_codes, 1, "with --tune: train the codes too"),
+    OPT_ROW_FLAG("--qat", NULL, quantize_opts, qat, 1,
+                 "quantization-aware training: --tune --tune-codes from where the method ends; for 2 and 3 bits"),
+    OPT_ROW_REAL("--tune-minutes", NULL, "N", quantize_opts, tune_minutes, 0.01, 1e6,
+                 "train about so long (default: so many steps as help, see --plan)"),
+    OPT_ROW_TEXT("--tune-set", NULL, "LIST", quantize_opts, tune_settings,
+                 "advanced: steps=N, batch=WINDOWS, lr=X, warmup=STEPS, floor=X, norm=X, held=WINDOWS, judge=N"),
     OPT_ROW_HEAD("grid"),
     OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8,
                 "bits of a weight when --type is not given (default 4)"),
@@ -238,6 +246,9 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    if (r->tune_steps)
+        printf("tuned      %lld steps: KL divergence from the source on text held out %.5f -> %.5f\n",
+               (long long)r->tune_steps, r->tune_before, r->tune_after);
     if (r->resumed_layers)
         printf("resumed    after layer %lld of %lld\n", (long long)r->resumed_layers, (long long)r->n_layers);
     printf("took       %.1f s, peak memory %s besides mapped files (%.1f s and %s were planned)\n", r->seconds,
@@ -311,6 +322,10 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.act_order = opts.act_order;
     params.damp = opts.damp;
     params.solver = opts.solver;
+    params.tune = opts.tune || opts.qat || opts.tune_codes || opts.tune_minutes > 0;
+    params.tune_codes = opts.tune_codes || opts.qat;
+    params.tune_minutes = opts.tune_minutes;
+    params.tune_settings = opts.tune_settings;
     params.calib = opts.calib.v;
     params.n_calib = opts.calib.n;
     if (!opts.tokens) opts.tokens = default_tokens(&opts);

@@ -17,6 +17,7 @@
 /* In what form a weight wants its activations. */
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16 } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
+#define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
 
 /* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are
  * no longer read by matmul). Fields behind `layout` belong to the backend. */
@@ -126,6 +127,12 @@ typedef struct llmq_loss {
     float *scratch; /* (workers, n_vocab), with a teacher */
 } llmq_loss;
 
+/* One step of AdamW: with h = g * scale, m += (1 - beta1) (h - m), v += (1 - beta2) (h^2 - v),
+ * x = x * keep - rate * m / (sqrt(v * inv) + eps). The bias corrections are in rate and inv. */
+typedef struct llmq_adam {
+    float beta1, beta2, eps, keep, rate, inv, scale;
+} llmq_adam;
+
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
 
@@ -205,6 +212,8 @@ typedef struct llmq_backend_ops {
     void (*causal_back)(const llmq_worker *, const llmq_causal *a, const float *q, const float *k, const float *v,
                         const float *dout, float *dq, float *dk, float *dv, void *scratch);
     void (*loss_rows)(const llmq_worker *, const llmq_loss *l); /* workers divide rows */
+    /* x, g, m, v [n]; workers divide elements. */
+    void (*adam)(const llmq_worker *, const llmq_adam *a, float *x, const float *g, float *m, float *v, int64_t n);
     /* Of y = x w': g (rows, cols), the gradient of w, = dy' x, or with add what is added to it; dy (n_tok, rows), x
      * (n_tok, cols). allow_bf16: inputs may be rounded to bf16. Contains barriers: all workers must call. */
     size_t (*outer_scratch_bytes)(int64_t rows, int64_t cols, int64_t n_tok);

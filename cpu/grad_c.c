@@ -79,6 +79,17 @@ static void loss_rows_c(const llmq_worker *w, const llmq_loss *l) {
     }
 }
 
+static void adam_c(const llmq_worker *w, const llmq_adam *a, float *x, const float *g, float *m, float *v, int64_t n) {
+    int64_t begin, end;
+    worker_range(w, n, 16, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        float h = g[i] * a->scale;
+        m[i] += (1 - a->beta1) * (h - m[i]);
+        v[i] += (1 - a->beta2) * (h * h - v[i]);
+        x[i] = x[i] * a->keep - a->rate * m[i] / (sqrtf(v[i] * a->inv) + a->eps);
+    }
+}
+
 static size_t outer_scratch_c(int64_t rows, int64_t cols, int64_t n_tok) {
     (void)rows, (void)cols, (void)n_tok;
     return 0;
@@ -103,4 +114,5 @@ void cpu_fill_grad_c(llmq_backend_ops *ops) {
     ops->causal = causal_c;
     ops->causal_back = causal_back_c;
     ops->loss_rows = loss_rows_c;
+    ops->adam = adam_c;
 }

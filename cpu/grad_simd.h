@@ -100,6 +100,23 @@ static void silu_mul_back_simd(const llmq_worker *w, float *gate, float *up, con
     }
 }
 
+static void adam_simd(const llmq_worker *w, const llmq_adam *a, float *x, const float *g, float *m, float *v,
+                      int64_t n) {
+    const vf b1 = vf_set1(1 - a->beta1), b2 = vf_set1(1 - a->beta2), eps = vf_set1(a->eps), keep = vf_set1(a->keep);
+    const vf rate = vf_set1(a->rate), inv = vf_set1(a->inv), scale = vf_set1(a->scale);
+    int64_t begin, end;
+    worker_range(w, n, VF_N, &begin, &end);
+    for (int64_t i = begin; i < end; i += VF_N) {
+        int64_t k = lanes_left(end, i);
+        vf h = vf_mul(vf_load_n(g + i, k), scale), m0 = vf_load_n(m + i, k), v0 = vf_load_n(v + i, k);
+        vf m1 = vf_fma(b1, vf_sub(h, m0), m0), v1 = vf_fma(b2, vf_sub(vf_mul(h, h), v0), v0);
+        vf step = vf_div(vf_mul(rate, m1), vf_add(vf_sqrt(vf_mul(v1, inv)), eps));
+        vf_store_n(m + i, m1, k);
+        vf_store_n(v + i, v1, k);
+        vf_store_n(x + i, vf_sub(vf_mul(vf_load_n(x + i, k), keep), step), k);
+    }
+}
+
 /* ---- products ---- */
 
 /* Rows of C = A B, or C += A B: an element of A is a[row * a_row + l * a_k], rows of B and C are ldb and ldc apart. All
@@ -626,4 +643,5 @@ void SIMD_NAME(cpu_fill_grad)(llmq_backend_ops *ops) {
     ops->causal = causal_simd;
     ops->causal_back = causal_back_simd;
     ops->loss_rows = loss_rows_simd;
+    ops->adam = adam_simd;
 }

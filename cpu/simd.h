@@ -39,6 +39,7 @@ SIMD_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }              /* li
 SIMD_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a * b + c */
 SIMD_FN vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a * b */
 SIMD_FN vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_FN vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 SIMD_FN vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 
 /* a * 2^n for integral n in -300..300; results beyond the range of floats become 0 (or subnormal) and infinite. */
@@ -145,6 +146,7 @@ SIMD_FN vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 SIMD_FN vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 SIMD_FN vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
 SIMD_FN vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_FN vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 SIMD_FN vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 
 /* In two halves, so that each factor is a normal float. */

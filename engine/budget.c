@@ -109,9 +109,15 @@ static size_t self_bytes(const pipeline *p) {
     return p->model_bytes + calib_self_bytes(p->model, p->calib.ctx, team_size(p->team));
 }
 
-/* The most of what comes before the layers and of them. */
+/* What the calibration takes is gone by then. */
+static size_t tune_bytes(pipeline *p) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    return p->params->tune ? p->tuner->memory_bytes(&job) : 0;
+}
+
+/* The most of what comes before the layers, of them, and of what comes behind. */
 static int64_t peak_bytes(pipeline *p, int64_t chunk, int64_t choice_chunk, bool mapped) {
-    size_t before = max_size(self_bytes(p), choice_bytes(p, choice_chunk));
+    size_t before = max_size(max_size(self_bytes(p), choice_bytes(p, choice_chunk)), tune_bytes(p));
     return (int64_t)(p->base_bytes + SLACK + max_size(before, layers_bytes(p, chunk, mapped)));
 }
 

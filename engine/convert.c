@@ -1,5 +1,5 @@
-/* convert: any container to GGUF, without quantization unless a type is asked for; or to a Hugging Face folder
- * (convert_hf.c). */
+/* convert: any container to GGUF, without quantization unless a type is asked for; to a Hugging Face folder of plain
+ * floats; or to one of a quantized scheme (convert_hf.c). */
 #include <stdio.h>
 #include <string.h>
 
@@ -66,6 +66,19 @@ static llmq_status write_all(const llmq_export *ex, llmq_outputs *outputs, llmq_
     return LLMQ_OK;
 }
 
+static bool is_float(llmq_type type) {
+    return type == LLMQ_TYPE_F32 || type == LLMQ_TYPE_F16 || type == LLMQ_TYPE_BF16;
+}
+
+/* --emit hf: the type asked for; else that of most of the source's weights, or BF16 where they are quantized. */
+static llmq_status plan_folder(const llmq_model *model, llmq_type type, llmq_outputs_spec *spec, llmq_err *err) {
+    if (type != LLMQ_TYPE_NONE && !is_float(type))
+        return llmq_fail(err, LLMQ_E_ARG, "--emit hf: the type is f32, f16 or bf16, not %s", llmq_type_name(type));
+    bool quantized = model->source->quant != NULL || !is_float(model->info.main_type);
+    spec->plain = type != LLMQ_TYPE_NONE ? type : quantized ? LLMQ_TYPE_BF16 : model->info.main_type;
+    return outputs_check_path(spec, model->source, spec->force, err);
+}
+
 llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params,
                         llmq_convert_result *result, llmq_err *err) {
     llmq_status status = LLMQ_OK;
@@ -83,14 +96,19 @@ llmq_status job_convert(const char *path, const char *out, const llmq_convert_pa
                          params->type);
     LLMQ_TRY_GOTO(team_create(params->n_threads, &team, err));
     LLMQ_TRY_GOTO(model_open(path, &open, &model, err));
-    bool folders = params->emit && strcmp(params->emit, "gguf") != 0;
-    if (!folders) LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
+    bool plain = params->emit && !strcmp(params->emit, "hf");
+    bool folders = params->emit && strcmp(params->emit, "gguf") != 0 && !plain;
+    if (plain) spec.emit = "hf", spec.shard_bytes = params->shard_bytes;
+    if (plain)
+        LLMQ_TRY_GOTO(plan_folder(model, type, &spec, err));
+    else if (!folders)
+        LLMQ_TRY_GOTO(job_check_output(model->source, out, "-o", params->force, err));
     LLMQ_TRY_GOTO(export_create(model, &ex, err));
     if (folders) {
         status = convert_to_folders(ex, out, params, team, result, err);
         goto done;
     }
-    LLMQ_TRY_GOTO(choose_types(ex, type, err));
+    if (!plain) LLMQ_TRY_GOTO(choose_types(ex, type, err));
     LLMQ_TRY_GOTO(outputs_open(&spec, ex, &outputs, err));
     LLMQ_TRY_GOTO(write_all(ex, outputs, team, params, result, err));
     if (model->source->quant)

@@ -1,6 +1,5 @@
 /* What lies beside the weights of a Hugging Face folder. From a folder: its own files, with the quantization written
  * into config.json. From other containers: made from the metadata (formats/hfconfig_write.c, tokenizer/hf_write.c). */
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/output.h"
@@ -44,14 +43,6 @@ static llmq_status write_text(const char *dir, const char *name, const char *tex
     return file_write(path, text, len, err);
 }
 
-static llmq_status write_json(const char *dir, const char *name, const json_t *json, llmq_err *err) {
-    char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
-    if (!text) return mem_error(err, 4096, name);
-    llmq_status status = write_text(dir, name, text, strlen(text), err);
-    free(text);
-    return status;
-}
-
 /* config.json as the source says it, without what it said of quantization. */
 static llmq_status source_config(const llmq_export *ex, bool from_folder, json_t **out, llmq_err *err) {
     char path[4096];
@@ -69,18 +60,35 @@ static llmq_status source_config(const llmq_export *ex, bool from_folder, json_t
     return json_read_object(path, MAX_CONFIG, out, err);
 }
 
+/* Newer versions of transformers call it dtype, older ones torch_dtype; each reads its own. */
+static void set_dtype(json_t *root, const char *dtype) {
+    bool newer = json_object_get(root, "dtype") != NULL;
+    json_object_set_new(root, newer ? "dtype" : "torch_dtype", json_string(dtype));
+}
+
+static llmq_status write_plain_config(const char *dir, const llmq_export *ex, bool from_folder, llmq_type type,
+                                      llmq_err *err) {
+    json_t *root = NULL;
+    LLMQ_TRY(source_config(ex, from_folder, &root, err));
+    set_dtype(root, type == LLMQ_TYPE_F32 ? "float32" : type == LLMQ_TYPE_BF16 ? "bfloat16" : "float16");
+    json_object_del(root, "quantization_config");
+    json_object_del(root, "compression_config");
+    json_object_set_new(root, HF_FILES_MARK, json_sprintf("llmq %s", llmq_version()));
+    llmq_status status = hf_save_json(dir, "config.json", root, err);
+    json_decref(root);
+    return status;
+}
+
 static llmq_status write_config(const char *dir, const llmq_export *ex, bool from_folder, const llmq_scheme *scheme,
                                 const llmq_scheme_spec *spec, llmq_err *err) {
     json_t *root = NULL, *quant = scheme->config(spec);
     llmq_status status = quant ? source_config(ex, from_folder, &root, err) : mem_error(err, 4096, "config.json");
     if (status == LLMQ_OK && !strcmp(scheme->name, "gptq"))
-        status = write_json(dir, "quantize_config.json", quant, err);
+        status = hf_save_json(dir, "quantize_config.json", quant, err);
     if (status == LLMQ_OK) {
-        /* Newer versions of transformers call it dtype, older ones torch_dtype; each reads its own. */
-        bool newer = json_object_get(root, "dtype") != NULL;
-        json_object_set_new(root, newer ? "dtype" : "torch_dtype", json_string("float16"));
+        set_dtype(root, "float16");
         json_object_set(root, "quantization_config", quant);
-        status = write_json(dir, "config.json", root, err);
+        status = hf_save_json(dir, "config.json", root, err);
     }
     json_decref(quant);
     json_decref(root);
@@ -117,34 +125,27 @@ static llmq_status write_generation_config(const char *dir, const llmq_meta *met
         for (size_t i = 0; i < all->arr.n; i++) json_array_append_new(eos, json_integer(ids[i]));
     }
     if (eos) json_object_set_new(root, "eos_token_id", eos);
-    llmq_status status = write_json(dir, "generation_config.json", root, err);
+    llmq_status status = hf_save_json(dir, "generation_config.json", root, err);
     json_decref(root);
     return status;
 }
 
 /* Weights are of use without a tokenizer: what tokenizer.json cannot say is a warning. */
 static llmq_status make_files(const char *dir, const llmq_export *ex, llmq_err *err) {
-    json_t *tokenizer = NULL, *config = NULL;
     llmq_err why = {0};
     LLMQ_TRY(write_generation_config(dir, ex->meta, err));
-    llmq_status status = hf_tokenizer_json(ex->meta, &tokenizer, &why);
-    if (status == LLMQ_E_UNSUPPORTED) {
-        llmq_log(LLMQ_LOG_WARN, "the folder has no tokenizer.json: %s", why.msg);
-        return LLMQ_OK;
-    }
-    if (status != LLMQ_OK) return llmq_fail(err, status, "%s", why.msg);
-    status = write_json(dir, "tokenizer.json", tokenizer, err);
-    json_decref(tokenizer);
-    if (status == LLMQ_OK) status = hf_tokenizer_config(ex->meta, &config, err);
-    if (status == LLMQ_OK) status = write_json(dir, "tokenizer_config.json", config, err);
-    json_decref(config);
-    return status;
+    llmq_status status = hf_tokenizer_write(dir, ex->meta, &why);
+    if (status == LLMQ_OK) return LLMQ_OK;
+    if (status != LLMQ_E_UNSUPPORTED) return llmq_fail(err, status, "%s", why.msg);
+    llmq_log(LLMQ_LOG_WARN, "the folder has no tokenizer.json: %s", why.msg);
+    return LLMQ_OK;
 }
 
 llmq_status hf_files_write(const char *dir, const llmq_export *ex, const llmq_scheme *scheme,
-                           const llmq_scheme_spec *spec, llmq_err *err) {
+                           const llmq_scheme_spec *spec, llmq_type plain, llmq_err *err) {
     const llmq_source *source = ex->model->source;
     bool from_folder = !strcmp(source->format->name, "huggingface");
-    LLMQ_TRY(write_config(dir, ex, from_folder, scheme, spec, err));
+    LLMQ_TRY(scheme ? write_config(dir, ex, from_folder, scheme, spec, err)
+                    : write_plain_config(dir, ex, from_folder, plain, err));
     return from_folder ? copy_files(dir, source, err) : make_files(dir, ex, err);
 }

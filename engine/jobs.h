@@ -5,8 +5,43 @@
 #include "formats/format.h"
 #include "llmq_quant.h"
 
+/* What the quantization job gives to a stage that trains what it has written, before the outputs are finished. */
+struct llmq_calib;
+struct llmq_outputs;
+typedef struct llmq_tune_job {
+    struct llmq_model *model; /* the full-precision source, opened with no_weights */
+    const struct llmq_export *ex;
+    struct llmq_outputs *outputs; /* hold every tensor */
+    const struct llmq_calib *calib;
+    struct llmq_team *team;
+    const llmq_quant_params *params;
+    llmq_quant_result *result;
+    /* The grid of a quantized matrix; NULL: the tensor is not quantized. */
+    const struct llmq_type_info *(*grid)(void *user, size_t index);
+    bool (*tick)(void *user, double share, const char *what); /* of the stage just done; false stops */
+    /* The stage's own state into the journal, so that a killed run goes on from there; or only if it is time for that.
+     * restore: what an earlier run left, or *found false. */
+    llmq_status (*save)(void *user, void *state, size_t bytes, bool now, llmq_err *err);
+    llmq_status (*restore)(void *user, void *state, size_t bytes, bool *found, llmq_err *err);
+    void *user;
+} llmq_tune_job;
+
+/* The stage of params->tune, which a room above knows. */
+typedef struct llmq_tuner {
+    llmq_status (*check)(const llmq_tune_job *job, llmq_err *err); /* once there is a plan: that it can be done */
+    size_t (*state_bytes)(const llmq_tune_job *job);               /* of save */
+    size_t (*memory_bytes)(const llmq_tune_job *job);              /* that run takes */
+    double (*work)(const llmq_tune_job *job);                      /* multiply-adds of matrices that run takes */
+    llmq_status (*run)(const llmq_tune_job *job, llmq_err *err);
+} llmq_tuner;
+
 /* pipeline.c. *result is zeroed; on failure its rows are freed. */
-llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err);
+llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                              llmq_quant_result *result, llmq_err *err);
+static inline llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result,
+                                       llmq_err *err) {
+    return job_quantize_with(path, params, NULL, result, err);
+}
 /* convert.c */
 llmq_status job_convert(const char *path, const char *out, const llmq_convert_params *params,
                         llmq_convert_result *result, llmq_err *err);

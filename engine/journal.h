@@ -17,13 +17,15 @@ typedef struct journal_part { /* a piece of a checkpoint; no copy is made of it 
 } journal_part;
 
 /* Opens or creates the file and locks it; another run has it: LLMQ_E_EXISTS. settings: lines "NAME VALUE\n" of all that
- * decides about the bytes of the result; copied. checkpoint_bytes: the sum of the parts that will be saved. */
+ * decides about the bytes of the result; copied. checkpoint_bytes: the largest sum of parts that will be saved. */
 llmq_status journal_open(const char *path, const char *settings, size_t checkpoint_bytes, llmq_journal **out,
                          llmq_err *err);
 /* The file was left by a run with these settings. Else why (may be NULL): "" when there was none, or the reason. */
 bool journal_matches(const llmq_journal *j, char *why, size_t cap);
-/* The last whole checkpoint into parts. *done_out: what was given to journal_save, -1 when there is none (the parts are
- * then undefined). */
+/* What was given to journal_save with the last checkpoint, which tells its parts; -1: there is none. */
+int64_t journal_done(const llmq_journal *j);
+/* The last whole checkpoint with parts of these sizes into them. *done_out: as journal_done, -1 when there is none (the
+ * parts are then undefined). */
 llmq_status journal_load(llmq_journal *j, const journal_part *parts, size_t n_parts, int64_t *done_out, llmq_err *err);
 /* Forgets what was there: from now on the file tells of a run with these settings that has no checkpoint. */
 llmq_status journal_start(llmq_journal *j, llmq_err *err);

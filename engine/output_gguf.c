@@ -1,5 +1,7 @@
 /* A GGUF file as an output: matrices packed in the file's order of rows. Beside Hugging Face folders of an integer
  * scheme it holds the same codes and scales as they do. */
+#include <string.h>
+
 #include "engine/output.h"
 #include "types/affine.h"
 
@@ -61,6 +63,50 @@ static llmq_status put_plain(llmq_output *base, size_t index, const float *value
     return export_write(base->ex, index, values, &sink, team, exact_out, err);
 }
 
+/* Tensor `index` in the source's order of rows, by mem_alloc. */
+static llmq_status read_rows(gguf_output *o, size_t index, uint8_t **out, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    const llmq_export *ex = o->base.ex;
+    const llmq_tensor *t = &ex->tensors[index];
+    bool matrix = ex->entries[index].matrix;
+    int64_t rows = matrix ? tensor_rows(t) : tensor_numel(t);
+    size_t row_bytes = (size_t)(t->bytes / rows);
+    uint8_t *file = mem_alloc((size_t)t->bytes, 1), *to = mem_alloc((size_t)t->bytes, 1);
+    if (!file || !to) LLMQ_TRY_GOTO(mem_error(err, (size_t)t->bytes, t->name));
+    LLMQ_TRY_GOTO(gguf_writer_get(o->writer, index, file, (size_t)t->bytes, 0, err));
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(to + (size_t)export_source_row(ex, index, r) * row_bytes, file + (size_t)r * row_bytes, row_bytes);
+    *out = to;
+    to = NULL;
+done:
+    mem_free(file);
+    mem_free(to);
+    return status;
+}
+
+static llmq_status get(llmq_output *base, size_t index, llmq_quantized **out, llmq_err *err) {
+    const llmq_tensor *t = &base->ex->tensors[index];
+    const llmq_type_info *type = type_info(t->type);
+    int64_t cols = tensor_cols(t), rows = tensor_rows(t);
+    uint8_t *bytes = NULL;
+    LLMQ_TRY(quantized_create(type, rows, cols, out, err));
+    llmq_status status = read_rows((gguf_output *)base, index, &bytes, err);
+    int64_t n = status == LLMQ_OK ? rows * type_blocks(type, cols) : 0;
+    for (int64_t i = 0; i < n; i++)
+        type->unpack(bytes + i * type->block_bytes, &(*out)->grids[i], (*out)->codes + i * type->block_len);
+    mem_free(bytes);
+    if (status != LLMQ_OK) quantized_destroy(*out);
+    return status;
+}
+
+static llmq_status get_plain(llmq_output *base, size_t index, llmq_tensor *out, llmq_err *err) {
+    uint8_t *bytes = NULL;
+    LLMQ_TRY(read_rows((gguf_output *)base, index, &bytes, err));
+    *out = base->ex->tensors[index];
+    out->data = bytes;
+    return LLMQ_OK;
+}
+
 static llmq_status have(llmq_output *base, size_t index, llmq_err *err) {
     return gguf_writer_have(((gguf_output *)base)->writer, index, err);
 }
@@ -80,8 +126,15 @@ static void drop(llmq_output *base, bool keep) {
     mem_free(base);
 }
 
-static const llmq_output_kind kind_gguf = {
-    .put = put, .put_plain = put_plain, .have = have, .sync = sync_output, .finish = finish, .drop = drop};
+static const llmq_output_kind kind_gguf = {.name = "gguf",
+                                           .put = put,
+                                           .put_plain = put_plain,
+                                           .get = get,
+                                           .get_plain = get_plain,
+                                           .have = have,
+                                           .sync = sync_output,
+                                           .finish = finish,
+                                           .drop = drop};
 
 llmq_status output_gguf_open(const llmq_outputs_spec *spec, const char *path, const llmq_export *ex, llmq_output **out,
                              llmq_err *err) {

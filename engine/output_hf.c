@@ -1,5 +1,5 @@
-/* A Hugging Face folder of one scheme as an output: matrices inside layers as the scheme's tensors, everything else as
- * F16, under Hugging Face names and with its order of rows. */
+/* A Hugging Face folder as an output, under Hugging Face names and with its order of rows: of one scheme, matrices inside
+ * layers as the scheme's tensors and everything else as F16; or of none, every tensor in one float type. */
 #include <string.h>
 
 #include "engine/output.h"
@@ -7,8 +7,9 @@
 
 typedef struct hf_output {
     llmq_output base;
-    const llmq_scheme *scheme;
+    const llmq_scheme *scheme; /* NULL: none */
     llmq_scheme_spec spec;
+    llmq_type plain; /* of tensors that are not the scheme's */
     llmq_export *hf; /* parallel to base.ex */
     char *dir;
     llmq_st_writer *writer;
@@ -23,8 +24,9 @@ static bool is_written(const llmq_export *hf, size_t i) {
     return hf->entries[i].role != ROLE_ROPE_FREQS;
 }
 
-static bool is_inside(const llmq_export *hf, size_t i) {
-    return hf->entries[i].matrix && hf->entries[i].layer >= 0;
+/* Stored as the scheme's members. */
+static bool is_split(const hf_output *o, size_t i) {
+    return o->scheme && o->hf->entries[i].matrix && o->hf->entries[i].layer >= 0;
 }
 
 static int members_of(const hf_output *o, size_t i, llmq_scheme_member members[SCHEME_MAX_MEMBERS]) {
@@ -45,7 +47,8 @@ static llmq_status add_member(const llmq_tensor *t, const llmq_scheme_member *me
 }
 
 static llmq_st_tensor plain_tensor(const llmq_tensor *t) {
-    llmq_st_tensor out = {.dtype = "F16", .n_dims = t->n_dims, .bytes = t->bytes};
+    const char *dtype = t->type == LLMQ_TYPE_F32 ? "F32" : t->type == LLMQ_TYPE_BF16 ? "BF16" : "F16";
+    llmq_st_tensor out = {.dtype = dtype, .n_dims = t->n_dims, .bytes = t->bytes};
     strcpy(out.name, t->name);
     for (int d = 0; d < t->n_dims; d++) out.dims[d] = t->dims[t->n_dims - 1 - d];
     return out;
@@ -60,7 +63,7 @@ static llmq_status make_directory(hf_output *o, llmq_err *err) {
     for (size_t i = 0; i < o->hf->n; i++) {
         o->first[i] = n;
         if (!is_written(o->hf, i)) continue;
-        if (!is_inside(o->hf, i)) {
+        if (!is_split(o, i)) {
             o->tensors[n++] = plain_tensor(&o->hf->tensors[i]);
             continue;
         }
@@ -84,11 +87,17 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
                              llmq_err *err) {
     hf_output *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, name);
-    o->scheme = scheme_find(name);
-    o->spec = *output_scheme_spec(spec, name);
     o->base.ex = ex;
-    o->base.grid = o->scheme->grid(&o->spec);
+    o->plain = LLMQ_TYPE_F16;
+    if (!strcmp(name, "hf")) {
+        o->plain = spec->plain;
+    } else {
+        o->scheme = scheme_find(name);
+        o->spec = *output_scheme_spec(spec, name);
+        o->base.grid = o->scheme->grid(&o->spec);
+    }
     llmq_status status = export_create_hf(ex->model, &o->hf, err);
+    for (size_t i = 0; status == LLMQ_OK && i < o->hf->n; i++) status = export_set_type(o->hf, i, o->plain, err);
     if (status == LLMQ_OK) status = make_directory(o, err);
     if (status == LLMQ_OK)
         *out = o;
@@ -101,7 +110,7 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
 static llmq_status check_order(const hf_output *o, llmq_err *err) {
     const llmq_type_info *grid = o->base.grid;
     for (size_t i = 0; i < o->hf->n; i++)
-        if (is_inside(o->hf, i) && o->hf->entries[i].interleave &&
+        if (is_split(o, i) && o->hf->entries[i].interleave &&
             (grid->settle || quantized_crosses_rows(grid, tensor_cols(&o->hf->tensors[i]))))
             return llmq_fail(err, LLMQ_E_UNSUPPORTED,
                              "%s: its rows have to be put in another order for a Hugging Face folder, but --emit %s "
@@ -123,6 +132,17 @@ llmq_status output_hf_plan_bytes(const llmq_outputs_spec *spec, const char *name
 
 /* ---- matrices ---- */
 
+/* The rows of `from` into the folder's order, or back into the source's. */
+static void move_rows(const hf_output *o, size_t index, const llmq_quantized *from, bool back, llmq_quantized *to) {
+    size_t n = (size_t)type_blocks(from->type, from->cols), cols = (size_t)from->cols;
+    for (int64_t r = 0; r < from->rows; r++) {
+        size_t file = (size_t)r, source = (size_t)export_source_row(o->hf, index, r);
+        size_t at = back ? source : file, was = back ? file : source;
+        memcpy(to->grids + at * n, from->grids + was * n, n * sizeof *to->grids);
+        memcpy(to->codes + at * cols, from->codes + was * cols, cols);
+    }
+}
+
 /* A view of q's rows in the folder's order, where that is another. Freed by quantized_destroy if *own. */
 static llmq_status order_rows(const hf_output *o, size_t index, const llmq_quantized *q, const llmq_quantized **out,
                               llmq_quantized **own, llmq_err *err) {
@@ -130,13 +150,19 @@ static llmq_status order_rows(const hf_output *o, size_t index, const llmq_quant
     *own = NULL;
     if (!o->hf->entries[index].interleave) return LLMQ_OK;
     LLMQ_TRY(quantized_create(q->type, q->rows, q->cols, own, err));
-    size_t n = (size_t)type_blocks(q->type, q->cols), cols = (size_t)q->cols;
-    for (int64_t r = 0; r < q->rows; r++) {
-        size_t to = (size_t)r, from = (size_t)export_source_row(o->hf, index, r);
-        memcpy((*own)->grids + to * n, q->grids + from * n, n * sizeof *q->grids);
-        memcpy((*own)->codes + to * cols, q->codes + from * cols, cols);
-    }
+    move_rows(o, index, q, false, *own);
     *out = *own;
+    return LLMQ_OK;
+}
+
+/* Room for the members of a matrix. */
+static llmq_status alloc_members(const hf_output *o, size_t index, llmq_scheme_member members[SCHEME_MAX_MEMBERS],
+                                 void *data[SCHEME_MAX_MEMBERS], int *n_out, llmq_err *err) {
+    int n = *n_out = members_of(o, index, members);
+    for (int k = 0; k < n; k++) {
+        data[k] = mem_alloc((size_t)members[k].bytes, 1);
+        if (!data[k]) return mem_error(err, (size_t)members[k].bytes, o->hf->tensors[index].name);
+    }
     return LLMQ_OK;
 }
 
@@ -144,16 +170,67 @@ static llmq_status put_members(hf_output *o, size_t index, const llmq_quantized 
     llmq_status status = LLMQ_OK;
     llmq_scheme_member members[SCHEME_MAX_MEMBERS];
     void *data[SCHEME_MAX_MEMBERS] = {NULL};
-    int n = members_of(o, index, members);
-    for (int k = 0; k < n; k++) {
-        data[k] = mem_alloc((size_t)members[k].bytes, 1);
-        if (!data[k]) LLMQ_TRY_GOTO(mem_error(err, (size_t)members[k].bytes, o->hf->tensors[index].name));
-    }
+    int n;
+    LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
     LLMQ_TRY_GOTO(o->scheme->split(&o->spec, q, data, err));
     for (int k = 0; k < n; k++)
         LLMQ_TRY_GOTO(st_writer_put(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
 done:
-    for (int k = 0; k < n; k++) mem_free(data[k]);
+    for (int k = 0; k < SCHEME_MAX_MEMBERS; k++) mem_free(data[k]);
+    return status;
+}
+
+static llmq_status get_members(hf_output *o, size_t index, llmq_quantized *q, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    llmq_scheme_member members[SCHEME_MAX_MEMBERS];
+    void *data[SCHEME_MAX_MEMBERS] = {NULL};
+    int n;
+    LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
+    for (int k = 0; k < n; k++)
+        LLMQ_TRY_GOTO(st_writer_get(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
+    LLMQ_TRY_GOTO(scheme_join(o->scheme, &o->spec, o->hf->tensors[index].name, data, q, err));
+done:
+    for (int k = 0; k < SCHEME_MAX_MEMBERS; k++) mem_free(data[k]);
+    return status;
+}
+
+static llmq_status get(llmq_output *base, size_t index, llmq_quantized **out, llmq_err *err) {
+    hf_output *o = (hf_output *)base;
+    const llmq_tensor *t = &o->hf->tensors[index];
+    llmq_quantized *q = NULL, *ordered = NULL;
+    LLMQ_TRY(quantized_create(base->grid, tensor_rows(t), tensor_cols(t), &q, err));
+    llmq_status status = get_members(o, index, q, err);
+    if (status == LLMQ_OK && o->hf->entries[index].interleave) {
+        status = quantized_create(q->type, q->rows, q->cols, &ordered, err);
+        if (status == LLMQ_OK) move_rows(o, index, q, true, ordered);
+    }
+    if (status == LLMQ_OK && !ordered) {
+        *out = q;
+        return LLMQ_OK;
+    }
+    quantized_destroy(q);
+    *out = ordered;
+    return status;
+}
+
+static llmq_status get_plain(llmq_output *base, size_t index, llmq_tensor *out, llmq_err *err) {
+    hf_output *o = (hf_output *)base;
+    const llmq_tensor *t = &o->hf->tensors[index];
+    *out = *t;
+    out->data = NULL;
+    if (!is_written(o->hf, index)) return LLMQ_OK;
+    int64_t rows = o->hf->entries[index].matrix ? tensor_rows(t) : tensor_numel(t);
+    size_t row_bytes = (size_t)(t->bytes / rows);
+    uint8_t *file = mem_alloc((size_t)t->bytes, 1), *to = mem_alloc((size_t)t->bytes, 1);
+    llmq_status status = file && to ? st_writer_get(o->writer, o->first[index], file, (size_t)t->bytes, 0, err)
+                                    : mem_error(err, (size_t)t->bytes, t->name);
+    for (int64_t r = 0; status == LLMQ_OK && r < rows; r++)
+        memcpy(to + (size_t)export_source_row(o->hf, index, r) * row_bytes, file + (size_t)r * row_bytes, row_bytes);
+    mem_free(file);
+    if (status == LLMQ_OK)
+        out->data = to;
+    else
+        mem_free(to);
     return status;
 }
 
@@ -181,7 +258,7 @@ static llmq_status put_plain(llmq_output *base, size_t index, const float *value
     export_sink sink = {.put = put_bytes, .to = o, .tick = tick, .user = user};
     *exact_out = true;
     if (!is_written(o->hf, index)) return LLMQ_OK;
-    if (is_inside(o->hf, index))
+    if (is_split(o, index))
         return llmq_fail(err, LLMQ_E_ARG, "%s: a matrix inside a layer was not quantized for %s",
                          base->ex->tensors[index].name, o->scheme->name);
     return export_write(o->hf, index, values, &sink, team, exact_out, err);
@@ -200,7 +277,7 @@ static llmq_status sync_output(llmq_output *base, llmq_err *err) {
 static llmq_status finish(llmq_output *base, int64_t *bytes_out, llmq_err *err) {
     hf_output *o = (hf_output *)base;
     llmq_status status = st_writer_finish(o->writer, bytes_out, err);
-    if (status == LLMQ_OK) status = hf_files_write(o->dir, base->ex, o->scheme, &o->spec, err);
+    if (status == LLMQ_OK) status = hf_files_write(o->dir, base->ex, o->scheme, &o->spec, o->plain, err);
     hf_free(o);
     return status;
 }
@@ -211,8 +288,15 @@ static void drop(llmq_output *base, bool keep) {
     hf_free(o);
 }
 
-static const llmq_output_kind kind_hf = {
-    .put = put, .put_plain = put_plain, .have = have, .sync = sync_output, .finish = finish, .drop = drop};
+static const llmq_output_kind kind_hf = {.name = "folder",
+                                         .put = put,
+                                         .put_plain = put_plain,
+                                         .get = get,
+                                         .get_plain = get_plain,
+                                         .have = have,
+                                         .sync = sync_output,
+                                         .finish = finish,
+                                         .drop = drop};
 
 llmq_status output_hf_open(const llmq_outputs_spec *spec, const char *name, const char *dir, const llmq_export *ex,
                            llmq_output **out, llmq_err *err) {

@@ -10,7 +10,7 @@
 #include "engine/output.h"
 #include "types/affine.h"
 
-static const char *const names[OUTPUTS_MAX] = {"gguf", "gptq", "awq", "ct", "bnb"};
+static const char *const names[OUTPUTS_MAX] = {"gguf", "gptq", "awq", "ct", "bnb", "hf"};
 
 struct llmq_outputs {
     llmq_output *list[OUTPUTS_MAX];
@@ -44,6 +44,9 @@ llmq_status outputs_check_emit(const char *emit, llmq_err *err) {
             return llmq_fail(err, LLMQ_E_ARG, "--emit: '%.*s' is not known: gguf, gptq, awq, ct and bnb are",
                              (int)strcspn(at, ","), at);
         for (size_t i = 0; i < OUTPUTS_MAX; i++) bit |= name == names[i] ? 1u << i : 0;
+        if (!strcmp(name, "hf"))
+            return llmq_fail(err, LLMQ_E_ARG,
+                             "--emit hf: a folder of plain floats; llmq convert --emit hf makes one, by itself");
         if (seen & bit) return llmq_fail(err, LLMQ_E_ARG, "--emit: %s is there twice", name);
         seen |= bit;
         if (strcmp(name, "gguf") && !scheme_find(name))
@@ -170,13 +173,13 @@ static bool ends_with(const char *s, const char *suffix) {
     return n >= k && !strcmp(s + n - k, suffix);
 }
 
-/* The config.json of a quantized model: what llmq writes, and no one's original weights. */
-static bool is_quantized_folder(const char *dir) {
+/* The config.json of a quantized model, or of one that llmq wrote: no one's original weights. */
+static bool is_written_folder(const char *dir) {
     char path[4096], *text = NULL;
     size_t len;
     if (!path_join(path, sizeof path, dir, "config.json") || !file_exists(path)) return false;
     if (file_read(path, (size_t)16 << 20, &text, &len, NULL) != LLMQ_OK) return false;
-    bool found = strstr(text, "\"quantization_config\"") != NULL;
+    bool found = strstr(text, "\"quantization_config\"") || strstr(text, "\"" HF_FILES_MARK "\"");
     mem_free(text);
     return found;
 }
@@ -197,7 +200,7 @@ static bool is_ours(const void *user, const char *dir, const char *name, bool is
     strcpy(plain, name);
     if (ends_with(plain, ".tmp")) plain[strlen(plain) - 4] = 0;
     if (ends_with(plain, ".gguf")) return ends_with(dir, "/gguf");
-    return hf_files_has(plain) && (in_work_folder(dir) || is_quantized_folder(dir));
+    return hf_files_has(plain) && (in_work_folder(dir) || is_written_folder(dir));
 }
 
 static folder_rule rule_of(const llmq_source *source) {
@@ -279,6 +282,16 @@ llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values
         *exact_out = *exact_out && exact;
     }
     return LLMQ_OK;
+}
+
+llmq_status outputs_get(llmq_outputs *o, size_t index, llmq_quantized **out, llmq_err *err) {
+    size_t i = 0;
+    while (i + 1 < o->n && !strcmp(o->list[i]->kind->name, "gguf") && o->list[i]->grid) i++; /* repacked there */
+    return o->list[i]->kind->get(o->list[i], index, out, err);
+}
+
+llmq_status outputs_get_plain(llmq_outputs *o, size_t index, llmq_tensor *out, llmq_err *err) {
+    return o->list[0]->kind->get_plain(o->list[0], index, out, err);
 }
 
 llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err) {

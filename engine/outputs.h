@@ -10,21 +10,22 @@
 typedef struct llmq_outputs llmq_outputs;
 
 /* Every name that --emit takes. */
-#define OUTPUTS_MAX 5
+#define OUTPUTS_MAX 6
 
 /* What the matrices inside layers are quantized to, and what is written of them. */
 typedef struct llmq_outputs_spec {
-    const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf */
+    const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf; "hf", alone: nothing is quantized */
     const char *out;          /* the file, the folder, or for several the folder above them */
     const char *gguf_name;    /* for several: of the GGUF file in OUT/gguf/ */
     llmq_scheme_spec integer; /* of gptq, awq and ct, and then of the GGUF file too */
     llmq_scheme_spec bnb;
+    llmq_type plain;     /* of hf: F32, F16 or BF16, of every tensor */
     int64_t shard_bytes; /* of safetensors files; 0: one file */
     bool force;
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
 
-/* LLMQ_E_ARG for names that are unknown or there twice. */
+/* LLMQ_E_ARG for names that are unknown or there twice, and for hf, which holds nothing quantized. */
 llmq_status outputs_check_emit(const char *emit, llmq_err *err);
 bool outputs_emits(const llmq_outputs_spec *spec, const char *name);
 size_t outputs_count(const llmq_outputs_spec *spec);
@@ -58,6 +59,12 @@ llmq_status outputs_put(llmq_outputs *o, size_t index, const llmq_quantized *q, 
  * them), or from the source (values NULL). */
 llmq_status outputs_put_plain(llmq_outputs *o, size_t index, const float *values, llmq_team *team, bool *exact_out,
                               export_tick_fn *tick, void *user, llmq_err *err);
+/* Matrix `index` as it was put last, rows in the source's order; of the first output whose grid it is, a folder before
+ * a GGUF file. */
+llmq_status outputs_get(llmq_outputs *o, size_t index, llmq_quantized **out, llmq_err *err);
+/* Tensor `index` that was put plainly, in the first output's type and the source's order of rows. out->data by
+ * mem_alloc; NULL where the output has no such tensor. */
+llmq_status outputs_get_plain(llmq_outputs *o, size_t index, llmq_tensor *out, llmq_err *err);
 /* After opening with resume: tensor `index` was put before the outputs_sync that the run goes on from. */
 llmq_status outputs_have(llmq_outputs *o, size_t index, llmq_err *err);
 /* All bytes put so far are on the disk (fdatasync). */

@@ -356,6 +356,75 @@ static llmq_status quantize_all(pipeline *p, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* ---- training what was written ---- */
+
+static const llmq_type_info *first_grid(void *user, size_t index) {
+    const pipeline *p = user;
+    return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
+}
+
+static bool tick_tune(void *user, double share, const char *what) {
+    pipeline *p = user;
+    snprintf(p->what, sizeof p->what, "%.60s", what);
+    return pipeline_advance(p, share * p->costs.tune);
+}
+
+/* Once. */
+static void note_calibration(pipeline *p) {
+    llmq_quant_result *r = p->result;
+    if (!p->run) return;
+    double gram = calib_run_spent(p->run).of[CALIB_GRAM];
+    r->dropped_tokens = calib_run_dropped(p->run);
+    r->stage_seconds[LLMQ_STAGE_GRAM] = gram; /* seen as part of the passes so far */
+    r->stage_seconds[LLMQ_STAGE_CALIBRATION] -= gram;
+}
+
+void pipeline_drop_calibration(pipeline *p) {
+    note_calibration(p);
+    transform_destroy(p->transform);
+    calib_run_destroy(p->run);
+    mem_free(p->gram);
+    p->transform = NULL;
+    p->run = NULL;
+    p->gram = NULL;
+}
+
+llmq_tune_job pipeline_tune_job(pipeline *p) {
+    return (llmq_tune_job){.model = p->model,
+                           .ex = p->ex,
+                           .outputs = p->outputs,
+                           .calib = &p->calib,
+                           .team = p->team,
+                           .params = p->params,
+                           .result = p->result,
+                           .grid = first_grid,
+                           .tick = tick_tune,
+                           .save = pipeline_save_tuning,
+                           .restore = pipeline_restore_tuning,
+                           .user = p};
+}
+
+/* One grid: norms are trained to go with its codes. */
+static llmq_status check_tuning(pipeline *p, llmq_err *err) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    for (size_t i = 0; i < p->ex->n; i++)
+        if (pipeline_is_solved(p, i) && outputs_grid(&p->spec, p->ex, i, 1))
+            return llmq_fail(
+                err, LLMQ_E_UNSUPPORTED,
+                "--tune: --emit %s needs several grids, and norms are trained for one; tune each in a run of "
+                "its own (gptq, awq, ct and gguf share a grid)",
+                p->params->emit);
+    return p->tuner->check(&job, err);
+}
+
+static llmq_status tune_all(pipeline *p, llmq_err *err) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    mem_note_peak();
+    LLMQ_TRY(p->tuner->run(&job, err));
+    end_stage(p, LLMQ_STAGE_TUNE);
+    return LLMQ_OK;
+}
+
 /* ---- the job ---- */
 
 static bool tick_self(void *user, double n_tokens) {
@@ -366,7 +435,7 @@ static bool tick_self(void *user, double n_tokens) {
 /* How many windows, before their text is there. */
 static void count_windows(pipeline *p) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return;
+    if (!pipeline_needs_text(p)) return;
     int64_t ctx = params->calib_ctx;
     if (ctx > p->model->hp.n_ctx_train && p->model->hp.n_ctx_train > 1) {
         ctx = p->model->hp.n_ctx_train;
@@ -378,7 +447,7 @@ static void count_windows(pipeline *p) {
 
 static llmq_status load_calibration(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p)) return LLMQ_OK;
+    if (!pipeline_needs_text(p)) return LLMQ_OK;
     llmq_calib_self self = {
         .team = p->team, .seed = params->seed, .plan_only = params->plan_only, .tick = tick_self, .user = p};
     if (p->self_tokens > 0) {
@@ -393,11 +462,6 @@ static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
     size_t bytes = pipeline_gram_bytes(p);
     p->gram = bytes ? mem_alloc(bytes, 1) : NULL;
     return bytes && !p->gram ? mem_error(err, bytes, "a Gram matrix") : LLMQ_OK;
-}
-
-static const llmq_type_info *first_grid(void *user, size_t index) {
-    const pipeline *p = user;
-    return pipeline_is_solved(p, index) ? outputs_grid(&p->spec, p->ex, index, 0) : NULL;
 }
 
 static bool tick_search(void *user, double work) {
@@ -436,7 +500,7 @@ static llmq_status choose_types(pipeline *p, llmq_err *err) {
 /* What the job will cost, as far as that can be known before the text and the types are. */
 static llmq_status measure_costs(pipeline *p, llmq_err *err) {
     bool runs = p->calib.n_windows > 0;
-    if (!runs && (pipeline_calibrates(p) || pipeline_has_target(p))) return LLMQ_OK; /* loading the text will say why */
+    if (!runs && pipeline_needs_text(p)) return LLMQ_OK; /* loading the text will say why */
     if (runs) LLMQ_TRY(probe_passes(p, err));
     if (runs && p->params->awq) LLMQ_TRY(probe_search(p, err));
     if (pipeline_has_target(p)) LLMQ_TRY(probe_errors(p, err));
@@ -452,8 +516,9 @@ static llmq_status measure_costs(pipeline *p, llmq_err *err) {
 static void set_planned_seconds(pipeline *p) {
     double stages[LLMQ_STAGE_COUNT], rest = forecast_layers(p, stages);
     if (p->params->plan_only) rest += forecast_self(p) + forecast_source(p);
-    p->result->planned_seconds = time_seconds() - p->start + 1e-9 * rest;
+    p->result->planned_seconds = time_seconds() - p->start + 1e-9 * (rest + p->costs.tune);
     if (p->params->plan_only) stages[LLMQ_STAGE_CALIBRATION] += forecast_self(p);
+    stages[LLMQ_STAGE_TUNE] += p->costs.tune;
     for (int s = 0; s < LLMQ_STAGE_COUNT; s++)
         if (stages[s] > 0)
             llmq_log(LLMQ_LOG_INFO, "forecast: %.2f s of %s", 1e-9 * stages[s],
@@ -484,6 +549,7 @@ static llmq_status check_params(pipeline *p, llmq_err *err) {
     }
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
+    if (params->tune && !p->tuner) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--tune: not in this build");
     bool act_order = params->act_order < 0 ? p->method->act_order_default : params->act_order > 0;
     return solver_parse(params->solver, act_order, &p->solver, err);
 }
@@ -544,9 +610,11 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     end_stage(p, LLMQ_STAGE_CALIBRATION);
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
+    if (params->tune) LLMQ_TRY(check_tuning(p, err));
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     LLMQ_TRY(pipeline_budget(p, err));
+    forecast_tuning(p);
     set_planned_seconds(p);
     end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;
@@ -557,33 +625,30 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(pipeline_take_scratch(p, err));
     LLMQ_TRY(alloc_gram(p, err));
-    expect(p, forecast_layers(p, NULL));
+    expect(p, forecast_layers(p, NULL) + p->costs.tune);
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
     if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));
+    if (params->tune) LLMQ_TRY(tune_all(p, err));
     llmq_outputs *outputs = p->outputs;
     p->outputs = NULL;
     return outputs_finish(outputs, &r->out_bytes, err);
 }
 
-llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result, llmq_err *err) {
+llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                              llmq_quant_result *result, llmq_err *err) {
     llmq_weight ready[ROLE_COUNT];
     report_files reports = {0};
     memset(ready, 0, sizeof ready);
     *result = (llmq_quant_result){0};
-    pipeline p = {.params = params, .result = result, .ready = ready, .start = time_seconds()};
+    pipeline p = {.params = params, .tuner = tuner, .result = result, .ready = ready, .start = time_seconds()};
     p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
     llmq_status status = run_job(&p, path, &reports, err);
-    if (p.run) {
-        double gram = calib_run_spent(p.run).of[CALIB_GRAM];
-        result->dropped_tokens = calib_run_dropped(p.run);
-        result->stage_seconds[LLMQ_STAGE_GRAM] = gram; /* seen as part of the passes so far */
-        result->stage_seconds[LLMQ_STAGE_CALIBRATION] -= gram;
-    }
+    note_calibration(&p);
     mean_errors(result);
     result->seconds = time_seconds() - p.start;
     result->peak_bytes = mem_peak();

@@ -21,6 +21,7 @@ typedef struct pipeline_costs {
     double *tensor;               /* [ex->n] of making what is written of a tensor: solving it, or copying */
     double search;                /* a unit of AWQ's search */
     double errors;                /* a unit of the errors that types are chosen by */
+    double tune;                  /* of training what was written */
     double self_open, self_token; /* text that the model writes: its weights made ready, each token */
     double source_byte;           /* of reading the source through once */
 } pipeline_costs;
@@ -28,9 +29,11 @@ typedef struct pipeline_costs {
 /* Of resume.c. Layers are counted: `done` 3 means 0, 1 and 2. */
 typedef struct pipeline_resume {
     llmq_journal *journal;
+    bool tuning;                   /* the layers are all done, and the tuning behind them has begun */
     bool found;                    /* there is a journal of the same run, not read yet */
     int64_t begin, done, saved;    /* layers: taken over, finished, in the last checkpoint */
     double saved_at, save_seconds; /* when that was, and how long it took */
+    void *tune_state;              /* loaded, until the tuning asks for it */
     struct row_record *records;
     journal_part parts[3];
     size_t n_parts;
@@ -39,7 +42,8 @@ typedef struct pipeline_resume {
 typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
-    llmq_solver solver; /* the pieces of params->solver */
+    const llmq_tuner *tuner; /* NULL: none */
+    llmq_solver solver;      /* the pieces of params->solver */
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
@@ -103,6 +107,8 @@ bool pipeline_is_solved(const pipeline *p, size_t index);
 bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */
 bool pipeline_calibrates(const pipeline *p);
+/* The job needs calibration text: for that, for the choice of types, or for tuning. */
+bool pipeline_needs_text(const pipeline *p);
 
 /* ---- probe.c: fills costs. A plan must be there, and the calibration's windows counted. */
 
@@ -123,6 +129,7 @@ double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]);
 double forecast_choice(const pipeline *p); /* pipeline_choose_types */
 double forecast_self(const pipeline *p);   /* the text that the model writes */
 double forecast_source(const pipeline *p); /* the manifest's sums */
+void forecast_tuning(pipeline *p);         /* sets costs.tune */
 
 /* ---- budget.c */
 
@@ -149,13 +156,20 @@ bool pipeline_is_there(const pipeline *p, size_t index);
 llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err);
 /* The end of the job however it ends; after outputs_finish when it went well. Decides what stays for the next run. */
 void pipeline_end(pipeline *p, llmq_status status);
-size_t pipeline_checkpoint_bytes(const pipeline *p);
+size_t pipeline_checkpoint_bytes(pipeline *p);
+/* llmq_tune_job's save and restore. */
+llmq_status pipeline_save_tuning(void *user, void *state, size_t bytes, bool now, llmq_err *err);
+llmq_status pipeline_restore_tuning(void *user, void *state, size_t bytes, bool *found, llmq_err *err);
 /* ---- pipeline.c */
 
 /* calib_tick_fn, user: the pipeline. Of the calibration's passes, and of those through the source's weights. */
 bool pipeline_tick(void *user, const llmq_calib_work *done);
 bool pipeline_tick_dense(void *user, const llmq_calib_work *done);
 bool pipeline_advance(pipeline *p, double cost); /* so many nanoseconds of work are done; false stops */
+
+llmq_tune_job pipeline_tune_job(pipeline *p);
+/* What the calibration's passes took into the result; their memory goes. NULL run allowed. */
+void pipeline_drop_calibration(pipeline *p);
 
 /* ---- mixed.c */
 

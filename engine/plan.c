@@ -44,6 +44,10 @@ bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid) {
     return p->solver.q8 && !grid->ragged;
 }
 
+bool pipeline_needs_text(const pipeline *p) {
+    return pipeline_calibrates(p) || pipeline_has_target(p) || p->params->tune;
+}
+
 bool pipeline_calibrates(const pipeline *p) {
     return p->method->needs_gram || p->params->awq;
 }
@@ -144,7 +148,7 @@ static void warn_unused(const pipeline *p) {
             llmq_log(LLMQ_LOG_WARN, "%s %s: no matrix has such a name; --plan lists the names",
                      i < p->rules.n_keep ? "--keep" : params->policy, p->rules.rules[i]);
     }
-    if (!pipeline_calibrates(p) && !pipeline_has_target(p) && params->n_calib)
+    if (!pipeline_needs_text(p) && params->n_calib)
         llmq_log(LLMQ_LOG_WARN, "--calib changes nothing with --%s", p->method->name);
     if (!p->method->needs_gram && (params->damp >= 0 || params->act_order >= 0))
         llmq_log(LLMQ_LOG_WARN, "--damp and --act-order change nothing with --%s", p->method->name);
@@ -198,6 +202,9 @@ llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, 
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
     char label[64];
     bool both = p->params->awq && strcmp(method_label(p), "awq") != 0;
-    snprintf(label, sizeof label, "%s%s", both ? "awq-" : "", method_label(p));
+    snprintf(label, sizeof label, "%s%s%s", both ? "awq-" : "", method_label(p),
+             !p->params->tune        ? ""
+             : p->params->tune_codes ? "-qat"
+                                     : "-tune");
     return pipeline_name_outputs(p, stem, label, type, out, cap, err);
 }

@@ -200,7 +200,7 @@ done:
 
 llmq_status probe_passes(pipeline *p, llmq_err *err) {
     if (pipeline_calibrates(p)) LLMQ_TRY(time_passes(p, false, p->costs.pass, err));
-    bool dense = p->params->awq || pipeline_has_target(p);
+    bool dense = p->params->awq || pipeline_has_target(p) || p->params->tune;
     return dense ? time_passes(p, true, p->costs.dense_pass, err) : LLMQ_OK;
 }
 

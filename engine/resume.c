@@ -76,9 +76,15 @@ static void set_parts(pipeline *p) {
     r->n_parts = 3;
 }
 
-size_t pipeline_checkpoint_bytes(const pipeline *p) {
+/* The larger of those between layers and those of the tuning behind them. */
+size_t pipeline_checkpoint_bytes(pipeline *p) {
     size_t n_tok = pipeline_calibrates(p) ? (size_t)(p->calib.n_windows * p->calib.ctx) : 0;
-    return p->result->n_rows * sizeof(row_record) + calib_run_state_bytes(&p->model->hp, n_tok);
+    size_t layers = calib_run_state_bytes(&p->model->hp, n_tok), tuning = 0;
+    if (p->params->tune) {
+        llmq_tune_job job = pipeline_tune_job(p);
+        tuning = p->tuner->state_bytes(&job);
+    }
+    return p->result->n_rows * sizeof(row_record) + (layers > tuning ? layers : tuning);
 }
 
 static llmq_status check_disk(const pipeline *p, const char *tmp, const char *journal, llmq_err *err) {
@@ -127,6 +133,18 @@ static void go_on(pipeline *p, int64_t done) {
     llmq_log(LLMQ_LOG_NOTE, "going on after layer %lld of %lld", (long long)done, (long long)n_layer);
 }
 
+/* The parts of a checkpoint of the tuning. */
+static llmq_status make_room_for_tuning(pipeline *p, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    llmq_tune_job job = pipeline_tune_job(p);
+    size_t bytes = p->tuner->state_bytes(&job);
+    r->tune_state = mem_alloc(bytes, 1);
+    if (!r->tune_state) return mem_error(err, bytes, "the state of the tuning");
+    r->parts[1] = (journal_part){r->tune_state, bytes};
+    r->n_parts = 2;
+    return LLMQ_OK;
+}
+
 llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
     pipeline_resume *r = &p->resume;
     llmq_err why = {0};
@@ -135,7 +153,15 @@ llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
     p->result->n_layers = p->model->hp.n_layer;
     r->saved_at = time_seconds();
     if (r->found) {
+        r->tuning = journal_done(r->journal) > p->model->hp.n_layer; /* its own state is loaded by restore */
+        if (r->tuning) LLMQ_TRY(make_room_for_tuning(p, err));
         LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
+        if (r->tuning && done < 0) { /* torn: its first state; the checkpoint before it is of the layers */
+            r->tuning = false;
+            set_parts(p);
+            LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
+        }
+        if (r->tuning && done > 0) done = p->model->hp.n_layer;
         r->found = false; /* what follows knows better what is worth keeping */
         if (done > 0 && done <= p->model->hp.n_layer) {
             r->begin = r->saved = done;
@@ -150,6 +176,8 @@ llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
             llmq_log(LLMQ_LOG_WARN, "%s; starting anew", why.msg);
         }
         r->begin = r->saved = 0;
+        r->tuning = false;
+        set_parts(p);
         LLMQ_TRY(journal_start(r->journal, err));
         if (p->run) calib_run_restart(p->run);
     }
@@ -179,14 +207,43 @@ static llmq_status checkpoint(pipeline *p, llmq_err *err) {
     return LLMQ_OK;
 }
 
+static bool wants_all(void) {
+    const char *always = getenv(ALWAYS);
+    return always && !strcmp(always, "all");
+}
+
 llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err) {
     pipeline_resume *r = &p->resume;
-    const char *always = getenv(ALWAYS);
     double cost = r->save_seconds > 0 ? r->save_seconds : (double)pipeline_checkpoint_bytes(p) / DISK_BYTES_SECOND;
     r->done = layer + 1;
-    bool all = always && !strcmp(always, "all");
-    if (!all && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
+    if (!wants_all() && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
     return checkpoint(p, err);
+}
+
+/* ---- tuning ---- */
+
+llmq_status pipeline_save_tuning(void *user, void *state, size_t bytes, bool now, llmq_err *err) {
+    pipeline *p = user;
+    pipeline_resume *r = &p->resume;
+    double cost = r->save_seconds > 0 ? r->save_seconds : (double)bytes / DISK_BYTES_SECOND;
+    if (!now && !wants_all() && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
+    r->parts[1] = (journal_part){state, bytes};
+    r->n_parts = 2;
+    r->done = p->model->hp.n_layer + 1;
+    llmq_status status = checkpoint(p, err);
+    r->done = r->saved; /* what could not be saved is not tried again without its state */
+    if (status == LLMQ_OK && r->saved > p->model->hp.n_layer) pipeline_drop_calibration(p);
+    return status;
+}
+
+llmq_status pipeline_restore_tuning(void *user, void *state, size_t bytes, bool *found, llmq_err *err) {
+    pipeline_resume *r = &((pipeline *)user)->resume;
+    (void)err;
+    *found = r->tuning && r->tune_state;
+    if (*found) memcpy(state, r->tune_state, bytes);
+    mem_free(r->tune_state);
+    r->tune_state = NULL;
+    return LLMQ_OK;
 }
 
 void pipeline_end(pipeline *p, llmq_status status) {
@@ -199,8 +256,10 @@ void pipeline_end(pipeline *p, llmq_status status) {
     outputs_abort(p->outputs, keep);
     p->outputs = NULL;
     p->result->kept = keep;
-    p->result->kept_layers = keep ? r->saved : 0;
+    int64_t n_layer = p->model ? p->model->hp.n_layer : 0; /* tuning counts on from there */
+    p->result->kept_layers = !keep ? 0 : r->saved < n_layer ? r->saved : n_layer;
     journal_close(r->journal, !keep);
+    mem_free(r->tune_state);
     mem_free(r->records);
     mem_free(p->settings);
 }

@@ -87,6 +87,9 @@ llmq_status gguf_writer_open(const char *path, bool force, const llmq_meta *meta
 /* data goes to bytes [offset, offset + len) of tensor number index. Putting bytes again replaces them. */
 llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
                             llmq_err *err);
+/* What was put there. */
+llmq_status gguf_writer_get(const llmq_gguf_writer *w, size_t index, void *data, size_t len, size_t offset,
+                            llmq_err *err);
 /* Every byte of every tensor must have been put. Syncs and renames; w is gone afterwards, also on failure. */
 llmq_status gguf_writer_finish(llmq_gguf_writer *w, int64_t *bytes_out, llmq_err *err);
 void gguf_writer_abort(llmq_gguf_writer *w, bool keep); /* keep: PATH.tmp stays for gguf_writer_reopen */

@@ -347,8 +347,7 @@ llmq_status gguf_writer_sync(const llmq_gguf_writer *w, llmq_err *err) {
     return out_sync(w->out, err);
 }
 
-llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
-                            llmq_err *err) {
+static llmq_status check_range(const llmq_gguf_writer *w, size_t index, size_t len, size_t offset, llmq_err *err) {
     if (index >= w->plan.n)
         return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->path, index, w->plan.n);
     const llmq_tensor *t = &w->plan.tensors[index];
@@ -356,6 +355,18 @@ llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data,
     if (offset > bytes || len > bytes - offset)
         return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %zu bytes at %zu do not fit into its %zu", w->path, t->name,
                          len, offset, bytes);
+    return LLMQ_OK;
+}
+
+llmq_status gguf_writer_get(const llmq_gguf_writer *w, size_t index, void *data, size_t len, size_t offset,
+                            llmq_err *err) {
+    LLMQ_TRY(check_range(w, index, len, offset, err));
+    return out_read_at(w->out, data, len, w->plan.places[index].offset + offset, err);
+}
+
+llmq_status gguf_writer_put(llmq_gguf_writer *w, size_t index, const void *data, size_t len, size_t offset,
+                            llmq_err *err) {
+    LLMQ_TRY(check_range(w, index, len, offset, err));
     LLMQ_TRY(out_write_at(w->out, data, len, w->plan.places[index].offset + offset, err));
     pthread_mutex_lock(&w->lock);
     bool ok = coverage_add(&w->plan.places[index].put, offset, offset + len);

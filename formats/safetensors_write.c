@@ -277,13 +277,23 @@ static llmq_status check_index(const llmq_st_writer *w, size_t index, llmq_err *
     return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %zu of %zu does not exist", w->dir, index, w->plan.n);
 }
 
-llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err) {
+static llmq_status check_range(const llmq_st_writer *w, size_t index, size_t len, size_t offset, llmq_err *err) {
     LLMQ_TRY(check_index(w, index, err));
     const llmq_st_tensor *t = &w->plan.tensors[index];
     size_t bytes = (size_t)t->bytes;
     if (offset > bytes || len > bytes - offset)
         return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %zu bytes at %zu do not fit into its %zu", w->dir, t->name,
                          len, offset, bytes);
+    return LLMQ_OK;
+}
+
+llmq_status st_writer_get(const llmq_st_writer *w, size_t index, void *data, size_t len, size_t offset, llmq_err *err) {
+    LLMQ_TRY(check_range(w, index, len, offset, err));
+    return out_read_at(w->out[w->plan.shard_of[index]], data, len, w->plan.offset[index] + offset, err);
+}
+
+llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err) {
+    LLMQ_TRY(check_range(w, index, len, offset, err));
     LLMQ_TRY(out_write_at(w->out[w->plan.shard_of[index]], data, len, w->plan.offset[index] + offset, err));
     pthread_mutex_lock(&w->lock);
     bool ok = coverage_add(&w->put[index], offset, offset + len);

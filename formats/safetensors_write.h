@@ -27,6 +27,8 @@ llmq_status st_writer_open(const char *dir, const llmq_st_tensor *tensors, size_
                            llmq_st_writer **out, llmq_err *err);
 /* data goes to bytes [offset, offset + len) of tensor number index. Putting bytes again replaces them. */
 llmq_status st_writer_put(llmq_st_writer *w, size_t index, const void *data, size_t len, size_t offset, llmq_err *err);
+/* What was put there. */
+llmq_status st_writer_get(const llmq_st_writer *w, size_t index, void *data, size_t len, size_t offset, llmq_err *err);
 /* After opening with resume: the tensor was put by the earlier run. */
 llmq_status st_writer_have(llmq_st_writer *w, size_t index, llmq_err *err);
 llmq_status st_writer_sync(llmq_st_writer *w, llmq_err *err);

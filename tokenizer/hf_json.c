@@ -18,7 +18,6 @@
 #include "tokenizer/hf.h"
 #include "tokenizer/internal.h"
 
-#define MAX_TOKENS (1 << 22)
 #define MAX_JSON_BYTES ((size_t)1 << 28)
 
 typedef struct hf_vocab {
@@ -86,7 +85,7 @@ static llmq_status unsupported(const hf_vocab *v, const char *what, const json_t
 /* ---- vocabulary -------------------------------------------------------------------------------------------------- */
 
 static bool valid_id(json_int_t id) {
-    return id >= 0 && id < MAX_TOKENS;
+    return id >= 0 && id < TOK_MAX_TOKENS;
 }
 
 /* The number of tokens: the model's, or as many as the file has ids for. */
@@ -101,7 +100,7 @@ static llmq_status count_tokens(hf_vocab *v, const json_t *vocab, const json_t *
             return llmq_fail(err, LLMQ_E_FORMAT,
                              "%s: model.vocab: token '%.60s' has id %lld, but there are %lld tokens; is it "
                              "the tokenizer of another model?",
-                             v->path, piece, (long long)x, (long long)(n_vocab > 0 ? n_vocab : MAX_TOKENS));
+                             v->path, piece, (long long)x, (long long)(n_vocab > 0 ? n_vocab : TOK_MAX_TOKENS));
         if (x > max) max = x;
     }
     json_array_foreach((json_t *)added, i, id) {
@@ -111,7 +110,7 @@ static llmq_status count_tokens(hf_vocab *v, const json_t *vocab, const json_t *
         if (x > max) max = x;
     }
     v->n = n_vocab > 0 ? (size_t)n_vocab : (size_t)(max + 1);
-    if (!v->n || v->n > MAX_TOKENS)
+    if (!v->n || v->n > TOK_MAX_TOKENS)
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: a vocabulary of %zu tokens", v->path, v->n);
     return LLMQ_OK;
 }

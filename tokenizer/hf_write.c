@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/file.h"
 #include "tokenizer/hf.h"
 #include "tokenizer/internal.h"
 
@@ -266,4 +267,27 @@ llmq_status hf_tokenizer_config(const llmq_meta *meta, json_t **out, llmq_err *e
         json_object_set_new(root, "add_bos_token", json_boolean(adds_bos));
     *out = root;
     return LLMQ_OK;
+}
+
+llmq_status hf_save_json(const char *dir, const char *name, const json_t *json, llmq_err *err) {
+    char path[4096], *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+    if (!text) return mem_error(err, 4096, name);
+    llmq_status status = path_join(path, sizeof path, dir, name)
+                             ? file_write(path, text, strlen(text), err)
+                             : llmq_fail(err, LLMQ_E_ARG, "%s: the path is too long", dir);
+    free(text);
+    return status;
+}
+
+llmq_status hf_tokenizer_write(const char *dir, const llmq_meta *meta, llmq_err *err) {
+    json_t *tokenizer = NULL, *config = NULL;
+    llmq_status status = LLMQ_OK;
+    LLMQ_TRY_GOTO(hf_tokenizer_json(meta, &tokenizer, err));
+    LLMQ_TRY_GOTO(hf_tokenizer_config(meta, &config, err));
+    LLMQ_TRY_GOTO(hf_save_json(dir, "tokenizer.json", tokenizer, err));
+    LLMQ_TRY_GOTO(hf_save_json(dir, "tokenizer_config.json", config, err));
+done:
+    json_decref(config);
+    json_decref(tokenizer);
+    return status;
 }

@@ -8,6 +8,7 @@
 #include "tokenizer/tokenizer.h"
 
 #define TOK_NO_RANK UINT32_MAX
+#define TOK_MAX_TOKENS (1 << 22) /* of a vocabulary that comes from JSON or from a text */
 #define TOK_MAX_TEXT ((size_t)1 << 30) /* bytes of one text: positions are 32-bit */
 #define SPM_SPACE "\xe2\x96\x81"       /* U+2581, SentencePiece's visible space */
 

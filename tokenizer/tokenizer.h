@@ -22,6 +22,14 @@ llmq_status tokenizer_read_json(const char *path, int64_t n_vocab, llmq_meta *me
  * and llmq.eos_token_ids = [1, 2]: llama2.c ends a text at BOS. Pieces get U+2581 for spaces as GGUF files have them. */
 llmq_status tokenizer_read_bin(const char *path, int64_t n_vocab, llmq_meta *meta, llmq_err *err);
 
+/* A tokenizer from a text (train.c): byte-level BPE after GPT-2's pre-tokenizer, merges by falling count. n_vocab counts
+ * everything: 256 bytes, <|endoftext|> (id 0: BOS and EOS; none is put before a text by itself) and what is learned. meta
+ * gets the tokenizer.ggml.* keys that tokenizer_create, GGUF files and hf.h want; on an error perhaps some of them. Where
+ * the text is too small for n_vocab, there are fewer tokens, and a warning is logged: a model of it takes
+ * tokenizer_n_vocab. <|endoftext|> in the text stands between documents and is not learned from. Any bytes are allowed.
+ * The same text gives the same tokenizer. LLMQ_E_ARG: an empty text, n_vocab out of 257 .. 2^22. */
+llmq_status tokenizer_train(const char *text, size_t len, int64_t n_vocab, llmq_meta *meta, llmq_err *err);
+
 /* tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE by scores), "none" or absent: LLMQ_E_UNSUPPORTED. */
 llmq_status tokenizer_create(const llmq_meta *meta, llmq_tokenizer **out, llmq_err *err);
 void tokenizer_destroy(llmq_tokenizer *tok);

@@ -1,6 +1,7 @@
 /* Gradients of the decoder: n_windows windows of n_tok tokens forward and backward, layer by layer.
  *
- * A pass keeps each layer's input only and runs the layer once more on its way back (activation checkpointing). Weights
+ * A pass keeps each layer's input only and runs the layer once more on its way back (activation checkpointing), unless
+ * there is memory for the rest (keep_bytes). Weights
  * are asked for one layer at a time and their gradients handed over as they come, so neither needs memory for the whole
  * model. The loss never holds more than NET_CHUNK rows of logits.
  *
@@ -21,6 +22,8 @@ typedef struct net_shape {
     bool neox;                /* order of q/k rows */
     int64_t n_windows, n_tok; /* of a batch; n_tok of each window */
     const float *rope;        /* (n_tok, n_rot/2, 2), rope_table; copied */
+    size_t keep_bytes; /* what layers compute is kept for the way back where it takes no more than this, instead of being
+                          computed once more; the results are the same */
 } net_shape;
 
 /* Which gradients are wanted, by role; ROLE_OUTPUT is the head whether or not it is tied, ROLE_TOKEN_EMBD the lookup.
@@ -41,10 +44,14 @@ typedef struct net_loss {
  * backend multiplies; rows in the order of shape.neox. Must stay as they are until the next call. */
 typedef struct net_weights_f32 {
     llmq_tensor of[ROLE_COUNT];
+    /* Where products of the way forward read something else, which means the same: a quantized matrix's own blocks, by
+     * the kernels of inference. data NULL: `of`, which then may be absent where only the way forward is asked for. */
+    llmq_tensor forward[ROLE_COUNT];
 } net_weights_f32;
 
 typedef struct net_source_f32 {
-    /* layer -1: embedding, output norm and head (ROLE_OUTPUT, also when tied). back: F32 matrices, for the way back. */
+    /* layer -1: embedding, output norm and head (ROLE_OUTPUT, also when tied). back: `of` has F32 matrices, for the way
+     * back. */
     llmq_status (*weights)(void *user, int layer, bool back, net_weights_f32 *out, llmq_err *err);
     /* g[role]: the gradients of what is wanted, (rows, cols) or [n]; NULL: not there. Called for layers from the last
      * to the first; before them layer -1 with the head and the output norm, after them once more with the embedding: g
@@ -65,7 +72,10 @@ llmq_status net_teach_f32(net_f32 *net, const net_source_f32 *teacher, const int
 /* Forward; *loss is the sum over counting rows of weight * loss. With gradients also backward. */
 llmq_status net_step_f32(net_f32 *net, const net_source_f32 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
-size_t net_bytes_f32(const net_f32 *net); /* that it holds beside weights */
+float *net_taught_f32(net_f32 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
+/* Bytes that a net of this kind takes beside weights. */
+size_t net_need_f32(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
+                    int n_workers); /* that it holds beside weights */
 
 /* ---- f64: the same, matrices and vectors as arrays of doubles; NULL: absent ---- */
 
@@ -88,6 +98,9 @@ void net_destroy_f64(net_f64 *net);
 llmq_status net_teach_f64(net_f64 *net, const net_source_f64 *teacher, const int32_t *tokens, llmq_err *err);
 llmq_status net_step_f64(net_f64 *net, const net_source_f64 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
-size_t net_bytes_f64(const net_f64 *net);
+double *net_taught_f64(net_f64 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
+/* Bytes that a net of this kind takes beside weights. */
+size_t net_need_f64(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
+                    int n_workers);
 
 #endif

@@ -7,28 +7,30 @@
 
 #define REAL float
 #define NET(name) name##_f32
-#define MATH(name) math_##name##_f32
+typedef net_f32 this_net;
+typedef net_source_f32 this_source;
+typedef net_weights_f32 this_weights;
 
-typedef llmq_tensor MATH(view);
+typedef llmq_tensor math_view;
 /* back: the transposed matrix, of slices of its rows. */
-typedef struct MATH(matrix) {
+typedef struct math_matrix {
     llmq_weight forward, *back;
     int64_t rows, cols, slice, n_back;
     float *transposed; /* what back reads where the backend packs no copy of its own; else NULL */
-} MATH(matrix);
-typedef struct MATH(ctx) {
+} math_matrix;
+typedef struct math_ctx {
     const llmq_backend_ops *ops;
     llmq_team *team;
     bool exact, packs;              /* packs: weights are copied when they are made ready */
     float *inv, *add, *teacher_row; /* [rows of a norm], (n, n_embd), (workers, n_vocab) */
     void *q8, *bf16, *attention, *outer;
     float *flip; /* a slice of a matrix, transposed */
-} MATH(ctx);
+} math_ctx;
 
-static void MATH(sync)(const llmq_worker *w) {
+static void math_sync(const llmq_worker *w) {
     worker_barrier(w);
 }
-static void MATH(run)(MATH(ctx) * m, team_fn *fn, void *arg) {
+static void math_run(math_ctx *m, team_fn *fn, void *arg) {
     team_run(m->team, fn, arg);
 }
 
@@ -37,7 +39,7 @@ static int64_t max_of(int64_t a, int64_t b) {
 }
 
 /* Does the backend copy float weights? */
-static llmq_status find_packs(MATH(ctx) * m, llmq_err *err) {
+static llmq_status find_packs(math_ctx *m, llmq_err *err) {
     float number[16] = {0};
     llmq_weight w = {0};
     llmq_tensor t = {.type = LLMQ_TYPE_F32, .n_dims = 2, .dims = {16, 1, 1, 1}, .bytes = sizeof number, .data = number};
@@ -47,56 +49,74 @@ static llmq_status find_packs(MATH(ctx) * m, llmq_err *err) {
     return LLMQ_OK;
 }
 
-/* Buffers for the largest of each. */
-static llmq_status MATH(begin)(MATH(ctx) * m, const net_shape *s, bool exact, const llmq_backend_ops *ops,
-                               llmq_team *team, llmq_arena *arena, llmq_err *err) {
+/* A buffer of math_ctx. */
+typedef struct math_part {
+    size_t at; /* of the pointer to it */
+    size_t bytes;
+} math_part;
+#define MATH_PARTS 8
+
+/* Each for the largest use of it. */
+static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_workers, math_part parts[MATH_PARTS]) {
     const llmq_hparams *hp = &s->hp;
     int64_t n = s->n_windows * s->n_tok, q_dim = hp->n_head * hp->head_dim;
     int64_t widest = max_of(max_of(hp->n_embd, q_dim), max_of(hp->n_ff, NET_SLICE));
-    size_t n_workers = (size_t)team_size(team);
-    llmq_causal one = {.n_head = (int)hp->n_head,
-                       .n_head_kv = (int)hp->n_head_kv,
-                       .head_dim = (int)hp->head_dim,
-                       .n_tok = s->n_tok,
-                       .n_windows = s->n_windows};
-    size_t outer = ops->outer_scratch_bytes(widest, widest, n);
-    struct {
-        void **to;
-        size_t bytes;
-    } parts[] = {{(void **)&m->inv, (size_t)(n * (hp->n_head + 1)) * sizeof(float)},
-                 {(void **)&m->add, (size_t)(n * widest) * sizeof(float)},
-                 {(void **)&m->teacher_row, n_workers * (size_t)hp->n_vocab * sizeof(float)},
-                 {&m->q8, ops->acts_bytes(ACT_Q8, n, widest)},
-                 {&m->bf16, ops->acts_bytes(ACT_BF16, n, widest)},
-                 {&m->attention, ops->causal_scratch_bytes(&one, (int)n_workers)},
-                 {&m->outer, outer},
-                 {(void **)&m->flip, (size_t)(max_of(hp->n_embd, q_dim) * widest) * sizeof(float)}};
+    const llmq_causal one = {.n_head = (int)hp->n_head,
+                             .n_head_kv = (int)hp->n_head_kv,
+                             .head_dim = (int)hp->head_dim,
+                             .n_tok = s->n_tok,
+                             .n_windows = s->n_windows};
+    const math_part all[MATH_PARTS] = {
+        {offsetof(math_ctx, inv), (size_t)(n * (hp->n_head + 1)) * sizeof(float)},
+        {offsetof(math_ctx, add), (size_t)(n * widest) * sizeof(float)},
+        {offsetof(math_ctx, teacher_row), (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
+        {offsetof(math_ctx, q8), ops->acts_bytes(ACT_Q8, n, widest)},
+        {offsetof(math_ctx, bf16), ops->acts_bytes(ACT_BF16, n, widest)},
+        {offsetof(math_ctx, attention), ops->causal_scratch_bytes(&one, n_workers)},
+        {offsetof(math_ctx, outer), ops->outer_scratch_bytes(widest, widest, n)},
+        {offsetof(math_ctx, flip), (size_t)(max_of(hp->n_embd, q_dim) * widest) * sizeof(float)}};
+    memcpy(parts, all, sizeof all);
+}
+
+static size_t math_need(const net_shape *s, const llmq_backend_ops *ops, int n_workers) {
+    math_part parts[MATH_PARTS];
+    size_t bytes = 0;
+    math_parts(s, ops, n_workers, parts);
+    for (int i = 0; i < MATH_PARTS; i++) bytes += parts[i].bytes;
+    return bytes;
+}
+
+static llmq_status math_begin(math_ctx *m, const net_shape *s, bool exact, const llmq_backend_ops *ops, llmq_team *team,
+                              llmq_arena *arena, llmq_err *err) {
+    math_part parts[MATH_PARTS];
     m->ops = ops;
     m->team = team;
     m->exact = exact;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        *parts[i].to = arena_alloc(arena, parts[i].bytes + MEM_ALIGN, MEM_ALIGN);
-        if (!*parts[i].to) return mem_error(err, parts[i].bytes, "gradients");
+    math_parts(s, ops, team_size(team), parts);
+    for (int i = 0; i < MATH_PARTS; i++) {
+        void *p = arena_alloc(arena, parts[i].bytes + MEM_ALIGN, MEM_ALIGN);
+        if (!p) return mem_error(err, parts[i].bytes, "gradients");
+        memcpy((char *)m + parts[i].at, &p, sizeof p);
     }
     return find_packs(m, err);
 }
 
-static bool MATH(is_there)(const MATH(view) * v) {
+static bool math_is_there(const math_view *v) {
     return v->data != NULL;
 }
-static const float *MATH(vector)(const MATH(view) * v) {
+static const float *math_vector(const math_view *v) {
     return v->data;
 }
 
 /* ---- matrices made ready ---- */
 
-static void MATH(release)(MATH(ctx) * m, MATH(matrix) * x) {
+static void math_release(math_ctx *m, math_matrix *x) {
     if (x->forward.rows) m->ops->weight_release(&x->forward);
     for (int64_t i = 0; x->back && i < x->n_back; i++)
         if (x->back[i].rows) m->ops->weight_release(&x->back[i]);
     mem_free(x->back);
     mem_free(x->transposed);
-    *x = (MATH(matrix)){0};
+    *x = (math_matrix){0};
 }
 
 typedef struct flip_job {
@@ -112,8 +132,8 @@ static void flip_worker(const llmq_worker *w, void *arg) {
 }
 
 /* v: rows x cols in F32. */
-static llmq_status ready_back(MATH(ctx) * m, const llmq_tensor *v, int64_t rows, int64_t cols, int64_t slice,
-                              MATH(matrix) * out, llmq_err *err) {
+static llmq_status ready_back(math_ctx *m, const llmq_tensor *v, int64_t rows, int64_t cols, int64_t slice,
+                              math_matrix *out, llmq_err *err) {
     int64_t n = (rows + slice - 1) / slice;
     out->slice = slice;
     out->back = mem_zalloc((size_t)n, sizeof *out->back);
@@ -131,30 +151,32 @@ static llmq_status ready_back(MATH(ctx) * m, const llmq_tensor *v, int64_t rows,
     return LLMQ_OK;
 }
 
-static llmq_status MATH(ready)(MATH(ctx) * m, const MATH(view) * v, int64_t rows, int64_t cols, const float *bias,
-                               bool forward, bool back, int64_t slice, MATH(matrix) * out, llmq_err *err) {
+static llmq_status math_ready(math_ctx *m, const this_weights *weights, llmq_role role, int64_t rows, int64_t cols,
+                              const float *bias, bool forward, bool back, int64_t slice, math_matrix *out,
+                              llmq_err *err) {
     llmq_status status = LLMQ_OK;
-    *out = (MATH(matrix)){.rows = rows, .cols = cols};
+    const llmq_tensor *v = &weights->of[role], *f = weights->forward[role].data ? &weights->forward[role] : v;
+    *out = (math_matrix){.rows = rows, .cols = cols};
     if (forward) {
-        LLMQ_TRY_GOTO(m->ops->weight_prepare(&out->forward, v, m->exact ? 0 : PREP_BF16, m->team, err));
+        LLMQ_TRY_GOTO(m->ops->weight_prepare(&out->forward, f, m->exact ? 0 : PREP_BF16, m->team, err));
         out->forward.bias = bias;
     }
     if (back) LLMQ_TRY_GOTO(ready_back(m, v, rows, cols, slice, out, err));
 done:
-    if (status != LLMQ_OK) MATH(release)(m, out);
+    if (status != LLMQ_OK) math_release(m, out);
     return status;
 }
 
 /* ---- products: all workers call; what they read is there before and what they write is there after ---- */
 
-static void MATH(embed)(const llmq_worker *w, MATH(ctx) * m, const MATH(view) * table, const int32_t *tokens, int64_t n,
-                        int64_t cols, float *y) {
+static void math_embed(const llmq_worker *w, math_ctx *m, const math_view *table, const int32_t *tokens, int64_t n,
+                       int64_t cols, float *y) {
     (void)cols;
     m->ops->embed(w, table, tokens, n, y);
 }
 
 /* x in the form that a weight reads. */
-static llmq_acts fill(const llmq_worker *w, MATH(ctx) * m, const float *x, int64_t n_tok, int64_t cols,
+static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t n_tok, int64_t cols,
                       llmq_act_form form) {
     llmq_acts a = {.n_tok = n_tok, .cols = cols, .x = x, .q8 = m->q8, .bf16 = m->bf16};
     worker_barrier(w); /* the buffer may still be read */
@@ -163,8 +185,8 @@ static llmq_acts fill(const llmq_worker *w, MATH(ctx) * m, const float *x, int64
     return a;
 }
 
-static void MATH(linears)(const llmq_worker *w, MATH(ctx) * m, int n_mats, const MATH(matrix) *const *mats,
-                          const float *x, int64_t n_tok, float *const *y) {
+static void math_linears(const llmq_worker *w, math_ctx *m, int n_mats, const math_matrix *const *mats, const float *x,
+                         int64_t n_tok, float *const *y) {
     bool filled[3] = {false};
     llmq_acts a = {0};
     for (int i = 0; i < n_mats; i++) {
@@ -177,7 +199,7 @@ static void MATH(linears)(const llmq_worker *w, MATH(ctx) * m, int n_mats, const
 }
 
 /* dx = dy of one slice times its rows; more: what is added to dx. */
-static void slice_back(const llmq_worker *w, MATH(ctx) * m, const llmq_weight *back, const float *dy, int64_t n_tok,
+static void slice_back(const llmq_worker *w, math_ctx *m, const llmq_weight *back, const float *dy, int64_t n_tok,
                        bool more, float *dx) {
     llmq_acts a = fill(w, m, dy, n_tok, back->cols, back->act);
     m->ops->matmul(w, back, &a, more ? m->add : dx, back->rows);
@@ -187,65 +209,64 @@ static void slice_back(const llmq_worker *w, MATH(ctx) * m, const llmq_weight *b
     worker_barrier(w);
 }
 
-static void MATH(linears_back)(const llmq_worker *w, MATH(ctx) * m, int n_mats, const MATH(matrix) *const *mats,
-                               float *const *dy, int64_t n_tok, float *dx) {
+static void math_linears_back(const llmq_worker *w, math_ctx *m, int n_mats, const math_matrix *const *mats,
+                              float *const *dy, int64_t n_tok, float *dx) {
     for (int i = 0; i < n_mats; i++) slice_back(w, m, &mats[i]->back[0], dy[i], n_tok, i > 0, dx);
 }
-static int64_t MATH(slice)(int64_t n_vocab) {
+static int64_t math_slice(int64_t n_vocab) {
     return n_vocab < NET_SLICE ? n_vocab : NET_SLICE;
 }
-static void MATH(head_back)(const llmq_worker *w, MATH(ctx) * m, const MATH(matrix) * head, float *dz, int64_t n_tok,
-                            float *dx) {
+static void math_head_back(const llmq_worker *w, math_ctx *m, const math_matrix *head, float *dz, int64_t n_tok,
+                           float *dx) {
     for (int64_t i = 0; i < head->n_back; i++)
         slice_back(w, m, &head->back[i], dz + i * head->slice * n_tok, n_tok, i > 0, dx);
 }
 
-static void MATH(outer)(const llmq_worker *w, MATH(ctx) * m, const float *dy, int64_t rows, const float *x,
-                        int64_t cols, int64_t n_tok, bool add, float *g) {
+static void math_outer(const llmq_worker *w, math_ctx *m, const float *dy, int64_t rows, const float *x, int64_t cols,
+                       int64_t n_tok, bool add, float *g) {
     m->ops->outer(w, dy, rows, x, cols, n_tok, add, !m->exact, g, m->outer);
 }
 
 /* ---- small ops ---- */
 
-static void MATH(norm)(const llmq_worker *w, MATH(ctx) * m, const float *x, const float *gain, float eps, float *y,
-                       int64_t n_rows, int64_t n) {
+static void math_norm(const llmq_worker *w, math_ctx *m, const float *x, const float *gain, float eps, float *y,
+                      int64_t n_rows, int64_t n) {
     m->ops->rms_norm(w, x, gain, eps, y, n_rows, n, n);
 }
-static void MATH(norm_back)(const llmq_worker *w, MATH(ctx) * m, const float *x, const float *gain, float eps,
-                            const float *dy, float *dx, bool add, float *dgain, int64_t n_rows, int64_t n) {
+static void math_norm_back(const llmq_worker *w, math_ctx *m, const float *x, const float *gain, float eps,
+                           const float *dy, float *dx, bool add, float *dgain, int64_t n_rows, int64_t n) {
     m->ops->rms_norm_back(w, x, gain, eps, dy, dx, add, m->inv, n_rows, n);
     worker_barrier(w);
     if (dgain) m->ops->rms_gain_back(w, x, m->inv, dy, dgain, n_rows, n);
 }
-static void MATH(rope)(const llmq_worker *w, MATH(ctx) * m, float *x, int64_t n_tok, int n_head, int head_dim,
-                       int n_rot, const float *table, bool neox) {
+static void math_rope(const llmq_worker *w, math_ctx *m, float *x, int64_t n_tok, int n_head, int head_dim, int n_rot,
+                      const float *table, bool neox) {
     m->ops->rope(w, x, n_tok, (int64_t)n_head * head_dim, n_head, head_dim, n_rot, table, neox);
 }
-static void MATH(causal)(const llmq_worker *w, MATH(ctx) * m, const llmq_causal *a, const float *q, const float *k,
-                         const float *v, float *out) {
+static void math_causal(const llmq_worker *w, math_ctx *m, const llmq_causal *a, const float *q, const float *k,
+                        const float *v, float *out) {
     m->ops->causal(w, a, q, k, v, out, m->attention);
 }
-static void MATH(causal_back)(const llmq_worker *w, MATH(ctx) * m, const llmq_causal *a, const float *q, const float *k,
-                              const float *v, const float *dout, float *dq, float *dk, float *dv) {
+static void math_causal_back(const llmq_worker *w, math_ctx *m, const llmq_causal *a, const float *q, const float *k,
+                             const float *v, const float *dout, float *dq, float *dk, float *dv) {
     m->ops->causal_back(w, a, q, k, v, dout, dq, dk, dv, m->attention);
 }
-static void MATH(silu_mul)(const llmq_worker *w, MATH(ctx) * m, const float *gate, const float *up, float *y,
-                           int64_t n) {
+static void math_silu_mul(const llmq_worker *w, math_ctx *m, const float *gate, const float *up, float *y, int64_t n) {
     m->ops->silu_mul(w, gate, up, y, n);
 }
-static void MATH(silu_mul_back)(const llmq_worker *w, MATH(ctx) * m, float *gate, float *up, const float *dact,
-                                int64_t n) {
+static void math_silu_mul_back(const llmq_worker *w, math_ctx *m, float *gate, float *up, const float *dact,
+                               int64_t n) {
     m->ops->silu_mul_back(w, gate, up, dact, n);
 }
-static void MATH(loss)(const llmq_worker *w, MATH(ctx) * m, float *z, const float *teacher, const int32_t *labels,
-                       int64_t n, int64_t n_vocab, double weight, float *dz, double *loss) {
+static void math_loss(const llmq_worker *w, math_ctx *m, float *z, const float *teacher, const int32_t *labels,
+                      int64_t n, int64_t n_vocab, double weight, float *dz, double *loss) {
     llmq_loss l = {.n = n,
                    .n_vocab = n_vocab,
                    .z = z,
                    .teacher = teacher,
                    .labels = labels,
                    .weight = weight,
-                   .slice = MATH(slice)(n_vocab),
+                   .slice = math_slice(n_vocab),
                    .dz = dz,
                    .loss = loss,
                    .scratch = m->teacher_row};

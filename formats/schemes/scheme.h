@@ -92,6 +92,10 @@ const llmq_scheme *scheme_for_config(const char *quant_method); /* NULL if unkno
 
 #define MEMBER_FLOAT ((llmq_type)-2) /* for scheme_need: F16, BF16 or F32 */
 
+/* The inverse of split: q (created on grid(spec), rows x cols) from the members' bytes, data[i] of members()[i]. */
+llmq_status scheme_join(const llmq_scheme *scheme, const llmq_scheme_spec *spec, const char *name, void *const *data,
+                        llmq_quantized *q, llmq_err *err);
+
 /* For readers: member number i is there with this type and shape (outermost first; cols -1: one dimension; a 0 takes
  * any size). */
 llmq_status scheme_need(const llmq_scheme_matrix *m, const llmq_scheme *scheme, int i, llmq_type type, int64_t rows,

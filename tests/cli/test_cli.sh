@@ -68,6 +68,8 @@ json() { # json WHAT PYTHON-EXPRESSION over doc, of the last run's stdout
         { fault "$1: not true of the JSON: $2"; tail -n 1 "$work/py"; }
 }
 
+printf "abcd" >"$work/short.txt"
+
 section "help and version"
 [ -n "$commands" ] || fault "no commands in llmq --help"
 run 0 --version && grep -q '^llmq [0-9]' "$out" || fault "--version prints no version"
@@ -84,11 +86,15 @@ section "bad usage"
 bad "a command is missing"
 bad "did you mean quantize" quantise
 bad "--frobnicate" --frobnicate
-for c in train template serve; do bad "not in this version" $c; done
+for c in template serve; do bad "not in this version" $c; done
 for c in $commands; do
     bad "--no-such-option" "$c" model.gguf --no-such-option
-    bad "MODEL is missing" "$c"
-    bad "too many" "$c" one.gguf two.gguf
+    if [ "$c" = train ]; then # takes texts
+        bad "TEXT is missing" "$c"
+    else
+        bad "MODEL is missing" "$c"
+        bad "too many" "$c" one.gguf two.gguf
+    fi
     bad "--tokenizer" "$c" model.gguf --tokenizer
     bad "--threads" "$c" model.gguf --threads none
     case $c in # what these need besides MODEL is asked for first
@@ -115,6 +121,16 @@ bad "--tokens" score model.gguf
 bad "--tokens" score model.gguf --tokens 1,,2
 bad "-o OUT" convert model.gguf
 bad "--type" convert model.gguf -o x.gguf --type q9_9
+bad "-o OUT" train text.txt
+bad "exclude" train text.txt -o x --steps 5 --minutes 1
+bad "--layers" train "$data/../../data/heldout.txt" -o "$work/never" --from "$bin" --layers 2
+bad "--heads 3" train "$data/../../data/heldout.txt" -o "$work/never" --heads 3
+bad "--type q4_0" train "$data/../../data/heldout.txt" -o "$work/never" --type q4_0
+bad "has 4 tokens" train "$work/short.txt" -o "$work/never"
+bad "--tokenizer" train text.txt -o "$work/never" --tokenizer "$tok"
+fails "$work/missing.txt" train "$work/missing.txt" -o "$work/never"
+bad "f32, f16 or bf16" convert "$bin" --tokenizer "$tok" -o "$work/never" --emit hf --type q8_0
+bad "llmq convert --emit hf" quantize "$bin" --tokenizer "$tok" -o "$work/never" --emit hf
 bad "engines" inspect "$bin" --for ollama
 bad "exclude" quantize model.gguf --gptq --rtn
 bad "awq" quantize model.gguf --method awq
@@ -136,6 +152,10 @@ for c in $commands; do
     run) extra="-p x" ;; perplexity) extra="-f $tok" ;; score) extra="--tokens 1" ;; convert) extra="-o $work/never.gguf" ;; *) extra= ;;
     esac
     for model in "$work/missing.gguf" "$work/empty" "$work/noise.gguf" "$work/nothing.gguf"; do
+        if [ "$c" = train ]; then
+            fails "$model" train "$tok" --from "$model" -o "$work/never.gguf"
+            continue
+        fi
         # shellcheck disable=SC2086
         fails "$model" "$c" "$model" $extra
     done

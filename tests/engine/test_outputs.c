@@ -315,6 +315,54 @@ static llmq_status convert(const char *from, const char *to, const char *emit, l
     return job_convert(from, to, &p, &r, err);
 }
 
+static llmq_status to_floats(const char *from, const char *to, const char *type, bool force, llmq_convert_result *r, llmq_err *err) {
+    llmq_convert_params p = {.emit = "hf", .type = type, .tokenizer = !strcmp(from, STORIES) ? STORIES_TOK : NULL, .force = force, .n_threads = 2};
+    return job_convert(from, to, &p, r, err);
+}
+
+/* convert --emit hf: any container becomes a folder of floats with the same values, and from there a GGUF file again. */
+static void floats_become_a_folder(void **state) {
+    (void)state;
+    static const char *const models[] = {STORIES, LLAMA, TIED, QWEN2};
+    llmq_convert_result r;
+    llmq_err err = {0};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        assert_int_equal(fresh(NULL), 0);
+        if (to_floats(models[i], OUT, "f32", false, &r, &err) != LLMQ_OK) fail_msg("%s: %s", models[i], err.msg);
+        assert_int_equal(r.n_inexact, 0);
+        assert_same_layers(models[i], OUT, 0);
+        if (convert(OUT, ROOT "/again.gguf", "gguf", &err) != LLMQ_OK) fail_msg("%s: %s", models[i], err.msg);
+        assert_same_layers(models[i], ROOT "/again.gguf", 0);
+        /* In 16 bits every value is off by no more than half a unit of the last of its 8 bits. */
+        if (to_floats(models[i], ROOT "/bf16", "bf16", false, &r, &err) != LLMQ_OK) fail_msg("%s: %s", models[i], err.msg);
+        assert_same_layers(OUT, ROOT "/bf16", 0x1p-7f);
+    }
+}
+
+static void floats_of_quantized_weights(void **state) {
+    (void)state;
+    llmq_convert_result r;
+    llmq_err err = {0};
+    llmq_quant_params p = params_of("gptq");
+    quantize_ok(LLAMA, &p);
+    if (to_floats(OUT, ROOT "/floats", "f32", false, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    assert_same_layers(OUT, ROOT "/floats", 0);
+    json_t *config = read_json(ROOT "/floats/config.json");
+    assert_null(json_object_get(config, "quantization_config"));
+    const char *dtype = json_string_value(json_object_get(config, json_object_get(config, "dtype") ? "dtype" : "torch_dtype"));
+    assert_string_equal(dtype, "float32");
+    json_decref(config);
+    assert_int_equal(to_floats(OUT, ROOT "/floats", NULL, false, &r, &err), LLMQ_E_EXISTS);
+    if (to_floats(OUT, ROOT "/floats", NULL, true, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg); /* its own may go */
+    llmq_model *m = open_model(ROOT "/floats");
+    assert_int_equal(m->by_role[ROLE_TOKEN_EMBD]->type, LLMQ_TYPE_BF16);
+    model_close(m);
+    assert_int_equal(to_floats(OUT, ROOT "/x", "q8_0", false, &r, &err), LLMQ_E_ARG);
+    assert_int_equal(to_floats(LLAMA, LLAMA, "f32", true, &r, &err), LLMQ_E_ARG);
+    assert_int_equal(system("cp -r " LLAMA " " ROOT "/theirs"), 0);
+    assert_int_equal(to_floats(OUT, ROOT "/theirs", "f32", true, &r, &err), LLMQ_E_EXISTS); /* someone's original */
+}
+
 /* From one container to another nothing is rounded: the weights of a folder are the bytes that the run itself wrote. */
 static void containers_become_each_other(void **state) {
     (void)state;
@@ -416,6 +464,8 @@ int main(void) {
         cmocka_unit_test_setup(what_does_not_fit_is_refused, fresh),
         cmocka_unit_test_setup(folders_of_others_stay, fresh),
         cmocka_unit_test_setup(containers_become_each_other, fresh),
+        cmocka_unit_test_setup(floats_become_a_folder, fresh),
+        cmocka_unit_test_setup(floats_of_quantized_weights, fresh),
         cmocka_unit_test_setup(what_would_be_rounded_is_not_converted, fresh),
         cmocka_unit_test_setup(stopping_leaves_no_folder, fresh),
         cmocka_unit_test_setup(running_out_of_memory_leaves_nothing, fresh),

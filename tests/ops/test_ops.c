@@ -202,6 +202,34 @@ static void test_embed(void **state) {
     }
 }
 
+/* x, m and v of a step of AdamW lie behind each other in y. */
+static void run_adam(const llmq_worker *w, void *arg) {
+    static const llmq_adam a = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-6f, .keep = 0.99f, .rate = 0.02f, .inv = 3, .scale = 0.5f};
+    call *c = arg;
+    c->ops->adam(w, &a, c->y, c->x, c->y + c->n, c->y + 2 * c->n, c->n);
+}
+
+static void test_adam(void **state) {
+    (void)state;
+    static const int64_t lengths[] = {1, 7, 16, 33, 250};
+    for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {
+        int64_t n = lengths[k];
+        float *g = guarded_normal((size_t)n), *init = guarded_normal((size_t)(3 * n));
+        double want[750];
+        for (int64_t i = 0; i < n; i++) {
+            init[2 * n + i] *= init[2 * n + i]; /* second moments */
+            double h = 0.5 * g[i], m = 0.9f * (double)init[n + i] + (1 - 0.9f) * h;
+            double v = 0.95f * (double)init[2 * n + i] + (1 - 0.95f) * h * h;
+            want[i] = 0.99f * (double)init[i] - 0.02f * m / (sqrt(3 * v) + 1e-6f);
+            want[n + i] = m;
+            want[2 * n + i] = v;
+        }
+        check_all((call){.x = g, .n = n}, run_adam, init, (size_t)(3 * n), want, 1e-6, "adam");
+        guarded_free(g);
+        guarded_free(init);
+    }
+}
+
 static void test_dispatch(void **state) {
     (void)state;
     assert_non_null(backend_cpu());
@@ -215,6 +243,7 @@ static void test_dispatch(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_rope),
                                        cmocka_unit_test(test_add_and_silu), cmocka_unit_test(test_silu_range),
-                                       cmocka_unit_test(test_embed),        cmocka_unit_test(test_dispatch)};
+                                       cmocka_unit_test(test_embed),        cmocka_unit_test(test_adam),
+                                       cmocka_unit_test(test_dispatch)};
     return cmocka_run_group_tests_name("ops", tests, make_teams, drop_teams);
 }
