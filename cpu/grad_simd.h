@@ -137,6 +137,8 @@ SIMD_FN void product_tile(int nv, const product *p, int64_t m, int64_t col, int6
     vf acc[TILE_M][4];
     UNROLL_FOR(i, TILE_M)
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
+    for (int64_t i = 0; p->add && i < m; i++) /* the sums so far may lie far away */
+        UNROLL_FOR(j, nv) _mm_prefetch((const char *)(p->c + i * p->ldc + col + j * VF_N), _MM_HINT_T0);
     tile_fma(TILE_M, nv, p->k, p->a, p->a_row, p->a_k, p->b + col, p->ldb, acc);
     UNROLL_FOR(i, TILE_M) {
         if (i >= m) break;
@@ -419,16 +421,32 @@ static double row_exp(const float *x, float top, int64_t n, float *y) {
     return total;
 }
 
-/* Of row r; e holds exp(z - top) with sum `sum`, want (or NULL) those of the teacher with sum want_sum. */
-static void row_gradient(const llmq_loss *l, int64_t r, const float *e, double sum, const float *want, double want_sum,
-                         double weight) {
+/* Where the columns of row r from `at` on go in dz, and how many of them lie side by side. */
+static float *row_slice(const llmq_loss *l, int64_t r, int64_t at, int64_t *len) {
+    *len = l->n_vocab - at < l->slice ? l->n_vocab - at : l->slice;
+    return l->dz + at * l->n + r * *len;
+}
+
+/* exp(z - top) of row r into its slices of dz, and their sum. */
+static double slices_exp(const llmq_loss *l, int64_t r, const float *z, float top) {
+    double total = 0;
+    for (int64_t at = 0, len; at < l->n_vocab; at += l->slice) {
+        float *to = row_slice(l, r, at, &len);
+        total += row_exp(z + at, top, len, to);
+    }
+    return total;
+}
+
+/* There: exp(z - top), whose sum is `sum`, becomes the gradient; want (or NULL) holds the teacher's, with sum
+ * want_sum. */
+static void slices_gradient(const llmq_loss *l, int64_t r, double sum, const float *want, double want_sum,
+                            double weight) {
     vf a = vf_set1((float)(weight / sum)), b = vf_set1(want ? (float)(weight / want_sum) : 0.0f);
-    for (int64_t at = 0; at < l->n_vocab; at += l->slice) {
-        int64_t len = l->n_vocab - at < l->slice ? l->n_vocab - at : l->slice;
-        float *to = l->dz + at * l->n + r * len;
+    for (int64_t at = 0, len; at < l->n_vocab; at += l->slice) {
+        float *to = row_slice(l, r, at, &len);
         for (int64_t i = 0; i < len; i += VF_N) {
             int64_t m = lanes_left(len, i);
-            vf d = vf_mul(a, vf_load_n(e + at + i, m));
+            vf d = vf_mul(a, vf_load_n(to + i, m));
             if (want) d = vf_fnma(b, vf_load_n(want + at + i, m), d);
             vf_store_n(to + i, d, m);
         }
@@ -456,25 +474,23 @@ static void loss_rows_simd(const llmq_worker *w, const llmq_loss *l) {
     int64_t begin, end, n = l->n_vocab;
     worker_range(w, l->n, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
-        float *z = l->z + r * n;
-        const float *t = l->teacher ? l->teacher + r * n : NULL;
+        const float *z = l->z + r * n, *t = l->teacher ? l->teacher + r * n : NULL;
         int32_t label = l->labels ? l->labels[r] : 0;
         double weight = label < 0 ? 0 : l->weight;
-        float top = row_top(z, n), t_top = t ? row_top(t, n) : 0, z_label = z[label < 0 ? 0 : label];
+        float top = row_top(z, n);
+        double sum = slices_exp(l, r, z, top);
         if (t) {
-            float *want = l->scratch + w->id * n;
+            float *want = l->scratch + w->id * n, t_top = row_top(t, n);
             double t_sum = row_exp(t, t_top, n, want), cross = row_cross(t, t_top, z, top, want, n) / t_sum;
-            double sum = row_exp(z, top, n, z);
             l->loss[r] = weight * (cross - log(t_sum) + log(sum));
-            row_gradient(l, r, z, sum, want, t_sum, weight);
+            slices_gradient(l, r, sum, want, t_sum, weight);
             continue;
         }
-        double sum = row_exp(z, top, n, z);
-        l->loss[r] = weight * (top + log(sum) - z_label);
-        row_gradient(l, r, z, sum, NULL, 0, weight);
+        l->loss[r] = weight * (top + log(sum) - z[label < 0 ? 0 : label]);
+        slices_gradient(l, r, sum, NULL, 0, weight);
         if (label < 0) continue;
-        int64_t at = label / l->slice * l->slice, len = n - at < l->slice ? n - at : l->slice;
-        l->dz[at * l->n + r * len + label - at] -= (float)weight;
+        int64_t at = label / l->slice * l->slice, len;
+        row_slice(l, r, at, &len)[label - at] -= (float)weight;
     }
 }
 
@@ -547,6 +563,8 @@ SIMD_FN void outer_pairs(const uint32_t *a, const uint32_t *b, int64_t pairs, bo
     vf acc[PAIR_ROWS][PAIR_VECS];
     UNROLL_FOR(i, PAIR_ROWS)
     UNROLL_FOR(j, PAIR_VECS) acc[i][j] = vf_zero();
+    for (int64_t i = 0; add && i < m; i++) /* the sums so far lie in the L3 cache or beyond */
+        for (int64_t j = 0; j < len; j += VF_N) _mm_prefetch((const char *)(g + i * cols + j), _MM_HINT_T0);
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh v[PAIR_VECS];
         UNROLL_FOR(j, PAIR_VECS) v[j] = (__m512bh)_mm512_loadu_si512(b + k * PAIR_COLS + j * VF_N);
