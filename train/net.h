@@ -75,7 +75,7 @@ llmq_status net_step_f32(net_f32 *net, const net_source_f32 *source, const int32
 float *net_taught_f32(net_f32 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
 /* Bytes that a net of this kind takes beside weights. */
 size_t net_need_f32(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
-                    int n_workers); /* that it holds beside weights */
+                    int n_workers);
 
 /* ---- f64: the same, matrices and vectors as arrays of doubles; NULL: absent ---- */
 
