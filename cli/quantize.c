@@ -8,7 +8,7 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant, tune;
+    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant, tune, tune_codes, qat;
     int64_t max_ram;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
@@ -31,11 +31,13 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn, hqq, nf4, fp4"),
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
-    OPT_ROW_LATER("--qat", "quantization-aware training comes later"),
     OPT_ROW_HEAD("tuning"),
     OPT_ROW_FLAG("--tune", NULL, quantize_opts, tune, 1,
                  "after any method: train scales and norms, so that the model answers as the full-precision one does on "
                  "the calibration text; takes minutes to hours, by the model's size, and gains more than anything else"),
+    OPT_ROW_FLAG("--tune-codes", NULL, quantize_opts, tune_codes, 1, "with --tune: train the codes too"),
+    OPT_ROW_FLAG("--qat", NULL, quantize_opts, qat, 1,
+                 "quantization-aware training: --tune --tune-codes from where the method ends; for 2 and 3 bits"),
     OPT_ROW_REAL("--tune-minutes", NULL, "N", quantize_opts, tune_minutes, 0.01, 1e6,
                  "train about so long (default: so many steps as help, see --plan)"),
     OPT_ROW_TEXT("--tune-set", NULL, "LIST", quantize_opts, tune_settings,
@@ -320,7 +322,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.act_order = opts.act_order;
     params.damp = opts.damp;
     params.solver = opts.solver;
-    params.tune = opts.tune;
+    params.tune = opts.tune || opts.qat || opts.tune_codes || opts.tune_minutes > 0;
+    params.tune_codes = opts.tune_codes || opts.qat;
     params.tune_minutes = opts.tune_minutes;
     params.tune_settings = opts.tune_settings;
     params.calib = opts.calib.v;

@@ -17,6 +17,7 @@
 /* In what form a weight wants its activations. */
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16 } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
+#define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
 
 /* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are
  * no longer read by matmul). Fields behind `layout` belong to the backend. */

@@ -109,21 +109,22 @@ SIMD_FN int64_t clamp_lane(int64_t x) {
     return x < 0 ? 0 : x > VF_N ? VF_N : x;
 }
 
-/* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi). Returns the factor
- * of what was summed before. */
-SIMD_FN float softmax_step(float *s, int64_t n, int64_t lo, int64_t hi, float *m, float *l) {
+/* One online step of a row: scores s[n] (n a multiple of VF_N) become weights, 0 outside [lo, hi); whole: nothing is
+ * outside. Returns the factor of what was summed before. */
+SIMD_FN float softmax_step(bool whole, float *s, int64_t n, int64_t lo, int64_t hi, float *m, float *l) {
     vf top = vf_set1(NO_SCORE);
     for (int64_t i = 0; i < n; i += VF_N) {
-        vf x = vf_window(vf_load(s + i), clamp_lane(lo - i), clamp_lane(hi - i), vf_set1(NO_SCORE));
+        vf x = vf_load(s + i);
+        if (!whole) x = vf_window(x, clamp_lane(lo - i), clamp_lane(hi - i), vf_set1(NO_SCORE));
         top = vf_max(x, top);
     }
     float old = *m, max = vf_top(top);
     max = max > old ? max : old;
-    vf shift = vf_set1(max), factor = vf_exp2(vf_set1(old - max)), sum = vf_mul(vf_load(l), factor);
+    vf shift = vf_set1(max), factor = vf_exp2(vf_set1(old - max)), sum = vf_load(l);
     for (int64_t i = 0; i < n; i += VF_N) {
         vf p = vf_exp2(vf_sub(vf_load(s + i), shift));
-        p = vf_window(p, clamp_lane(lo - i), clamp_lane(hi - i), vf_zero());
-        sum = vf_add(sum, p);
+        if (!whole) p = vf_window(p, clamp_lane(lo - i), clamp_lane(hi - i), vf_zero());
+        sum = i == 0 ? vf_fma(sum, factor, p) : vf_add(sum, p);
         vf_store(s + i, p);
     }
     vf_store(l, sum);
@@ -212,15 +213,26 @@ SIMD_FN void tile_product(bool bf16, int nv, int64_t k, const float *a, int64_t 
     tile_fma(TILE_M, nv, k, a, a_row, 1, b, ldb, acc);
 }
 
-SIMD_FN void tile_scores(bool bf16, const attn_space *sp, int64_t row, int64_t dim) {
-    for (int64_t j = 0; j < ATTN_KEYS; j += TILE_N) {
-        vf acc[TILE_M][4];
-        UNROLL_FOR(i, TILE_M)
-        UNROLL_FOR(b, TILE_NV) acc[i][b] = vf_zero();
-        tile_product(bf16, TILE_NV, dim, sp->q + row * dim, dim, sp->k + j, ATTN_KEYS, acc);
-        UNROLL_FOR(i, TILE_M)
-        UNROLL_FOR(b, TILE_NV) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
+SIMD_FN void tile_scores(bool bf16, int nv, const attn_space *sp, int64_t row, int64_t dim, int64_t j) {
+    vf acc[TILE_M][4];
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(b, nv) acc[i][b] = vf_zero();
+    tile_product(bf16, nv, dim, sp->q + row * dim, dim, sp->k + j, ATTN_KEYS, acc);
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(b, nv) vf_store(sp->s + i * ATTN_KEYS + j + b * VF_N, acc[i][b]);
+}
+
+/* Scores with n keys and some after them; returns how many. */
+SIMD_FN int64_t score_rows(bool bf16, const attn_space *sp, int64_t row, int64_t dim, int64_t n) {
+    int64_t j = 0;
+    for (; j + (TILE_NV - 2) * VF_N < n; j += TILE_N) tile_scores(bf16, TILE_NV, sp, row, dim, j);
+#if TILE_NV == 4
+    if (j < n) {
+        tile_scores(bf16, 2, sp, row, dim, j);
+        j += 2 * VF_N;
     }
+#endif
+    return j;
 }
 
 /* o = o * factor + weights * v for TILE_M rows and nv vectors of dimensions. */
@@ -239,17 +251,23 @@ SIMD_FN void tile_rows(bool bf16, const attn_call *c, const attn_item *it, const
     int64_t dim = c->a->head_dim, lo[TILE_M], hi[TILE_M];
     float factor[TILE_M];
     bool seen = false;
+    int64_t last = 0; /* no row sees more keys */
     for (int i = 0; i < TILE_M; i++) {
         row_window(c, it, row + i < it->n_rows ? row + i : it->n_rows - 1, key, n, &lo[i], &hi[i]);
         seen = seen || lo[i] < hi[i];
+        last = hi[i] > last ? hi[i] : last;
     }
     if (!seen) return;
-    tile_scores(bf16, sp, row, dim);
-    for (int i = 0; i < TILE_M; i++)
-        factor[i] =
-            softmax_step(sp->s + i * ATTN_KEYS, ATTN_KEYS, lo[i], hi[i], sp->m + row + i, sp->l + (row + i) * VF_N);
+    int64_t scored = score_rows(bf16, sp, row, dim, last);
+    for (int i = 0; i < TILE_M; i++) {
+        float *s = sp->s + i * ATTN_KEYS, *m = sp->m + row + i, *l = sp->l + (row + i) * VF_N;
+        bool whole = lo[i] == 0 && hi[i] == ATTN_KEYS;
+        factor[i] = whole ? softmax_step(true, s, ATTN_KEYS, 0, ATTN_KEYS, m, l)
+                          : softmax_step(false, s, scored, lo[i], hi[i], m, l);
+    }
+    n = last; /* the weights of the others are 0 */
 #if VF_HAS_BF16
-    if (bf16) pair_columns(sp->s, TILE_M, ATTN_KEYS, ATTN_KEYS);
+    if (bf16) pair_columns(sp->s, TILE_M, scored, ATTN_KEYS);
 #endif
     float *o = sp->o + row * dim;
     int64_t i = 0;
@@ -359,7 +377,8 @@ SIMD_FN void few_rows(int type, int m, const attn_call *c, const attn_item *it, 
     for (int i = 0; i < m; i++) {
         int64_t lo, hi;
         row_window(c, it, row + i, key, n, &lo, &hi);
-        factor[i] = softmax_step(sp->s + i * ATTN_FEW_SPLIT, padded, lo, hi, sp->m + row + i, sp->l + (row + i) * VF_N);
+        factor[i] =
+            softmax_step(false, sp->s + i * ATTN_FEW_SPLIT, padded, lo, hi, sp->m + row + i, sp->l + (row + i) * VF_N);
     }
     const uint8_t *values = kv_row(c->kv->v, c->kv, it->head, key);
     int64_t d = 0;

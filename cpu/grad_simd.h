@@ -117,38 +117,171 @@ static void adam_simd(const llmq_worker *w, const llmq_adam *a, float *x, const 
     }
 }
 
+/* ---- products ---- */
+
+/* Rows of C = A B, or C += A B: an element of A is a[row * a_row + l * a_k], rows of B and C are ldb and ldc apart. All
+ * TILE_M rows of A and whole vectors of B must be readable, whatever is in them; C is written exactly. */
+typedef struct product {
+    int64_t k;
+    const float *a;
+    int64_t a_row, a_k;
+    const float *b;
+    int64_t ldb;
+    bool add;
+    float *c;
+    int64_t ldc;
+} product;
+
+/* m rows and nv vectors of columns from col on; the last holds `last` columns. */
+SIMD_FN void product_tile(int nv, const product *p, int64_t m, int64_t col, int64_t last) {
+    vf acc[TILE_M][4];
+    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
+    for (int64_t i = 0; p->add && i < m; i++) /* the sums so far may lie far away */
+        UNROLL_FOR(j, nv) _mm_prefetch((const char *)(p->c + i * p->ldc + col + j * VF_N), _MM_HINT_T0);
+    tile_fma(TILE_M, nv, p->k, p->a, p->a_row, p->a_k, p->b + col, p->ldb, acc);
+    UNROLL_FOR(i, TILE_M) {
+        if (i >= m) break;
+        UNROLL_FOR(j, nv) {
+            int64_t len = j == nv - 1 ? last : VF_N;
+            float *to = p->c + i * p->ldc + col + j * VF_N;
+            vf_store_n(to, p->add ? vf_add(vf_load_n(to, len), acc[i][j]) : acc[i][j], len);
+        }
+    }
+}
+
+/* m <= TILE_M rows, n columns. */
+static void product_rows(const product *p, int64_t m, int64_t n) {
+    for (int64_t col = 0, nv; col < n; col += nv * VF_N) {
+        int64_t left = (n - col + VF_N - 1) / VF_N;
+        nv = left < TILE_NV ? left : left == 5 && TILE_NV == 4 ? 3 : TILE_NV; /* 5 are 3 and 2, not 4 and 1 */
+        int64_t last = n - col - (nv - 1) * VF_N;
+        last = last < VF_N ? last : VF_N;
+        if (nv == 1) product_tile(1, p, m, col, last);
+        if (nv == 2) product_tile(2, p, m, col, last);
+#if TILE_NV == 4
+        if (nv == 3) product_tile(3, p, m, col, last);
+        if (nv == 4) product_tile(4, p, m, col, last);
+#endif
+    }
+}
+
+/* n rows of `cols` numbers side by side, with zeros up to n_all rows and to width columns. */
+static void padded_rows(const float *x, int64_t ldx, int64_t n, int64_t n_all, int64_t cols, int64_t width,
+                        float *out) {
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < width; i += VF_N) {
+            int64_t m = i < cols ? lanes_left(cols, i) : 0;
+            vf_store(out + r * width + i, vf_load_n(x + r * ldx + i, m));
+        }
+    if (n_all > n) memset(out + n * width, 0, (size_t)((n_all - n) * width) * sizeof *out);
+}
+
 /* ---- causal attention ----
  *
- * One head of one window at a time, CAUSAL_BLOCK queries against all keys before them. Products are C -= A B, so scores
- * and their gradients come with the sign changed. */
-#define CAUSAL_BLOCK 64
+ * One head of one window at a time, CAUSAL_BLOCK queries against the keys before them. Everything is copied so that
+ * rows of one head lie side by side, since those of all heads are often a power of two apart and would fight for the
+ * same sets of the caches. TILE_M queries at a time take only the keys that the last of them sees. */
+#define CAUSAL_BLOCK 60 /* a multiple of TILE_M */
 
 typedef struct causal_buffers {
-    float *kt, *vt; /* (head_dim, n_tok) */
-    float *s, *ds;  /* (CAUSAL_BLOCK, n_tok) */
-    float *t;       /* (n_tok, CAUSAL_BLOCK) */
+    int64_t width, keys;   /* head_dim and n_tok, rounded up to whole lines */
+    float *kt, *vt;        /* (head_dim, keys) */
+    float *rows;           /* (n_tok, width): v forward, k backward */
+    float *q, *g, *s, *ds; /* of a block of queries: (CAUSAL_BLOCK, width) and (CAUSAL_BLOCK, keys) */
 } causal_buffers;
 
+/* The lines of a row of scores are an odd number. */
+static int64_t causal_keys(const llmq_causal *a) {
+    return ((a->n_tok + 15) / 16 | 1) * 16;
+}
+static int64_t causal_width(const llmq_causal *a) {
+    return (a->head_dim + 15) / 16 * 16;
+}
+
+/* Transposed tiles of the last row of scores read TILE_M - 1 numbers after it. */
 static size_t causal_floats(const llmq_causal *a) {
-    return (size_t)(2 * a->head_dim + 3 * CAUSAL_BLOCK) * (size_t)a->n_tok;
+    int64_t width = causal_width(a), keys = causal_keys(a);
+    return (size_t)(2 * a->head_dim * keys + a->n_tok * width + 2 * CAUSAL_BLOCK * (width + keys) + 16);
 }
 
 static size_t causal_scratch_simd(const llmq_causal *a, int n_workers) {
-    return (size_t)n_workers * (causal_floats(a) + VF_N) * sizeof(float);
+    return (size_t)n_workers * causal_floats(a) * sizeof(float);
 }
 
 static causal_buffers causal_part(const llmq_causal *a, void *scratch, int id) {
-    int64_t n = a->n_tok;
-    float *base = (float *)scratch + (size_t)id * (causal_floats(a) + VF_N);
-    causal_buffers b = {.kt = base, .vt = base + a->head_dim * n, .s = base + 2 * a->head_dim * n};
-    b.ds = b.s + CAUSAL_BLOCK * n;
-    b.t = b.ds + CAUSAL_BLOCK * n;
+    causal_buffers b = {.width = causal_width(a), .keys = causal_keys(a)};
+    b.kt = (float *)scratch + (size_t)id * causal_floats(a);
+    b.vt = b.kt + a->head_dim * b.keys;
+    b.rows = b.vt + a->head_dim * b.keys;
+    b.q = b.rows + a->n_tok * b.width;
+    b.g = b.q + CAUSAL_BLOCK * b.width;
+    b.s = b.g + CAUSAL_BLOCK * b.width;
+    b.ds = b.s + CAUSAL_BLOCK * b.keys;
     return b;
 }
 
-/* Softmax of -scale * s over keys [first, last]; 0 outside, up to n. */
+static int64_t first_key(const llmq_causal *a, int64_t query) {
+    return a->window > 0 && query + 1 > a->window ? query + 1 - a->window : 0;
+}
+
+/* s = x kt: rows of a block, from query i0 on, with the keys that they see (and more, up to TILE_M queries on). */
+static void causal_scores(const llmq_causal *a, const causal_buffers *b, const float *x, const float *kt, int64_t i0,
+                          int64_t m, float *s) {
+    for (int64_t r = 0; r < m; r += TILE_M) {
+        int64_t end = r + TILE_M < m ? r + TILE_M : m, lo = first_key(a, i0 + r) / VF_N * VF_N;
+        product p = {.k = a->head_dim,
+                     .a = x + r * b->width,
+                     .a_row = b->width,
+                     .a_k = 1,
+                     .b = kt + lo,
+                     .ldb = b->keys,
+                     .c = s + r * b->keys + lo,
+                     .ldc = b->keys};
+        product_rows(&p, TILE_M, i0 + end - lo);
+    }
+}
+
+/* y = s rows, the same keys; y is at query i0. */
+static void causal_values(const llmq_causal *a, const causal_buffers *b, const float *s, int64_t i0, int64_t m,
+                          float *y, int64_t ldy) {
+    for (int64_t r = 0; r < m; r += TILE_M) {
+        int64_t end = r + TILE_M < m ? r + TILE_M : m, lo = first_key(a, i0 + r);
+        product p = {.k = i0 + end - lo,
+                     .a = s + r * b->keys + lo,
+                     .a_row = b->keys,
+                     .a_k = 1,
+                     .b = b->rows + lo * b->width,
+                     .ldb = b->width,
+                     .c = y + r * ldy,
+                     .ldc = ldy};
+        product_rows(&p, end - r, a->head_dim);
+    }
+}
+
+/* y += s' x, the queries that see TILE_M keys at a time; y is at key 0. */
+static void causal_keys_back(const llmq_causal *a, const causal_buffers *b, const float *s, const float *x, int64_t i0,
+                             int64_t m, float *y, int64_t ldy) {
+    int64_t n = i0 + m;
+    for (int64_t j = first_key(a, i0) / TILE_M * TILE_M; j < n; j += TILE_M) {
+        int64_t begin = j > i0 ? j - i0 : 0, end = n - j < TILE_M ? n : j + TILE_M;
+        int64_t until = a->window > 0 && end - 1 + a->window - i0 < m ? end - 1 + a->window - i0 : m;
+        product p = {.k = until - begin,
+                     .a = s + begin * b->keys + j,
+                     .a_row = 1,
+                     .a_k = b->keys,
+                     .b = x + begin * b->width,
+                     .ldb = b->width,
+                     .add = true,
+                     .c = y + j * ldy,
+                     .ldc = ldy};
+        if (p.k > 0) product_rows(&p, end - j, a->head_dim);
+    }
+}
+
+/* Softmax of scale * s over keys [first, last]; 0 outside, up to n. */
 static void softmax_row(float *s, int64_t first, int64_t last, int64_t n, float scale) {
-    vf top = vf_set1(-INFINITY), sum = vf_zero(), by = vf_set1(-scale);
+    vf top = vf_set1(-INFINITY), sum = vf_zero(), by = vf_set1(scale);
     for (int64_t j = first; j <= last; j += VF_N) {
         int64_t m = lanes_left(last + 1, j);
         vf v = vf_mul(by, vf_load_n(s + j, m));
@@ -171,22 +304,17 @@ static void softmax_row(float *s, int64_t first, int64_t last, int64_t n, float 
     memset(s + last + 1, 0, (size_t)(n - last - 1) * sizeof *s);
 }
 
-/* Probabilities of queries [i0, i0 + m) over keys [0, i0 + m) into b->s. */
-static void causal_block(const llmq_causal *a, const causal_buffers *b, const float *q, int64_t i0, int64_t m) {
-    int64_t ldq = a->n_head * (int64_t)a->head_dim, n = i0 + m;
-    memset(b->s, 0, (size_t)(m * a->n_tok) * sizeof *b->s);
-    SIMD_NAME(linalg_gemm_sub)(m, n, a->head_dim, q + i0 * ldq, ldq, b->kt, a->n_tok, b->s, a->n_tok);
-    for (int64_t i = 0; i < m; i++) {
-        int64_t last = i0 + i, first = a->window > 0 && last + 1 > a->window ? last + 1 - a->window : 0;
-        softmax_row(b->s + i * a->n_tok, first, last, n, a->scale);
-    }
+/* Probabilities of queries [i0, i0 + m) of a head, whose rows become b->q, over keys [0, i0 + m) into b->s. */
+static void causal_block(const llmq_causal *a, const causal_buffers *b, const float *q, int64_t ldq, int64_t i0,
+                         int64_t m) {
+    int64_t all = (m + TILE_M - 1) / TILE_M * TILE_M;
+    padded_rows(q + i0 * ldq, ldq, m, all, a->head_dim, b->width, b->q);
+    causal_scores(a, b, b->q, b->kt, i0, m, b->s);
+    for (int64_t i = 0; i < m; i++) softmax_row(b->s + i * b->keys, first_key(a, i0 + i), i0 + i, i0 + m, a->scale);
 }
 
-SIMD_FN void negate_row(float *x, int64_t n) {
-    for (int64_t j = 0; j < n; j += VF_N) {
-        int64_t m = lanes_left(n, j);
-        vf_store_n(x + j, vf_sub(vf_zero(), vf_load_n(x + j, m)), m);
-    }
+static int64_t causal_block_rows(const llmq_causal *a, int64_t i0) {
+    return a->n_tok - i0 < CAUSAL_BLOCK ? a->n_tok - i0 : CAUSAL_BLOCK;
 }
 
 static void causal_simd(const llmq_worker *w, const llmq_causal *a, const float *q, const float *k, const float *v,
@@ -197,53 +325,47 @@ static void causal_simd(const llmq_worker *w, const llmq_causal *a, const float 
     for (int64_t item = begin; item < end; item++) {
         int64_t row = item / a->n_head * a->n_tok, h = item % a->n_head, kv = h / (a->n_head / a->n_head_kv);
         int64_t at = row * ldq + h * hd, from = row * ldk + kv * hd;
-        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, a->n_tok);
+        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, b.keys);
+        padded_rows(v + from, ldk, a->n_tok, a->n_tok, hd, b.width, b.rows);
         for (int64_t i0 = 0; i0 < a->n_tok; i0 += CAUSAL_BLOCK) {
-            int64_t m = a->n_tok - i0 < CAUSAL_BLOCK ? a->n_tok - i0 : CAUSAL_BLOCK;
-            causal_block(a, &b, q + at, i0, m);
-            for (int64_t i = 0; i < m; i++) {
-                negate_row(b.s + i * a->n_tok, i0 + m);
-                memset(out + at + (i0 + i) * ldq, 0, (size_t)hd * sizeof *out);
-            }
-            SIMD_NAME(linalg_gemm_sub)(m, hd, i0 + m, b.s, a->n_tok, v + from, ldk, out + at + i0 * ldq, ldq);
+            int64_t m = causal_block_rows(a, i0);
+            causal_block(a, &b, q + at, ldq, i0, m);
+            causal_values(a, &b, b.s, i0, m, out + at + i0 * ldq, ldq);
         }
     }
 }
 
-/* p and dp (the gradient of p, negated) of one query become -p and the score's gradient, negated. */
-static void score_row_back(float *p, float *dp, int64_t n, float scale) {
+/* With p the probabilities of keys [first, last], dp becomes scale * p * (dp - sum of p dp); 0 outside, up to n. */
+static void score_row_back(const float *p, float *dp, int64_t first, int64_t last, int64_t n, float scale) {
     vf sum = vf_zero();
-    for (int64_t j = 0; j < n; j += VF_N) {
-        int64_t m = lanes_left(n, j);
+    for (int64_t j = first; j <= last; j += VF_N) {
+        int64_t m = lanes_left(last + 1, j);
         sum = vf_fma(vf_load_n(p + j, m), vf_load_n(dp + j, m), sum);
     }
     vf mean = vf_set1(vf_sum(sum)), by = vf_set1(scale);
-    for (int64_t j = 0; j < n; j += VF_N) {
-        int64_t m = lanes_left(n, j);
-        vf v = vf_load_n(p + j, m);
-        vf_store_n(dp + j, vf_mul(vf_mul(v, by), vf_sub(vf_load_n(dp + j, m), mean)), m);
+    for (int64_t j = first; j <= last; j += VF_N) {
+        int64_t m = lanes_left(last + 1, j);
+        vf v = vf_mul(by, vf_load_n(p + j, m));
+        vf_store_n(dp + j, vf_mul(v, vf_sub(vf_load_n(dp + j, m), mean)), m);
     }
-    negate_row(p, n);
+    memset(dp, 0, (size_t)first * sizeof *dp);
+    memset(dp + last + 1, 0, (size_t)(n - last - 1) * sizeof *dp);
 }
 
-/* One head: q, dout and dq begin at it; k, v, dk and dv at its kv head, whose kt and vt are in b. */
-static void causal_head_back(const llmq_causal *a, const causal_buffers *b, const float *q, const float *k,
-                             const float *dout, float *dq, float *dk, float *dv) {
-    int64_t hd = a->head_dim, ldq = a->n_head * hd, ldk = a->n_head_kv * hd, n = a->n_tok;
-    for (int64_t i0 = 0; i0 < n; i0 += CAUSAL_BLOCK) {
-        int64_t m = n - i0 < CAUSAL_BLOCK ? n - i0 : CAUSAL_BLOCK, keys = i0 + m;
-        causal_block(a, b, q, i0, m);
-        memset(b->ds, 0, (size_t)(m * n) * sizeof *b->ds);
-        SIMD_NAME(linalg_gemm_sub)(m, keys, hd, dout + i0 * ldq, ldq, b->vt, n, b->ds, n);
-        for (int64_t i = 0; i < m; i++) {
-            score_row_back(b->s + i * n, b->ds + i * n, keys, a->scale);
-            memset(dq + (i0 + i) * ldq, 0, (size_t)hd * sizeof *dq);
-        }
-        SIMD_NAME(linalg_gemm_sub)(m, hd, keys, b->ds, n, k, ldk, dq + i0 * ldq, ldq);
-        transpose_cols(b->ds, m, 0, keys, n, b->t, CAUSAL_BLOCK);
-        SIMD_NAME(linalg_gemm_sub)(keys, hd, m, b->t, CAUSAL_BLOCK, q + i0 * ldq, ldq, dk, ldk);
-        transpose_cols(b->s, m, 0, keys, n, b->t, CAUSAL_BLOCK);
-        SIMD_NAME(linalg_gemm_sub)(keys, hd, m, b->t, CAUSAL_BLOCK, dout + i0 * ldq, ldq, dv, ldk);
+/* One head: q, dout and dq begin at it; dk and dv at its kv head, whose kt, vt and rows of k are in b. */
+static void causal_head_back(const llmq_causal *a, const causal_buffers *b, const float *q, const float *dout,
+                             float *dq, float *dk, float *dv) {
+    int64_t hd = a->head_dim, ldq = a->n_head * hd, ldk = a->n_head_kv * hd;
+    for (int64_t i0 = 0; i0 < a->n_tok; i0 += CAUSAL_BLOCK) {
+        int64_t m = causal_block_rows(a, i0), all = (m + TILE_M - 1) / TILE_M * TILE_M;
+        causal_block(a, b, q, ldq, i0, m);
+        padded_rows(dout + i0 * ldq, ldq, m, all, hd, b->width, b->g);
+        causal_scores(a, b, b->g, b->vt, i0, m, b->ds);
+        for (int64_t i = 0; i < m; i++)
+            score_row_back(b->s + i * b->keys, b->ds + i * b->keys, first_key(a, i0 + i), i0 + i, i0 + m, a->scale);
+        causal_values(a, b, b->ds, i0, m, dq + i0 * ldq, ldq);
+        causal_keys_back(a, b, b->ds, b->q, i0, m, dk, ldk);
+        causal_keys_back(a, b, b->s, b->g, i0, m, dv, ldk);
     }
 }
 
@@ -255,15 +377,16 @@ static void causal_back_simd(const llmq_worker *w, const llmq_causal *a, const f
     worker_range(w, a->n_windows * a->n_head_kv, 1, &begin, &end);
     for (int64_t item = begin; item < end; item++) {
         int64_t row = item / a->n_head_kv * a->n_tok, kv = item % a->n_head_kv, from = row * ldk + kv * hd;
-        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, a->n_tok);
-        transpose_cols(v + from, a->n_tok, 0, hd, ldk, b.vt, a->n_tok);
+        transpose_cols(k + from, a->n_tok, 0, hd, ldk, b.kt, b.keys);
+        transpose_cols(v + from, a->n_tok, 0, hd, ldk, b.vt, b.keys);
+        padded_rows(k + from, ldk, a->n_tok, a->n_tok, hd, b.width, b.rows);
         for (int64_t i = 0; i < a->n_tok; i++) {
             memset(dk + from + i * ldk, 0, (size_t)hd * sizeof *dk);
             memset(dv + from + i * ldk, 0, (size_t)hd * sizeof *dv);
         }
         for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
             int64_t at = row * ldq + h * hd;
-            causal_head_back(a, &b, q + at, k + from, dout + at, dq + at, dk + from, dv + from);
+            causal_head_back(a, &b, q + at, dout + at, dq + at, dk + from, dv + from);
         }
     }
 }
@@ -298,32 +421,48 @@ static double row_exp(const float *x, float top, int64_t n, float *y) {
     return total;
 }
 
-/* Of row r; e holds exp(z - top) with sum `sum`, want (or NULL) those of the teacher with sum want_sum. */
-static void row_gradient(const llmq_loss *l, int64_t r, const float *e, double sum, const float *want, double want_sum,
-                         double weight) {
+/* Where the columns of row r from `at` on go in dz, and how many of them lie side by side. */
+static float *row_slice(const llmq_loss *l, int64_t r, int64_t at, int64_t *len) {
+    *len = l->n_vocab - at < l->slice ? l->n_vocab - at : l->slice;
+    return l->dz + at * l->n + r * *len;
+}
+
+/* exp(z - top) of row r into its slices of dz, and their sum. */
+static double slices_exp(const llmq_loss *l, int64_t r, const float *z, float top) {
+    double total = 0;
+    for (int64_t at = 0, len; at < l->n_vocab; at += l->slice) {
+        float *to = row_slice(l, r, at, &len);
+        total += row_exp(z + at, top, len, to);
+    }
+    return total;
+}
+
+/* There: exp(z - top), whose sum is `sum`, becomes the gradient; want (or NULL) holds the teacher's, with sum
+ * want_sum. */
+static void slices_gradient(const llmq_loss *l, int64_t r, double sum, const float *want, double want_sum,
+                            double weight) {
     vf a = vf_set1((float)(weight / sum)), b = vf_set1(want ? (float)(weight / want_sum) : 0.0f);
-    for (int64_t at = 0; at < l->n_vocab; at += l->slice) {
-        int64_t len = l->n_vocab - at < l->slice ? l->n_vocab - at : l->slice;
-        float *to = l->dz + at * l->n + r * len;
+    for (int64_t at = 0, len; at < l->n_vocab; at += l->slice) {
+        float *to = row_slice(l, r, at, &len);
         for (int64_t i = 0; i < len; i += VF_N) {
             int64_t m = lanes_left(len, i);
-            vf d = vf_mul(a, vf_load_n(e + at + i, m));
+            vf d = vf_mul(a, vf_load_n(to + i, m));
             if (want) d = vf_fnma(b, vf_load_n(want + at + i, m), d);
             vf_store_n(to + i, d, m);
         }
     }
 }
 
-/* sum want * (t - z), the logits less their tops; exp(t) is in want. Logits of 0 probability do not count. */
+/* sum want * (t - z), the logits less their tops, which is exact where it counts; exp(t) is in want. */
 static double row_cross(const float *t, float t_top, const float *z, float z_top, const float *want, int64_t n) {
     double total = 0;
-    vf shift = vf_set1(t_top - z_top);
+    vf t_shift = vf_set1(t_top), z_shift = vf_set1(z_top);
     for (int64_t at = 0; at < n; at += LOSS_RUN) {
         int64_t end = n - at < LOSS_RUN ? n : at + LOSS_RUN;
         vf sum = vf_zero();
         for (int64_t i = at; i < end; i += VF_N) {
             int64_t m = lanes_left(end, i);
-            vf d = vf_sub(vf_sub(vf_load_n(t + i, m), vf_load_n(z + i, m)), shift);
+            vf d = vf_sub(vf_sub(vf_load_n(t + i, m), t_shift), vf_sub(vf_load_n(z + i, m), z_shift));
             sum = vf_fma(vf_load_n(want + i, m), d, sum);
         }
         total += vf_sum(sum);
@@ -335,25 +474,23 @@ static void loss_rows_simd(const llmq_worker *w, const llmq_loss *l) {
     int64_t begin, end, n = l->n_vocab;
     worker_range(w, l->n, 1, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
-        float *z = l->z + r * n;
-        const float *t = l->teacher ? l->teacher + r * n : NULL;
+        const float *z = l->z + r * n, *t = l->teacher ? l->teacher + r * n : NULL;
         int32_t label = l->labels ? l->labels[r] : 0;
         double weight = label < 0 ? 0 : l->weight;
-        float top = row_top(z, n), t_top = t ? row_top(t, n) : 0, z_label = z[label < 0 ? 0 : label];
+        float top = row_top(z, n);
+        double sum = slices_exp(l, r, z, top);
         if (t) {
-            float *want = l->scratch + w->id * n;
+            float *want = l->scratch + w->id * n, t_top = row_top(t, n);
             double t_sum = row_exp(t, t_top, n, want), cross = row_cross(t, t_top, z, top, want, n) / t_sum;
-            double sum = row_exp(z, top, n, z);
             l->loss[r] = weight * (cross - log(t_sum) + log(sum));
-            row_gradient(l, r, z, sum, want, t_sum, weight);
+            slices_gradient(l, r, sum, want, t_sum, weight);
             continue;
         }
-        double sum = row_exp(z, top, n, z);
-        l->loss[r] = weight * (top + log(sum) - z_label);
-        row_gradient(l, r, z, sum, NULL, 0, weight);
+        l->loss[r] = weight * (top + log(sum) - z[label < 0 ? 0 : label]);
+        slices_gradient(l, r, sum, NULL, 0, weight);
         if (label < 0) continue;
-        int64_t at = label / l->slice * l->slice, len = n - at < l->slice ? n - at : l->slice;
-        l->dz[at * l->n + r * len + label - at] -= (float)weight;
+        int64_t at = label / l->slice * l->slice, len;
+        row_slice(l, r, at, &len)[label - at] -= (float)weight;
     }
 }
 
@@ -362,61 +499,33 @@ static void loss_rows_simd(const llmq_worker *w, const llmq_loss *l) {
 /* Columns of a strip, kept in the cache for all rows, and tokens of a pass over it. */
 #define OUTER_TOKENS 256
 
-/* Rows [row, row + m) and nv vectors of columns from col on; the last holds `last` columns. */
-SIMD_FN void outer_tile(int nv, int64_t m, int64_t last, int64_t n_tok, const float *dy, int64_t rows, const float *x,
-                        int64_t ldx, bool add, float *g, int64_t cols) {
-    vf acc[TILE_M][4];
-    float few[TILE_M * OUTER_TOKENS];
-    if (m < TILE_M) { /* no reading over the end: a copy with zeros */
-        memset(few, 0, sizeof few);
-        for (int64_t t = 0; t < n_tok; t++)
-            for (int64_t i = 0; i < m; i++) few[t * TILE_M + i] = dy[t * rows + i];
-        dy = few;
-        rows = TILE_M;
-    }
-    UNROLL_FOR(i, TILE_M)
-    UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
-    tile_fma(TILE_M, nv, n_tok, dy, 1, rows, x, ldx, acc);
-    UNROLL_FOR(i, TILE_M) {
-        if (i >= m) break;
-        UNROLL_FOR(j, nv) {
-            int64_t len = j == nv - 1 ? last : VF_N;
-            float *to = g + i * cols + j * VF_N;
-            vf_store_n(to, add ? vf_add(vf_load_n(to, len), acc[i][j]) : acc[i][j], len);
-        }
-    }
-}
-
 /* Rows [begin, end). A strip of x is copied so that its lines lie side by side. */
 static void outer_f32(const float *dy, int64_t rows, int64_t begin, int64_t end, const float *x, int64_t cols,
                       int64_t n_tok, bool add, float *g) {
     _Alignas(64) float strip[OUTER_TOKENS * TILE_N];
-    for (int64_t t = 0; t < n_tok; t += OUTER_TOKENS)
+    float few[OUTER_TOKENS * TILE_M] = {0}; /* of the last rows, so that nothing behind them is read */
+    for (int64_t t = 0; t < n_tok; t += OUTER_TOKENS) {
+        int64_t n = n_tok - t < OUTER_TOKENS ? n_tok - t : OUTER_TOKENS, rest = (end - begin) % TILE_M;
+        for (int64_t k = 0; k < n; k++)
+            for (int64_t i = 0; i < rest; i++) few[k * TILE_M + i] = dy[(t + k) * rows + end - rest + i];
         for (int64_t c = 0; c < cols; c += TILE_N) {
-            int64_t n = n_tok - t < OUTER_TOKENS ? n_tok - t : OUTER_TOKENS,
-                    len = cols - c < TILE_N ? cols - c : TILE_N;
-            int64_t last = len - (len - 1) / VF_N * VF_N;
-            for (int64_t k = 0; k < n; k++)
-                for (int64_t i = 0; i < TILE_N; i += VF_N)
-                    vf_store(strip + k * TILE_N + i,
-                             vf_load_n(x + (t + k) * cols + c + i, i < len ? lanes_left(len, i) : 0));
+            int64_t len = cols - c < TILE_N ? cols - c : TILE_N;
+            padded_rows(x + t * cols + c, cols, n, n, len, TILE_N, strip);
             for (int64_t r = begin; r < end; r += TILE_M) {
-                int64_t m = end - r < TILE_M ? end - r : TILE_M;
-                const float *from = dy + t * rows + r;
-                float *to = g + r * cols + c;
-                bool more = add || t > 0;
-                if (len <= VF_N)
-                    outer_tile(1, m, last, n, from, rows, strip, TILE_N, more, to, cols);
-                else if (TILE_NV == 2 || len <= 2 * VF_N)
-                    outer_tile(2, m, last, n, from, rows, strip, TILE_N, more, to, cols);
-#if TILE_NV == 4
-                else if (len <= 3 * VF_N)
-                    outer_tile(3, m, last, n, from, rows, strip, TILE_N, more, to, cols);
-                else
-                    outer_tile(4, m, last, n, from, rows, strip, TILE_N, more, to, cols);
-#endif
+                bool whole = end - r >= TILE_M;
+                product p = {.k = n,
+                             .a = whole ? dy + t * rows + r : few,
+                             .a_row = 1,
+                             .a_k = whole ? rows : TILE_M,
+                             .b = strip,
+                             .ldb = TILE_N,
+                             .add = add || t > 0,
+                             .c = g + r * cols + c,
+                             .ldc = cols};
+                product_rows(&p, whole ? TILE_M : rest, len);
             }
         }
+    }
 }
 
 #if VF_HAS_BF16
@@ -454,6 +563,8 @@ SIMD_FN void outer_pairs(const uint32_t *a, const uint32_t *b, int64_t pairs, bo
     vf acc[PAIR_ROWS][PAIR_VECS];
     UNROLL_FOR(i, PAIR_ROWS)
     UNROLL_FOR(j, PAIR_VECS) acc[i][j] = vf_zero();
+    for (int64_t i = 0; add && i < m; i++) /* the sums so far lie in the L3 cache or beyond */
+        for (int64_t j = 0; j < len; j += VF_N) _mm_prefetch((const char *)(g + i * cols + j), _MM_HINT_T0);
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh v[PAIR_VECS];
         UNROLL_FOR(j, PAIR_VECS) v[j] = (__m512bh)_mm512_loadu_si512(b + k * PAIR_COLS + j * VF_N);

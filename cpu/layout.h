@@ -57,6 +57,15 @@ static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
                        (int)(left < len ? left : len)};
 }
 
+/* A worker's share of the groups of all tokens, t * groups + g: whole tokens where there are some for each
+ * (core/backend.h). */
+static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int64_t *begin, int64_t *end) {
+    int64_t groups = act_groups(a->cols);
+    bool whole = a->n_tok >= ACT_WHOLE * worker->n;
+    worker_range(worker, whole ? a->n_tok : a->n_tok * groups, 1, begin, end);
+    if (whole) *begin *= groups, *end *= groups;
+}
+
 /* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a
  * register tile would otherwise compete for the same few sets of the L1 cache. */
 static inline int64_t act_bf16_stride(int64_t cols) {
@@ -109,9 +118,11 @@ static inline int64_t layout_scale_step(const cpu_layout *l) {
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
     return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;
 }
-/* Columns of a GEMM panel: as even a division of cols as the layout allows, at most most (a multiple of 256). */
+/* Columns of a GEMM panel: as even a division of cols as the layout allows, at most most (256 or more). */
 static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64_t most) {
-    int64_t unit = l->two_level ? 256 : 32, parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
+    int64_t unit = l->two_level ? 256 : 32;
+    most = most / unit * unit;
+    int64_t parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
     return (n + unit - 1) / unit * unit;
 }
 static inline int64_t layout_bf16_tile_bytes(int64_t cols) {

@@ -4,7 +4,7 @@
  * starts at -zero * sum(activations) instead of 0.
  *
  * Few tokens (decode, memory-bound): codes are taken apart in registers, one tile of 16 rows = one vector of results.
- * More tokens: a panel of 32 rows x up to 512 columns is taken apart once into L1, as bytes 128 too large for every
+ * More tokens: a panel of 32 rows x up to 576 columns is taken apart once into L1, as bytes 128 too large for every
  * type alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
  *
  * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers.
@@ -19,7 +19,7 @@
 #include "types/type.h"
 
 #define PANEL_ROWS 32
-#define PANEL_COLS 512
+#define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
 #define PREFETCH 2048 /* bytes ahead of the codes in use */
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
@@ -426,7 +426,7 @@ INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
 
 static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
     int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    worker_range(worker, a->n_tok * groups, 1, &begin, &end);
+    act_share(worker, a, &begin, &end);
     for (int64_t i = begin; i < end;) { /* i = t * groups + g */
         int64_t t = i / groups, g = i % groups, stop = end - i < groups - g ? g + end - i : groups;
         act_block b = act_block_at(a, t / len * len);

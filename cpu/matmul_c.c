@@ -50,7 +50,7 @@ static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
 
 static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
     int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    worker_range(worker, a->n_tok * groups, 1, &begin, &end);
+    act_share(worker, a, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
         act_block b = act_block_at(a, t / len * len);

@@ -8,6 +8,7 @@
 
 #define CHUNK_TOKENS 4096 /* at a time: enough windows for some workers */
 #define GRAM_TOKENS 256   /* Gram kernels sum so many at a time: chunks cut there give the same sums */
+#define PART_TOKENS 64    /* of a window, whose rows stay in the L2 cache from one step to the next */
 
 /* What one window passes through on its way to a site's inputs. */
 typedef struct lane {
@@ -85,19 +86,34 @@ static bool row_finite(const float *x, int64_t n) {
     return bad == 0;
 }
 
+/* Between products rows do not know of each other. So a worker takes a few rows of the window at a time through all
+ * steps, without barriers: the rows [begin, end). To ops it is worker `as` of as many as there are parts. */
+typedef struct part {
+    llmq_worker as;
+    int64_t begin, end;
+} part;
+
+static const part no_part = {.as.id = -1};
+
+/* The part of w's that follows p; false if there is none. */
+static bool next_part(const llmq_worker *w, const span *s, part *p) {
+    int n = (int)((s->n + PART_TOKENS - 1) / PART_TOKENS), i = p->as.id < 0 ? w->id : p->as.id + w->n;
+    if (i >= n) return false;
+    p->as = (llmq_worker){i, n, w->team};
+    worker_range(&p->as, s->n, 1, &p->begin, &p->end);
+    return true;
+}
+
 /* Rows of x that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the
  * rest of their window. */
-static void drop_bad_rows(const llmq_worker *w, const span *s, float *x, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, s->n, 1, &begin, &end);
-    for (int64_t t = begin; t < end; t++) {
+static void drop_bad_rows(const span *s, const part *p, float *x, int64_t cols) {
+    for (int64_t t = p->begin; t < p->end; t++) {
         float *row = x + t * cols;
         if (row_finite(row, cols)) continue;
         memset(row, 0, (size_t)cols * sizeof *row);
         s->run->bad[s->begin + t] = 1;
         atomic_fetch_add(&s->p->dropped, 1);
     }
-    worker_barrier(w);
 }
 
 /* The lane's x as ops take it. */
@@ -105,17 +121,17 @@ static llmq_acts inputs(const span *s, int64_t cols) {
     return (llmq_acts){.n_tok = s->n, .cols = cols, .x = s->l->x, .q8 = s->l->q8, .bf16 = s->l->bf16};
 }
 
-static void norm_inputs(const llmq_worker *w, const span *s, llmq_role gain, float *to) {
+static void norm_part(const span *s, const part *p, llmq_role gain, float *to) {
     const llmq_calib_run *run = s->run;
     int64_t n_embd = run->model->hp.n_embd;
-    run->model->ops->rms_norm(w, run->x + s->begin * n_embd, run->vec[gain], run->model->hp.eps, to, s->n, n_embd,
-                              n_embd);
-    worker_barrier(w);
-    drop_bad_rows(w, s, to, n_embd);
+    const llmq_worker alone = {0, 1, p->as.team};
+    run->model->ops->rms_norm(&alone, run->x + (s->begin + p->begin) * n_embd, run->vec[gain], run->model->hp.eps,
+                              to + p->begin * n_embd, p->end - p->begin, n_embd, n_embd);
+    drop_bad_rows(s, p, to, n_embd);
 }
 
 /* Makes the forms of the lane's x that the weights of roles want (roles ends with ROLE_COUNT). */
-static void fill_for(const llmq_worker *w, const span *s, const llmq_role *roles) {
+static void fill_part(const span *s, const part *p, const llmq_role *roles) {
     const llmq_calib_run *run = s->run;
     llmq_acts acts = inputs(s, run->w[*roles]->cols);
     bool q8 = false, bf16 = false;
@@ -124,8 +140,23 @@ static void fill_for(const llmq_worker *w, const span *s, const llmq_role *roles
         q8 = q8 || run->w[*roles]->act == ACT_Q8 || (other && other->act == ACT_Q8);
         bf16 = bf16 || run->w[*roles]->act == ACT_BF16 || (other && other->act == ACT_BF16);
     }
-    if (q8) run->model->ops->acts_fill(w, &acts, ACT_Q8);
-    if (bf16) run->model->ops->acts_fill(w, &acts, ACT_BF16);
+    LLMQ_ASSERT(s->n >= ACT_WHOLE * p->as.n || p->as.n == 1);
+    if (q8) run->model->ops->acts_fill(&p->as, &acts, ACT_Q8);
+    if (bf16) run->model->ops->acts_fill(&p->as, &acts, ACT_BF16);
+}
+
+/* The site's inputs, only for its Gram matrix. */
+static void norm_inputs(const llmq_worker *w, const span *s, llmq_role gain) {
+    for (part p = no_part; next_part(w, s, &p);) norm_part(s, &p, gain, s->in);
+    worker_barrier(w);
+}
+
+/* The lane's x, for the weights of roles. */
+static void norm_for(const llmq_worker *w, const span *s, llmq_role gain, const llmq_role *roles) {
+    for (part p = no_part; next_part(w, s, &p);) {
+        norm_part(s, &p, gain, s->l->x);
+        fill_part(s, &p, roles);
+    }
     worker_barrier(w);
 }
 
@@ -138,27 +169,25 @@ static void multiply(const llmq_worker *w, const span *s, llmq_role role, float 
 }
 
 /* The site's inputs are kept for the pass that multiplies them. */
-static void store_mid(const llmq_worker *w, const span *s, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, s->n, 1, &begin, &end);
+static void store_mid(const span *s, const part *p, int64_t cols) {
     uint16_t *mid = s->run->mid + s->begin * cols;
-    for (int64_t i = begin * cols; i < end * cols; i++) mid[i] = f32_to_bf16(s->in[i]);
+    for (int64_t i = p->begin * cols; i < p->end * cols; i++) mid[i] = f32_to_bf16(s->in[i]);
 }
 
-static void load_mid(const llmq_worker *w, const span *s, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, s->n, 1, &begin, &end);
+static void load_mid(const span *s, const part *p, int64_t cols) {
     const uint16_t *mid = s->run->mid + s->begin * cols;
-    for (int64_t i = begin * cols; i < end * cols; i++) s->l->x[i] = bf16_to_f32(mid[i]);
-    worker_barrier(w);
+    for (int64_t i = p->begin * cols; i < p->end * cols; i++) s->l->x[i] = bf16_to_f32(mid[i]);
 }
 
 /* x += W mid, of a block's last matrix. */
 static void close_block(const llmq_worker *w, const span *s, llmq_role role, int64_t cols) {
     const llmq_calib_run *run = s->run;
     int64_t n_embd = run->model->hp.n_embd;
-    load_mid(w, s, cols);
-    fill_for(w, s, (llmq_role[]){role, ROLE_COUNT});
+    for (part p = no_part; next_part(w, s, &p);) {
+        load_mid(s, &p, cols);
+        fill_part(s, &p, (llmq_role[]){role, ROLE_COUNT});
+    }
+    worker_barrier(w);
     double since = time_seconds();
     multiply(w, s, role, s->l->a);
     worker_barrier(w);
@@ -195,13 +224,12 @@ static void attend(const llmq_worker *w, const span *s) {
 }
 
 static void pass_qkv(const llmq_worker *w, const span *s) {
-    if (s->p->gram) norm_inputs(w, s, ROLE_ATTN_NORM, s->in);
+    if (s->p->gram) norm_inputs(w, s, ROLE_ATTN_NORM);
 }
 
 static void pass_o(const llmq_worker *w, const span *s) {
     int64_t cols = s->run->q_dim;
-    norm_inputs(w, s, ROLE_ATTN_NORM, s->l->x);
-    fill_for(w, s, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
+    norm_for(w, s, ROLE_ATTN_NORM, (llmq_role[]){ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT});
     double since = time_seconds();
     multiply(w, s, ROLE_Q, s->l->a);
     multiply(w, s, ROLE_K, s->l->b);
@@ -211,28 +239,32 @@ static void pass_o(const llmq_worker *w, const span *s) {
     since = time_seconds();
     attend(w, s);
     spend(w, s, CALIB_ATTENTION, since);
-    drop_bad_rows(w, s, s->in, cols);
-    store_mid(w, s, cols);
+    for (part p = no_part; next_part(w, s, &p);) {
+        drop_bad_rows(s, &p, s->in, cols);
+        store_mid(s, &p, cols);
+    }
 }
 
 static void pass_gate_up(const llmq_worker *w, const span *s) {
     close_block(w, s, ROLE_O, s->run->q_dim);
-    if (s->p->gram) norm_inputs(w, s, ROLE_FFN_NORM, s->in);
+    if (s->p->gram) norm_inputs(w, s, ROLE_FFN_NORM);
 }
 
 static void pass_down(const llmq_worker *w, const span *s) {
     int64_t n_ff = s->run->model->hp.n_ff;
-    norm_inputs(w, s, ROLE_FFN_NORM, s->l->x);
-    fill_for(w, s, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
+    const llmq_worker alone = {0, 1, w->team};
+    norm_for(w, s, ROLE_FFN_NORM, (llmq_role[]){ROLE_GATE, ROLE_UP, ROLE_COUNT});
     double since = time_seconds();
     multiply(w, s, ROLE_GATE, s->l->a);
     multiply(w, s, ROLE_UP, s->l->b);
     worker_barrier(w);
     spend(w, s, CALIB_WEIGHTS, since);
-    s->run->model->ops->silu_mul(w, s->l->a, s->l->b, s->in, s->n * n_ff);
-    worker_barrier(w);
-    drop_bad_rows(w, s, s->in, n_ff);
-    store_mid(w, s, n_ff);
+    for (part p = no_part; next_part(w, s, &p);) {
+        int64_t at = p.begin * n_ff;
+        s->run->model->ops->silu_mul(&alone, s->l->a + at, s->l->b + at, s->in + at, p.end * n_ff - at);
+        drop_bad_rows(s, &p, s->in, n_ff);
+        store_mid(s, &p, n_ff);
+    }
 }
 
 static void pass_window(const llmq_worker *w, pass *p, lane *l, int64_t window) {
@@ -250,11 +282,23 @@ static void pass_window(const llmq_worker *w, pass *p, lane *l, int64_t window) 
 /* ---- the steps of a chunk ---- */
 
 /* Workers divide columns, so that each sum is made in the order of the tokens. */
-static void sum_inputs(const llmq_worker *w, pass *p, int64_t cols) {
+static void sum_inputs(const llmq_worker *w, pass *p, const float *in, int64_t n, int64_t cols) {
     int64_t begin, end;
     worker_range(w, cols, 16, &begin, &end);
-    for (int64_t t = 0; t < p->n; t++)
-        for (int64_t c = begin; c < end; c++) p->run->sums[c] += (double)p->run->in[t * cols + c];
+    double *sums = p->run->sums;
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t c = begin; c < end; c++) sums[c] += (double)in[t * cols + c];
+}
+
+/* Slice by slice, so that a slice's sums find it in the cache. */
+static void sum_chunk(const llmq_worker *w, pass *p, int64_t cols) {
+    const llmq_calib_run *run = p->run;
+    for (int64_t t = 0; t < p->n; t += GRAM_TOKENS) {
+        const float *in = run->in + t * cols;
+        int64_t n = p->n - t < GRAM_TOKENS ? p->n - t : GRAM_TOKENS;
+        run->model->ops->gram_add(w, in, n, cols, run->allow_q8, p->gram);
+        if (run->mean_weight > 0) sum_inputs(w, p, in, n, cols);
+    }
 }
 
 /* Windows do not know of each other, so each is one worker's own from end to end, without barriers; where there are
@@ -273,9 +317,8 @@ static void pass_worker(const llmq_worker *w, void *arg) {
     }
     if (!p->gram) return;
     worker_barrier(w);
-    if (run->mean_weight > 0) sum_inputs(w, p, cols);
     double since = time_seconds();
-    run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, p->gram);
+    sum_chunk(w, p, cols);
     if (w->id == 0) p->gram_seconds += time_seconds() - since;
 }
 

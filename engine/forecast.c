@@ -107,5 +107,8 @@ double forecast_source(const pipeline *p) {
 
 void forecast_tuning(pipeline *p) {
     llmq_tune_job job = pipeline_tune_job(p);
-    p->costs.tune = p->params->tune ? TUNE_REST * p->tuner->work(&job) * p->costs.dense_pass[CALIB_WEIGHTS] : 0;
+    if (p->params->tune && p->params->tune_minutes > 0)
+        p->costs.tune = 60e9 * p->params->tune_minutes;
+    else
+        p->costs.tune = p->params->tune ? TUNE_REST * p->tuner->work(&job) * p->costs.dense_pass[CALIB_WEIGHTS] : 0;
 }

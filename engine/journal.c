@@ -251,28 +251,35 @@ int64_t journal_done(const llmq_journal *j) {
     return j->sequence[newest] && read_at(j, &head, sizeof head, slot_at(j, newest)) ? head.done : -1;
 }
 
-static bool load_slot(const llmq_journal *j, int slot, const journal_part *parts, size_t n_parts, int64_t *done_out) {
+typedef enum slot_state { SLOT_LOADED, SLOT_OTHER, SLOT_TORN } slot_state;
+
+/* SLOT_OTHER: its parts are not these. */
+static slot_state load_slot(const llmq_journal *j, int slot, const journal_part *parts, size_t n_parts,
+                            int64_t *done_out) {
     slot_head head;
     llmq_hash h;
     uint64_t at = slot_at(j, slot) + PAGE;
-    if (!read_at(j, &head, sizeof head, slot_at(j, slot)) || head.bytes != parts_bytes(parts, n_parts)) return false;
+    if (!read_at(j, &head, sizeof head, slot_at(j, slot))) return SLOT_TORN;
+    if (head.bytes != parts_bytes(parts, n_parts)) return SLOT_OTHER;
     hash_init(&h);
     for (size_t i = 0; i < n_parts; at += parts[i++].bytes) {
-        if (!read_at(j, parts[i].data, parts[i].bytes, at)) return false;
+        if (!read_at(j, parts[i].data, parts[i].bytes, at)) return SLOT_TORN;
         hash_add(&h, parts[i].data, parts[i].bytes);
     }
     *done_out = head.done;
-    return hash_sum(&h) == head.parts_sum;
+    return hash_sum(&h) == head.parts_sum ? SLOT_LOADED : SLOT_TORN;
 }
 
 llmq_status journal_load(llmq_journal *j, const journal_part *parts, size_t n_parts, int64_t *done_out, llmq_err *err) {
     if (parts_bytes(parts, n_parts) > j->checkpoint_bytes)
         return llmq_fail(err, LLMQ_E_ARG, "%s: a checkpoint has %zu bytes at most", j->path, j->checkpoint_bytes);
-    for (int tries = 0; tries < 2; tries++) {
-        int newest = j->sequence[1] > j->sequence[0];
-        if (!j->sequence[newest]) break;
-        if (load_slot(j, newest, parts, n_parts, done_out)) return LLMQ_OK;
-        j->sequence[newest] = 0; /* torn */
+    int newest = j->sequence[1] > j->sequence[0];
+    for (int i = 0; i < 2; i++) {
+        int slot = i ? !newest : newest;
+        if (!j->sequence[slot]) continue;
+        slot_state state = load_slot(j, slot, parts, n_parts, done_out);
+        if (state == SLOT_LOADED) return LLMQ_OK;
+        if (state == SLOT_TORN) j->sequence[slot] = 0;
     }
     *done_out = -1;
     return LLMQ_OK;

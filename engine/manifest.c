@@ -47,7 +47,7 @@ static llmq_status add_source(pipeline *p, json_t *manifest, llmq_err *err) {
 static void add_calibration(const pipeline *p, json_t *manifest) {
     const llmq_calib *calib = &p->calib;
     int64_t n = calib->n_windows * calib->ctx;
-    if (!pipeline_calibrates(p)) return;
+    if (!pipeline_needs_text(p)) return;
     json_object_set_new(manifest, "calibration",
                         json_pack("{s:I, s:I, s:o}", "tokens", (json_int_t)n, "ctx", (json_int_t)calib->ctx, "xxh64",
                                   hex(hash_bytes(calib->tokens, (size_t)n * sizeof *calib->tokens))));
@@ -65,6 +65,11 @@ static void add_settings(const pipeline *p, json_t *manifest) {
                                       p->spec.integer.bits, "group", (json_int_t)p->spec.integer.group, "sym",
                                       (int)p->spec.integer.sym, "double_quant", (int)p->spec.bnb.double_quant,
                                       "shard_bytes", (json_int_t)p->spec.shard_bytes));
+    if (params->tune)
+        json_object_set_new(manifest, "tune",
+                            json_pack("{s:s, s:b, s:f}", "settings",
+                                      params->tune_settings ? params->tune_settings : "default", "codes",
+                                      (int)params->tune_codes, "minutes", params->tune_minutes));
     if (pipeline_calibrates(p)) /* acts= is for every calibration */
         json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     if (!p->method->needs_gram) return;

@@ -202,6 +202,9 @@ llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, 
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
     char label[64];
     bool both = p->params->awq && strcmp(method_label(p), "awq") != 0;
-    snprintf(label, sizeof label, "%s%s", both ? "awq-" : "", method_label(p));
+    snprintf(label, sizeof label, "%s%s%s", both ? "awq-" : "", method_label(p),
+             !p->params->tune        ? ""
+             : p->params->tune_codes ? "-qat"
+                                     : "-tune");
     return pipeline_name_outputs(p, stem, label, type, out, cap, err);
 }

@@ -156,6 +156,11 @@ llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
         r->tuning = journal_done(r->journal) > p->model->hp.n_layer; /* its own state is loaded by restore */
         if (r->tuning) LLMQ_TRY(make_room_for_tuning(p, err));
         LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
+        if (r->tuning && done < 0) { /* torn: its first state; the checkpoint before it is of the layers */
+            r->tuning = false;
+            set_parts(p);
+            LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
+        }
         if (r->tuning && done > 0) done = p->model->hp.n_layer;
         r->found = false; /* what follows knows better what is worth keeping */
         if (done > 0 && done <= p->model->hp.n_layer) {

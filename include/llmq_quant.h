@@ -43,6 +43,7 @@ typedef struct llmq_quant_params {
     bool force;      /* overwrite OUT */
     bool tune; /* after the method: train scales and norms to follow the full-precision model (KL divergence over the
                   calibration text); codes stay */
+    bool tune_codes;     /* with tune: codes too, by straight-through estimation; quantization-aware training */
     double tune_minutes; /* for that, at most; 0: as many steps as settings say */
     const char *tune_settings; /* of it, "steps=30,batch=3,lr=0.0015,..." (docs/tuning.md); NULL: those that were found to
                                   help */

@@ -96,4 +96,5 @@ def main():
         make(name, pathlib.Path(sys.argv[1]))
 
 
-main()
+if __name__ == "__main__":
+    main()

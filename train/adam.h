@@ -1,26 +1,26 @@
-/* AdamW (Loshchilov and Hutter 2019) and its schedule. */
+/* AdamW (Loshchilov and Hutter 2019): the numbers of a step for the backend's op, and the schedule of rates. */
 #ifndef LLMQ_TRAIN_ADAM_H
 #define LLMQ_TRAIN_ADAM_H
 
 #include <math.h>
-#include <stdint.h>
+
+#include "core/backend.h"
 
 typedef struct adam_settings {
-    double beta1, beta2, eps, decay; /* decay: of weights, decoupled */
+    double beta1, beta2, eps;
+    double decay; /* of what decays, decoupled */
+    double clip;  /* the gradient is made no longer than this; 0: as it is */
 } adam_settings;
 
-/* Parameters [begin, end) of x by their gradients g; m and v are their moments, zeroed before the first step. step
- * counts from 1. lr: of this step. */
-static inline void adam_update(const adam_settings *s, double lr, int64_t step, float *x, const float *g, float *m,
-                               float *v, int64_t begin, int64_t end) {
-    float b1 = (float)s->beta1, b2 = (float)s->beta2, eps = (float)s->eps, keep = (float)(1 - lr * s->decay);
-    float rate = (float)(lr / (1 - pow(s->beta1, (double)step)));
-    float inv = (float)(1 / (1 - pow(s->beta2, (double)step)));
-    for (int64_t i = begin; i < end; i++) {
-        m[i] += (1 - b1) * (g[i] - m[i]);
-        v[i] += (1 - b2) * (g[i] * g[i] - v[i]);
-        x[i] = x[i] * keep - rate * m[i] / (sqrtf(v[i] * inv) + eps);
-    }
+/* A step at rate lr; it counts from 1, and before the first one the moments are 0. length: of the gradient, for clip. */
+static inline llmq_adam adam_step(const adam_settings *s, double lr, int64_t step, double length, bool decays) {
+    return (llmq_adam){.beta1 = (float)s->beta1,
+                       .beta2 = (float)s->beta2,
+                       .eps = (float)s->eps,
+                       .keep = decays ? (float)(1 - lr * s->decay) : 1,
+                       .rate = (float)(lr / (1 - pow(s->beta1, (double)step))),
+                       .inv = (float)(1 / (1 - pow(s->beta2, (double)step))),
+                       .scale = s->clip > 0 && length > s->clip ? (float)(s->clip / length) : 1};
 }
 
 /* Linear warm-up, then half a cosine to `floor` of the rate. step from 0 to n_steps - 1. */

@@ -28,7 +28,7 @@
 #define DISK_BYTES_SECOND 200e6      /* until the first one tells */
 #define ALWAYS "LLMQ_CHECKPOINTS"    /* environment: "all" takes one after every step, for tests */
 
-static const weights_adam adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 1};
+static const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 1};
 
 /* In front of parameters and moments in the journal. */
 typedef struct train_state {

@@ -48,7 +48,8 @@ static void set_sizes(tunable *t, int64_t rows, int64_t cols) {
     t->n_blocks = t->rows * type_blocks(type, t->cols);
     t->n_groups = t->n_blocks * t->per_block;
     t->n_params = (t->n_blocks + t->tie - 1) / t->tie;
-    t->n_x = t->n_params * (t->offset == OFFSET_MIN || t->offset == OFFSET_SUPER ? 2 : 1);
+    t->n_numbers = t->n_params * (t->offset == OFFSET_MIN || t->offset == OFFSET_SUPER ? 2 : 1);
+    t->n_x = t->n_numbers + (t->tie == 1 ? t->rows : 0);
 }
 
 int64_t tunable_count(const llmq_type_info *type, int64_t rows, int64_t cols) {
@@ -109,7 +110,7 @@ llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err)
     memcpy(t.codes, q->codes, cells);
     if (q->nested) t.shift = q->nested->offset;
     for (int64_t b = 0; b < t.n_blocks; b++) load_block(&t, q, b);
-    for (int64_t i = 0; i < t.n_x; i++) t.x[i] = i < t.n_params ? 1 : t.offset == OFFSET_MIN ? 0 : 1;
+    for (int64_t i = 0; i < t.n_x; i++) t.x[i] = t.offset == OFFSET_MIN && i >= t.n_params && i < t.n_numbers ? 0 : 1;
     *out = t;
     return LLMQ_OK;
 }
@@ -125,12 +126,18 @@ void tunable_clear(tunable *t) {
     *t = (tunable){0};
 }
 
+/* The factor of the row that parameter p belongs to. */
+static float row_factor(const tunable *t, int64_t p) {
+    return t->tie == 1 ? t->x[t->n_numbers + p / (t->n_params / t->rows)] : 1;
+}
+
 /* The numbers of parameter p as stored: D, and M or the minimum. */
 static void param_now(const tunable *t, int64_t p, float *d, float *m) {
-    *d = stored(t, t->d0[p] * t->x[p]);
-    if (t->offset == OFFSET_SUPER) *m = stored(t, t->m0[p] * fmaxf(t->x[t->n_params + p], 0));
+    float row = row_factor(t, p);
+    *d = stored(t, t->d0[p] * t->x[p] * row);
+    if (t->offset == OFFSET_SUPER) *m = stored(t, t->m0[p] * fmaxf(t->x[t->n_params + p] * row, 0));
     if (t->offset == OFFSET_MIN)
-        *m = stored(t, t->m0[p] + MIN_REACH * t->d0[p] * t->x[t->n_params + p] - middle(t->type) * *d);
+        *m = stored(t, (t->m0[p] + MIN_REACH * t->d0[p] * t->x[t->n_params + p]) * row - middle(t->type) * *d);
 }
 
 /* scale * level + offset of group g of block b. */
@@ -211,13 +218,16 @@ void tunable_gradient(const tunable *t, float *g) {
     memset(g, 0, (size_t)t->n_x * sizeof *g);
     for (int64_t i = 0; i < t->n_groups; i++) {
         int64_t p = i / t->per_block / t->tie;
-        float with = t->sums[2 * i], alone = t->sums[2 * i + 1], a = t->a ? t->a[i] : 1;
-        float d = with * a;
+        float with = t->sums[2 * i], alone = t->sums[2 * i + 1], row = row_factor(t, p);
+        float d = with * (t->a ? t->a[i] : 1), m = 0, x2 = t->n_numbers > t->n_params ? t->x[t->n_params + p] : 0;
         if (t->offset == OFFSET_ZERO) d -= alone * t->m[i];
         if (t->offset == OFFSET_MIN) d -= alone * centre;
-        g[p] += d * t->d0[p];
-        if (t->offset == OFFSET_SUPER) g[t->n_params + p] -= alone * t->m[i] * t->m0[p];
-        if (t->offset == OFFSET_MIN) g[t->n_params + p] += alone * MIN_REACH * t->d0[p];
+        if (t->offset == OFFSET_SUPER) g[t->n_params + p] -= alone * t->m[i] * t->m0[p] * row;
+        if (t->offset == OFFSET_SUPER) m = -alone * t->m[i] * t->m0[p] * x2;
+        if (t->offset == OFFSET_MIN) g[t->n_params + p] += alone * MIN_REACH * t->d0[p] * row;
+        if (t->offset == OFFSET_MIN) m = alone * (t->m0[p] + MIN_REACH * t->d0[p] * x2);
+        g[p] += d * t->d0[p] * row;
+        if (t->tie == 1) g[t->n_numbers + p / (t->n_params / t->rows)] += d * t->d0[p] * t->x[p] + m;
     }
 }
 
@@ -241,8 +251,9 @@ static uint8_t nearest(const llmq_type_info *type, float z) {
     return (uint8_t)code;
 }
 
-void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_adam *adam, const float *grad,
                           int64_t begin, int64_t end) {
+    const llmq_worker alone = {0, 1, NULL};
     const llmq_type_info *type = t->type;
     int64_t row_blocks = type_blocks(type, t->cols);
     float low = type->levels[0], high = type->levels[type->n_levels - 1], g[TYPE_MAX_BLOCK];
@@ -259,7 +270,7 @@ void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int6
                         group_now(t, b, (from + k) / type->group_len, d, m, &scale, &offset);
                     g[k] = grad[at + from + k] * scale;
                 }
-                adam_update(adam, lr, step, t->z + at + from, g, t->zm + at + from, t->zv + at + from, 0, n);
+                ops->adam(&alone, adam, t->z + at + from, g, t->zm + at + from, t->zv + at + from, n);
                 for (int64_t k = at + from; k < at + from + n; k++) {
                     t->z[k] = t->z[k] < low ? low : t->z[k] > high ? high : t->z[k];
                     t->codes[k] = nearest(type, t->z[k]);
@@ -277,7 +288,7 @@ void tunable_numbers(const tunable *t, float *numbers) {
         float d, m = 0;
         param_now(t, p, &d, &m);
         numbers[p] = d;
-        if (t->n_x > t->n_params) numbers[t->n_params + p] = m;
+        if (t->n_numbers > t->n_params) numbers[t->n_params + p] = m;
     }
 }
 
@@ -286,10 +297,10 @@ void tunable_store(const tunable *t, const float *numbers, llmq_quantized *q) {
     for (int64_t b = 0; b < t->n_blocks; b++) {
         llmq_grid *grid = &q->grids[b];
         int64_t p = b / t->tie;
-        float d = numbers[p], m = t->n_x > t->n_params ? numbers[t->n_params + p] : 0;
+        float d = numbers[p], m = t->n_numbers > t->n_params ? numbers[t->n_params + p] : 0;
         for (int64_t g = 0; g < t->per_block; g++) group_now(t, b, g, d, m, &grid->scale[g], &grid->offset[g]);
         grid->d = t->per_block > 1 ? d : grid->scale[0];
-        if (t->n_x > t->n_params) grid->dmin = m;
+        if (t->n_numbers > t->n_params) grid->dmin = m;
         if (q->nested) q->nested->absmax[p] = d;
     }
 }

@@ -8,7 +8,7 @@
 #ifndef LLMQ_TRAIN_TUNABLE_H
 #define LLMQ_TRAIN_TUNABLE_H
 
-#include "train/adam.h"
+#include "core/backend.h"
 #include "types/quantized.h"
 
 typedef enum tunable_offset { OFFSET_NONE, OFFSET_ZERO, OFFSET_MIN, OFFSET_SUPER } tunable_offset;
@@ -24,10 +24,12 @@ typedef struct tunable {
     uint8_t *codes;
     float *a, *m;   /* [n_groups] or NULL: 1; the mn or zero of a group */
     float *d0, *m0; /* [n_params] as found; m0: M, or the minimum's middle */
-    float *x;       /* parameters: [n_params] factors of d0, then as many of m0 where there is an offset to train */
-    int64_t n_x;    /* n_params, or twice that */
-    float *sums;    /* [2 * n_groups] of the gradients: with the level, alone */
-    float shift;    /* nested: the matrix's offset of scales */
+    float *x; /* parameters: [n_params] factors of d0; where there is an offset to train as many of m0; and factors
+               * of whole rows, so that what all groups of a row have in common is one number (not with a second
+               * level, which knows no rows) */
+    int64_t n_numbers, n_x; /* without, and with, those of rows */
+    float *sums;            /* [2 * n_groups] of the gradients: with the level, alone */
+    float shift;            /* nested: the matrix's offset of scales */
     float *z, *zm,
         *zv; /* codes are trained: [cells], borrowed: where each weight would be, in levels, and Adam's moments; NULL */
 } tunable;
@@ -54,11 +56,11 @@ void tunable_gradient(const tunable *t, float *g);
  * real number z, and its code is the level nearest to it. */
 void tunable_free_codes(tunable *t, float *z, float *zm, float *zv);
 /* A step of rows [begin, end) by the gradient of the weights; after tunable_sums. */
-void tunable_update_codes(tunable *t, const adam_settings *adam, double lr, int64_t step, const float *grad,
+void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_adam *adam, const float *grad,
                           int64_t begin, int64_t end);
 /* codes as z says. */
 void tunable_settle_codes(tunable *t);
-/* What the parameters have become, as it is stored: [n_x] values of D, then those of M or the minimum. */
+/* What the parameters have become, as it is stored: [n_numbers] values of D, then those of M or the minimum. */
 void tunable_numbers(const tunable *t, float *numbers);
 /* Such numbers into q, of the matrix that t was made from. */
 void tunable_store(const tunable *t, const float *numbers, llmq_quantized *q);

@@ -12,10 +12,12 @@
 
 /* ---- settings ---- */
 
-static const tune_settings defaults = {
-    .steps = 36, .batch = 3, .lr = 1.5e-3, .warmup = 5, .floor = 0, .norm_lr = 1, .held_out = 6, .judge = 2};
+static const tune_settings defaults[2] = {
+    {.steps = 45, .batch = 3, .lr = 7e-4, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3},
+    /* codes too */
+    {.steps = 300, .batch = 3, .lr = 7e-4, .code_lr = 0.02, .warmup = 10, .norm_lr = 1, .held_out = 6, .judge = 10}};
 
-llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *err) {
+llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, llmq_err *err) {
     struct {
         const char *name;
         int64_t *whole;
@@ -25,7 +27,7 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
         {"steps", &s->steps, NULL, 1e6},   {"batch", &s->batch, NULL, 1024}, {"held", &s->held_out, NULL, 4096},
         {"judge", &s->judge, NULL, 1e6},   {"code", NULL, &s->code_lr, 10},  {"lr", NULL, &s->lr, 1},
         {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},    {"norm", NULL, &s->norm_lr, 1e3}};
-    *s = defaults;
+    *s = defaults[codes];
     while (list && *list) {
         size_t name = strcspn(list, "="), i = 0, n = sizeof items / sizeof *items;
         char *end = NULL;
@@ -49,7 +51,7 @@ llmq_status tune_settings_parse(const char *list, tune_settings *s, llmq_err *er
 /* Settings for this job's text. */
 static llmq_status read_settings(const llmq_tune_job *job, tune_settings *s, llmq_err *err) {
     int64_t n = job->calib->n_windows;
-    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, s, err));
+    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, job->params->tune_codes, s, err));
     s->held_out = s->held_out / s->batch * s->batch;
     if (s->held_out < s->batch) s->held_out = s->batch;
     if (n > s->held_out) return LLMQ_OK;
@@ -80,7 +82,8 @@ typedef struct tune_state {
     int64_t step;       /* steps done */
     int64_t storing;    /* training is over, the outputs may hold some of it */
     double first, best; /* KL divergence of held-out windows: before, and the best so far */
-    double pad[4];
+    int64_t total;      /* steps in all; 0: the first one has not told yet how many a limit of time allows */
+    double pad[3];
 } tune_state;
 
 /* One tensor of the model as the outputs hold it. */
@@ -263,6 +266,11 @@ static void pack_worker(const llmq_worker *w, void *arg) {
     tunable_pack(j->m, begin, end, j->blocks);
 }
 
+/* The schedule's part of a rate. */
+static double rate_now(const tuner *t) {
+    return adam_schedule(t->state->step, (int64_t)t->set.warmup, t->state->total, t->set.floor);
+}
+
 static void sums_worker(const llmq_worker *w, void *arg) {
     const values_job *j = arg;
     int64_t begin, end;
@@ -270,8 +278,9 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     tunable_sums(j->m, j->grad, begin, end);
     if (!j->m->z) return;
     const tune_settings *s = &j->t->set;
-    double lr = s->code_lr * adam_schedule(j->t->state->step, (int64_t)s->warmup, s->steps, s->floor);
-    tunable_update_codes(j->m, &adam, lr, j->t->state->step + 1, j->grad, begin, end);
+    double lr = s->code_lr * rate_now(j->t);
+    const llmq_adam now = adam_step(&adam, lr, j->t->state->step + 1, 0, false);
+    tunable_update_codes(j->m, j->t->job->model->ops, &now, j->grad, begin, end);
 }
 
 /* A buffer for a role's matrix, which all layers share. */
@@ -427,12 +436,17 @@ static void settle_gains(tuner *t) {
     }
 }
 
-static void update(tuner *t, int64_t step) {
-    double lr = t->set.lr * adam_schedule(step, (int64_t)t->set.warmup, t->set.steps, t->set.floor);
+static void update_worker(const llmq_worker *w, void *arg) {
+    const tuner *t = arg;
     for (size_t i = 0; i < t->job->ex->n; i++) {
-        trained *x = &t->parts[i].t;
-        adam_update(&adam, lr * x->rate, step + 1, x->x, x->g, x->m, x->v, 0, x->n);
+        const trained *x = &t->parts[i].t;
+        const llmq_adam now = adam_step(&adam, t->set.lr * rate_now(t) * x->rate, t->state->step + 1, 0, false);
+        t->job->model->ops->adam(w, &now, x->x, x->g, x->m, x->v, x->n);
     }
+}
+
+static void update(tuner *t) {
+    team_run(t->job->team, update_worker, t);
     settle_gains(t);
 }
 
@@ -523,6 +537,16 @@ static llmq_status judge_now(tuner *t, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* Steps for so many minutes: the judging takes some of the time, at a fourth of a step for the same windows. */
+static void set_total(tuner *t, double step_seconds) {
+    const tune_settings *s = &t->set;
+    double judging = (double)(s->judge * s->held_out) / (4.0 * (double)s->batch);
+    double n = 60 * t->job->params->tune_minutes / step_seconds - judging;
+    t->state->total = n > 1e6 ? 1000000 : n < 1 ? 1 : (int64_t)n;
+    llmq_log(LLMQ_LOG_INFO, "tuning: %lld steps in %g minutes", (long long)t->state->total,
+             t->job->params->tune_minutes);
+}
+
 static llmq_status train_step(tuner *t, double *loss, llmq_err *err) {
     const tune_settings *s = &t->set;
     net_source_f32 from = student(t), to = teacher(t);
@@ -531,10 +555,12 @@ static llmq_status train_step(tuner *t, double *loss, llmq_err *err) {
     double begin = time_seconds();
     LLMQ_TRY(net_teach_f32(t->net, &to, tokens, err));
     LLMQ_TRY(net_step_f32(t->net, &from, tokens, &what, true, loss, err));
-    update(t, t->state->step++);
+    if (!t->state->total) set_total(t, time_seconds() - begin);
+    update(t);
+    t->state->step++;
     mem_note_peak();
     llmq_log(LLMQ_LOG_INFO, "tuning: step %lld of %lld: KL divergence %.5f, %.1f s", (long long)t->state->step,
-             (long long)s->steps, *loss, time_seconds() - begin);
+             (long long)t->state->total, *loss, time_seconds() - begin);
     return LLMQ_OK;
 }
 
@@ -544,13 +570,14 @@ static llmq_status train(tuner *t, llmq_err *err) {
     LLMQ_TRY(judge(t, true, &kl, err));
     if (t->state->step == 0) t->state->first = t->state->best = kl;
     llmq_log(LLMQ_LOG_INFO, "tuning: KL divergence on held-out windows %.5f", kl);
-    while (t->state->step < s->steps) {
+    if (t->job->params->tune_minutes <= 0) t->state->total = s->steps;
+    while (t->state->step < t->state->total || !t->state->total) {
         char text[64];
         LLMQ_TRY(train_step(t, &kl, err));
-        int64_t step = t->state->step;
-        snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)step, (long long)s->steps, kl);
-        if (step * s->judge / s->steps != (step - 1) * s->judge / s->steps) LLMQ_TRY(judge_now(t, err));
-        bool go_on = t->job->tick(t->job->user, 1.0 / (double)s->steps, text);
+        int64_t step = t->state->step, n = t->state->total;
+        snprintf(text, sizeof text, "tuning %lld/%lld: KL %.4f", (long long)step, (long long)n, kl);
+        if (step * s->judge / n != (step - 1) * s->judge / n) LLMQ_TRY(judge_now(t, err));
+        bool go_on = t->job->tick(t->job->user, 1.0 / (double)n, text);
         LLMQ_TRY(save(t, !go_on, err));
         if (!go_on) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
     }
@@ -648,6 +675,11 @@ done:
 
 static llmq_status check(const llmq_tune_job *job, llmq_err *err) {
     tune_settings s;
+    for (size_t i = 0; i < job->ex->n; i++) {
+        const llmq_type_info *grid = job->grid(job->user, i);
+        if (grid && count_of(job, i) == 0)
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--tune: %s has no scales that can be trained", grid->name);
+    }
     return read_settings(job, &s, err);
 }
 

@@ -182,8 +182,7 @@ static void squares_worker(const llmq_worker *worker, void *arg) {
 
 typedef struct update_job {
     weights *w;
-    llmq_adam adam;
-    float keep; /* of matrices */
+    llmq_adam matrices, vectors;
 } update_job;
 
 static void update_worker(const llmq_worker *worker, void *arg) {
@@ -191,26 +190,17 @@ static void update_worker(const llmq_worker *worker, void *arg) {
     weights *w = j->w;
     for (size_t i = 0; i < w->n_tensors; i++) {
         const weights_tensor *t = &w->tensors[i];
-        llmq_adam adam = j->adam;
-        if (t->matrix) adam.keep = j->keep;
-        w->model->ops->adam(worker, &adam, w->x + t->at, w->g + t->at, w->m + t->at, w->v + t->at, t->n);
+        w->model->ops->adam(worker, t->matrix ? &j->matrices : &j->vectors, w->x + t->at, w->g + t->at, w->m + t->at,
+                            w->v + t->at, t->n);
     }
 }
 
-double weights_update(weights *w, const weights_adam *s, double lr, int64_t step) {
+double weights_update(weights *w, const adam_settings *s, double lr, int64_t step) {
     double sum = 0;
     team_run(w->team, squares_worker, w);
     for (int64_t p = 0; p < (w->n + PIECE - 1) / PIECE; p++) sum += w->sums[p];
     double length = sqrt(sum);
-    update_job job = {.w = w,
-                      .keep = (float)(1 - lr * s->decay),
-                      .adam = {.beta1 = (float)s->beta1,
-                               .beta2 = (float)s->beta2,
-                               .eps = (float)s->eps,
-                               .keep = 1,
-                               .rate = (float)(lr / (1 - pow(s->beta1, (double)step))),
-                               .inv = (float)(1 / (1 - pow(s->beta2, (double)step))),
-                               .scale = (float)(length > s->clip ? s->clip / length : 1)}};
+    update_job job = {w, adam_step(s, lr, step, length, true), adam_step(s, lr, step, length, false)};
     team_run(w->team, update_worker, &job);
     return length;
 }

@@ -4,6 +4,7 @@
 #define LLMQ_TRAIN_WEIGHTS_H
 
 #include "engine/outputs.h"
+#include "train/adam.h"
 #include "train/net.h"
 
 typedef struct weights_tensor {
@@ -35,12 +36,8 @@ net_source_f32 weights_source(weights *w);
 net_wants weights_wants(const weights *w);
 void weights_set_tokens(weights *w, const int32_t *tokens, int64_t n_tok);
 
-typedef struct weights_adam {
-    double beta1, beta2, eps, decay; /* decay: of matrices, decoupled */
-    double clip;                     /* the gradient is made no longer than this */
-} weights_adam;
-/* One step with w->g; step counts from 1. Returns the gradient's length. */
-double weights_update(weights *w, const weights_adam *s, double lr, int64_t step);
+/* One step with w->g; step counts from 1. Matrices decay. Returns the gradient's length. */
+double weights_update(weights *w, const adam_settings *s, double lr, int64_t step);
 
 /* Every tensor of the export from x. */
 llmq_status weights_write(const weights *w, const llmq_export *ex, llmq_outputs *outputs, llmq_err *err);

@@ -125,6 +125,33 @@ static void a_torn_slot_leaves_the_other(void **state) {
     assert_int_equal(found(SETTINGS, NULL, 0), 2);
 }
 
+/* A later stage saves less and other parts: each stage finds its own, and the newest tells which it is. */
+static void stages_have_parts_of_their_own(void **state) {
+    int64_t done = 0;
+    uint8_t other[500], want[500];
+    const journal_part stage = {other, sizeof other};
+    (void)state;
+    make(1, 4);
+    llmq_journal *j = open_journal(SETTINGS);
+    assert_true(journal_matches(j, NULL, 0));
+    assert_int_equal(journal_done(j), 4);
+    memset(want, 77, sizeof want);
+    memset(other, 77, sizeof other);
+    assert_int_equal(journal_save(j, &stage, 1, 9, NULL), LLMQ_OK);
+    journal_close(j, false);
+    j = open_journal(SETTINGS);
+    assert_true(journal_matches(j, NULL, 0));
+    assert_int_equal(journal_done(j), 9);
+    assert_int_equal(journal_load(j, parts, 2, &done, NULL), LLMQ_OK);
+    assert_int_equal(done, 4); /* the one that was not written over */
+    assert_true(is_filled(done));
+    memset(other, 0, sizeof other);
+    assert_int_equal(journal_load(j, &stage, 1, &done, NULL), LLMQ_OK);
+    assert_int_equal(done, 9);
+    assert_memory_equal(other, want, sizeof want);
+    journal_close(j, true);
+}
+
 static void other_settings_are_named(void **state) {
     (void)state;
     char why[256];
@@ -286,6 +313,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_last_checkpoint_is_found),
         cmocka_unit_test(a_torn_slot_leaves_the_other),
+        cmocka_unit_test(stages_have_parts_of_their_own),
         cmocka_unit_test(other_settings_are_named),
         cmocka_unit_test(hostile_bytes_are_no_journal),
         cmocka_unit_test(two_runs_at_once_are_refused),

@@ -63,14 +63,14 @@ static void guarded_free(float *p) {
     if (p) mem_free(p - CANARY);
 }
 
-static float *guarded_normal(size_t n) {
+static inline float *guarded_normal(size_t n) {
     float *p = guarded(n);
     for (size_t i = 0; i < n; i++) p[i] = (float)rng_normal();
     return p;
 }
 
 /* |got - want| <= tol * (1 + |want|) everywhere; NaN fails. */
-static void assert_close(const float *got, const double *want, size_t n, double tol, const char *what) {
+static inline void assert_close(const float *got, const double *want, size_t n, double tol, const char *what) {
     for (size_t i = 0; i < n; i++)
         if (!(fabs(got[i] - want[i]) <= tol * (1 + fabs(want[i]))))
             fail_msg("%s: [%zu] is %.9g, expected %.9g", what, i, (double)got[i], want[i]);

@@ -11,6 +11,7 @@
 
 #include "core/mem.h"
 #include "quant/quant.h"
+#include "train/adam.h"
 #include "train/tunable.h"
 #include "types/affine.h"
 #include "types/nf4.h"
@@ -146,9 +147,11 @@ static void gradients(void **state) {
         float *w = mem_alloc(cells, sizeof *w), *r = mem_alloc(cells, sizeof *r),
               *g = mem_alloc((size_t)t.n_x, sizeof *g);
         for (size_t k = 0; k < cells; k++) r[k] = uniform();
+        for (int64_t k = 0; k < t.n_x; k++) t.x[k] += 0.1f * uniform();
         for (int64_t row = t.rows - 1; row >= 0; row--) tunable_sums(&t, r, row, row + 1);
         tunable_gradient(&t, g);
-        for (int64_t k = 0; k < t.n_x; k += 1 + t.n_x / 11) {
+        for (int64_t i0 = 0; i0 < t.n_x; i0 += 1 + t.n_x / 11) {
+            int64_t k = t.n_x - 1 - i0; /* rows are at the end */
             float keep = t.x[k], h = 0.25f;
             t.x[k] = keep + h;
             double up = loss_of(&t, r, w);
@@ -173,11 +176,15 @@ static void codes_move(void **state) {
     tunable t;
     float z[ROWS * 64], m[ROWS * 64], v[ROWS * 64], grad[ROWS * 64];
     const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12};
+    llmq_adam now;
     (void)state;
     assert_int_equal(tunable_create(q, &t, NULL), LLMQ_OK);
     tunable_free_codes(&t, z, m, v);
     for (int i = 0; i < ROWS * 64; i++) grad[i] = i % 2 ? -1.0f : 1.0f;
-    for (int step = 1; step <= 40; step++) tunable_update_codes(&t, &adam, 0.25, step, grad, 0, ROWS);
+    for (int step = 1; step <= 40; step++) {
+        now = adam_step(&adam, 0.25, step, 0, false);
+        tunable_update_codes(&t, backend_cpu(), &now, grad, 0, ROWS);
+    }
     for (int i = 0; i < ROWS * 64; i++) assert_int_equal(t.codes[i], i % 2 ? 7 : 0);
     memset(t.codes, 3, sizeof z / sizeof *z);
     tunable_settle_codes(&t);
