@@ -79,7 +79,8 @@ const cli_command cmd_convert = {
         "bits with "
         "calibration see "
         "llmq quantize. With --emit a model that is quantized already (Q4_0, Q8_0, or a gptq, awq or ct folder) "
-        "goes to another of these formats bit for bit, or not at all; --emit hf writes any model as the folder of floats "
+        "goes to another of these formats bit for bit, or not at all; --emit hf writes any model as the folder of "
+        "floats "
         "that transformers loads without further packages.",
     .examples = "  llmq convert ./SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16\n"
                 "  llmq convert stories260K.bin --tokenizer tok512.bin -o stories260K.gguf\n"

@@ -5,8 +5,8 @@
 #include <locale.h>
 #include <string.h>
 
-static const cli_command *const commands[] = {&cmd_quantize, &cmd_chat,    &cmd_run,      &cmd_bench, &cmd_perplexity,
-                                              &cmd_inspect,  &cmd_convert, &cmd_train,    &cmd_tokenize, &cmd_score};
+static const cli_command *const commands[] = {&cmd_quantize, &cmd_chat,    &cmd_run,   &cmd_bench,    &cmd_perplexity,
+                                              &cmd_inspect,  &cmd_convert, &cmd_train, &cmd_tokenize, &cmd_score};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static const char *const later_commands[] = {"template", "serve"};

@@ -32,9 +32,10 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
     OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
     OPT_ROW_HEAD("tuning"),
-    OPT_ROW_FLAG("--tune", NULL, quantize_opts, tune, 1,
-                 "after any method: train scales and norms, so that the model answers as the full-precision one does on "
-                 "the calibration text; takes minutes to hours, by the model's size, and gains more than anything else"),
+    OPT_ROW_FLAG(
+        "--tune", NULL, quantize_opts, tune, 1,
+        "after any method: train scales and norms, so that the model answers as the full-precision one does on "
+        "the calibration text; takes minutes to hours, by the model's size, and gains more than anything else"),
     OPT_ROW_FLAG("--tune-codes", NULL, quantize_opts, tune_codes, 1, "with --tune: train the codes too"),
     OPT_ROW_FLAG("--qat", NULL, quantize_opts, qat, 1,
                  "quantization-aware training: --tune --tune-codes from where the method ends; for 2 and 3 bits"),

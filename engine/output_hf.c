@@ -1,5 +1,5 @@
-/* A Hugging Face folder as an output, under Hugging Face names and with its order of rows: of one scheme, matrices inside
- * layers as the scheme's tensors and everything else as F16; or of none, every tensor in one float type. */
+/* A Hugging Face folder as an output, under Hugging Face names and with its order of rows: of one scheme, matrices
+ * inside layers as the scheme's tensors and everything else as F16; or of none, every tensor in one float type. */
 #include <string.h>
 
 #include "engine/output.h"

@@ -43,13 +43,13 @@ typedef struct llmq_quant_params {
     bool force;      /* overwrite OUT */
     bool tune; /* after the method: train scales and norms to follow the full-precision model (KL divergence over the
                   calibration text); codes stay */
-    bool tune_codes;     /* with tune: codes too, by straight-through estimation; quantization-aware training */
-    double tune_minutes; /* for that, at most; 0: as many steps as settings say */
-    const char *tune_settings; /* of it, "steps=30,batch=3,lr=0.0015,..." (docs/tuning.md); NULL: those that were found to
-                                  help */
-    int64_t max_ram; /* bytes of memory besides mapped files; 0: as much as it takes */
-    bool no_resume;  /* start anew even if an earlier run of the same job was stopped half-way */
-    bool plan_only;  /* fill result's plan, write nothing but report_json */
+    bool tune_codes;           /* with tune: codes too, by straight-through estimation; quantization-aware training */
+    double tune_minutes;       /* for that, at most; 0: as many steps as settings say */
+    const char *tune_settings; /* of it, "steps=30,batch=3,lr=0.0015,..." (docs/tuning.md); NULL: those that were found
+                                  to help */
+    int64_t max_ram;           /* bytes of memory besides mapped files; 0: as much as it takes */
+    bool no_resume;            /* start anew even if an earlier run of the same job was stopped half-way */
+    bool plan_only;            /* fill result's plan, write nothing but report_json */
     int n_threads;
     const char *report_json; /* per-tensor report; NULL: none */
     const char *report;      /* the same as one HTML page; NULL: none */
@@ -68,7 +68,8 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
     int64_t rows, cols, bytes;
     double error, rtn_error; /* relative: tr(E H E') / tr(W H W'), method's and plain rounding's; -1: not measured */
     double awq_alpha, awq_ratio; /* of the inputs' scales: exponent, and the error of plain rounding (before GPTQ what
-                                    feedback leaves of it) with them over that without, on the rows that were sampled; -1: no scales */
+                                    feedback leaves of it) with them over that without, on the rows that were sampled;
+                                    -1: no scales */
     bool fallback;               /* the type or method is not the one asked for; note says why */
     char note[120];
     int layer;          /* -1: of the model */
@@ -110,10 +111,10 @@ typedef struct llmq_quant_result {
     double planned_seconds; /* the forecasts: seconds, by a short measurement on this machine; */
     int64_t planned_peak_bytes, planned_disk_bytes; /* peak_bytes; the most that all files take at once */
     int64_t n_layers, resumed_layers;               /* of the model; of them taken over from a run that was stopped */
-    bool kept;           /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
-    int64_t kept_layers; /* after so many layers (0: as many as were there before) */
-    int64_t tune_steps;                   /* steps of training done; 0: none */
-    double tune_before, tune_after;       /* KL divergence on held-out windows, nats a token; -1: not measured */
+    bool kept;                      /* the job failed, and OUT.tmp and OUT.journal let the same job go on: */
+    int64_t kept_layers;            /* after so many layers (0: as many as were there before) */
+    int64_t tune_steps;             /* steps of training done; 0: none */
+    double tune_before, tune_after; /* KL divergence on held-out windows, nats a token; -1: not measured */
     double stage_seconds[LLMQ_STAGE_COUNT];
 } llmq_quant_result;
 
@@ -127,9 +128,10 @@ LLMQ_API void llmq_quant_result_clear(llmq_quant_result *result);
 
 typedef struct llmq_convert_params {
     const char *type; /* storage type of all matrices; NULL: as they are (BF16/F16/F32 kept, quantized blocks copied) */
-    const char *emit; /* NULL or "gguf": GGUF. "hf": a Hugging Face folder of plain floats, all tensors of `type` ("f32",
-                         "f16", "bf16"; NULL: as most weights are, bf16 for quantized ones). "gptq", "awq", "ct" (or a list): Hugging Face folders of a model that is
-                         quantized already on a grid that they hold exactly; anything else is LLMQ_E_UNSUPPORTED */
+    const char *emit; /* NULL or "gguf": GGUF. "hf": a Hugging Face folder of plain floats, all tensors of `type`
+                         ("f32", "f16", "bf16"; NULL: as most weights are, bf16 for quantized ones). "gptq", "awq", "ct"
+                         (or a list): Hugging Face folders of a model that is quantized already on a grid that they hold
+                         exactly; anything else is LLMQ_E_UNSUPPORTED */
     int64_t shard_bytes; /* of safetensors files; 0: one file. Default 5 GB */
     const char *tokenizer;
     bool force;

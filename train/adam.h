@@ -12,7 +12,8 @@ typedef struct adam_settings {
     double clip;  /* the gradient is made no longer than this; 0: as it is */
 } adam_settings;
 
-/* A step at rate lr; it counts from 1, and before the first one the moments are 0. length: of the gradient, for clip. */
+/* A step at rate lr; it counts from 1, and before the first one the moments are 0. length: of the gradient, for clip.
+ */
 static inline llmq_adam adam_step(const adam_settings *s, double lr, int64_t step, double length, bool decays) {
     return (llmq_adam){.beta1 = (float)s->beta1,
                        .beta2 = (float)s->beta2,

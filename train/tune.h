@@ -15,7 +15,8 @@ typedef struct tune_settings {
     int64_t judge;            /* times that they judge while training, the end counted */
 } tune_settings;
 
-/* The defaults, those for training codes too if `codes`, but for what the list names: "steps=30,lr=0.001"; NULL: none. */
+/* The defaults, those for training codes too if `codes`, but for what the list names: "steps=30,lr=0.001"; NULL: none.
+ */
 llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, llmq_err *err);
 
 /* Never leaves a worse model by the held-out windows: it goes back to the best that it has seen. Static. */

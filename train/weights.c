@@ -3,7 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-
 #define ALIGN_FLOATS 16
 #define PIECE ((int64_t)16384) /* of a sum of squares: fixed, so that it does not depend on the team */
 

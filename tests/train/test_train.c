@@ -253,7 +253,7 @@ static void every_tensor_learns(void **state) {
     (void)state;
     static const char *const models[] = {"llama", "llama-tied", "llama-bias", "mistral", "qwen2", "qwen3"};
     enum { CTX = 24, WINDOWS = 2, N = CTX * WINDOWS };
-    static const weights_adam adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1};
+    static const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1};
     llmq_model_params open = {.n_threads = 1, .no_weights = true};
     llmq_team *team;
     assert_int_equal(team_create(2, &team, NULL), LLMQ_OK);
