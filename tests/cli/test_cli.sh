@@ -126,7 +126,7 @@ bad "exclude" train text.txt -o x --steps 5 --minutes 1
 bad "--layers" train "$data/../../data/heldout.txt" -o "$work/never" --from "$bin" --layers 2
 bad "--heads 3" train "$data/../../data/heldout.txt" -o "$work/never" --heads 3
 bad "--type q4_0" train "$data/../../data/heldout.txt" -o "$work/never" --type q4_0
-bad "has 4 tokens" train "$work/short.txt" -o "$work/never"
+bad "has 4 tokens" train "$work/short.txt" -o "$work/never" -q
 bad "--tokenizer" train text.txt -o "$work/never" --tokenizer "$tok"
 fails "$work/missing.txt" train "$work/missing.txt" -o "$work/never"
 bad "f32, f16 or bf16" convert "$bin" --tokenizer "$tok" -o "$work/never" --emit hf --type q8_0
@@ -141,7 +141,7 @@ bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
 bad "32, 64, 128 or -1" quantize model.gguf --group 48
 bad "--shard-size" quantize model.gguf --shard-size 5XB
 bad "--max-ram" quantize model.gguf --max-ram 5XB
-for o in --int8-dynamic --int8-static --qat --tune --smooth; do
+for o in --int8-dynamic --int8-static --qat --smooth; do
     bad "$o" quantize model.gguf $o
 done
 
