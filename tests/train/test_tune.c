@@ -18,14 +18,10 @@
 #define STORIES_TOK LLMQ_TEST_DATA "/stories260K/tok512.bin"
 #define OUT LLMQ_TEST_TMP "/tune.gguf"
 
-static const char *const calib[] = {"self"}; /* the kind of text that the model knows */
-
 static llmq_quant_params params(const char *set) {
     llmq_quant_params p;
     llmq_quant_params_default(&p);
     p.type = "q4_0";
-    p.calib = calib;
-    p.n_calib = 1;
     p.calib_tokens = 1536;
     p.calib_ctx = 96;
     p.out = OUT;
@@ -33,7 +29,7 @@ static llmq_quant_params params(const char *set) {
     p.tokenizer = STORIES_TOK;
     p.tune = true;
     p.tune_settings = set;
-    p.n_threads = 2;
+    p.n_threads = 1;
     return p;
 }
 
@@ -74,12 +70,15 @@ static double divergence(void) {
 }
 
 static void it_follows_better(void **state) {
+    static const char *const calib[] = {"self"}; /* the kind of text that the model knows */
     static const char *const types[] = {"q4_0", "q4_1", "iq4_nl"};
     (void)state;
     for (size_t i = 0; i < 3; i++) {
         llmq_quant_params p = params("steps=24,batch=2,held=2,judge=2,lr=0.0015");
         p.method = i == 0 ? "gptq" : "rtn"; /* more is left to gain after rounding alone */
         p.type = types[i];
+        p.calib = calib;
+        p.n_calib = 1;
         p.tune = false;
         llmq_quant_result plain = quantize(STORIES, &p);
         double before = divergence();
@@ -127,7 +126,7 @@ static bool stop(void *user, double done, double total, const char *what, double
 static void any_team_and_any_stop(void **state) {
     (void)state;
     for (int codes = 0; codes < 2; codes++) {
-        llmq_quant_params p = params(codes ? "steps=5,batch=2,held=2,judge=2,code=0.3" : "steps=5,batch=2,held=2,judge=2");
+        llmq_quant_params p = params(codes ? "steps=4,batch=1,held=1,judge=2,code=0.3" : "steps=4,batch=1,held=1,judge=2");
         size_t want_len = 0, len;
         char *want = NULL;
         for (int n = 1; n <= 3; n++) {
@@ -144,7 +143,7 @@ static void any_team_and_any_stop(void **state) {
                 want_len = len;
             }
         }
-        for (int limit = 1; limit <= 5; limit += 2) {
+        for (int limit = 1; limit <= 4; limit += 1 + codes) {
             stopper s = {.limit = limit};
             llmq_quant_result r;
             llmq_err err = {0};
