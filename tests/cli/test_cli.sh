@@ -141,7 +141,7 @@ bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
 bad "32, 64, 128 or -1" quantize model.gguf --group 48
 bad "--shard-size" quantize model.gguf --shard-size 5XB
 bad "--max-ram" quantize model.gguf --max-ram 5XB
-for o in --int8-dynamic --int8-static --qat --smooth; do
+for o in --int8-dynamic --int8-static --smooth; do
     bad "$o" quantize model.gguf $o
 done
 
