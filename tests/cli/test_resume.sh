@@ -23,17 +23,27 @@ says() { grep -q -- "$1" "$work/log" || fault "$2: no '$1'"; }
 
 # stopped SIGNAL OPTION...: starts a job on $work/a.gguf and sends the signal once it has a checkpoint. Status of the job.
 stopped() {
-    local signal=$1 pid
+    local signal=$1 pid status
     shift
-    "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 -o "$work/a.gguf" "$@" >"$work/log" 2>&1 &
-    pid=$!
-    # A slot's head begins with its magic; it is written after the rest of the checkpoint.
-    for _ in $(seq 2000); do
-        grep -qa LLMQSLOT "$work/a.gguf.journal" 2>/dev/null && break
-        sleep 0.005
+    rm -f "$work/before"
+    [ ! -e "$work/a.gguf" ] || cp "$work/a.gguf" "$work/before"
+    for _ in $(seq 20); do
+        "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 -o "$work/a.gguf" "$@" >"$work/log" 2>&1 &
+        pid=$!
+        # A slot's head begins with its magic; it is written after the rest of the checkpoint.
+        for _ in $(seq 2000); do
+            grep -qa LLMQSLOT "$work/a.gguf.journal" 2>/dev/null && break
+            [ -d /proc/$pid ] || break
+            sleep 0.005
+        done
+        kill -"$signal" $pid 2>/dev/null
+        wait $pid 2>/dev/null
+        status=$?
+        [ $status -eq 0 ] || return $status
+        rm -f "$work"/a.gguf* # the job was over before the signal came: once more
+        [ ! -e "$work/before" ] || cp "$work/before" "$work/a.gguf"
     done
-    kill -"$signal" $pid
-    wait $pid 2>/dev/null
+    return 0
 }
 
 quantize -o "$work/whole.gguf" -t 1 || fault "quantize"
