@@ -179,8 +179,16 @@ typedef struct llmq_backend_ops {
     /* ---- quantization. Not SPMD unless it has a worker. */
     /* gram (cols, cols; lower triangle and diagonal filled) += x' x, x (n_tok, cols) finite; tiles are dealt so that
      * workers get about the same area, each accumulated by one worker in token order. allow_q8: inputs may be rounded
-     * to 8 bits with a scale for each column of a slice of tokens. */
-    void (*gram_add)(const llmq_worker *, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, float *gram);
+     * to 8 bits with a scale for each column of a slice of 256 tokens. sums[cols] (NULL: not wanted) += the columns of
+     * x, each in token order. Contains barriers of its own: all workers must call. */
+    void (*gram_add)(const llmq_worker *, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, double *sums,
+                     float *gram, void *scratch);
+    size_t (*gram_scratch_bytes)(int64_t n_tok, int64_t cols); /* enough for fewer of either, too */
+    /* Rows of x (n_rows, n) that are not finite become 0 and their bad[row] 1; returns how many. One thread. */
+    int64_t (*drop_rows)(float *x, int64_t n_rows, int64_t n, uint8_t *bad);
+    /* y[n] = x[n] as bf16 (round to nearest even, the same bits everywhere), and back. One thread. */
+    void (*to_bf16)(const float *x, uint16_t *y, int64_t n);
+    void (*from_bf16)(const uint16_t *x, float *y, int64_t n);
     /* C (m,n; ldc) -= A (m,k; lda) * B (k,n; ldb), all row-major f32, one thread. */
     void (*gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                      float *c, int64_t ldc);

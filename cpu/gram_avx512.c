@@ -4,9 +4,10 @@
  * other columns, so it lands on the diagonal: (max / rms)^2 / 12 / 127^2 of it, 0.01 % of a normal column, 0.13 % at
  * most.
  *
- * The triangle is cut into square tiles. Columns of a tile become a panel, four tokens of a column in a word; a block
- * of tile columns stays packed while the tile rows below pass by. One operand of vpdpbusd is unsigned: its codes are
- * 128 too large, and sums start at -128 times the sum of the other's. */
+ * The triangle is cut into square tiles. Columns of a tile become a panel, four tokens of a column in a word. First all
+ * panels of some slices are packed, each by one worker; then every worker goes through its tiles, slice by slice, so
+ * that a tile's sums stay in its caches. One operand of vpdpbusd is unsigned: its codes are 128 too large, and sums
+ * start at -128 times the sum of the other's. */
 #include <immintrin.h>
 
 #include "cpu/inline.h"
@@ -15,9 +16,9 @@
 #define SLICE 256 /* tokens: sums stay below 2^24, exact as floats */
 #define SIDE 96
 #define VECTORS (SIDE / 16)
-#define ROWS 8 /* register tile */
-#define WIDE 3 /* its vectors of columns */
-#define BLOCK 16 /* 408 KB of panels, for an L2 of 1 MB: a panel is packed once for so many tile columns */
+#define ROWS 8          /* register tile */
+#define WIDE 3          /* its vectors of columns */
+#define BATCH (8 << 20) /* bytes of panels that are packed at a time: they stay in the L3 cache */
 #define TINY 1e-30f
 
 typedef struct panel {
@@ -32,44 +33,71 @@ typedef struct slice {
     float *gram;
 } slice;
 
-/* Four tokens of 16 columns; those past the last are zero. */
-INLINE __m512i round_quad(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse, __m512i *sum) {
-    __m512i word = _mm512_setzero_si512();
-    UNROLL for (int b = 0; b < 4; b++) {
-        if (t + b >= s->n_tok) break;
-        __m512 x = _mm512_maskz_loadu_ps(mask, s->x + (t + b) * s->cols + col);
-        __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
-        *sum = _mm512_add_epi32(*sum, code);
-        word =
-            _mm512_or_si512(word, _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(255)), (unsigned)(8 * b)));
-    }
-    return word;
+/* Codes of 16 columns; those past the last, and those of tokens past the last, are zero. */
+INLINE __m512i round_codes(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse) {
+    if (t >= s->n_tok) return _mm512_setzero_si512();
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, s->x + t * s->cols + col), inverse));
 }
 
-static void pack(const slice *s, int64_t tile, panel *p) {
-    int64_t col = tile * SIDE;
-    __m512 max[VECTORS], inverse[VECTORS];
-    __m512i sum[VECTORS];
-    __mmask16 mask[VECTORS];
+/* Four tokens of 16 columns. */
+INLINE __m512i round_quad(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse) {
+    __m512i c0 = round_codes(s, t, col, mask, inverse), c1 = round_codes(s, t + 1, col, mask, inverse),
+            c2 = round_codes(s, t + 2, col, mask, inverse), c3 = round_codes(s, t + 3, col, mask, inverse);
+    __m512i low = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c0, _mm512_slli_epi32(c1, 8));
+    __m512i high = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c2, _mm512_slli_epi32(c3, 8));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+
+/* Largest magnitudes of the slice's columns; sums (NULL: not wanted) of the tile's columns in the order of tokens. */
+INLINE void read_columns(bool want_sums, const slice *s, int64_t col, const __mmask16 *mask, __m512 *max,
+                         double *sums) {
+    __m512d sum[VECTORS][2];
     UNROLL for (int j = 0; j < VECTORS; j++) {
         max[j] = _mm512_setzero_ps();
-        sum[j] = _mm512_setzero_si512();
-        mask[j] = mask_of(s->cols - col - 16 * j);
+        if (!want_sums) continue;
+        sum[j][0] = _mm512_maskz_loadu_pd((__mmask8)mask[j], sums + 16 * j);
+        sum[j][1] = _mm512_maskz_loadu_pd((__mmask8)(mask[j] >> 8), sums + 16 * j + 8);
     }
     for (int64_t t = 0; t < s->n_tok; t++) {
         UNROLL for (int j = 0; j < VECTORS; j++) {
             __m512 x = _mm512_maskz_loadu_ps(mask[j], s->x + t * s->cols + col + 16 * j);
             max[j] = _mm512_max_ps(max[j], _mm512_abs_ps(x));
+            if (!want_sums) continue;
+            sum[j][0] = _mm512_add_pd(sum[j][0], _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+            sum[j][1] = _mm512_add_pd(sum[j][1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
         }
     }
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        if (!want_sums) continue;
+        _mm512_mask_storeu_pd(sums + 16 * j, (__mmask8)mask[j], sum[j][0]);
+        _mm512_mask_storeu_pd(sums + 16 * j + 8, (__mmask8)(mask[j] >> 8), sum[j][1]);
+    }
+}
+
+static void pack(const slice *s, int64_t tile, double *sums, panel *p) {
+    int64_t col = tile * SIDE;
+    __m512 max[VECTORS], inverse[VECTORS];
+    __m512i sum[VECTORS];
+    __mmask16 mask[VECTORS];
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        sum[j] = _mm512_setzero_si512();
+        mask[j] = mask_of(s->cols - col - 16 * j);
+    }
+    if (sums)
+        read_columns(true, s, col, mask, max, sums + col);
+    else
+        read_columns(false, s, col, mask, max, NULL);
     UNROLL for (int j = 0; j < VECTORS; j++) {
         __mmask16 live = _mm512_cmp_ps_mask(max[j], _mm512_set1_ps(TINY), _CMP_GT_OQ);
         inverse[j] = _mm512_maskz_div_ps(live, _mm512_set1_ps(127.0f), max[j]);
         _mm512_store_ps(p->scale + 16 * j, _mm512_div_ps(max[j], _mm512_set1_ps(127.0f)));
     }
     for (int64_t t = 0; t < s->n_tok; t += 4) {
-        UNROLL for (int j = 0; j < VECTORS; j++) _mm512_store_si512(
-            p->word + t / 4 * SIDE + 16 * j, round_quad(s, t, col + 16 * j, mask[j], inverse[j], &sum[j]));
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            __m512i word = round_quad(s, t, col + 16 * j, mask[j], inverse[j]);
+            sum[j] = _mm512_dpbusd_epi32(sum[j], _mm512_set1_epi8(1), word);
+            _mm512_store_si512(p->word + t / 4 * SIDE + 16 * j, word);
+        }
     }
     UNROLL for (int j = 0; j < VECTORS; j++)
         _mm512_store_si512(p->start + 16 * j, _mm512_mullo_epi32(sum[j], _mm512_set1_epi32(-128)));
@@ -104,7 +132,7 @@ static void register_tile(const slice *s, const panel *r, int64_t row0, int64_t 
     __m512i sums[ROWS * WIDE];
     int64_t n_rows = s->cols - row0 < ROWS ? s->cols - row0 : ROWS;
     float *gram = s->gram + row0 * s->cols + col0;
-    for (int64_t i = 0; i < n_rows; i++) /* the sums so far lie in the L3 cache or beyond */
+    for (int64_t i = 0; i < n_rows; i++) /* the sums so far lie in the L2 cache, or beyond */
         for (int j = 0; j < WIDE; j++) _mm_prefetch((const char *)(gram + i * s->cols + 16 * j), _MM_HINT_T0);
     product((s->n_tok + 3) / 4, r->start + i0, r->word + i0, c->word + j0, sums);
     for (int64_t i = 0; i < n_rows; i++) {
@@ -125,34 +153,49 @@ static void tile(const slice *s, const panel *r, int64_t ti, const panel *c, int
             if (row0 + i + ROWS > col0 + j) register_tile(s, r, row0 + i, i, c, col0 + j, j);
 }
 
-static void slice_add(const llmq_worker *w, const slice *s, panel panels[BLOCK + 1]) {
-    int64_t n = (s->cols + SIDE - 1) / SIDE;
-    for (int64_t j0 = 0; j0 < n; j0 += BLOCK) {
-        bool packed[BLOCK] = {false};
-        for (int64_t i = j0; i < n; i++) {
-            panel *row = &panels[i < j0 + BLOCK ? i - j0 : BLOCK];
-            bool row_packed = false;
-            for (int64_t j = j0; j < j0 + BLOCK && j <= i; j++) {
-                if (!gram_tile_mine(w, n, i, j)) continue;
-                if (!row_packed) {
-                    pack(s, i, row);
-                    row_packed = true;
-                    if (i < j0 + BLOCK) packed[i - j0] = true;
-                }
-                if (!packed[j - j0]) {
-                    pack(s, j, &panels[j - j0]);
-                    packed[j - j0] = true;
-                }
-                tile(s, row, i, &panels[j - j0], j);
-            }
-        }
-    }
+static int64_t n_tiles(int64_t cols) {
+    return (cols + SIDE - 1) / SIDE;
 }
 
-void gram_q8_avx512(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, float *gram) {
-    panel panels[BLOCK + 1];
-    for (int64_t t = 0; t < n_tok; t += SLICE) {
-        slice s = {x + t * cols, n_tok - t < SLICE ? n_tok - t : SLICE, cols, gram};
-        slice_add(w, &s, panels);
+/* Slices whose panels are packed at a time. */
+static int64_t batch_slices(int64_t n_tok, int64_t cols) {
+    int64_t n = (n_tok + SLICE - 1) / SLICE, most = BATCH / (int64_t)sizeof(panel) / n_tiles(cols);
+    return n < most ? n : most > 1 ? most : 1;
+}
+
+static slice slice_at(const float *x, int64_t n_tok, int64_t cols, float *gram, int64_t index) {
+    int64_t t = index * SLICE;
+    return (slice){x + t * cols, n_tok - t < SLICE ? n_tok - t : SLICE, cols, gram};
+}
+
+/* Never less for more tokens or columns. */
+size_t gram_q8_scratch_avx512(int64_t n_tok, int64_t cols) {
+    int64_t n = n_tiles(cols), all = (n_tok + SLICE - 1) / SLICE * n, most = BATCH / (int64_t)sizeof(panel);
+    if (most < n) most = n;
+    return (size_t)(all < most ? all : most) * sizeof(panel);
+}
+
+void gram_q8_avx512(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums, float *gram,
+                    void *scratch) {
+    panel *panels = scratch; /* (slices of the batch, tiles) */
+    int64_t n = n_tiles(cols), n_slices = (n_tok + SLICE - 1) / SLICE, batch = batch_slices(n_tok, cols), begin, end;
+    worker_range(w, n, 1, &begin, &end);
+    for (int64_t first = 0; first < n_slices; first += batch) {
+        int64_t count = n_slices - first < batch ? n_slices - first : batch;
+        if (first > 0) worker_barrier(w); /* the last batch has been read */
+        for (int64_t k = 0; k < count; k++) {
+            slice s = slice_at(x, n_tok, cols, gram, first + k);
+            for (int64_t i = begin; i < end; i++) pack(&s, i, sums, &panels[k * n + i]);
+        }
+        worker_barrier(w);
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t j = 0; j <= i; j++) {
+                if (!gram_tile_mine(w, n, i, j)) continue;
+                for (int64_t k = 0; k < count; k++) {
+                    slice s = slice_at(x, n_tok, cols, gram, first + k);
+                    tile(&s, &panels[k * n + i], i, &panels[k * n + j], j);
+                }
+            }
+        }
     }
 }

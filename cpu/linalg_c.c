@@ -10,9 +10,18 @@ extern void spotrf_(const char *uplo, const int *n, float *a, const int *lda, in
 extern void openblas_set_num_threads(int n);
 
 /* Rows of the triangle are dealt so that everybody gets the same area: row r costs r + 1. */
-void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8,
-                   float *gram) {
+static void linalg_sums_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums) {
+    int64_t begin, end;
+    worker_range(w, cols, 1, &begin, &end);
+    for (int64_t t = 0; t < n_tok; t++)
+        for (int64_t c = begin; c < end; c++) sums[c] += (double)x[t * cols + c];
+}
+
+void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, double *sums,
+                   float *gram, void *scratch) {
     (void)allow_q8;
+    (void)scratch;
+    if (sums) linalg_sums_c(w, x, n_tok, cols, sums);
     int64_t begin = (int64_t)((double)cols * sqrt((double)w->id / w->n)),
             end = w->id + 1 == w->n ? cols : (int64_t)((double)cols * sqrt((double)(w->id + 1) / w->n));
     for (int64_t t = 0; t < n_tok; t++, x += cols) {
@@ -40,7 +49,9 @@ llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err) {
 }
 
 /* The library's own threads would fight with the team's for the cores. */
-static void blas_single_thread(void) { openblas_set_num_threads(1); }
+static void blas_single_thread(void) {
+    openblas_set_num_threads(1);
+}
 
 llmq_status linalg_cholesky_c(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err) {
     (void)team;

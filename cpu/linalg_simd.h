@@ -10,39 +10,49 @@
 /* ---- C -= A B ---- */
 
 /* Blocks of A and B are copied to the stack (72 + 48 KB, or 72 + 12): rows of the operands are often a power of two
- * apart and would fight for the same sets of the caches. */
+ * apart and would fight for the same sets of the caches. Not copied is an A that only one tile of columns is multiplied
+ * with, which costs more to copy than to read, nor a B that lies close together already. */
 #define GEMM_KC 192
 #define GEMM_MC 96
 
 typedef struct gemm_block {
     int64_t m, n, k;
-    _Alignas(64) float a[GEMM_MC * GEMM_KC]; /* (m rounded up to TILE_M, GEMM_KC), missing rows 0 */
-    _Alignas(64) float b[GEMM_KC * TILE_N];  /* (k, TILE_N), missing columns 0 */
+    const float *a, *b; /* (m, k), (k, n up to whole vectors) */
+    int64_t lda, ldb;
+    _Alignas(64) float a_copy[GEMM_MC * GEMM_KC];
+    _Alignas(64) float b_copy[GEMM_KC * TILE_N]; /* missing columns 0 */
 } gemm_block;
 
-static void gemm_pack_a(gemm_block *g, const float *a, int64_t lda) {
-    for (int64_t i = 0; i < g->m; i++) memcpy(g->a + i * GEMM_KC, a + i * lda, sizeof(float) * (size_t)g->k);
-    for (int64_t i = g->m; i % TILE_M; i++) memset(g->a + i * GEMM_KC, 0, sizeof(float) * (size_t)g->k);
+static void gemm_copy_a(gemm_block *g) {
+    for (int64_t i = 0; i < g->m; i++) memcpy(g->a_copy + i * GEMM_KC, g->a + i * g->lda, sizeof(float) * (size_t)g->k);
+    g->a = g->a_copy;
+    g->lda = GEMM_KC;
 }
 
-static void gemm_pack_b(gemm_block *g, const float *b, int64_t ldb) {
+static void gemm_copy_b(gemm_block *g) {
     for (int64_t l = 0; l < g->k; l++)
         for (int j = 0; j < TILE_NV; j++) {
             int64_t left = g->n - j * VF_N;
-            const float *from = b + l * ldb + j * VF_N;
+            const float *from = g->b + l * g->ldb + j * VF_N;
             vf v = left >= VF_N ? vf_load(from) : left > 0 ? vf_load_n(from, left) : vf_zero();
-            vf_store(g->b + l * TILE_N + j * VF_N, v);
+            vf_store(g->b_copy + l * TILE_N + j * VF_N, v);
         }
+    g->b = g->b_copy;
+    g->ldb = TILE_N;
 }
 
-SIMD_FN void gemm_tile(int nv, const gemm_block *g, int64_t row, float *c, int64_t ldc) {
+/* m rows and nv vectors of columns; meanwhile the rows of A that come next, at `next`, are fetched. */
+SIMD_FN void gemm_tile(int m, int nv, const gemm_block *g, int64_t row, const float *next, float *c, int64_t ldc) {
     vf acc[TILE_M][4];
-    UNROLL_FOR(i, TILE_M)
+    UNROLL_FOR(i, m)
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
-    tile_fma(TILE_M, nv, g->k, g->a + row * GEMM_KC, GEMM_KC, 1, g->b, TILE_N, acc);
+    const float *a = g->a + row * g->lda;
+    for (int64_t l = 0; l < g->k; l += 16) { /* a cache line of A */
+        UNROLL_FOR(i, m) _mm_prefetch((const char *)(next + i * g->lda + l), _MM_HINT_T0);
+        tile_fma(m, nv, g->k - l < 16 ? g->k - l : 16, a + l, g->lda, 1, g->b + l * g->ldb, g->ldb, acc);
+    }
     int64_t last = g->n - (nv - 1) * VF_N; /* columns of the last vector */
-    UNROLL_FOR(i, TILE_M) {
-        if (row + i >= g->m) break;
+    UNROLL_FOR(i, m) {
         float *to = c + (row + i) * ldc;
         UNROLL_FOR(j, nv - 1) vf_store(to + j * VF_N, vf_sub(vf_load(to + j * VF_N), acc[i][j]));
         to += (nv - 1) * VF_N;
@@ -50,32 +60,50 @@ SIMD_FN void gemm_tile(int nv, const gemm_block *g, int64_t row, float *c, int64
     }
 }
 
-static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
-    for (int64_t row = 0; row < g->m; row += TILE_M) {
-        if (g->n <= VF_N)
-            gemm_tile(1, g, row, c, ldc);
-        else if (TILE_NV == 2 || g->n <= 2 * VF_N)
-            gemm_tile(2, g, row, c, ldc);
+SIMD_FN void gemm_rows(int m, const gemm_block *g, int64_t row, float *c, int64_t ldc) {
+    const float *next = row + m < g->m ? g->a + (row + m) * g->lda : g->a + g->k;
+    if (g->n <= VF_N)
+        gemm_tile(m, 1, g, row, next, c, ldc);
+    else if (TILE_NV == 2 || g->n <= 2 * VF_N)
+        gemm_tile(m, 2, g, row, next, c, ldc);
 #if TILE_NV == 4
-        else if (g->n <= 3 * VF_N)
-            gemm_tile(3, g, row, c, ldc);
-        else
-            gemm_tile(4, g, row, c, ldc);
+    else if (g->n <= 3 * VF_N)
+        gemm_tile(m, 3, g, row, next, c, ldc);
+    else
+        gemm_tile(m, 4, g, row, next, c, ldc);
 #endif
+}
+
+static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
+    int64_t row = 0;
+    for (; row + TILE_M <= g->m; row += TILE_M) gemm_rows(TILE_M, g, row, c, ldc);
+    if (row + 4 <= g->m) {
+        gemm_rows(4, g, row, c, ldc);
+        row += 4;
     }
+    if (row + 2 <= g->m) {
+        gemm_rows(2, g, row, c, ldc);
+        row += 2;
+    }
+    if (row < g->m) gemm_rows(1, g, row, c, ldc);
 }
 
 void SIMD_NAME(linalg_gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                                 int64_t ldb, float *c, int64_t ldc) {
     gemm_block g;
+    bool copy_a = n > TILE_N, copy_b = ldb > TILE_N || n % VF_N != 0;
     for (int64_t k0 = 0; k0 < k; k0 += GEMM_KC) {
         g.k = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
         for (int64_t m0 = 0; m0 < m; m0 += GEMM_MC) {
             g.m = m - m0 < GEMM_MC ? m - m0 : GEMM_MC;
-            gemm_pack_a(&g, a + m0 * lda + k0, lda);
+            g.a = a + m0 * lda + k0;
+            g.lda = lda;
+            if (copy_a) gemm_copy_a(&g);
             for (int64_t n0 = 0; n0 < n; n0 += TILE_N) {
                 g.n = n - n0 < TILE_N ? n - n0 : TILE_N;
-                gemm_pack_b(&g, b + k0 * ldb + n0, ldb);
+                g.b = b + k0 * ldb + n0;
+                g.ldb = ldb;
+                if (copy_b) gemm_copy_b(&g);
                 gemm_run(&g, c + m0 * ldc + n0, ldc);
             }
         }
@@ -158,19 +186,35 @@ static void gram_block(int64_t n_tok, const float *a, const float *b, float *gra
         }
 }
 
-static void gram_add_simd(const llmq_worker *w, const float *x0, int64_t n, int64_t cols, bool allow_q8, float *gram) {
+/* Workers divide columns; four tokens at a time go through a column's sum in their order. */
+static void gram_sums(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums) {
+    int64_t begin, end, t = 0;
+    worker_range(w, cols, 16, &begin, &end);
+    for (; t + 4 <= n_tok; t += 4) {
+        const float *a = x + t * cols, *b = a + cols, *c = b + cols, *d = c + cols;
+        for (int64_t i = begin; i < end; i++)
+            sums[i] = sums[i] + (double)a[i] + (double)b[i] + (double)c[i] + (double)d[i];
+    }
+    for (; t < n_tok; t++)
+        for (int64_t i = begin; i < end; i++) sums[i] += (double)x[t * cols + i];
+}
+
+static void gram_add_simd(const llmq_worker *w, const float *x0, int64_t n, int64_t cols, bool allow_q8, double *sums,
+                          float *gram, void *scratch) {
 #if GRAM_HAS_Q8
     if (allow_q8) {
-        gram_q8_avx512(w, x0, n, cols, gram);
+        gram_q8_avx512(w, x0, n, cols, sums, gram, scratch);
         return;
     }
 #endif
     (void)allow_q8;
+    (void)scratch;
     int64_t n_tiles = (cols + GRAM - 1) / GRAM;
     gram_panels panels;
     for (int64_t t = 0; t < n; t += GRAM_TOK) {
         const float *x = x0 + t * cols;
         int64_t n_tok = n - t < GRAM_TOK ? n - t : GRAM_TOK;
+        if (sums) gram_sums(w, x, n_tok, cols, sums);
         for (int64_t i = 0; i < n_tiles; i++) {
             bool packed = false;
             for (int64_t j = 0; j <= i; j++) {
@@ -328,6 +372,9 @@ static llmq_status cholesky_simd(int64_t n, float *a, int64_t lda, llmq_team *te
 
 void SIMD_NAME(linalg_fill)(llmq_backend_ops *ops) {
     ops->gram_add = gram_add_simd;
+#if GRAM_HAS_Q8
+    ops->gram_scratch_bytes = gram_q8_scratch_avx512;
+#endif
     ops->gemm_sub = SIMD_NAME(linalg_gemm_sub);
     ops->cholesky = cholesky_simd;
 }

@@ -12,8 +12,11 @@ size_t attention_scratch_c(const llmq_attn *a, int n_workers);
 void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,
                  void *scratch);
 
-void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, float *gram);
-void gram_q8_avx512(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, float *gram);
+void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, double *sums,
+                   float *gram, void *scratch);
+void gram_q8_avx512(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums, float *gram,
+                    void *scratch);
+size_t gram_q8_scratch_avx512(int64_t n_tok, int64_t cols);
 /* Of n tile rows: does this worker do tile (i, j)? A tile below the diagonal counts 2, one on it 1, so that i*i + 2*j
  * of n*n come before it. */
 static inline bool gram_tile_mine(const llmq_worker *w, int64_t n, int64_t i, int64_t j) {

@@ -5,6 +5,7 @@
 
 #include "core/mem.h"
 #include "cpu/kv.h"
+#include "cpu/rows.h"
 #include "types/type.h"
 
 void ops_embed_c(const llmq_worker *w, const llmq_tensor *table, const int32_t *tokens, int64_t n_tok, float *y) {
@@ -115,7 +116,14 @@ static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_
     }
 }
 
+static size_t gram_scratch_none(int64_t n_tok, int64_t cols) {
+    (void)n_tok;
+    (void)cols;
+    return 0;
+}
+
 void cpu_fill_ops_c(llmq_backend_ops *ops) {
+    rows_fill(ops);
     ops->embed = ops_embed_c;
     ops->rms_norm = rms_norm_c;
     ops->rope = rope_c;
@@ -126,6 +134,7 @@ void cpu_fill_ops_c(llmq_backend_ops *ops) {
     ops->attn_scratch_bytes = attention_scratch_c;
     ops->attention = attention_c;
     ops->gram_add = linalg_gram_c;
+    ops->gram_scratch_bytes = gram_scratch_none;
     ops->gemm_sub = linalg_gemm_sub_c;
     ops->cholesky = linalg_cholesky_c;
 }

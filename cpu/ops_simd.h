@@ -3,6 +3,7 @@
 
 #include "cpu/kv.h"
 #include "cpu/ops.h"
+#include "cpu/rows.h"
 #include "cpu/simd.h"
 
 static void rms_norm_simd(const llmq_worker *w, const float *x, const float *gain, float eps, float *y, int64_t n_rows,
@@ -152,6 +153,7 @@ static void kv_store_simd(const llmq_worker *w, llmq_kv *kv, const float *k, int
 }
 
 void SIMD_NAME(cpu_fill_ops)(llmq_backend_ops *ops) {
+    rows_fill(ops);
     ops->rms_norm = rms_norm_simd;
     ops->rope = rope_simd;
     ops->add = add_simd;

@@ -39,6 +39,7 @@ struct llmq_calib_run {
     llmq_calib_work spent;  /* seconds of the team */
     double *sums;           /* [wide] of a site's inputs over all tokens */
     float *in;              /* (chunk, cols of the site) inputs of the site's matrices */
+    void *gram_scratch;     /* of summing their Gram matrix */
     float *cos_sin;         /* (ctx, n_rot / 2, 2) */
     lane *lanes;            /* one: all workers share the work on a window; else one for each worker */
     int n_lanes, n_workers; /* n_workers: on one window */
@@ -80,12 +81,6 @@ static void spend(const llmq_worker *w, const span *s, calib_kind kind, double s
     if (w->id == 0) s->l->spent.of[kind] += time_seconds() - since;
 }
 
-static bool row_finite(const float *x, int64_t n) {
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < n; i++) bad |= (uint32_t)((f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u);
-    return bad == 0;
-}
-
 /* Between products rows do not know of each other. So a worker takes a few rows of the window at a time through all
  * steps, without barriers: the rows [begin, end). To ops it is worker `as` of as many as there are parts. */
 typedef struct part {
@@ -107,13 +102,9 @@ static bool next_part(const llmq_worker *w, const span *s, part *p) {
 /* Rows of x that are not finite become zero: they add nothing to a Gram matrix, and keys and values stay sound for the
  * rest of their window. */
 static void drop_bad_rows(const span *s, const part *p, float *x, int64_t cols) {
-    for (int64_t t = p->begin; t < p->end; t++) {
-        float *row = x + t * cols;
-        if (row_finite(row, cols)) continue;
-        memset(row, 0, (size_t)cols * sizeof *row);
-        s->run->bad[s->begin + t] = 1;
-        atomic_fetch_add(&s->p->dropped, 1);
-    }
+    int64_t n =
+        s->run->model->ops->drop_rows(x + p->begin * cols, p->end - p->begin, cols, s->run->bad + s->begin + p->begin);
+    if (n > 0) atomic_fetch_add(&s->p->dropped, n);
 }
 
 /* The lane's x as ops take it. */
@@ -145,12 +136,6 @@ static void fill_part(const span *s, const part *p, const llmq_role *roles) {
     if (bf16) run->model->ops->acts_fill(&p->as, &acts, ACT_BF16);
 }
 
-/* The site's inputs, only for its Gram matrix. */
-static void norm_inputs(const llmq_worker *w, const span *s, llmq_role gain) {
-    for (part p = no_part; next_part(w, s, &p);) norm_part(s, &p, gain, s->in);
-    worker_barrier(w);
-}
-
 /* The lane's x, for the weights of roles. */
 static void norm_for(const llmq_worker *w, const span *s, llmq_role gain, const llmq_role *roles) {
     for (part p = no_part; next_part(w, s, &p);) {
@@ -170,18 +155,19 @@ static void multiply(const llmq_worker *w, const span *s, llmq_role role, float 
 
 /* The site's inputs are kept for the pass that multiplies them. */
 static void store_mid(const span *s, const part *p, int64_t cols) {
-    uint16_t *mid = s->run->mid + s->begin * cols;
-    for (int64_t i = p->begin * cols; i < p->end * cols; i++) mid[i] = f32_to_bf16(s->in[i]);
+    uint16_t *mid = s->run->mid + (s->begin + p->begin) * cols;
+    s->run->model->ops->to_bf16(s->in + p->begin * cols, mid, (p->end - p->begin) * cols);
 }
 
 static void load_mid(const span *s, const part *p, int64_t cols) {
-    const uint16_t *mid = s->run->mid + s->begin * cols;
-    for (int64_t i = p->begin * cols; i < p->end * cols; i++) s->l->x[i] = bf16_to_f32(mid[i]);
+    const uint16_t *mid = s->run->mid + (s->begin + p->begin) * cols;
+    s->run->model->ops->from_bf16(mid, s->l->x + p->begin * cols, (p->end - p->begin) * cols);
 }
 
-/* x += W mid, of a block's last matrix. */
-static void close_block(const llmq_worker *w, const span *s, llmq_role role, int64_t cols) {
+/* x += W mid, of a block's last matrix. With a gain of the norm behind it (else ROLE_COUNT) the next site's inputs. */
+static void close_block(const llmq_worker *w, const span *s, llmq_role role, int64_t cols, llmq_role gain) {
     const llmq_calib_run *run = s->run;
+    const llmq_worker alone = {0, 1, w->team};
     int64_t n_embd = run->model->hp.n_embd;
     for (part p = no_part; next_part(w, s, &p);) {
         load_mid(s, &p, cols);
@@ -192,7 +178,11 @@ static void close_block(const llmq_worker *w, const span *s, llmq_role role, int
     multiply(w, s, role, s->l->a);
     worker_barrier(w);
     spend(w, s, CALIB_WEIGHTS, since);
-    run->model->ops->add(w, run->x + s->begin * n_embd, s->l->a, s->n * n_embd);
+    for (part p = no_part; next_part(w, s, &p);) {
+        float *x = run->x + (s->begin + p.begin) * n_embd;
+        run->model->ops->add(&alone, x, s->l->a + p.begin * n_embd, (p.end - p.begin) * n_embd);
+        if (gain != ROLE_COUNT) norm_part(s, &p, gain, s->in);
+    }
     worker_barrier(w);
 }
 
@@ -224,7 +214,9 @@ static void attend(const llmq_worker *w, const span *s) {
 }
 
 static void pass_qkv(const llmq_worker *w, const span *s) {
-    if (s->p->gram) norm_inputs(w, s, ROLE_ATTN_NORM);
+    if (!s->p->gram) return;
+    for (part p = no_part; next_part(w, s, &p);) norm_part(s, &p, ROLE_ATTN_NORM, s->in);
+    worker_barrier(w);
 }
 
 static void pass_o(const llmq_worker *w, const span *s) {
@@ -246,8 +238,7 @@ static void pass_o(const llmq_worker *w, const span *s) {
 }
 
 static void pass_gate_up(const llmq_worker *w, const span *s) {
-    close_block(w, s, ROLE_O, s->run->q_dim);
-    if (s->p->gram) norm_inputs(w, s, ROLE_FFN_NORM);
+    close_block(w, s, ROLE_O, s->run->q_dim, s->p->gram ? ROLE_FFN_NORM : ROLE_COUNT);
 }
 
 static void pass_down(const llmq_worker *w, const span *s) {
@@ -275,31 +266,11 @@ static void pass_window(const llmq_worker *w, pass *p, lane *l, int64_t window) 
     case SITE_O: pass_o(w, &s); break;
     case SITE_GATE_UP: pass_gate_up(w, &s); break;
     case SITE_DOWN: pass_down(w, &s); break;
-    default: close_block(w, &s, ROLE_DOWN, p->run->model->hp.n_ff);
+    default: close_block(w, &s, ROLE_DOWN, p->run->model->hp.n_ff, ROLE_COUNT);
     }
 }
 
 /* ---- the steps of a chunk ---- */
-
-/* Workers divide columns, so that each sum is made in the order of the tokens. */
-static void sum_inputs(const llmq_worker *w, pass *p, const float *in, int64_t n, int64_t cols) {
-    int64_t begin, end;
-    worker_range(w, cols, 16, &begin, &end);
-    double *sums = p->run->sums;
-    for (int64_t t = 0; t < n; t++)
-        for (int64_t c = begin; c < end; c++) sums[c] += (double)in[t * cols + c];
-}
-
-/* Slice by slice, so that a slice's sums find it in the cache. */
-static void sum_chunk(const llmq_worker *w, pass *p, int64_t cols) {
-    const llmq_calib_run *run = p->run;
-    for (int64_t t = 0; t < p->n; t += GRAM_TOKENS) {
-        const float *in = run->in + t * cols;
-        int64_t n = p->n - t < GRAM_TOKENS ? p->n - t : GRAM_TOKENS;
-        run->model->ops->gram_add(w, in, n, cols, run->allow_q8, p->gram);
-        if (run->mean_weight > 0) sum_inputs(w, p, in, n, cols);
-    }
-}
 
 /* Windows do not know of each other, so each is one worker's own from end to end, without barriers; where there are
  * fewer of them than workers all share each. A window is multiplied by itself either way: the same bytes. */
@@ -318,7 +289,8 @@ static void pass_worker(const llmq_worker *w, void *arg) {
     if (!p->gram) return;
     worker_barrier(w);
     double since = time_seconds();
-    sum_chunk(w, p, cols);
+    run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, run->mean_weight > 0 ? run->sums : NULL, p->gram,
+                              run->gram_scratch);
     if (w->id == 0) p->gram_seconds += time_seconds() - since;
 }
 
@@ -488,7 +460,12 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 6, N_OF_LANE = 9 };
+enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 7, N_OF_LANE = 9 };
+
+/* For the widest site: narrower ones take no more. */
+static size_t gram_scratch_bytes(const llmq_calib_run *run) {
+    return run->model->ops->gram_scratch_bytes(run->chunk, run->wide);
+}
 
 static void list_shared(llmq_calib_run *run, block blocks[N_SHARED]) {
     const llmq_hparams *hp = &run->model->hp;
@@ -498,6 +475,7 @@ static void list_shared(llmq_calib_run *run, block blocks[N_SHARED]) {
         [BLOCK_MID] = {(void **)&run->mid, (size_t)run->n_tok * (size_t)max64(run->q_dim, hp->n_ff), sizeof(uint16_t)},
         [BLOCK_BAD] = {(void **)&run->bad, (size_t)run->n_tok, 1},
         {(void **)&run->in, (size_t)run->chunk * wide, sizeof(float)},
+        {&run->gram_scratch, gram_scratch_bytes(run), 1},
         {(void **)&run->sums, wide, sizeof(double)},
         {(void **)&run->cos_sin, (size_t)run->calib->ctx * (size_t)hp->n_rot, sizeof(float)}};
     memcpy(blocks, list, sizeof list);
@@ -536,6 +514,7 @@ static llmq_status alloc_blocks(const block *blocks, size_t n, llmq_err *err) {
 static void borrow(llmq_calib_run *run, const llmq_calib_run *lender) {
     LLMQ_ASSERT(lender->chunk >= run->chunk && lender->calib->ctx >= run->calib->ctx);
     run->in = lender->in;
+    run->gram_scratch = lender->gram_scratch;
     run->sums = lender->sums;
     run->cos_sin = lender->cos_sin;
     run->lanes = lender->lanes;

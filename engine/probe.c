@@ -211,27 +211,31 @@ typedef struct gram_job {
     const float *x;
     int64_t n_tok, cols;
     float *gram;
+    void *scratch;
 } gram_job;
 
 static void gram_worker(const llmq_worker *w, void *arg) {
     gram_job *job = arg;
-    job->ops->gram_add(w, job->x, job->n_tok, job->cols, true, job->gram);
+    job->ops->gram_add(w, job->x, job->n_tok, job->cols, true, NULL, job->gram, job->scratch);
 }
 
 /* The Gram matrix of random inputs. */
 static llmq_status make_gram(const pipeline *p, int64_t cols, float **out, int64_t *n_tok_out, llmq_err *err) {
     int64_t n = *n_tok_out = 2 * cols < 512 ? 2 * cols : 512;
     float *x = mem_alloc((size_t)(n * cols), sizeof *x), *gram = *out = mem_zalloc((size_t)(cols * cols), sizeof *gram);
-    if (!x || !gram) {
+    void *scratch = mem_alloc(p->model->ops->gram_scratch_bytes(n, cols), 1);
+    if (!x || !gram || !scratch) {
         mem_free(x);
+        mem_free(scratch);
         return mem_error(err, (size_t)(cols * cols) * sizeof *gram, "measuring this machine");
     }
     fill_random(x, n * cols, 3);
     for (int64_t t = 0; t < n; t++) /* inputs are alike in part, and some are larger */
         for (int64_t c = 0; c < cols; c++) x[t * cols + c] = (x[t * cols + c] + x[t * cols]) * (float)(1 + c % 5);
-    gram_job job = {p->model->ops, x, n, cols, gram};
+    gram_job job = {p->model->ops, x, n, cols, gram, scratch};
     team_run(p->team, gram_worker, &job);
     mem_free(x);
+    mem_free(scratch);
     return LLMQ_OK;
 }
 

@@ -10,7 +10,7 @@
 
 #include "engine/pipeline.h"
 
-#define CHECKPOINT_SHARE 0.05     /* of the time may go into checkpoints */
+#define CHECKPOINT_SHARE 0.01     /* of the time may go into checkpoints */
 #define DISK_BYTES_SECOND 200e6   /* until the first one tells */
 #define ALWAYS "LLMQ_CHECKPOINTS" /* environment: "all" takes one after every layer, for tests */
 

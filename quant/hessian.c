@@ -17,8 +17,9 @@
 #include "quant/methods/methods.h"
 
 #define TILE 64
-#define DEAD_WEIGHT 0.001f /* of an input that was always zero, relative to the mean: its code should be the nearest   \
-                            */
+#define DEAD_WEIGHT                                                                                                    \
+    0.001f /* of an input that was always zero, relative to the mean: its code should be the nearest                   \
+            */
 
 /* ---- order of the columns ---- */
 
@@ -247,13 +248,15 @@ static int64_t picked_row(const error_job *job, int64_t i) {
 /* From the lower triangle: x_j (G_jj x_j + 2 sum_{i>j} x_i G_ij); y holds minus the sums. */
 void hessian_energy(const llmq_backend_ops *ops, int64_t n, const float *gram, int64_t m, const float *x, float *y,
                     double *energy) {
+    float below[ERROR_BLOCK * ERROR_BLOCK]; /* a block at the diagonal, zeros from there on */
     memset(y, 0, (size_t)(m * n) * sizeof *y);
+    memset(below, 0, sizeof below);
     for (int64_t j0 = 0; j0 < n; j0 += ERROR_BLOCK) {
-        int64_t j1 = j0 + ERROR_BLOCK < n ? j0 + ERROR_BLOCK : n;
-        if (j1 < n) ops->gemm_sub(m, j1 - j0, n - j1, x + j1, n, gram + j1 * n + j0, n, y + j0, n);
-        for (int64_t r = 0; r < m; r++)
-            for (int64_t i = j0; i < j1; i++)
-                for (int64_t j = j0; j < i; j++) y[r * n + j] -= x[r * n + i] * gram[i * n + j];
+        int64_t len = n - j0 < ERROR_BLOCK ? n - j0 : ERROR_BLOCK, j1 = j0 + len;
+        if (j1 < n) ops->gemm_sub(m, len, n - j1, x + j1, n, gram + j1 * n + j0, n, y + j0, n);
+        for (int64_t i = 1; i < len; i++)
+            memcpy(below + i * ERROR_BLOCK, gram + (j0 + i) * n + j0, (size_t)i * sizeof *below);
+        ops->gemm_sub(m, len, len, x + j0, n, below, ERROR_BLOCK, y + j0, n);
     }
     for (int64_t r = 0; r < m; r++) {
         double sum = 0;

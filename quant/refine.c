@@ -91,26 +91,28 @@ void refiner_clear(llmq_refiner *r) {
 
 /* ---- in and out: rows become lanes ---- */
 
-static void load_row(const llmq_refiner *r, const refine_buffers *b, const llmq_quantized *q, int64_t row,
-                     int64_t lane) {
+/* Block i of a row. All rows of a block come before the next block: their lanes are neighbours. */
+static void load_block(const llmq_refiner *r, const refine_buffers *b, const llmq_quantized *q, int64_t row, int64_t i,
+                       int64_t lane) {
     const llmq_type_info *t = r->p->type;
-    int64_t cols = r->p->cols, lanes = r->lanes, n_blocks = type_blocks(t, cols),
-            per_block = t->block_len / t->group_len;
+    int64_t cols = r->p->cols, lanes = r->lanes, per_block = t->block_len / t->group_len;
     const uint8_t *codes = q->codes + row * cols;
     const float *w = r->p->w + row * cols;
-    for (int64_t i = 0; i < n_blocks; i++) {
-        const llmq_grid *grid = &q->grids[row * n_blocks + i];
-        for (int64_t g = 0; g < per_block; g++) {
-            int64_t at = (i * per_block + g) * lanes + lane;
-            b->scale[at] = grid->scale[g];
-            b->offset[at] = grid->offset[g];
-            if (is_super(t)) b->sc[at] = grid->sc[g], b->mn[at] = grid->mn[g];
-        }
-        if (is_super(t)) b->d[i * lanes + lane] = grid->d, b->dmin[i * lanes + lane] = grid->dmin;
-        for (int64_t k = i * t->block_len, end = k + type_block_cols(t, cols, i), n = 0; k < end; k++, n++) {
-            int64_t g = n / t->group_len;
-            b->level[k * lanes + lane] = t->levels[codes[k]];
-            b->e[k * lanes + lane] = grid->scale[g] * t->levels[codes[k]] + grid->offset[g] - w[k];
+    const llmq_grid *grid = &q->grids[row * type_blocks(t, cols) + i];
+    for (int64_t g = 0; g < per_block; g++) {
+        int64_t at = (i * per_block + g) * lanes + lane;
+        b->scale[at] = grid->scale[g];
+        b->offset[at] = grid->offset[g];
+        if (is_super(t)) b->sc[at] = grid->sc[g], b->mn[at] = grid->mn[g];
+    }
+    if (is_super(t)) b->d[i * lanes + lane] = grid->d, b->dmin[i * lanes + lane] = grid->dmin;
+    int64_t begin = i * t->block_len, end = begin + type_block_cols(t, cols, i);
+    for (int64_t g = 0, k = begin; k < end; g++) {
+        float scale = grid->scale[g], offset = grid->offset[g];
+        for (int64_t stop = end - k < t->group_len ? end : k + t->group_len; k < stop; k++) {
+            float level = t->levels[codes[k]];
+            b->level[k * lanes + lane] = level;
+            b->e[k * lanes + lane] = scale * level + offset - w[k];
         }
     }
 }
@@ -122,12 +124,12 @@ static uint8_t code_of(const llmq_type_info *t, float level) {
     return (uint8_t)code;
 }
 
-static void store_row(const llmq_refiner *r, const refine_buffers *b, llmq_quantized *q, int64_t row, int64_t lane) {
+static void store_block(const llmq_refiner *r, const refine_buffers *b, llmq_quantized *q, int64_t row, int64_t i,
+                        int64_t lane) {
     const llmq_type_info *t = r->p->type;
-    int64_t cols = r->p->cols, lanes = r->lanes, n_blocks = type_blocks(t, cols),
-            per_block = t->block_len / t->group_len;
-    for (int64_t i = 0; i < n_blocks && t->form != GRID_FIXED; i++) {
-        llmq_grid *grid = &q->grids[row * n_blocks + i];
+    int64_t cols = r->p->cols, lanes = r->lanes, per_block = t->block_len / t->group_len;
+    if (t->form != GRID_FIXED) {
+        llmq_grid *grid = &q->grids[row * type_blocks(t, cols) + i];
         for (int64_t g = 0; g < per_block; g++) {
             int64_t at = (i * per_block + g) * lanes + lane;
             grid->scale[g] = b->scale[at];
@@ -138,7 +140,8 @@ static void store_row(const llmq_refiner *r, const refine_buffers *b, llmq_quant
         if (is_super(t)) grid->dmin = b->dmin[i * lanes + lane];
         if (t->form == GRID_AFFINE) grid->dmin = grid->offset[0];
     }
-    for (int64_t k = 0; k < cols; k++) q->codes[row * cols + k] = code_of(t, b->level[k * lanes + lane]);
+    for (int64_t k = i * t->block_len, end = k + type_block_cols(t, cols, i); k < end; k++)
+        q->codes[row * cols + k] = code_of(t, b->level[k * lanes + lane]);
 }
 
 /* ---- products with H ---- */
@@ -229,9 +232,11 @@ static double refine_step(const llmq_refiner *r, const refine_buffers *b, int64_
 void refine_slab(const llmq_refiner *r, int id, int64_t row, llmq_quantized *q) {
     const llmq_solver *s = &r->p->solver;
     const refine_buffers *b = &r->buffers[id];
-    int64_t cols = r->p->cols, lanes = r->lanes, n_rows = r->p->rows - row < lanes ? r->p->rows - row : lanes;
+    int64_t cols = r->p->cols, lanes = r->lanes, n_rows = r->p->rows - row < lanes ? r->p->rows - row : lanes,
+            n_blocks = type_blocks(r->p->type, cols);
     memset(b->all, 0, layout(r, &(refine_buffers){0}, NULL) * sizeof(float));
-    for (int64_t i = 0; i < n_rows; i++) load_row(r, b, q, row + i, i);
+    for (int64_t block = 0; block < n_blocks; block++)
+        for (int64_t i = 0; i < n_rows; i++) load_block(r, b, q, row + i, block, i);
     int passes = s->sweeps > 0 ? s->sweeps : 1;
     for (int pass = 0; pass < passes; pass++) {
         double energy = 0, gain = 0;
@@ -241,5 +246,6 @@ void refine_slab(const llmq_refiner *r, int id, int64_t row, llmq_quantized *q) 
         for (int64_t i = 0; i < lanes; i++) gain += b->gain[i];
         if (!(gain > ENOUGH * energy)) break;
     }
-    for (int64_t i = 0; i < n_rows; i++) store_row(r, b, q, row + i, i);
+    for (int64_t block = 0; block < n_blocks; block++)
+        for (int64_t i = 0; i < n_rows; i++) store_block(r, b, q, row + i, block, i);
 }

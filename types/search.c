@@ -15,12 +15,16 @@
  * codes and integers fixed.
  *
  * Whatever is kept at the end was judged by its true error with the numbers rounded as stored. Blocks are worked on
- * divided by a power of two near their largest weight, so that no sum over- or underflows. */
+ * divided by a power of two near their largest weight, so that no sum over- or underflows.
+ *
+ * Most of the time goes into the sums of guesses, which are made for several of them at once (search_rests.c) where
+ * levels are uniform. The grids are the same bits on every machine. */
 #include "types/search.h"
 
 #include <math.h>
 
 #include "types/bits.h"
+#include "types/search_rests.h"
 
 #define F16_MAX 65504.0f
 #define X_MAX 268435456.0f /* 2^28: no grid reaches further */
@@ -34,6 +38,7 @@ typedef int16_t v8i __attribute__((vector_size(16)));
 
 typedef struct block_search {
     const llmq_search *s;
+    search_rests_fn *sum_rests;
     float lo, hi, reach;                                       /* first, last, largest magnitude of the levels */
     float fan_ratio;                                           /* from one guess of the fan to the next */
     v8i first, mid2[TABLE_LEVELS - 1], step[TABLE_LEVELS - 1]; /* tables: twice the midpoints; distances */
@@ -108,14 +113,11 @@ static moments moments_of(const float *x, const float *w, const float *q, int n)
     return (moments){v4_sum(sq), v4_sum(sqq), v4_sum(sxq)};
 }
 
-/* Sums with the rest r = x - scale q - offset: the same least squares without the cancellation of <xx> - <xq>^2 / <qq>,
- * which at 8 bits leaves no correct digit. */
-typedef struct rests {
-    float q, qq, r, rq, rr;
-} rests;
-
-static rests rests_of(const float *x, const float *w, const float *q, int n, float scale, float offset) {
+/* The sums of guess k by itself. */
+static void sum_table(const block_search *b, const float *x, const float *w, int n, search_guesses *g, int k) {
+    float q[TYPE_MAX_BLOCK], scale = g->scale[k], offset = g->offset[k];
     v4 sq = {0}, sqq = {0}, sr = {0}, srq = {0}, srr = {0};
+    nearest(b, x, n, g->inv[k], -offset * g->inv[k], q);
     for (int i = 0; i < n; i += 4) {
         v4 vq = v4_load(q + i), vw = v4_load(w + i);
         v4 r = v4_load(x + i) - vq * scale - offset, wq = vw * vq, wr = vw * r;
@@ -125,7 +127,7 @@ static rests rests_of(const float *x, const float *w, const float *q, int n, flo
         srq += wr * vq;
         srr += wr * r;
     }
-    return (rests){v4_sum(sq), v4_sum(sqq), v4_sum(sr), v4_sum(srq), v4_sum(srr)};
+    g->rests[k] = (search_rests){v4_sum(sq), v4_sum(sqq), v4_sum(sr), v4_sum(srq), v4_sum(srr)};
 }
 
 /* sum w (x - scale q - offset)^2 with the nearest levels, which it leaves in q. */
@@ -171,6 +173,7 @@ static bool block_prepare(block_search *b, const llmq_search *s, const float *x,
     if (x_max < X_MIN) return false;
     if (x_max > X_MAX) x_max = X_MAX;
     b->s = s;
+    b->sum_rests = search_rests_best();
     b->fan_ratio = powf(s->fan_to / s->fan_from, 1.0f / (float)(s->n_fan - 1));
     levels_prepare(b);
     b->unit = f32_from_bits(f32_bits(x_max) & 0x7f800000u);
@@ -203,13 +206,44 @@ typedef struct guess {
     float inv;          /* the guess that gave the codes */
 } guess;
 
-static void guess_try(const block_search *b, const float *x, const float *w, int n, float inv, guess *best) {
-    float q[TYPE_MAX_BLOCK], scale = 1.0f / inv;
-    nearest(b, x, n, inv, 0.0f, q);
-    rests m = rests_of(x, w, q, n, scale, 0.0f);
-    if (!(m.qq > 0.0f)) return;
-    float error = m.rr - m.rq * m.rq / m.qq;
-    if (error < best->error) *best = (guess){error, scale + m.rq / m.qq, inv};
+/* A group's weights and their importances, and both as several guesses are summed at once. */
+typedef struct group_data {
+    const float *x, *w;
+    int n;
+    float xs[SEARCH_GUESSES * TYPE_MAX_BLOCK], ws[SEARCH_GUESSES * TYPE_MAX_BLOCK]; /* uniform levels only */
+} group_data;
+
+static void group_prepare(const block_search *b, const float *x, const float *w, int n, group_data *group) {
+    group->x = x;
+    group->w = w;
+    group->n = n;
+    if (!b->s->uniform) return;
+    search_repeat(x, n, group->xs);
+    search_repeat(w, n, group->ws);
+}
+
+/* The sums of the first n guesses. Levels from a table are found faster for one guess at a time. */
+static void sum_guesses(const block_search *b, const group_data *group, bool offsets, int n, search_guesses *g) {
+    if (b->s->uniform)
+        b->sum_rests(b->s, offsets, group->xs, group->ws, group->n, g);
+    else
+        for (int k = 0; k < n; k++) sum_table(b, group->x, group->w, group->n, g, k);
+}
+
+/* The guesses inv[n] in their order; n is at most SEARCH_GUESSES. */
+static void guess_try(const block_search *b, const group_data *group, const float *inv, int n, guess *best) {
+    search_guesses g = {0};
+    for (int k = 0; k < n; k++) {
+        g.inv[k] = inv[k];
+        g.scale[k] = 1.0f / inv[k];
+    }
+    sum_guesses(b, group, false, n, &g);
+    for (int k = 0; k < n; k++) {
+        search_rests m = g.rests[k];
+        if (!(m.qq > 0.0f)) continue;
+        float error = m.rr - m.rq * m.rq / m.qq;
+        if (error < best->error) *best = (guess){error, g.scale[k] + m.rq / m.qq, g.inv[k]};
+    }
 }
 
 /* Best scale of a group, not rounded; 0 for a group of zeros. */
@@ -218,20 +252,26 @@ static float scale_search(const block_search *b, const float *x, const float *w,
     for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
     if (amax < GROUP_MIN) return 0.0f;
     guess best = {.error = INFINITY};
+    group_data group;
+    group_prepare(b, x, w, n, &group);
     float inv = b->s->fan_from * b->reach / amax;
     bool symmetric = b->s->uniform && b->lo == -b->hi;
+    float fan[SEARCH_GUESSES];
+    int n_tries = 0;
     for (int k = 0; k < b->s->n_fan; k++, inv *= b->fan_ratio) {
-        guess_try(b, x, w, n, inv, &best);
-        if (!symmetric) guess_try(b, x, w, n, -inv, &best);
+        fan[n_tries++] = inv;
+        if (!symmetric) fan[n_tries++] = -inv;
+        if (n_tries + 1 < SEARCH_GUESSES && k + 1 < b->s->n_fan) continue;
+        guess_try(b, &group, fan, n_tries, &best);
+        n_tries = 0;
     }
     for (int k = 1; k < 3; k++) {
-        float centre = best.inv, turn = 1.0f + (b->fan_ratio - 1.0f) / (float)(1 << k);
-        guess_try(b, x, w, n, centre * turn, &best);
-        guess_try(b, x, w, n, centre / turn, &best);
+        float turn = 1.0f + (b->fan_ratio - 1.0f) / (float)(1 << k);
+        guess_try(b, &group, (float[]){best.inv * turn, best.inv / turn}, 2, &best);
     }
     for (int k = 0; k < 4 && best.scale != 0.0f; k++) {
         float before = best.error;
-        guess_try(b, x, w, n, 1.0f / best.scale, &best);
+        guess_try(b, &group, (float[]){1.0f / best.scale}, 1, &best);
         if (best.error >= before) break;
     }
     return best.scale;
@@ -276,50 +316,78 @@ typedef struct affine {
 } affine;
 
 typedef struct affine_group {
-    const float *x, *w;
-    int n;
+    group_data data;
     float sum_w;
     bool below_zero; /* the offset must not be positive */
 } affine_group;
 
-static void affine_try(const block_search *b, const affine_group *g, float lo, float hi, affine *best) {
-    float q[TYPE_MAX_BLOCK], scale = (hi - lo) / (b->hi - b->lo), inv = 1.0f / scale;
-    if (!(scale > 0.0f)) return;
-    nearest(b, g->x, g->n, inv, -lo * inv, q);
-    rests m = rests_of(g->x, g->w, q, g->n, scale, lo);
-    float var = m.qq - m.q * m.q / g->sum_w, cov = m.rq - m.q * m.r / g->sum_w;
+/* Guesses wait until there are as many as are summed at once. */
+typedef struct affine_queue {
+    const block_search *b;
+    const affine_group *g;
+    affine *best;
+    int n;
+    float hi[SEARCH_GUESSES];
+    search_guesses guesses;
+} affine_queue;
+
+static void affine_judge(const affine_group *g, const search_rests *m, float scale, float lo, float hi, affine *best) {
+    float var = m->qq - m->q * m->q / g->sum_w, cov = m->rq - m->q * m->r / g->sum_w;
     if (!(var > 0.0f)) return;
     affine a = {.scale = scale + cov / var, .lo = lo, .hi = hi};
-    a.offset = lo + (m.r - (a.scale - scale) * m.q) / g->sum_w;
-    a.error = m.rr - m.r * m.r / g->sum_w - cov * cov / var;
+    a.offset = lo + (m->r - (a.scale - scale) * m->q) / g->sum_w;
+    a.error = m->rr - m->r * m->r / g->sum_w - cov * cov / var;
     if (g->below_zero && a.offset > 0.0f) { /* the best with offset 0, whose rest is r + lo */
-        float rr = m.rr + 2.0f * lo * m.r + lo * lo * g->sum_w, rq = m.rq + lo * m.q;
-        a.scale = scale + rq / m.qq;
+        float rr = m->rr + 2.0f * lo * m->r + lo * lo * g->sum_w, rq = m->rq + lo * m->q;
+        a.scale = scale + rq / m->qq;
         a.offset = 0.0f;
-        a.error = rr - rq * rq / m.qq;
+        a.error = rr - rq * rq / m->qq;
     }
     if (a.error < best->error && a.scale > 0.0f) *best = a;
 }
 
+static void affine_flush(affine_queue *u) {
+    search_guesses *s = &u->guesses;
+    if (u->n) sum_guesses(u->b, &u->g->data, true, u->n, s);
+    for (int k = 0; k < u->n; k++) affine_judge(u->g, &s->rests[k], s->scale[k], s->offset[k], u->hi[k], u->best);
+    u->n = 0;
+}
+
+static void affine_try(affine_queue *u, float lo, float hi) {
+    float scale = (hi - lo) / (u->b->hi - u->b->lo);
+    if (!(scale > 0.0f)) return;
+    u->guesses.scale[u->n] = scale;
+    u->guesses.inv[u->n] = 1.0f / scale;
+    u->guesses.offset[u->n] = lo;
+    u->hi[u->n++] = hi;
+    if (u->n == SEARCH_GUESSES) affine_flush(u);
+}
+
 /* From the best guess so far: move either end by parts of a level, ever smaller ones; then codes and grid in turns. */
-static void affine_refine(const block_search *b, const affine_group *g, affine *best) {
-    float span = b->hi - b->lo;
+static void affine_refine(affine_queue *u) {
+    affine *best = u->best;
+    float span = u->b->hi - u->b->lo;
     for (float part = 1.0f; part > 0.2f; part *= 0.5f) {
         float lo = best->lo, hi = best->hi, h = part * (hi - lo) / span;
         for (int i = -1; i <= 1; i++)
             for (int j = -1; j <= 1; j++)
-                if (i || j) affine_try(b, g, lo + (float)i * h, hi + (float)j * h, best);
+                if (i || j) affine_try(u, lo + (float)i * h, hi + (float)j * h);
+        affine_flush(u);
     }
     for (int k = 0; k < 4; k++) {
         float before = best->error;
-        affine_try(b, g, best->offset, best->offset + best->scale * span, best);
+        affine_try(u, best->offset, best->offset + best->scale * span);
+        affine_flush(u);
         if (best->error >= before) break;
     }
 }
 
 /* Best scale and offset of a group, not rounded. */
 static affine affine_search(const block_search *b, const float *x, const float *w, int n, bool below_zero) {
-    affine_group g = {.x = x, .w = w, .n = n, .below_zero = below_zero};
+    affine_group g;
+    g.sum_w = 0.0f;
+    g.below_zero = below_zero;
+    group_prepare(b, x, w, n, &g.data);
     float lo = x[0], hi = x[0], sum_x = 0.0f;
     for (int i = 0; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo;
@@ -331,13 +399,14 @@ static affine affine_search(const block_search *b, const float *x, const float *
     float mean = sum_x / g.sum_w;
     affine best = {.error = INFINITY, .offset = below_zero && mean > 0.0f ? 0.0f : mean};
     if (hi - lo < GROUP_MIN) return best;
+    affine_queue queue = {.b = b, .g = &g, .best = &best};
     float centre = 0.5f * (lo + hi), half = 0.5f * (hi - lo), low = half / b->s->fan_from;
     for (int i = 0; i < b->s->n_fan; i++, low /= b->fan_ratio) {
         float high = half / b->s->fan_from;
-        for (int j = 0; j < b->s->n_fan; j++, high /= b->fan_ratio)
-            affine_try(b, &g, centre - low, centre + high, &best);
+        for (int j = 0; j < b->s->n_fan; j++, high /= b->fan_ratio) affine_try(&queue, centre - low, centre + high);
     }
-    if (best.scale > 0.0f) affine_refine(b, &g, &best);
+    affine_flush(&queue);
+    if (best.scale > 0.0f) affine_refine(&queue);
     return best;
 }
 

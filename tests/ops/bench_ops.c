@@ -110,7 +110,7 @@ static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, i
 
 static void run_gram(const llmq_worker *w, void *arg) {
     job *j = arg;
-    j->ops->gram_add(w, j->acts.x, j->acts.n_tok, j->acts.cols, j->q8, j->y);
+    j->ops->gram_add(w, j->acts.x, j->acts.n_tok, j->acts.cols, j->q8, NULL, j->y, j->scratch);
 }
 
 static void bench_gram(job j, llmq_team *team, int64_t cols, int64_t n_tok) {
