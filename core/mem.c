@@ -33,6 +33,17 @@ void *mem_zalloc(size_t n, size_t size) {
     return p;
 }
 
+void *mem_zalloc_huge(size_t n, size_t size) {
+    const size_t huge = (size_t)2 << 20;
+    size_t bytes;
+    if (!size_mul(n, size, &bytes) || bytes < 2 * huge) return mem_zalloc(n, size);
+    if (bytes > SIZE_MAX / 2 || must_fail()) return NULL;
+    void *p = aligned_alloc(huge, size_align(bytes, huge));
+    if (!p) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return memset(p, 0, size_align(bytes, MEM_ALIGN));
+}
+
 void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size) {
     void *q = mem_alloc(new_n, size);
     if (!q) return NULL;

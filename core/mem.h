@@ -29,6 +29,8 @@ static inline size_t size_align(size_t n, size_t align) {
  */
 void *mem_alloc(size_t n, size_t size);
 void *mem_zalloc(size_t n, size_t size);
+/* For large blocks whose rows are far apart: in huge pages where the system gives them. */
+void *mem_zalloc_huge(size_t n, size_t size);
 /* As realloc for blocks of mem_alloc (old_n elements are kept). */
 void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size);
 void mem_free(void *p); /* NULL allowed */

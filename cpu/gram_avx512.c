@@ -20,6 +20,7 @@
 #define WIDE 3          /* its vectors of columns */
 #define BATCH (8 << 20) /* bytes of panels that are packed at a time: they stay in the L3 cache */
 #define TINY 1e-30f
+#define AHEAD 8 /* tokens that are fetched before they are read */
 
 typedef struct panel {
     _Alignas(64) int32_t word[SLICE / 4 * SIDE]; /* (tokens / 4, SIDE) */
@@ -60,7 +61,9 @@ INLINE void read_columns(bool want_sums, const slice *s, int64_t col, const __mm
     }
     for (int64_t t = 0; t < s->n_tok; t++) {
         UNROLL for (int j = 0; j < VECTORS; j++) {
-            __m512 x = _mm512_maskz_loadu_ps(mask[j], s->x + t * s->cols + col + 16 * j);
+            const float *from = s->x + t * s->cols + col + 16 * j;
+            _mm_prefetch((const char *)(from + AHEAD * s->cols), _MM_HINT_T0); /* rows are too far apart for others */
+            __m512 x = _mm512_maskz_loadu_ps(mask[j], from);
             max[j] = _mm512_max_ps(max[j], _mm512_abs_ps(x));
             if (!want_sums) continue;
             sum[j][0] = _mm512_add_pd(sum[j][0], _mm512_cvtps_pd(_mm512_castps512_ps256(x)));

@@ -9,18 +9,25 @@
 
 /* ---- C -= A B ---- */
 
-/* Blocks of A and B are copied to the stack (72 + 48 KB, or 72 + 12): rows of the operands are often a power of two
- * apart and would fight for the same sets of the caches. Not copied is an A that only one tile of columns is multiplied
- * with, which costs more to copy than to read, nor a B that lies close together already. */
+/* Register tiles of GEMM_M rows and two vectors: their part of B stays in the L1 cache. Blocks of A and B are copied to
+ * the stack (72 + 24 KB, or 72 + 12): rows of the operands are often a power of two apart and would fight for the same
+ * sets of the caches. Not copied is an A that only one tile of columns is multiplied with, which costs more to copy
+ * than to read, nor a B that lies close together already. */
 #define GEMM_KC 192
 #define GEMM_MC 96
+#define GEMM_N (2 * VF_N)
+#if VF_N == 16
+#define GEMM_M 12
+#else
+#define GEMM_M 6
+#endif
 
 typedef struct gemm_block {
     int64_t m, n, k;
     const float *a, *b; /* (m, k), (k, n up to whole vectors) */
     int64_t lda, ldb;
     _Alignas(64) float a_copy[GEMM_MC * GEMM_KC];
-    _Alignas(64) float b_copy[GEMM_KC * TILE_N]; /* missing columns 0 */
+    _Alignas(64) float b_copy[GEMM_KC * GEMM_N]; /* missing columns 0 */
 } gemm_block;
 
 static void gemm_copy_a(gemm_block *g) {
@@ -31,19 +38,19 @@ static void gemm_copy_a(gemm_block *g) {
 
 static void gemm_copy_b(gemm_block *g) {
     for (int64_t l = 0; l < g->k; l++)
-        for (int j = 0; j < TILE_NV; j++) {
+        for (int j = 0; j < 2; j++) {
             int64_t left = g->n - j * VF_N;
             const float *from = g->b + l * g->ldb + j * VF_N;
             vf v = left >= VF_N ? vf_load(from) : left > 0 ? vf_load_n(from, left) : vf_zero();
-            vf_store(g->b_copy + l * TILE_N + j * VF_N, v);
+            vf_store(g->b_copy + l * GEMM_N + j * VF_N, v);
         }
     g->b = g->b_copy;
-    g->ldb = TILE_N;
+    g->ldb = GEMM_N;
 }
 
 /* m rows and nv vectors of columns; meanwhile the rows of A that come next, at `next`, are fetched. */
 SIMD_FN void gemm_tile(int m, int nv, const gemm_block *g, int64_t row, const float *next, float *c, int64_t ldc) {
-    vf acc[TILE_M][4];
+    vf acc[GEMM_M][4];
     UNROLL_FOR(i, m)
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
     const float *a = g->a + row * g->lda;
@@ -64,19 +71,19 @@ SIMD_FN void gemm_rows(int m, const gemm_block *g, int64_t row, float *c, int64_
     const float *next = row + m < g->m ? g->a + (row + m) * g->lda : g->a + g->k;
     if (g->n <= VF_N)
         gemm_tile(m, 1, g, row, next, c, ldc);
-    else if (TILE_NV == 2 || g->n <= 2 * VF_N)
-        gemm_tile(m, 2, g, row, next, c, ldc);
-#if TILE_NV == 4
-    else if (g->n <= 3 * VF_N)
-        gemm_tile(m, 3, g, row, next, c, ldc);
     else
-        gemm_tile(m, 4, g, row, next, c, ldc);
-#endif
+        gemm_tile(m, 2, g, row, next, c, ldc);
 }
 
 static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
     int64_t row = 0;
-    for (; row + TILE_M <= g->m; row += TILE_M) gemm_rows(TILE_M, g, row, c, ldc);
+    for (; row + GEMM_M <= g->m; row += GEMM_M) gemm_rows(GEMM_M, g, row, c, ldc);
+#if GEMM_M > 8
+    if (row + 8 <= g->m) {
+        gemm_rows(8, g, row, c, ldc);
+        row += 8;
+    }
+#endif
     if (row + 4 <= g->m) {
         gemm_rows(4, g, row, c, ldc);
         row += 4;
@@ -91,7 +98,7 @@ static void gemm_run(const gemm_block *g, float *c, int64_t ldc) {
 void SIMD_NAME(linalg_gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                                 int64_t ldb, float *c, int64_t ldc) {
     gemm_block g;
-    bool copy_a = n > TILE_N, copy_b = ldb > TILE_N || n % VF_N != 0;
+    bool copy_a = n > GEMM_N, copy_b = ldb > GEMM_N || n % VF_N != 0;
     for (int64_t k0 = 0; k0 < k; k0 += GEMM_KC) {
         g.k = k - k0 < GEMM_KC ? k - k0 : GEMM_KC;
         for (int64_t m0 = 0; m0 < m; m0 += GEMM_MC) {
@@ -99,8 +106,8 @@ void SIMD_NAME(linalg_gemm_sub)(int64_t m, int64_t n, int64_t k, const float *a,
             g.a = a + m0 * lda + k0;
             g.lda = lda;
             if (copy_a) gemm_copy_a(&g);
-            for (int64_t n0 = 0; n0 < n; n0 += TILE_N) {
-                g.n = n - n0 < TILE_N ? n - n0 : TILE_N;
+            for (int64_t n0 = 0; n0 < n; n0 += GEMM_N) {
+                g.n = n - n0 < GEMM_N ? n - n0 : GEMM_N;
                 g.b = b + k0 * ldb + n0;
                 g.ldb = ldb;
                 if (copy_b) gemm_copy_b(&g);

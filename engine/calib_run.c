@@ -500,7 +500,7 @@ static void list_lane(const llmq_calib_run *run, lane *l, block blocks[N_OF_LANE
 
 static llmq_status alloc_blocks(const block *blocks, size_t n, llmq_err *err) {
     for (size_t i = 0; i < n; i++) {
-        *blocks[i].p = mem_zalloc(blocks[i].n, blocks[i].size);
+        *blocks[i].p = mem_zalloc_huge(blocks[i].n, blocks[i].size);
         if (!*blocks[i].p)
             return llmq_fail(
                 err, LLMQ_E_MEMORY,

@@ -460,7 +460,7 @@ static llmq_status load_calibration(pipeline *p, llmq_err *err) {
 
 static llmq_status alloc_gram(pipeline *p, llmq_err *err) {
     size_t bytes = pipeline_gram_bytes(p);
-    p->gram = bytes ? mem_alloc(bytes, 1) : NULL;
+    p->gram = bytes ? mem_zalloc_huge(bytes, 1) : NULL;
     return bytes && !p->gram ? mem_error(err, bytes, "a Gram matrix") : LLMQ_OK;
 }
 

@@ -42,12 +42,14 @@ typedef struct gptq_job {
     slab_buffers *buffers; /* [workers] */
 } gptq_job;
 
-/* Wider slabs stream the triangle less often; narrower ones give every worker something to do, and an odd number of
- * them leaves one of two workers without. */
+#define CACHED 2048 /* columns whose triangle stays in an L3 cache */
+
+/* Wider slabs stream the triangle less often; narrower ones give every worker something to do, and their own numbers
+ * stay in faster caches. */
 static int64_t slab_lanes(const llmq_quant_problem *p) {
-    int64_t rows = p->part_of ? p->part_of : p->rows, lanes = rows >= 2048 ? 128 : rows >= 512 ? 64 : 32;
-    bool odd = (rows + lanes - 1) / lanes % 2 == 1;
-    return odd && lanes == 64 ? 48 : lanes;
+    int64_t rows = p->part_of ? p->part_of : p->rows;
+    if (p->cols <= CACHED) return 32;
+    return rows >= 2048 ? 128 : rows >= 512 ? 64 : 32;
 }
 
 /* Scale, inverse scale and offset of one block's groups into lane r. */

@@ -117,6 +117,8 @@ static void bench_gram(job j, llmq_team *team, int64_t cols, int64_t n_tok) {
     j.x = numbers((size_t)(cols * n_tok));
     j.y = numbers((size_t)(cols * cols));
     j.acts = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = j.x};
+    j.scratch = mem_alloc(j.ops->gram_scratch_bytes(n_tok, cols), 1);
+    if (!j.scratch) exit(1);
     for (int q8 = 0; q8 < 2; q8++) {
         j.q8 = q8;
         double took = best_of(team, run_gram, &j);
@@ -124,6 +126,7 @@ static void bench_gram(job j, llmq_team *team, int64_t cols, int64_t n_tok) {
                (long long)n_tok, q8 ? "int8" : "f32 ", took * 1e3,
                (double)cols * (double)(cols + 1) / 2 * (double)n_tok / took * 1e-9);
     }
+    mem_free(j.scratch);
     mem_free(j.x);
     mem_free(j.y);
 }

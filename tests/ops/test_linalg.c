@@ -1,17 +1,29 @@
 /* cpu: Gram matrix, C -= A B and Cholesky of every ISA against double precision, on teams of 1 to 3 workers. */
 #include "ops_util.h"
 
+
 typedef struct gram_call {
     const llmq_backend_ops *ops;
     const float *x;
     int64_t n_tok, cols;
     bool q8;
+    double *sums;
     float *gram;
+    void *scratch;
 } gram_call;
 
 static void run_gram(const llmq_worker *w, void *arg) {
     gram_call *c = arg;
-    c->ops->gram_add(w, c->x, c->n_tok, c->cols, c->q8, c->gram);
+    c->ops->gram_add(w, c->x, c->n_tok, c->cols, c->q8, c->sums, c->gram, c->scratch);
+}
+
+/* Sums in token order are the same bits everywhere. */
+static void check_sums(const gram_call *c, const char *what) {
+    for (int64_t i = 0; i < c->cols; i++) {
+        double want = 3;
+        for (int64_t t = 0; t < c->n_tok; t++) want += (double)c->x[t * c->cols + i];
+        if (c->sums[i] != want) fail_msg("%s: sum %d is %.17g, expected %.17g", what, (int)i, c->sums[i], want);
+    }
 }
 
 /* tol is relative to sqrt(G[i][i] G[j][j]), the largest value that the sum could have. */
@@ -33,7 +45,8 @@ static void test_gram(void **state) {
     (void)state;
     const struct {
         int64_t cols, n_tok;
-    } shapes[] = {{172, 65}, {1, 3}, {7, 1}, {96, 300}, {97, 2}, {200, 131}, {320, 64}, {33, 513}, {700, 30}};
+    } shapes[] = {{172, 65},  {1, 3},    {7, 1},    {96, 300}, {97, 2},
+                  {200, 131}, {320, 64}, {33, 513}, {700, 30}, {1500, 6}};
     rng_state = 31;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         int64_t n = shapes[s].cols, n_tok = shapes[s].n_tok;
@@ -45,16 +58,22 @@ static void test_gram(void **state) {
                 for (int64_t j = 0; j <= i; j++) want[i * n + j] += (double)x[t * n + i] * x[t * n + j];
         for (size_t isa = 0; isa < 3; isa++)
             for (int q8 = 0; q8 < 2; q8++) {
-                gram_call c = {backend_cpu_isa(all_isas[isa]), x, n_tok, n, q8, NULL};
+                gram_call c = {.ops = backend_cpu_isa(all_isas[isa]), .x = x, .n_tok = n_tok, .cols = n, .q8 = q8};
                 if (!c.ops) continue;
                 float *first = NULL;
+                size_t scratch = c.ops->gram_scratch_bytes(n_tok, n);
+                c.sums = calloc((size_t)n, sizeof *c.sums);
                 for (int w = 1; w <= MAX_TEAM; w++) {
                     char name[96];
                     snprintf(name, sizeof name, "gram %dx%d q8 %d on %s, %d workers", (int)n_tok, (int)n, q8,
                              all_isas[isa], w);
                     c.gram = guarded(area);
                     memcpy(c.gram, before, area * sizeof(float));
+                    c.scratch = mem_alloc(scratch, 1);
+                    for (int64_t i = 0; i < n; i++) c.sums[i] = 3;
                     team_run(teams[w], run_gram, &c);
+                    mem_free(c.scratch);
+                    check_sums(&c, name);
                     check_gram(&c, want, before, q8 ? 8e-3 : 2e-6, name);
                     assert_guard(c.gram, area);
                     if (!first) {
@@ -65,6 +84,7 @@ static void test_gram(void **state) {
                     guarded_free(c.gram);
                 }
                 guarded_free(first);
+                free(c.sums);
             }
         free(want);
         guarded_free(x);
@@ -72,15 +92,48 @@ static void test_gram(void **state) {
     }
 }
 
+/* However many tokens come at a time, cut where slices are: the same bits, sums not asked for, and scratch that a
+ * larger call asked for. So many tokens that not all are packed at once. */
+static void test_gram_parts(void **state) {
+    (void)state;
+    enum { COLS = 100, TOKENS = 256 * 170, PART = 256 * 3 };
+    rng_state = 35;
+    float *x = guarded_normal((size_t)COLS * TOKENS);
+    for (size_t isa = 0; isa < 3; isa++) {
+        gram_call c = {.ops = backend_cpu_isa(all_isas[isa]), .x = x, .n_tok = TOKENS, .cols = COLS, .q8 = true};
+        if (!c.ops) continue;
+        size_t bytes = c.ops->gram_scratch_bytes(TOKENS, COLS);
+        assert_true(bytes >= c.ops->gram_scratch_bytes(PART, COLS));
+        float *whole = guarded(COLS * COLS);
+        memset(whole, 0, COLS * COLS * sizeof *whole);
+        c.scratch = mem_alloc(bytes, 1);
+        c.gram = whole;
+        team_run(teams[2], run_gram, &c);
+        c.gram = guarded(COLS * COLS);
+        memset(c.gram, 0, COLS * COLS * sizeof *c.gram);
+        for (int64_t t = 0; t < TOKENS; t += PART) {
+            c.x = x + t * COLS;
+            c.n_tok = TOKENS - t < PART ? TOKENS - t : PART;
+            team_run(teams[3], run_gram, &c);
+        }
+        if (memcmp(whole, c.gram, COLS * COLS * sizeof *whole) != 0) fail_msg("gram in parts on %s", all_isas[isa]);
+        mem_free(c.scratch);
+        guarded_free(whole);
+        guarded_free(c.gram);
+    }
+    guarded_free(x);
+}
+
 static void test_gemm_sub(void **state) {
     (void)state;
     const struct {
-        int64_t m, n, k;
-    } shapes[] = {{64, 128, 300}, {1, 1, 1},     {7, 65, 33},   {13, 200, 257},
-                  {6, 64, 0},     {96, 31, 512}, {5, 17, 1000}, {70, 130, 64}};
+        int64_t m, n, k, gap; /* gap: of B's rows */
+    } shapes[] = {{64, 128, 300, 5}, {1, 1, 1, 5},      {7, 65, 33, 5},   {13, 200, 257, 5}, {6, 64, 0, 5},
+                  {96, 31, 512, 5},  {5, 17, 1000, 5},  {70, 130, 64, 5}, {32, 32, 400, 0},  {15, 16, 200, 0},
+                  {31, 32, 17, 0},   {128, 16, 193, 8}, {9, 48, 77, 0},   {100, 64, 576, 0}};
     rng_state = 32;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-        int64_t m = shapes[s].m, n = shapes[s].n, k = shapes[s].k, lda = k + 3, ldb = n + 5, ldc = n + 1;
+        int64_t m = shapes[s].m, n = shapes[s].n, k = shapes[s].k, lda = k + 3, ldb = n + shapes[s].gap, ldc = n + 1;
         size_t len = (size_t)(m * ldc);
         float *a = guarded_normal((size_t)(m * lda)), *b = guarded_normal((size_t)(k * ldb)),
               *start = guarded_normal(len);
@@ -195,7 +248,8 @@ static void test_cholesky_refuses(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram), cmocka_unit_test(test_gemm_sub),
-                                       cmocka_unit_test(test_cholesky), cmocka_unit_test(test_cholesky_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram), cmocka_unit_test(test_gram_parts),
+                                       cmocka_unit_test(test_gemm_sub), cmocka_unit_test(test_cholesky),
+                                       cmocka_unit_test(test_cholesky_refuses)};
     return cmocka_run_group_tests_name("linalg", tests, make_teams, drop_teams);
 }

@@ -204,7 +204,8 @@ static void test_embed(void **state) {
 
 /* x, m and v of a step of AdamW lie behind each other in y. */
 static void run_adam(const llmq_worker *w, void *arg) {
-    static const llmq_adam a = {.beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-6f, .keep = 0.99f, .rate = 0.02f, .inv = 3, .scale = 0.5f};
+    static const llmq_adam a = {
+        .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-6f, .keep = 0.99f, .rate = 0.02f, .inv = 3, .scale = 0.5f};
     call *c = arg;
     c->ops->adam(w, &a, c->y, c->x, c->y + c->n, c->y + 2 * c->n, c->n);
 }
@@ -230,6 +231,63 @@ static void test_adam(void **state) {
     }
 }
 
+/* Tails, NaN of either sign, infinities, subnormals and ties: the bits of core/half.h on every ISA. */
+static void test_bf16(void **state) {
+    (void)state;
+    rng_state = 17;
+    for (int n = 0; n < 70; n++) {
+        float *x = guarded((size_t)n), *back = guarded((size_t)n);
+        uint16_t *want = calloc((size_t)n + 1, 2), *got = calloc((size_t)n + 1, 2);
+        for (int i = 0; i < n; i++) {
+            uint32_t odd[] = {0x7fc00001, 0xff800001, 0x7f800000, 0xff800000,
+                              0x00000001, 0x3f808000, 0x3f818000, 0x7f7fffff};
+            x[i] = f32_from_bits(rng_u32() % 3 ? rng_u32() : odd[rng_u32() % 8]);
+            want[i] = f32_to_bf16(x[i]);
+        }
+        for (size_t isa = 0; isa < 3; isa++) {
+            const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+            if (!ops) continue;
+            got[n] = 4711;
+            ops->to_bf16(x, got, n);
+            assert_memory_equal(got, want, (size_t)n * 2);
+            assert_int_equal(got[n], 4711);
+            ops->from_bf16(want, back, n);
+            for (int i = 0; i < n; i++) assert_int_equal(f32_bits(back[i]), (uint32_t)want[i] << 16);
+            assert_guard(back, (size_t)n);
+        }
+        free(want);
+        free(got);
+        guarded_free(x);
+        guarded_free(back);
+    }
+}
+
+static void test_drop_rows(void **state) {
+    (void)state;
+    enum { ROWS = 7, N = 37 };
+    const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    const int at[] = {0, 15, 16, 31, 32, 36};
+    rng_state = 18;
+    for (size_t isa = 0; isa < 3; isa++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+        if (!ops) continue;
+        for (size_t b = 0; b < 4; b++)
+            for (size_t p = 0; p < 6; p++) {
+                float *x = guarded_normal(ROWS * N), *start = guarded(ROWS * N);
+                uint8_t dropped[ROWS + 1] = {[5] = 1, [ROWS] = 9}; /* what was dropped before stays so */
+                memcpy(start, x, ROWS * N * sizeof *x);
+                x[3 * N + at[p]] = x[6 * N + at[p]] = bad[b];
+                assert_int_equal(ops->drop_rows(x, ROWS, N, dropped), 2);
+                for (int i = 0; i < ROWS * N; i++) assert_true(x[i] == (i / N == 3 || i / N == 6 ? 0 : start[i]));
+                for (int r = 0; r < ROWS; r++) assert_int_equal(dropped[r], r == 3 || r == 5 || r == 6);
+                assert_int_equal(dropped[ROWS], 9);
+                assert_guard(x, ROWS * N);
+                guarded_free(x);
+                guarded_free(start);
+            }
+    }
+}
+
 static void test_dispatch(void **state) {
     (void)state;
     assert_non_null(backend_cpu());
@@ -241,9 +299,9 @@ static void test_dispatch(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_rope),
-                                       cmocka_unit_test(test_add_and_silu), cmocka_unit_test(test_silu_range),
-                                       cmocka_unit_test(test_embed),        cmocka_unit_test(test_adam),
-                                       cmocka_unit_test(test_dispatch)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rms_norm),   cmocka_unit_test(test_rope),      cmocka_unit_test(test_add_and_silu),
+        cmocka_unit_test(test_silu_range), cmocka_unit_test(test_embed),     cmocka_unit_test(test_adam),
+        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_drop_rows), cmocka_unit_test(test_dispatch)};
     return cmocka_run_group_tests_name("ops", tests, make_teams, drop_teams);
 }

@@ -14,6 +14,7 @@
 #include "core/half.h"
 #include "core/mem.h"
 #include "types/blocks.h"
+#include "types/search_rests.h"
 #include "types/type.h"
 
 #define N_TYPES 15
@@ -473,6 +474,51 @@ static void test_rows(void **state) {
     mem_free(again);
 }
 
+/* The sums of four guesses against double precision, and the same bits on every machine. */
+static void test_search_rests(void **state) {
+    (void)state;
+    enum { N = 64 };
+    static const char *const isas[] = {"c", "avx2", "avx512"};
+    const float levels[] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    const llmq_search s = {.levels = levels, .n_levels = 16, .uniform = true};
+    float x[N], w[N], xs[SEARCH_GUESSES * N], ws[SEARCH_GUESSES * N];
+    for (int i = 0; i < N; i++) x[i] = heavy(), w[i] = random_unit();
+    search_repeat(x, N, xs);
+    search_repeat(w, N, ws);
+    assert_null(search_rests_isa("sse9"));
+    for (int n = 16; n <= N; n += 16)
+        for (int offsets = 0; offsets < 2; offsets++) {
+            search_guesses first = {0};
+            for (int k = 0; k < SEARCH_GUESSES; k++) {
+                first.scale[k] = (k % 2 ? -0.1f : 0.1f) * (float)(k + 1);
+                first.inv[k] = 1.0f / first.scale[k];
+                first.offset[k] = offsets ? gaussian() : 0;
+            }
+            for (int isa = 0; isa < 3; isa++) {
+                search_rests_fn *fn = search_rests_isa(isas[isa]);
+                search_guesses g = first;
+                if (!fn) continue;
+                fn(&s, offsets, xs, ws, n, &g);
+                if (isa > 0) assert_memory_equal(&g, &first, sizeof g);
+                first = g;
+            }
+            for (int k = 0; k < SEARCH_GUESSES; k++) {
+                double q = 0, qq = 0, r = 0, rq = 0, rr = 0;
+                for (int i = 0; i < n; i++) {
+                    float v = x[i] * first.inv[k] - first.offset[k] * first.inv[k];
+                    double level = rintf(v < -8 ? -8 : v > 7 ? 7 : v);
+                    double rest = (double)x[i] - level * first.scale[k] - first.offset[k];
+                    q += w[i] * level, qq += w[i] * level * level;
+                    r += w[i] * rest, rq += w[i] * rest * level, rr += w[i] * rest * rest;
+                }
+                const search_rests *got = &first.rests[k];
+                assert_true(fabs(got->qq - qq) < 1e-4 * (1 + qq) && fabs(got->rr - rr) < 1e-4 * (1 + rr));
+                assert_true(fabs(got->rq - rq) < 1e-4 * (1 + sqrt(qq * rr)));
+                if (offsets) assert_true(fabs(got->q - q) < 1e-3 && fabs(got->r - r) < 1e-3);
+            }
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
@@ -487,6 +533,7 @@ int main(void) {
         cmocka_unit_test(test_zero_weights_stay_zero),
         cmocka_unit_test(test_importance_without_meaning),
         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_search_rests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
