@@ -34,19 +34,33 @@ typedef struct slice {
     float *gram;
 } slice;
 
-/* Codes of 16 columns; those past the last, and those of tokens past the last, are zero. */
-INLINE __m512i round_codes(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse) {
-    if (t >= s->n_tok) return _mm512_setzero_si512();
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, s->x + t * s->cols + col), inverse));
+/* The codes of 16 columns of n tokens (4 at most) side by side, those of tokens past the last zero. */
+INLINE __m512i round_quad(int n, const float *x, int64_t cols, __mmask16 mask, __m512 inverse) {
+    __m512i c[4];
+    UNROLL for (int b = 0; b < 4; b++) {
+        c[b] = b < n ? _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + b * cols), inverse))
+                     : _mm512_setzero_si512();
+    }
+    __m512i low = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c[0], _mm512_slli_epi32(c[1], 8));
+    __m512i high = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c[2], _mm512_slli_epi32(c[3], 8));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }
 
-/* Four tokens of 16 columns. */
-INLINE __m512i round_quad(const slice *s, int64_t t, int64_t col, __mmask16 mask, __m512 inverse) {
-    __m512i c0 = round_codes(s, t, col, mask, inverse), c1 = round_codes(s, t + 1, col, mask, inverse),
-            c2 = round_codes(s, t + 2, col, mask, inverse), c3 = round_codes(s, t + 3, col, mask, inverse);
-    __m512i low = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c0, _mm512_slli_epi32(c1, 8));
-    __m512i high = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, c2, _mm512_slli_epi32(c3, 8));
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+/* One vector of columns, all tokens; words are SIDE apart. Returns the sums of codes. */
+INLINE __m512i round_columns(const slice *s, int64_t col, __mmask16 mask, __m512 inverse, int32_t *words) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    const float *x = s->x + col;
+    int64_t cols = s->cols, n = s->n_tok, t = 0;
+    __m512i sum = _mm512_setzero_si512(), word;
+    for (; t < n; t += 4, x += 4 * cols, words += SIDE) {
+        if (t + 4 <= n)
+            word = round_quad(4, x, cols, mask, inverse);
+        else
+            word = round_quad((int)(n - t), x, cols, mask, inverse);
+        sum = _mm512_dpbusd_epi32(sum, ones, word);
+        _mm512_store_si512(words, word);
+    }
+    return sum;
 }
 
 /* Largest magnitudes of the slice's columns; sums (NULL: not wanted) of the tile's columns in the order of tokens. */
@@ -80,12 +94,8 @@ INLINE void read_columns(bool want_sums, const slice *s, int64_t col, const __mm
 static void pack(const slice *s, int64_t tile, double *sums, panel *p) {
     int64_t col = tile * SIDE;
     __m512 max[VECTORS], inverse[VECTORS];
-    __m512i sum[VECTORS];
     __mmask16 mask[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; j++) {
-        sum[j] = _mm512_setzero_si512();
-        mask[j] = mask_of(s->cols - col - 16 * j);
-    }
+    UNROLL for (int j = 0; j < VECTORS; j++) mask[j] = mask_of(s->cols - col - 16 * j);
     if (sums)
         read_columns(true, s, col, mask, max, sums + col);
     else
@@ -95,15 +105,10 @@ static void pack(const slice *s, int64_t tile, double *sums, panel *p) {
         inverse[j] = _mm512_maskz_div_ps(live, _mm512_set1_ps(127.0f), max[j]);
         _mm512_store_ps(p->scale + 16 * j, _mm512_div_ps(max[j], _mm512_set1_ps(127.0f)));
     }
-    for (int64_t t = 0; t < s->n_tok; t += 4) {
-        UNROLL for (int j = 0; j < VECTORS; j++) {
-            __m512i word = round_quad(s, t, col + 16 * j, mask[j], inverse[j]);
-            sum[j] = _mm512_dpbusd_epi32(sum[j], _mm512_set1_epi8(1), word);
-            _mm512_store_si512(p->word + t / 4 * SIDE + 16 * j, word);
-        }
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        __m512i sum = round_columns(s, col + 16 * j, mask[j], inverse[j], p->word + 16 * j);
+        _mm512_store_si512(p->start + 16 * j, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
     }
-    UNROLL for (int j = 0; j < VECTORS; j++)
-        _mm512_store_si512(p->start + 16 * j, _mm512_mullo_epi32(sum[j], _mm512_set1_epi32(-128)));
 }
 
 /* out (ROWS, WIDE) = sums over n quads of rows a times columns b. Apart from what follows, or gcc keeps the sums in

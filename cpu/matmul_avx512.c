@@ -417,9 +417,13 @@ INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
     __m512 inverse = _mm512_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
     if (!finite) x0 = x1 = _mm512_setzero_ps();
     __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, inverse)), i1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, inverse));
-    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(i0));
-    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(i1));
-    int32_t lo = _mm512_reduce_add_epi32(i0), sum = lo + _mm512_reduce_add_epi32(i1);
+    __m128i q0 = _mm512_cvtepi32_epi8(i0), q1 = _mm512_cvtepi32_epi8(i1), ones = _mm_set1_epi8(1);
+    _mm_storeu_si128((__m128i *)q, q0);
+    _mm_storeu_si128((__m128i *)(q + 16), q1);
+    __m128i halves = _mm_hadd_epi32(_mm_dpbusd_epi32(_mm_setzero_si128(), ones, q0),
+                                    _mm_dpbusd_epi32(_mm_setzero_si128(), ones, q1));
+    halves = _mm_hadd_epi32(halves, halves);
+    int32_t lo = _mm_cvtsi128_si32(halves), sum = lo + _mm_extract_epi32(halves, 1);
     float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
     *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
 }
