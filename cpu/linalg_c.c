@@ -10,7 +10,7 @@ extern void spotrf_(const char *uplo, const int *n, float *a, const int *lda, in
 extern void openblas_set_num_threads(int n);
 
 /* Rows of the triangle are dealt so that everybody gets the same area: row r costs r + 1. */
-static void linalg_sums_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums) {
+static void sum_columns(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, double *sums) {
     int64_t begin, end;
     worker_range(w, cols, 1, &begin, &end);
     for (int64_t t = 0; t < n_tok; t++)
@@ -21,7 +21,7 @@ void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t 
                    float *gram, void *scratch) {
     (void)allow_q8;
     (void)scratch;
-    if (sums) linalg_sums_c(w, x, n_tok, cols, sums);
+    if (sums) sum_columns(w, x, n_tok, cols, sums);
     int64_t begin = (int64_t)((double)cols * sqrt((double)w->id / w->n)),
             end = w->id + 1 == w->n ? cols : (int64_t)((double)cols * sqrt((double)(w->id + 1) / w->n));
     for (int64_t t = 0; t < n_tok; t++, x += cols) {
