@@ -165,6 +165,21 @@ static void test_failed_allocation_is_reported(void **state) {
     assert_null(meta_create());
     mem_fail_after(0);
     assert_null(mem_alloc(SIZE_MAX, 2));
+    mem_fail_after(1);
+    assert_null(mem_zalloc_huge(1, 1));
+    assert_null(mem_zalloc_huge(5 << 20, 1));
+    mem_fail_after(0);
+    assert_null(mem_zalloc_huge(SIZE_MAX, 2));
+    assert_null(mem_zalloc_huge(SIZE_MAX / 2, 2));
+    for (size_t n = 1; n < 20 << 20; n = n * 3 + 1) { /* below and above the size that gets huge pages */
+        uint8_t *p = mem_zalloc_huge(n, 1);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % MEM_ALIGN, 0);
+        for (size_t i = 0; i < n; i++)
+            if (p[i]) fail_msg("byte %zu of %zu is not zero", i, n);
+        memset(p, 1, n);
+        mem_free(p);
+    }
     void *p = mem_alloc(0, 0);
     assert_non_null(p);
     mem_free(p);
