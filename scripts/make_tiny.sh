@@ -27,6 +27,6 @@ echo "$text_sha256  $text/train.txt" | sha256sum --check --status ||
     --lr 0.005 --seed 1 "$@"
 for judge in "$text/valid.txt" data/heldout.txt; do
     echo "== $judge"
-    "$llmq" perplexity "$out" -f "$judge" --quiet
+    "$llmq" perplexity "$out" -f "$judge" --ctx 256 --quiet
 done
 "$llmq" run "$out" -p "It was a delightful visit" -n 80 --temp 0.7 --seed 1 --raw --quiet

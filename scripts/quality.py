@@ -6,9 +6,10 @@ usage: quality.py MODEL --work DIR --calib TEXT --judge NAME=TEXT[:CHUNKS] [--ju
 
 MODEL is a Hugging Face folder. METHOD is what llmq knows ("gptq", "rtn", "awq", "awq+gptq", ...), TYPE a GGUF type ("q4_0") or
 "gNsym"/"gNasym" (an HF GPTQ folder of groups of N; with --llama turned to F16 by llama.cpp's converter); OPTIONS more words for llmq,
-"--bits 2" or "--qat" among them. The methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from the same tokens, TYPE one of
-its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize, llama-imatrix, llama-perplexity and
-../convert_hf_to_gguf. The embedding and the head are Q8_0 in every file, except with TYPE "=Q4_K_M": that is llama-quantize's mixture
+"--bits 2" or "--qat" among them. The methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from
+the same tokens, TYPE one of its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize,
+llama-imatrix, llama-perplexity and ../convert_hf_to_gguf. The embedding and the head are Q8_0 in every GGUF file (and as they were in a
+folder that is judged as it is), except with TYPE "=Q4_K_M": that is llama-quantize's mixture
 of that name with an importance matrix as it is, embedding and head too, and for llmq's methods a file in which every tensor has the very type
 that it has there (same_types.py), which is checked.
 Every step whose result is in DIR is skipped, so an interrupted run goes on; --tag tells the files of one llmq from those of another
