@@ -5,10 +5,11 @@ usage: quality.py MODEL --work DIR --calib TEXT --judge NAME=TEXT[:CHUNKS] [--ju
                   [--ctx 512] [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--tag WORD] [--llama DIR [--llama-alone]] [--threads N]
 
 MODEL is a Hugging Face folder. METHOD is what llmq knows ("gptq", "rtn", "awq", "awq+gptq", ...), TYPE a GGUF type ("q4_0") or
-"gNsym"/"gNasym" (an HF GPTQ folder of groups of N, turned to F16 by llama.cpp's converter); OPTIONS more words for llmq. The
-methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from the same tokens, TYPE one of
-its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize, llama-imatrix, llama-perplexity and
-../convert_hf_to_gguf. The embedding and the head are Q8_0 in every file, except with TYPE "=Q4_K_M": that is llama-quantize's mixture
+"gNsym"/"gNasym" (an HF GPTQ folder of groups of N; with --llama turned to F16 by llama.cpp's converter); OPTIONS more words for llmq,
+"--bits 2" or "--qat" among them. The methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from
+the same tokens, TYPE one of its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize,
+llama-imatrix, llama-perplexity and ../convert_hf_to_gguf. The embedding and the head are Q8_0 in every GGUF file (and as they were in a
+folder that is judged as it is), except with TYPE "=Q4_K_M": that is llama-quantize's mixture
 of that name with an importance matrix as it is, embedding and head too, and for llmq's methods a file in which every tensor has the very type
 that it has there (same_types.py), which is checked.
 Every step whose result is in DIR is skipped, so an interrupted run goes on; --tag tells the files of one llmq from those of another
@@ -99,6 +100,8 @@ class Bench:
         folder = self.work / f"{self.stem}-{tag}"
         seconds = self.once(folder, lambda p: run(common + ["--emit", "gptq", "--group", grid[1], "--asym" if grid[2] else "--sym",
                                                             "-o", p, "--force"]))
+        if not self.a.llama:
+            return folder, seconds
         self.once(out, lambda p: run([self.a.convert, folder, "--outtype", "f16", "--outfile", p]))
         return out, seconds
 
@@ -124,7 +127,8 @@ class Bench:
         return float(found[1]) if found else float("nan")
 
     def row(self, label, file, seconds):
-        cells = [label, f"{file.stat().st_size / 1e6:.1f}", f"{seconds:.0f}" if seconds else ""]
+        size = sum(f.stat().st_size for f in file.glob("*")) if file.is_dir() else file.stat().st_size
+        cells = [label, f"{size / 1e6:.{1 if size >= 1e7 else 2}f}", f"{seconds:.0f}" if seconds else ""]
         for i, (name, text, chunks) in enumerate(self.judges):
             if self.a.llama and i == 0:
                 cells.append(f"{self.llama_ppl(file, text, chunks, name):.2f}")

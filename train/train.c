@@ -348,8 +348,7 @@ static llmq_status add_point(trainer *t, llmq_err *err) {
 static double seconds_left(const trainer *t) {
     double share = share_done(t);
     if (t->p.minutes > 0) return 60 * t->p.minutes * (1 - share);
-    int64_t begun = t->result->resumed_steps, done = t->state.step - begun;
-    return done ? (time_seconds() - t->began) * (double)(t->p.steps - t->state.step) / (double)done : -1;
+    return t->run_steps ? t->step_seconds / (double)t->run_steps * (double)(t->p.steps - t->state.step) : -1;
 }
 
 static llmq_status train_step(trainer *t, llmq_err *err) {

@@ -294,6 +294,16 @@ grep -q 'planned time' "$work/report.html" || fault "--report does not tell the 
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
 fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"
 
+section "the model that ships"
+tiny=$data/../../data/tiny heldout=$data/../../data/heldout.txt
+run 0 inspect "$tiny" --json
+json "inspect data/tiny" "doc['n_layer'] == 4 and doc['n_vocab'] == 2048"
+run 0 quantize "$tiny" -t 1 --bits 3 --emit gptq --group 32 --tokens 4096 -o "$work/three" -q
+run 0 perplexity "$work/three" -f "$heldout" --ctx 256 --chunks 6 --json -q -t 1 --base "$tiny"
+json "3 bits of data/tiny" "doc['base_ppl'] < 35 and 0 < doc['kl_mean'] < 0.2 and 0.7 < doc['top1'] < 1 and doc['ppl'] > doc['base_ppl']"
+run 0 run "$work/three" -p "It was a delightful visit" -n 20 --temp 0 -q -t 1
+starts "run on 3 bits of data/tiny" "It was a delightful visit" "$out"
+
 section "places that cannot be written"
 fails "$work/no/such" convert "$gguf" -o "$work/no/such/folder.gguf"
 if [ -w /dev/full ]; then

@@ -168,7 +168,8 @@ if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=300k tmpfs "$work/small" 2>/de
     [ -z "$(ls -A "$work/small")" ] || fault "a disk that is too small: files are left"
 fi
 
-echo "-- six random kills"
-LLMQ=$llmq "$(dirname "$0")/../../scripts/check_resume.sh" "$work/model.bin" 6 --tokens 512 --type q4_0 || faults=$((faults + 1))
+echo "-- ten random kills of a run that writes a folder, 3 bits"
+LLMQ=$llmq "$(dirname "$0")/../../scripts/check_resume.sh" "$data/../../data/tiny" 10 --tokens 512 --emit gptq --bits 3 --group 32 ||
+    faults=$((faults + 1))
 echo "$faults faults"
 [ "$faults" -eq 0 ]
