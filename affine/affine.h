@@ -41,7 +41,13 @@ void affine_histogram_add(affine_histogram *h, const float *x, int64_t n, float 
 /* Scratch: AFFINE_SCRATCH doubles for each of cap + 1 bins. Of an empty histogram: 0, 0. */
 #define AFFINE_PREFIX 3
 #define AFFINE_SCRATCH (AFFINE_PREFIX + 1)
-void affine_histogram_mse(const affine_histogram *h, const affine_range *r, double *scratch, float *min, float *max);
+/* exact: all values of the histogram, where they are few enough to be at hand; or NULL. */
+typedef struct affine_values {
+    const float *x;
+    int64_t n;
+} affine_values;
+void affine_histogram_mse(const affine_histogram *h, const affine_range *r, const affine_values *exact, double *scratch,
+                          float *min, float *max);
 void affine_histogram_entropy(const affine_histogram *h, const affine_range *r, double *scratch, float *min,
                               float *max);
 

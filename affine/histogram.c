@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "affine/affine.h"
+#include "core/backend.h"
 
 #define EXPONENT_MIN (-126)
 
@@ -81,7 +82,7 @@ void affine_histogram_add(affine_histogram *h, const float *x, int64_t n, float 
 /* ---- least squared error ---- */
 
 #define MSE_STEPS 64
-#define MSE_FINEST (1.0 / 16384)
+#define MSE_TOP 6 /* ranges from which a search by the values themselves sets out */
 
 /* Sums of a histogram's bins below i, i <= used, three to each (count, sum, sum of squares): below (used + 1, 3). */
 static void sums_below(const affine_histogram *h, double *below) {
@@ -112,42 +113,83 @@ static double square_error(const affine_histogram *h, const double *below, const
     return error;
 }
 
-/* The best so far: parts of the ends min and max, and its error. */
-typedef struct mse_best {
-    double lo, hi, error;
-} mse_best;
+/* The same of values that are at hand. */
+static double exact_error(const affine_values *v, const affine_range *r, double min, double max) {
+    enum { BLOCK = 1024 };
+    llmq_affine_params p = affine_params_of(r, (float)min, (float)max);
+    const affine_ops *ops = backend_cpu()->affine;
+    double error = 0;
+    for (int64_t i = 0; i < v->n; i += BLOCK) {
+        int64_t n = v->n - i < BLOCK ? v->n - i : BLOCK;
+        uint8_t q[BLOCK];
+        float back[BLOCK];
+        ops->quantize(v->x + i, n, 1 / p.scale, p.zero_point, r->lo, r->hi, q);
+        ops->dequantize(q, r->is_signed, n, p.scale, p.zero_point, back);
+        for (int64_t k = 0; k < n; k++) error += ((double)back[k] - v->x[i + k]) * ((double)back[k] - v->x[i + k]);
+    }
+    return error;
+}
 
-static bool mse_try(const affine_histogram *h, const double *below, const affine_range *r, double lo, double hi,
-                    mse_best *best) {
+/* What a search works on. The ends of a range are parts, in 0..1, of those of the data. */
+typedef struct mse_search {
+    const affine_histogram *h;
+    const double *below;
+    const affine_range *r;
+    const affine_values *exact; /* NULL: by the histogram */
+    bool low, high;             /* which ends may move */
+} mse_search;
+
+typedef struct mse_range {
+    double lo, hi, error;
+} mse_range;
+
+static bool mse_try(const mse_search *s, double lo, double hi, mse_range *best) {
     if (lo < 0 || hi < 0 || lo > 1 || hi > 1) return false;
-    double error = square_error(h, below, r, lo * h->min, hi * h->max);
+    double a = lo * s->h->min, b = hi * s->h->max;
+    double error = s->exact ? exact_error(s->exact, s->r, a, b) : square_error(s->h, s->below, s->r, a, b);
     if (!(error < best->error)) return false;
-    *best = (mse_best){lo, hi, error};
+    *best = (mse_range){lo, hi, error};
     return true;
 }
 
-void affine_histogram_mse(const affine_histogram *h, const affine_range *r, double *scratch, float *min, float *max) {
-    sums_below(h, scratch);
-    /* With one end at 0, or a symmetric spec, there is but one number to find: the other goes along. */
-    bool low = h->min < 0 && !r->symmetric, high = h->max > 0 || r->symmetric;
-    mse_best best = {1, 1, INFINITY};
-    for (int i = 0; i < MSE_STEPS; i++)
-        for (int j = 0; j < MSE_STEPS; j++) {
-            if ((!low && i > 0) || (!high && j > 0)) continue;
-            double hi = 1 - (double)j / MSE_STEPS;
-            mse_try(h, scratch, r, r->symmetric ? hi : 1 - (double)i / MSE_STEPS, hi, &best);
-        }
-    for (double step = 1.0 / MSE_STEPS; step > MSE_FINEST;) {
-        bool better = false;
-        for (int k = -1; k <= 1; k += 2) {
-            if (r->symmetric) {
-                better |= mse_try(h, scratch, r, best.hi + k * step, best.hi + k * step, &best);
-                continue;
+/* The error is jagged, since every step of scale or zero point moves all levels: it is not followed downhill but looked at
+ * on a grid around the best so far, three times with a finer one. */
+static void mse_zoom(const mse_search *s, mse_range *best) {
+    int half = s->low && s->high ? 8 : 64;
+    for (double radius = 1.0 / MSE_STEPS; radius > 1e-4; radius /= 8) {
+        mse_range centre = *best;
+        for (int i = s->low ? -half : 0; i <= (s->low ? half : 0); i++)
+            for (int j = s->high ? -half : 0; j <= (s->high ? half : 0); j++) {
+                double lo = centre.lo + i * radius / half, hi = centre.hi + j * radius / half;
+                mse_try(s, s->r->symmetric ? hi : lo, hi, best);
             }
-            better |= low && mse_try(h, scratch, r, best.lo + k * step, best.hi, &best);
-            better |= high && mse_try(h, scratch, r, best.lo, best.hi + k * step, &best);
+    }
+}
+
+void affine_histogram_mse(const affine_histogram *h, const affine_range *r, const affine_values *exact, double *scratch,
+                          float *min, float *max) {
+    sums_below(h, scratch);
+    /* With one end at 0, or a symmetric spec, there is but one number to find. */
+    mse_search s = {h, scratch, r, NULL, h->min < 0 && !r->symmetric, h->max > 0 || r->symmetric};
+    mse_range top[MSE_TOP];
+    int n_top = 0;
+    for (int i = 0; i < (s.low ? MSE_STEPS : 1); i++)
+        for (int j = 0; j < (s.high ? MSE_STEPS : 1); j++) {
+            double hi = 1 - (double)j / MSE_STEPS, lo = r->symmetric ? hi : 1 - (double)i / MSE_STEPS;
+            mse_range x = {lo, hi, INFINITY};
+            mse_try(&s, lo, hi, &x);
+            if (n_top == MSE_TOP && !(x.error < top[MSE_TOP - 1].error)) continue;
+            int at = n_top < MSE_TOP ? n_top++ : MSE_TOP - 1; /* the best few, in order */
+            while (at > 0 && x.error < top[at - 1].error) top[at] = top[at - 1], at--;
+            top[at] = x;
         }
-        if (!better) step /= 2;
+    mse_range best = {1, 1, INFINITY};
+    s.exact = exact;
+    for (int k = 0; k < (exact ? n_top : 1); k++) {
+        mse_range x = {top[k].lo, top[k].hi, INFINITY};
+        mse_try(&s, x.lo, x.hi, &x);
+        mse_zoom(&s, &x);
+        if (x.error < best.error) best = x;
     }
     *min = (float)(best.lo * h->min);
     *max = (float)(best.hi * h->max);

@@ -7,7 +7,9 @@
 #include "core/backend.h"
 #include "core/mem.h"
 
-/* Values of PERCENTILE: all of them, or of more than max_values a uniform sample. */
+#define MSE_VALUES 16384 /* up to so many the last steps of the search are made with the values themselves */
+
+/* Values of a channel: all of them, or of more than max_values a uniform sample. */
 typedef struct value_list {
     float *x;
     int64_t n, cap; /* kept, room */
@@ -20,7 +22,8 @@ struct llmq_observer {
     affine_range range;
     float *min, *max; /* [channels]; seen tells whether they mean anything */
     bool seen;
-    value_list *lists;           /* PERCENTILE: [channels] */
+    value_list *lists;           /* PERCENTILE, MSE: [channels] */
+    int64_t max_values;          /* of a list */
     affine_histogram *histogram; /* MSE, ENTROPY: [channels] */
     affine_bin *bins;            /* (channels, bins), of the histograms */
     float *row;                  /* one channel's values of a batch that has them apart; grown */
@@ -35,7 +38,7 @@ void llmq_observer_params_default(llmq_observer_params *params, llmq_observer_ki
                                      .averaging = 0.01,
                                      .percentile = 99.99,
                                      .max_values = 4 << 20,
-                                     .bins = 4096};
+                                     .bins = kind == LLMQ_OBSERVE_MSE ? 16384 : 4096};
 }
 
 static bool has_histogram(const llmq_observer *o) {
@@ -63,7 +66,8 @@ static llmq_status observer_alloc(llmq_observer *o, llmq_err *err) {
     o->min = mem_zalloc(n, sizeof *o->min);
     o->max = mem_zalloc(n, sizeof *o->max);
     if (!o->min || !o->max) return mem_error(err, n * sizeof *o->min, "an observer's ranges");
-    if (o->p.kind == LLMQ_OBSERVE_PERCENTILE) {
+    if (o->p.kind == LLMQ_OBSERVE_PERCENTILE || o->p.kind == LLMQ_OBSERVE_MSE) {
+        o->max_values = o->p.kind == LLMQ_OBSERVE_MSE ? MSE_VALUES : o->p.max_values;
         o->lists = mem_zalloc(n, sizeof *o->lists);
         if (!o->lists) return mem_error(err, n * sizeof *o->lists, "an observer's values");
     }
@@ -123,9 +127,9 @@ void llmq_observer_reset(llmq_observer *o) {
 /* ---- observing ---- */
 
 static llmq_status list_reserve(const llmq_observer *o, value_list *l, int64_t more, llmq_err *err) {
-    int64_t want = l->n + more < o->p.max_values ? l->n + more : o->p.max_values;
+    int64_t want = l->n + more < o->max_values ? l->n + more : o->max_values;
     if (want <= l->cap) return LLMQ_OK;
-    int64_t cap = l->cap * 2 > want ? (l->cap * 2 < o->p.max_values ? l->cap * 2 : o->p.max_values) : want;
+    int64_t cap = l->cap * 2 > want ? (l->cap * 2 < o->max_values ? l->cap * 2 : o->max_values) : want;
     float *x = mem_grow(l->x, (size_t)l->n, (size_t)cap, sizeof *x);
     if (!x) return mem_error(err, (size_t)cap * sizeof *x, "an observer's values");
     l->x = x;
@@ -137,7 +141,7 @@ static llmq_status list_reserve(const llmq_observer *o, value_list *l, int64_t m
 static void list_add(const llmq_observer *o, value_list *l, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         l->seen++;
-        if (l->n < o->p.max_values) {
+        if (l->n < o->max_values) {
             l->x[l->n++] = x[i];
             continue;
         }
@@ -224,7 +228,9 @@ static void channel_range(const llmq_observer *o, int64_t c, double *scratch, fl
         *lo = percentile_of(l->x, l->n, 100 - o->p.percentile);
         *hi = percentile_of(l->x, l->n, o->p.percentile);
     } else if (o->p.kind == LLMQ_OBSERVE_MSE) {
-        affine_histogram_mse(&o->histogram[c], &o->range, scratch, lo, hi);
+        const value_list *l = &o->lists[c];
+        affine_values all = {l->x, l->n};
+        affine_histogram_mse(&o->histogram[c], &o->range, l->seen == l->n ? &all : NULL, scratch, lo, hi);
     } else if (o->p.kind == LLMQ_OBSERVE_ENTROPY) {
         affine_histogram_entropy(&o->histogram[c], &o->range, scratch, lo, hi);
     }

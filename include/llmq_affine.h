@@ -113,7 +113,7 @@ typedef struct llmq_observer_params {
     double percentile;  /* PERCENTILE: in (50, 100], 99.99 */
     int64_t max_values; /* PERCENTILE: values kept of a channel, 4 bytes each, 4194304. It is exact up to so many; of more
                          * a uniform sample is kept (reservoir, fixed seed) */
-    int64_t bins;       /* MSE, ENTROPY: 64..65536 bins a channel, 4096, 24 bytes each */
+    int64_t bins;       /* MSE, ENTROPY: 64..65536 bins a channel of 24 bytes each, 16384 and 4096 */
 } llmq_observer_params;
 LLMQ_API void llmq_observer_params_default(llmq_observer_params *params, llmq_observer_kind kind);
 
@@ -131,7 +131,8 @@ LLMQ_API llmq_status llmq_observer_observe(llmq_observer *observer, const float 
  * scale 1, zero point 0 (PyTorch's), with LLMQ_OK.
  *
  * MSE: ends of the range are moved over all bins (64 x 64 steps, then each end by ever smaller steps); the error of a
- * range is exact up to bins that a rounding boundary splits. With a symmetric spec |min| = max.
+ * range is exact up to bins that a rounding boundary splits, and of up to 16384 values a channel, which are kept, the
+ * search ends with their own errors. With a symmetric spec |min| = max.
  * ENTROPY: bins from the first used one (or 0.0) to the last are numbered 0..n-1; [a, b) of them, with 0.0 inside and
  * b - a >= levels L = quant_max - quant_min + 1, are cut into L runs, run j beginning at a + floor(j (b - a) / L). P: the counts of [a, b), those outside added to the bins a and
  * b - 1; Q: those of [a, b) alone, each run's sum spread evenly over its bins that are not empty. Of all a = i * step,
