@@ -130,7 +130,7 @@ LLMQ_API llmq_status llmq_observer_observe(llmq_observer *observer, const float 
 /* Range and parameters of each channel [channels]; any of the three may be NULL. Before any value: min 0, max 0,
  * scale 1, zero point 0 (PyTorch's), with LLMQ_OK.
  *
- * MSE: ends of the range are moved over all bins (64 x 64 steps, then each end by ever smaller steps); the error of a
+ * MSE: ends of the range are moved over all bins (64 x 64 steps, then ever finer ones around the best); the error of a
  * range is exact up to bins that a rounding boundary splits, and of up to 16384 values a channel, which are kept, the
  * search ends with their own errors. With a symmetric spec |min| = max.
  * ENTROPY: bins from the first used one (or 0.0) to the last are numbered 0..n-1; [a, b) of them, with 0.0 inside and
