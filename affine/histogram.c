@@ -1,5 +1,5 @@
-/* A histogram whose bins are a power of two wide and begin at multiples of that, so that twice the width is pairs of bins
- * added up and nothing is smeared; and the searches for a range in it. */
+/* A histogram whose bins are a power of two wide and begin at multiples of that, so that twice the width is pairs of
+ * bins added up and nothing is smeared; and the searches for a range in it. */
 #include <math.h>
 #include <string.h>
 
@@ -152,8 +152,8 @@ static bool mse_try(const mse_search *s, double lo, double hi, mse_range *best) 
     return true;
 }
 
-/* The error is jagged, since every step of scale or zero point moves all levels: it is not followed downhill but looked at
- * on a grid around the best so far, three times with a finer one. */
+/* The error is jagged, since every step of scale or zero point moves all levels: it is not followed downhill but looked
+ * at on a grid around the best so far, three times with a finer one. */
 static void mse_zoom(const mse_search *s, mse_range *best) {
     int half = s->low && s->high ? 8 : 64;
     for (double radius = 1.0 / MSE_STEPS; radius > 1e-4; radius /= 8) {
@@ -214,9 +214,9 @@ static double edge_gain(double n, double outliers) {
     return outliers > 0 ? (n + outliers) * log(n + outliers) - n * log(n) : 0;
 }
 
-/* KL(P || Q) of include/llmq_affine.h. With N values in all and M in [a, b), P's counts n', a run's sum m (with outliers
- * m') over k bins that are not empty:
- *   sum n'/N log((n'/N) / (m / (k M))) = (sum n' log n' - sum over runs m' log(m / k)) / N + log M - log N. */
+/* KL(P || Q) of include/llmq_affine.h. With N values in all and M in [a, b), P's counts n', a run's sum m (with
+ * outliers m') over k bins that are not empty: sum n'/N log((n'/N) / (m / (k M))) = (sum n' log n' - sum over runs m'
+ * log(m / k)) / N + log M - log N. */
 static double divergence(const double *n, const double *below, int64_t used, int64_t a, int64_t b, int64_t levels) {
     double total = below[AFFINE_PREFIX * used], left = below[AFFINE_PREFIX * a];
     double right = total - below[AFFINE_PREFIX * b], inside = total - left - right;

@@ -5,8 +5,8 @@
 #include "affine/affine.h"
 #include "core/backend.h"
 
-/* A convolution that was checked, and how its sums are cut into pieces that lie together in the input: whole kernel rows
- * where nothing comes between their pixels, else single pixels of one group. */
+/* A convolution that was checked, and how its sums are cut into pieces that lie together in the input: whole kernel
+ * rows where nothing comes between their pixels, else single pixels of one group. */
 typedef struct affine_shape {
     llmq_conv2d conv;
     bool depthwise, linear;

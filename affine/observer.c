@@ -161,8 +161,7 @@ static const float *channel_values(llmq_observer *o, const float *data, int64_t 
 }
 
 /* All that can fail, before anything changes. */
-static llmq_status observe_prepare(llmq_observer *o, const float *data, int64_t n, int64_t per_channel,
-                                   llmq_err *err) {
+static llmq_status observe_prepare(llmq_observer *o, const float *data, int64_t n, int64_t per_channel, llmq_err *err) {
     float lo, hi;
     if (!backend_cpu()->affine->range(data, n, &lo, &hi))
         return llmq_fail(err, LLMQ_E_NUMERIC, "observer: NaN or Inf among the values");
@@ -173,8 +172,7 @@ static llmq_status observe_prepare(llmq_observer *o, const float *data, int64_t 
         o->row = row;
         o->row_cap = per_channel;
     }
-    for (int64_t c = 0; o->lists && c < o->p.channels; c++)
-        LLMQ_TRY(list_reserve(o, &o->lists[c], per_channel, err));
+    for (int64_t c = 0; o->lists && c < o->p.channels; c++) LLMQ_TRY(list_reserve(o, &o->lists[c], per_channel, err));
     return LLMQ_OK;
 }
 

@@ -21,9 +21,9 @@ llmq_status affine_shape_check(const llmq_conv2d *c, affine_shape *out, llmq_err
         c->in_channels % c->groups || c->out_channels % c->groups)
         return llmq_fail(err, LLMQ_E_ARG, "conv2d: %lld to %lld channels in %lld groups", (long long)c->in_channels,
                          (long long)c->out_channels, (long long)c->groups);
-    if (!between(c->kernel_h, 1, SIDE_MAX) || !between(c->kernel_w, 1, SIDE_MAX) || !between(c->stride_h, 1, SIDE_MAX) ||
-        !between(c->stride_w, 1, SIDE_MAX) || !between(c->pad_h, 0, SIDE_MAX) || !between(c->pad_w, 0, SIDE_MAX) ||
-        !between(c->dilation_h, 1, SIDE_MAX) || !between(c->dilation_w, 1, SIDE_MAX))
+    if (!between(c->kernel_h, 1, SIDE_MAX) || !between(c->kernel_w, 1, SIDE_MAX) ||
+        !between(c->stride_h, 1, SIDE_MAX) || !between(c->stride_w, 1, SIDE_MAX) || !between(c->pad_h, 0, SIDE_MAX) ||
+        !between(c->pad_w, 0, SIDE_MAX) || !between(c->dilation_h, 1, SIDE_MAX) || !between(c->dilation_w, 1, SIDE_MAX))
         return llmq_fail(err, LLMQ_E_ARG, "conv2d: kernel, stride and dilation are 1..%d, padding 0..%d", SIDE_MAX,
                          SIDE_MAX);
     affine_shape s = {.conv = *c, .group_in = c->in_channels / c->groups, .group_out = c->out_channels / c->groups};
@@ -90,8 +90,10 @@ static int64_t slot_of(const affine_shape *s, int64_t c) {
 #define EACH_WEIGHT(s, four, from, to)                                                                                 \
     for (int64_t c_ = 0, from = 0; c_ < (s)->conv.out_channels; c_++)                                                  \
         for (int64_t t_ = 0; t_ < (s)->conv.kernel_h * (s)->conv.kernel_w; t_++)                                       \
-            for (int64_t i_ = 0, to; i_ < (s)->group_in &&                                                             \
-                 (to = packed_at(s, four, c_ / (s)->group_out, c_ % (s)->group_out, t_, i_), true); i_++, from++)
+            for (int64_t i_ = 0, to;                                                                                   \
+                 i_ < (s)->group_in &&                                                                                 \
+                 (to = packed_at(s, four, c_ / (s)->group_out, c_ % (s)->group_out, t_, i_), true);                    \
+                 i_++, from++)
 
 static llmq_status pack_check(const affine_shape *s, const llmq_q8_pack *p, llmq_err *err) {
     if (!p || !p->weights || !p->scales) return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_pack: weights or scales are NULL");

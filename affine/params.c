@@ -71,7 +71,8 @@ llmq_status llmq_affine_from_ranges(const llmq_affine_spec *spec, int64_t n, con
 
 int64_t llmq_affine_elements(const llmq_affine_layout *l) {
     int64_t n;
-    if (!l || l->outer < 0 || l->channels < 1 || l->inner < 0 || l->group < 0 || (l->group > 0 && l->outer > 1)) return -1;
+    if (!l || l->outer < 0 || l->channels < 1 || l->inner < 0 || l->group < 0 || (l->group > 0 && l->outer > 1))
+        return -1;
     if (!i64_mul(l->outer, l->channels, &n) || !i64_mul(n, l->inner, &n) || n > INT64_MAX / 8) return -1;
     return n;
 }
@@ -98,8 +99,7 @@ affine_part affine_part_at(const llmq_affine_layout *l, int64_t k) {
 static llmq_status layout_check(const llmq_affine_layout *l, const void *a, const void *b, const void *params,
                                 const char *what, llmq_err *err) {
     int64_t n = llmq_affine_elements(l);
-    if (n < 0 || llmq_affine_n_params(l) < 0)
-        return llmq_fail(err, LLMQ_E_ARG, "%s: the layout is not valid", what);
+    if (n < 0 || llmq_affine_n_params(l) < 0) return llmq_fail(err, LLMQ_E_ARG, "%s: the layout is not valid", what);
     if (!params || (n > 0 && (!a || !b))) return llmq_fail(err, LLMQ_E_ARG, "%s: a pointer is NULL", what);
     return LLMQ_OK;
 }

@@ -106,7 +106,8 @@ static llmq_status call_sizes(call *c, const void *y, llmq_err *err) {
         out > INT64_MAX / 16)
         return llmq_fail(err, LLMQ_E_ARG, "conv2d: %lld images of %lld x %lld are too large", (long long)c->n,
                          (long long)c->in_h, (long long)c->in_w);
-    if (c->n > 0 && ((!c->x && !c->dynamic) || !y)) return llmq_fail(err, LLMQ_E_ARG, "conv2d: input or output is NULL");
+    if (c->n > 0 && ((!c->x && !c->dynamic) || !y))
+        return llmq_fail(err, LLMQ_E_ARG, "conv2d: input or output is NULL");
     return LLMQ_OK;
 }
 
@@ -222,7 +223,8 @@ static llmq_status q8_check(const llmq_q8_args *a, affine_range *x, affine_range
     LLMQ_TRY(affine_params_check(x, &a->x_params, err));
     if (a->output < LLMQ_OUT_I32 || a->output > LLMQ_OUT_Q8)
         return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run: unknown output %d", (int)a->output);
-    if (a->output == LLMQ_OUT_I32 && a->relu) return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run: accumulators have no relu");
+    if (a->output == LLMQ_OUT_I32 && a->relu)
+        return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run: accumulators have no relu");
     if (a->output != LLMQ_OUT_Q8) return LLMQ_OK;
     if (a->requant != LLMQ_REQUANT_FLOAT && a->requant != LLMQ_REQUANT_FIXED)
         return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run: unknown way %d to requantize", (int)a->requant);
@@ -355,8 +357,7 @@ static llmq_status dynamic_tensor(llmq_q8_context *ctx, const llmq_q8_weights *w
 llmq_status llmq_q8_run_dynamic(llmq_q8_context *ctx, const llmq_q8_weights *w, const float *x, int64_t n, int64_t in_h,
                                 int64_t in_w, bool per_tensor, bool relu, float *y, llmq_err *err) {
     if (!ctx || !w) return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run_dynamic: NULL");
-    if (w->has_i32)
-        return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run_dynamic: an int32 bias belongs to one input scale");
+    if (w->has_i32) return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run_dynamic: an int32 bias belongs to one input scale");
     if (n > 0 && (!x || !y)) return llmq_fail(err, LLMQ_E_ARG, "llmq_q8_run_dynamic: input or output is NULL");
     llmq_q8_args a = {.n = n,
                       .in_h = in_h,
@@ -438,8 +439,8 @@ static llmq_status pool(llmq_q8_context *ctx, pool_job *p, llmq_err *err) {
     int64_t n;
     if (!ctx || p->n < 0 || p->h < 0 || p->w < 0 || p->channels < 1 || p->k < 1 || p->k > INT32_MAX ||
         !i64_mul(p->n, p->h, &n) || !i64_mul(n, p->w, &n) || !i64_mul(n, p->channels, &n) || n > INT64_MAX / 16)
-        return llmq_fail(err, LLMQ_E_ARG, "maxpool: %lld images of %lld x %lld x %lld, windows of %lld", (long long)p->n,
-                         (long long)p->h, (long long)p->w, (long long)p->channels, (long long)p->k);
+        return llmq_fail(err, LLMQ_E_ARG, "maxpool: %lld images of %lld x %lld x %lld, windows of %lld",
+                         (long long)p->n, (long long)p->h, (long long)p->w, (long long)p->channels, (long long)p->k);
     if (p->h / p->k == 0 || p->w / p->k == 0 || n == 0) return LLMQ_OK;
     if (!p->x || !p->y) return llmq_fail(err, LLMQ_E_ARG, "maxpool: input or output is NULL");
     p->ops = backend_cpu()->affine;

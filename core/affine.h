@@ -1,15 +1,15 @@
-/* The backend's ops on 8-bit integers and their f32 twins (include/llmq_affine.h): a second struct of functions, reached
- * through llmq_backend_ops.affine, under the same SPMD rule. Plain C is the oracle. */
+/* The backend's ops on 8-bit integers and their f32 twins (include/llmq_affine.h): a second struct of functions,
+ * reached through llmq_backend_ops.affine, under the same SPMD rule. Plain C is the oracle. */
 #ifndef LLMQ_CORE_AFFINE_H
 #define LLMQ_CORE_AFFINE_H
 
 #include "core/parallel.h"
 #include "llmq_affine.h"
 
-#define AFFINE_PANEL 16   /* output channels that lie side by side in packed weights */
-#define AFFINE_K 4        /* 8-bit inputs of one dword */
-#define AFFINE_SLACK 64   /* bytes behind the last input of a gemm that may be read (and count for nothing) */
-#define AFFINE_SUM 65536  /* products of a sum: 255 * 128 * 65536 < 2^31 */
+#define AFFINE_PANEL 16  /* output channels that lie side by side in packed weights */
+#define AFFINE_K 4       /* 8-bit inputs of one dword */
+#define AFFINE_SLACK 64  /* bytes behind the last input of a gemm that may be read (and count for nothing) */
+#define AFFINE_SUM 65536 /* products of a sum: 255 * 128 * 65536 < 2^31 */
 
 /* Rows of a matrix that is never built: row r is an output position of a convolution, its columns are n_seg pieces of
  * the input, seg_len elements each, seg_off[s] elements behind the row's first element. A plain matrix is one piece.
@@ -23,7 +23,8 @@ typedef struct affine_rows {
 } affine_rows;
 
 /* Packed weights. 8 bits: panel by panel, (n_seg * seg4, 16, 4) where seg4 = ceil(seg_len / 4): four inputs of each of
- * 16 channels, zeros where there are none. f32: (n_seg * seg_len, 16). Arrays of a channel are padded to whole panels. */
+ * 16 channels, zeros where there are none. f32: (n_seg * seg_len, 16). Arrays of a channel are padded to whole panels.
+ */
 
 /* What becomes of an accumulator acc of row r, channel c. v = acc + offset[c], where offset holds -zero_point * sum of
  * weights and an i32 bias; with row_zero also - row_zero[r] * wsum[c]; all modulo 2^32.
@@ -33,11 +34,11 @@ typedef struct affine_rows {
 typedef struct affine_epilogue {
     llmq_q8_output output;
     bool fixed, relu;
-    const int32_t *offset; /* [channels] */
+    const int32_t *offset;          /* [channels] */
     const int32_t *row_zero, *wsum; /* [rows], [channels] or NULL */
-    const float *row_scale; /* [rows] or NULL */
-    const float *mult, *add; /* [channels]; add is zeros without a bias */
-    const int32_t *fix, *shift; /* [channels], fixed */
+    const float *row_scale;         /* [rows] or NULL */
+    const float *mult, *add;        /* [channels]; add is zeros without a bias */
+    const int32_t *fix, *shift;     /* [channels], fixed */
     int32_t zero, lo, hi;
 } affine_epilogue;
 
@@ -45,8 +46,8 @@ typedef struct affine_gemm {
     affine_rows rows;
     const void *w; /* packed: of channel 0 */
     int64_t channels;
-    void *y; /* of row 0, channel 0; int32_t, float or bytes */
-    int64_t ldy; /* elements */
+    void *y;                    /* of row 0, channel 0; int32_t, float or bytes */
+    int64_t ldy;                /* elements */
     const affine_epilogue *epi; /* 8 bits */
     const float *bias;          /* f32: [channels], padded */
     bool relu;                  /* f32 */

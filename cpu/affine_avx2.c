@@ -26,8 +26,7 @@ INLINE void sums_q8(int nt, const affine_rows *m, const uint8_t *const *rows, co
             }
             UNROLL for (int q = 0; q < 4; q++) { /* four channels of four inputs each */
                 __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * q)));
-                UNROLL for (int i = 0; i < nt; i++)
-                    f[i][q] = _mm256_add_epi32(f[i][q], _mm256_madd_epi16(a[i], v));
+                UNROLL for (int i = 0; i < nt; i++) f[i][q] = _mm256_add_epi32(f[i][q], _mm256_madd_epi16(a[i], v));
             }
         }
     UNROLL for (int i = 0; i < nt; i++) {

@@ -46,8 +46,8 @@ INLINE void store_q8(const affine_epilogue *e, __m512i v, int64_t c, __mmask16 m
         _mm_mask_storeu_epi8(y, m, _mm512_cvtepi32_epi8(_mm512_add_epi32(v, zero)));
         return;
     }
-    __m512 f = _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(e->add + c)),
-                             _mm512_loadu_ps(e->mult + c));
+    __m512 f =
+        _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(v), _mm512_loadu_ps(e->add + c)), _mm512_loadu_ps(e->mult + c));
     f = _mm512_max_ps(_mm512_min_ps(f, _mm512_set1_ps(512)), _mm512_set1_ps(-512)); /* what int32 can hold */
     v = _mm512_add_epi32(_mm512_cvtps_epi32(f), zero);
     v = _mm512_min_epi32(_mm512_max_epi32(v, lo), hi);
@@ -60,8 +60,7 @@ INLINE void finish_panel(const affine_gemm *g, __m512i acc, int64_t r, int64_t c
     __mmask16 m = mask_of(g->channels - c);
     __m512i v = _mm512_add_epi32(acc, _mm512_loadu_si512(e->offset + c));
     if (e->row_zero)
-        v = _mm512_sub_epi32(
-            v, _mm512_mullo_epi32(_mm512_set1_epi32(e->row_zero[r]), _mm512_loadu_si512(e->wsum + c)));
+        v = _mm512_sub_epi32(v, _mm512_mullo_epi32(_mm512_set1_epi32(e->row_zero[r]), _mm512_loadu_si512(e->wsum + c)));
     int64_t at = r * g->ldy + c;
     if (e->output == LLMQ_OUT_Q8) {
         store_q8(e, v, c, m, (uint8_t *)g->y + at);
@@ -99,8 +98,7 @@ INLINE void tile_q8(int nt, int np, const tile *t) {
         }
     }
     UNROLL for (int i = 0; i < nt; i++) {
-        UNROLL for (int p = 0; p < np; p++)
-            finish_panel(t->g, f[i][p], t->row + i, t->channel + p * AFFINE_PANEL);
+        UNROLL for (int p = 0; p < np; p++) finish_panel(t->g, f[i][p], t->row + i, t->channel + p * AFFINE_PANEL);
     }
 }
 
@@ -135,9 +133,10 @@ INLINE void tile_f32(int nt, int np, const tile *t) {
 
 typedef void tile_fn(const tile *t);
 #define TILES(Y, kind)                                                                                                 \
-    Y(kind, 1, 1) Y(kind, 2, 1) Y(kind, 3, 1) Y(kind, 4, 1) Y(kind, 5, 1) Y(kind, 6, 1) Y(kind, 7, 1) Y(kind, 8, 1)    \
-    Y(kind, 1, 2) Y(kind, 2, 2) Y(kind, 3, 2) Y(kind, 4, 2) Y(kind, 5, 2) Y(kind, 6, 2) Y(kind, 7, 2) Y(kind, 8, 2)    \
-    Y(kind, 1, 4) Y(kind, 2, 4) Y(kind, 3, 4) Y(kind, 4, 4)
+    Y(kind, 1, 1)                                                                                                      \
+    Y(kind, 2, 1) Y(kind, 3, 1) Y(kind, 4, 1) Y(kind, 5, 1) Y(kind, 6, 1) Y(kind, 7, 1) Y(kind, 8, 1) Y(kind, 1, 2)    \
+        Y(kind, 2, 2) Y(kind, 3, 2) Y(kind, 4, 2) Y(kind, 5, 2) Y(kind, 6, 2) Y(kind, 7, 2) Y(kind, 8, 2)              \
+            Y(kind, 1, 4) Y(kind, 2, 4) Y(kind, 3, 4) Y(kind, 4, 4)
 #define TILE_DEFINE(kind, nt, np)                                                                                      \
     static void kind##_##nt##_##np(const tile *t) {                                                                    \
         tile_##kind(nt, np, t);                                                                                        \

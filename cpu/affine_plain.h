@@ -1,5 +1,5 @@
-/* The 8-bit ops as plain loops that the compiler turns into vectors of the file's instruction set. Included once by each
- * affine_ISA.c, which defines AFFINE_NAME(name). */
+/* The 8-bit ops as plain loops that the compiler turns into vectors of the file's instruction set. Included once by
+ * each affine_ISA.c, which defines AFFINE_NAME(name). */
 #include <math.h>
 #include <string.h>
 
@@ -65,8 +65,7 @@ static void AFFINE_NAME(finish)(const affine_epilogue *e, const int32_t *acc, in
         for (int64_t i = 0; i < m; i++) v[i] = (int32_t)((uint32_t)acc[done + i] + (uint32_t)offset[done + i]);
         if (e->row_zero) {
             uint32_t zero = (uint32_t)e->row_zero[row];
-            for (int64_t i = 0; i < m; i++)
-                v[i] = (int32_t)((uint32_t)v[i] - zero * (uint32_t)e->wsum[c0 + done + i]);
+            for (int64_t i = 0; i < m; i++) v[i] = (int32_t)((uint32_t)v[i] - zero * (uint32_t)e->wsum[c0 + done + i]);
         }
         if (e->output == LLMQ_OUT_I32) {
             memcpy((int32_t *)y + done, v, (size_t)m * sizeof *v);

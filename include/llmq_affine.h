@@ -66,8 +66,8 @@ LLMQ_API llmq_status llmq_affine_ranges(const float *data, const llmq_affine_lay
 
 /* ---- elements ---- */
 
-/* q = clamp(round(x * (1 / scale)) + zero_point), as torch.quantize_per_tensor and _per_channel. q: uint8_t or int8_t as
- * spec says, clamped to its range. Any float is allowed: NaN gives zero_point, +-Inf an end of the range.
+/* q = clamp(round(x * (1 / scale)) + zero_point), as torch.quantize_per_tensor and _per_channel. q: uint8_t or int8_t
+ * as spec says, clamped to its range. Any float is allowed: NaN gives zero_point, +-Inf an end of the range.
  * LLMQ_E_ARG: a scale that is not positive and finite, a zero_point outside the range. */
 LLMQ_API llmq_status llmq_affine_quantize(const float *x, const llmq_affine_layout *layout,
                                           const llmq_affine_spec *spec, const llmq_affine_params *params, void *q,
@@ -111,8 +111,8 @@ typedef struct llmq_observer_params {
     int64_t channels;   /* 1: per tensor; every kind may be per channel (weights; activations only where that helps) */
     double averaging;   /* MOVING_AVERAGE: in (0, 1], 0.01 */
     double percentile;  /* PERCENTILE: in (50, 100], 99.99 */
-    int64_t max_values; /* PERCENTILE: values kept of a channel, 4 bytes each, 4194304. It is exact up to so many; of more
-                         * a uniform sample is kept (reservoir, fixed seed) */
+    int64_t max_values; /* PERCENTILE: values kept of a channel, 4 bytes each, 4194304. It is exact up to so many; of
+                         * more a uniform sample is kept (reservoir, fixed seed) */
     int64_t bins;       /* MSE, ENTROPY: 64..65536 bins a channel of 24 bytes each, 16384 and 4096 */
 } llmq_observer_params;
 LLMQ_API void llmq_observer_params_default(llmq_observer_params *params, llmq_observer_kind kind);
@@ -134,11 +134,12 @@ LLMQ_API llmq_status llmq_observer_observe(llmq_observer *observer, const float 
  * range is exact up to bins that a rounding boundary splits, and of up to 16384 values a channel, which are kept, the
  * search ends with their own errors. With a symmetric spec |min| = max.
  * ENTROPY: bins from the first used one (or 0.0) to the last are numbered 0..n-1; [a, b) of them, with 0.0 inside and
- * b - a >= levels L = quant_max - quant_min + 1, are cut into L runs, run j beginning at a + floor(j (b - a) / L). P: the counts of [a, b), those outside added to the bins a and
- * b - 1; Q: those of [a, b) alone, each run's sum spread evenly over its bins that are not empty. Of all a = i * step,
- * b = n - j * step with step = max(1, n / 128) the least KL(P || Q) wins, of equal ones the widest range (least i + j,
- * then least i); where Q is 0 and P is not it is infinite. Symmetric: the histogram is folded at 0.0 (bins -1 and 0 become
- * one), a = 0, L = quant_max - zero_point + 1, step 1. n < L: the whole range. */
+ * b - a >= levels L = quant_max - quant_min + 1, are cut into L runs, run j beginning at a + floor(j (b - a) / L). P:
+ * the counts of [a, b), those outside added to the bins a and b - 1; Q: those of [a, b) alone, each run's sum spread
+ * evenly over its bins that are not empty. Of all a = i * step, b = n - j * step with step = max(1, n / 128) the least
+ * KL(P || Q) wins, of equal ones the widest range (least i + j, then least i); where Q is 0 and P is not it is
+ * infinite. Symmetric: the histogram is folded at 0.0 (bins -1 and 0 become one), a = 0, L = quant_max - zero_point +
+ * 1, step 1. n < L: the whole range. */
 LLMQ_API llmq_status llmq_observer_result(const llmq_observer *observer, float *min, float *max,
                                           llmq_affine_params *params, llmq_err *err);
 LLMQ_API void llmq_observer_reset(llmq_observer *observer); /* forgets all values */
@@ -168,8 +169,8 @@ LLMQ_API llmq_status llmq_conv2d_out(const llmq_conv2d *conv, int64_t in_h, int6
 typedef struct llmq_q8_weights llmq_q8_weights;
 typedef struct llmq_f32_weights llmq_f32_weights;
 
-/* Biases are one of two, or none: bias (f32), added as fbgemm does, float(acc) + bias / (input scale * weight scale), or
- * bias_i32, added to the accumulator (TFLite's: a value of input scale * weight scale). */
+/* Biases are one of two, or none: bias (f32), added as fbgemm does, float(acc) + bias / (input scale * weight scale),
+ * or bias_i32, added to the accumulator (TFLite's: a value of input scale * weight scale). */
 typedef struct llmq_q8_pack {
     const int8_t *weights;   /* symmetric, any int8; (out_channels, kernel_h, kernel_w, in_channels / groups) */
     const float *scales;     /* [out_channels], positive and finite */
@@ -196,18 +197,18 @@ typedef struct llmq_q8_args {
     llmq_q8_type x_type;
     llmq_affine_params x_params;
     llmq_q8_output output;
-    bool relu;                 /* max(0, y); not with I32 */
-    llmq_requant requant;      /* Q8 */
-    llmq_affine_spec y_spec;   /* Q8 */
+    bool relu;                   /* max(0, y); not with I32 */
+    llmq_requant requant;        /* Q8 */
+    llmq_affine_spec y_spec;     /* Q8 */
     llmq_affine_params y_params; /* Q8 */
-    void *y;                   /* (n, out_h, out_w, out_channels) of the output's type; may not overlap x */
+    void *y;                     /* (n, out_h, out_w, out_channels) of the output's type; may not overlap x */
 } llmq_q8_args;
 /* Static: all parameters were found beforehand. */
 LLMQ_API llmq_status llmq_q8_run(llmq_q8_context *context, const llmq_q8_weights *weights, const llmq_q8_args *args,
                                  llmq_err *err);
 /* Dynamic: x f32 is quantized on the fly to 8 unsigned bits, asymmetric; y f32. Weights of a linear
- * layer: each row of x with its own range (per token); of a convolution, and with per_tensor: one range for all of x, as
- * torch.ao's quantize_dynamic has it. NaN or Inf in x: LLMQ_E_NUMERIC. */
+ * layer: each row of x with its own range (per token); of a convolution, and with per_tensor: one range for all of x,
+ * as torch.ao's quantize_dynamic has it. NaN or Inf in x: LLMQ_E_NUMERIC. */
 LLMQ_API llmq_status llmq_q8_run_dynamic(llmq_q8_context *context, const llmq_q8_weights *weights, const float *x,
                                          int64_t n, int64_t in_h, int64_t in_w, bool per_tensor, bool relu, float *y,
                                          llmq_err *err);
@@ -229,8 +230,8 @@ LLMQ_API llmq_status llmq_q8_maxpool(llmq_q8_context *context, const void *x, ll
 LLMQ_API llmq_status llmq_f32_maxpool(llmq_q8_context *context, const float *x, int64_t n, int64_t h, int64_t w,
                                       int64_t channels, int64_t k, float *y, llmq_err *err);
 /* llmq_affine_quantize per tensor on the context's workers: the entry of a quantized network. */
-LLMQ_API llmq_status llmq_q8_quantize(llmq_q8_context *context, const float *x, int64_t n,
-                                      const llmq_affine_spec *spec, llmq_affine_params params, void *q, llmq_err *err);
+LLMQ_API llmq_status llmq_q8_quantize(llmq_q8_context *context, const float *x, int64_t n, const llmq_affine_spec *spec,
+                                      llmq_affine_params params, void *q, llmq_err *err);
 
 #ifdef __cplusplus
 }

@@ -2,12 +2,12 @@
 #ifndef LLMQ_TESTS_AFFINE_CASES_H
 #define LLMQ_TESTS_AFFINE_CASES_H
 
+#include <cmocka.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +52,9 @@ static inline records records_open(const char *name) {
     assert_int_equal(file_read(path, 1 << 22, &r.data, &r.size, NULL), LLMQ_OK);
     return r;
 }
-static inline bool records_more(const records *r) { return r->at < r->size; }
+static inline bool records_more(const records *r) {
+    return r->at < r->size;
+}
 static inline const void *take(records *r, size_t bytes) {
     assert_true(bytes <= r->size - r->at);
     r->at += bytes;

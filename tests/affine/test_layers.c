@@ -83,7 +83,8 @@ static double sum_of(const layer *l, int64_t o, at_fn *value, at_fn *weight) {
     double sum = 0;
     for (int64_t ky = 0; ky < v->kernel_h; ky++)
         for (int64_t kx = 0; kx < v->kernel_w; kx++) {
-            int64_t iy = y * v->stride_h - v->pad_h + ky * v->dilation_h, ix = x * v->stride_w - v->pad_w + kx * v->dilation_w;
+            int64_t iy = y * v->stride_h - v->pad_h + ky * v->dilation_h,
+                    ix = x * v->stride_w - v->pad_w + kx * v->dilation_w;
             if (iy < 0 || iy >= l->h || ix < 0 || ix >= l->w) continue;
             for (int64_t i = 0; i < in; i++)
                 sum += value(l, ((image * l->h + iy) * l->w + ix) * v->in_channels + first + i) *
@@ -91,8 +92,12 @@ static double sum_of(const layer *l, int64_t o, at_fn *value, at_fn *weight) {
         }
     return sum;
 }
-static double x_integer(const layer *l, int64_t i) { return l->x[i] - l->x_params.zero_point; }
-static double w_integer(const layer *l, int64_t i) { return l->weights[i]; }
+static double x_integer(const layer *l, int64_t i) {
+    return l->x[i] - l->x_params.zero_point;
+}
+static double w_integer(const layer *l, int64_t i) {
+    return l->weights[i];
+}
 
 static llmq_q8_args args_of(const layer *l, void *y) {
     return (llmq_q8_args){.x = l->x,
@@ -162,7 +167,10 @@ static void test_torch(void **state) {
     int linear = 0, conv = 0, depthwise = 0;
     while (records_more(&r)) {
         layer l = take_layer(&r);
-        if (l.linear) linear++; else conv++;
+        if (l.linear)
+            linear++;
+        else
+            conv++;
         depthwise += l.conv.groups > 1 && l.conv.groups == l.conv.out_channels && l.conv.groups == l.conv.in_channels;
         llmq_q8_weights *w = pack(&l, NULL);
         uint8_t *y = mem_alloc((size_t)l.n_y, 1), *z = mem_alloc((size_t)l.n_y, 1);
@@ -201,9 +209,15 @@ static void test_torch(void **state) {
     assert_true(linear >= 200 && conv >= 200 && depthwise >= 20);
 }
 
-static double x_float(const layer *l, int64_t i) { return number_at((uint32_t)l->seed + 7000, 1, (uint64_t)i); }
-static double w_float(const layer *l, int64_t i) { return number_at((uint32_t)l->seed + 9000, 0, (uint64_t)i); }
-static double w_real(const layer *l, int64_t i) { return (double)l->weights[i] * l->scales[i / l->per]; }
+static double x_float(const layer *l, int64_t i) {
+    return number_at((uint32_t)l->seed + 7000, 1, (uint64_t)i);
+}
+static double w_float(const layer *l, int64_t i) {
+    return number_at((uint32_t)l->seed + 9000, 0, (uint64_t)i);
+}
+static double w_real(const layer *l, int64_t i) {
+    return (double)l->weights[i] * l->scales[i / l->per];
+}
 
 /* The same shapes in f32, and with activations quantized on the fly: within half a step of each input. */
 static void test_floats(void **state) {
@@ -339,7 +353,8 @@ static void test_refusals(void **state) {
     BAD(pad_w, -1);
     BAD(dilation_h, 0);
     c = good, c.kernel_h = c.kernel_w = 1 << 20;
-    REFUSES(LLMQ_E_ARG, llmq_q8_pack_conv2d(&c, &p, &q, err)); /* a sum that int32 might not hold, before any allocation */
+    REFUSES(LLMQ_E_ARG,
+            llmq_q8_pack_conv2d(&c, &p, &q, err)); /* a sum that int32 might not hold, before any allocation */
     REFUSES(LLMQ_E_ARG, llmq_conv2d_out(&good, -1, 8, &h, &w, err));
     c = good, c.pad_h = 0;
     REFUSES(LLMQ_E_ARG, llmq_conv2d_out(&c, 2, 8, &h, &w, err));
@@ -359,7 +374,8 @@ static void test_refusals(void **state) {
     bias[1] = 0;
     assert_int_equal(llmq_q8_pack_conv2d(&good, &p, &q, NULL), LLMQ_OK);
     uint8_t x[64] = {0}, y[64];
-    const llmq_q8_args fine = {.x = x, .n = 1, .in_h = 4, .in_w = 4, .x_params = {1, 3}, .output = LLMQ_OUT_Q8, .y_params = {1, 0}, .y = y};
+    const llmq_q8_args fine = {
+        .x = x, .n = 1, .in_h = 4, .in_w = 4, .x_params = {1, 3}, .output = LLMQ_OUT_Q8, .y_params = {1, 0}, .y = y};
     llmq_q8_args a = fine;
     assert_int_equal(llmq_q8_run(ctx[0], q, &a, NULL), LLMQ_OK);
 #define REFUSED(field, value)                                                                                          \
@@ -418,7 +434,7 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_torch), cmocka_unit_test(test_floats),
-                                       cmocka_unit_test(test_rows),  cmocka_unit_test(test_pool),
+                                       cmocka_unit_test(test_rows), cmocka_unit_test(test_pool),
                                        cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, make_contexts, drop_contexts);
 }

@@ -20,8 +20,8 @@ static record take_record(records *r) {
 }
 
 static llmq_observer *observer_of(const record *c) {
-    static const llmq_observer_kind kinds[] = {LLMQ_OBSERVE_MINMAX, LLMQ_OBSERVE_MOVING_AVERAGE, LLMQ_OBSERVE_PERCENTILE,
-                                               LLMQ_OBSERVE_MSE, LLMQ_OBSERVE_ENTROPY};
+    static const llmq_observer_kind kinds[] = {LLMQ_OBSERVE_MINMAX, LLMQ_OBSERVE_MOVING_AVERAGE,
+                                               LLMQ_OBSERVE_PERCENTILE, LLMQ_OBSERVE_MSE, LLMQ_OBSERVE_ENTROPY};
     llmq_observer_params p;
     llmq_observer_params_default(&p, kinds[c->kind]);
     p.spec = c->spec;
@@ -69,8 +69,7 @@ static void test_oracles(void **state) {
             if (c.kind == 3) {
                 double ours = error_of(x, c.batches * batch, &c.spec, p[0]);
                 double theirs = error_of(x, c.batches * batch, &c.spec, (llmq_affine_params){scale, zero});
-                if (ours > theirs)
-                    fail_msg("case %d: squared error %g, HistogramObserver's %g", c.seed, ours, theirs);
+                if (ours > theirs) fail_msg("case %d: squared error %g, HistogramObserver's %g", c.seed, ours, theirs);
                 gain += theirs > 0 ? ours / theirs : 1;
                 continue;
             }
@@ -166,7 +165,7 @@ static void test_edges(void **state) {
         REFUSES(LLMQ_E_ARG, llmq_observer_observe(o, x, INT64_MAX, 4, err));
         REFUSES(LLMQ_E_ARG, llmq_observer_observe(NULL, x, 1, 4, err));
         assert_int_equal(llmq_observer_result(o, &lo, &hi, &q, NULL), LLMQ_OK);
-        assert_true(lo == 0 && hi == 0 && q.scale == 1); /* as it was */
+        assert_true(lo == 0 && hi == 0 && q.scale == 1);                    /* as it was */
         assert_int_equal(llmq_observer_observe(o, x, 1, 4, NULL), LLMQ_OK); /* zeros only */
         assert_int_equal(llmq_observer_result(o, &lo, &hi, &q, NULL), LLMQ_OK);
         assert_true(lo == 0 && hi == 0 && q.scale == 0x1p-23f);

@@ -1,5 +1,5 @@
-/* Affine parameters and elements: PyTorch's integers and floats, Python's integers for fixed-point multipliers, and what
- * is refused. */
+/* Affine parameters and elements: PyTorch's integers and floats, Python's integers for fixed-point multipliers, and
+ * what is refused. */
 #include "cases.h"
 
 static void test_elements(void **state) {
@@ -65,8 +65,8 @@ static void test_fixed(void **state) {
     assert_int_equal(llmq_fixed_multiply(7, (llmq_fixed_multiplier){-1, 0}), 0);
 }
 
-/* Float and fixed-point requantization of the same accumulators: the float one by its definition, the fixed one by 64-bit
- * integers, and the two within 1 of each other. */
+/* Float and fixed-point requantization of the same accumulators: the float one by its definition, the fixed one by
+ * 64-bit integers, and the two within 1 of each other. */
 static void test_requantize(void **state) {
     (void)state;
     for (uint32_t seed = 1; seed <= 200; seed++) {
@@ -75,15 +75,18 @@ static void test_requantize(void **state) {
         if (seed % 3 == 0) spec.quant_max = 100, spec.quant_min = seed % 2 ? -100 : 0;
         llmq_affine_params out = {1, (int32_t)(seed % 60)};
         bool relu = seed % 4 == 0;
-        int lo = relu              ? out.zero_point
-                 : seed % 3 == 0   ? spec.quant_min
-                 : seed % 2        ? -128
-                                   : 0,
-            hi = seed % 3 == 0 ? 100 : seed % 2 ? 127 : 255;
+        int lo = relu            ? out.zero_point
+                 : seed % 3 == 0 ? spec.quant_min
+                 : seed % 2      ? -128
+                                 : 0,
+            hi = seed % 3 == 0 ? 100
+                 : seed % 2    ? 127
+                               : 255;
         int32_t acc[5 * 37];
         double real[37];
         uint8_t a[5 * 37], b[5 * 37];
-        for (int64_t c = 0; c < channels; c++) real[c] = ldexp(1 + fabs(unit_at(seed + 500, (uint64_t)c)), -9 - (int)(c % 5));
+        for (int64_t c = 0; c < channels; c++)
+            real[c] = ldexp(1 + fabs(unit_at(seed + 500, (uint64_t)c)), -9 - (int)(c % 5));
         for (int64_t i = 0; i < n; i++) acc[i] = (int32_t)(unit_at(seed, (uint64_t)i) * (i % 11 ? 3e5 : 2e9));
         for (int fixed = 0; fixed < 2; fixed++)
             assert_int_equal(llmq_affine_requantize(acc, rows, channels, real,
@@ -125,7 +128,8 @@ static void test_edges(void **state) {
     assert_true(p.scale == 0x1p-23f && p.zero_point == 0);
     for (int k = 0; k < 200; k++) { /* 0.0 is an integer's value whatever the range */
         lo = number_at(900, k % 6, (uint64_t)k), hi = lo + fabsf(number_at(901, k % 6, (uint64_t)k));
-        llmq_affine_spec v = {.type = k % 2, .symmetric = k % 3 == 0, .quant_min = k % 2 ? -64 : 0, .quant_max = 63 + k % 2};
+        llmq_affine_spec v = {
+            .type = k % 2, .symmetric = k % 3 == 0, .quant_min = k % 2 ? -64 : 0, .quant_max = 63 + k % 2};
         assert_int_equal(llmq_affine_from_ranges(&v, 1, &lo, &hi, &p, NULL), LLMQ_OK);
         assert_in_range(p.zero_point - v.quant_min, 0, v.quant_max - v.quant_min);
     }
@@ -158,7 +162,7 @@ static void test_edges(void **state) {
     REFUSES(LLMQ_E_ARG, llmq_affine_quantize(x, &all, &s, &(llmq_affine_params){1, 128}, q, err));
     REFUSES(LLMQ_E_ARG, llmq_affine_dequantize(q, 9, &all, &p, x, err));
     static const llmq_affine_layout odd[] = {
-        {-1, 1, 1, 0}, {1, 0, 1, 0}, {1, 1, -1, 0}, {2, 1, 4, 2}, {1, 1, 1, -1}, {1LL << 40, 1LL << 40, 1, 0},
+        {-1, 1, 1, 0},           {1, 0, 1, 0}, {1, 1, -1, 0}, {2, 1, 4, 2}, {1, 1, 1, -1}, {1LL << 40, 1LL << 40, 1, 0},
         {1, 3, INT64_MAX / 2, 0}};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         assert_int_equal(llmq_affine_elements(&odd[i]), -1);
