@@ -34,6 +34,7 @@ typedef struct affine_histogram {
     int64_t first, used; /* bin i holds values in [(first + i) w, (first + i + 1) w), i < used; 0.0 is at or inside */
     int exponent;        /* w = 2^exponent */
     double min, max;     /* of the values and 0 */
+    double zeros;        /* values that are 0.0 */
 } affine_histogram;
 void affine_histogram_clear(affine_histogram *h);
 /* Widens bins until min..max and 0 fit, then adds n values that lie in min..max. */

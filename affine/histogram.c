@@ -49,7 +49,7 @@ static void histogram_extend(affine_histogram *h, int64_t first, int64_t last) {
 void affine_histogram_clear(affine_histogram *h) {
     memset(h->bin, 0, (size_t)h->cap * sizeof *h->bin);
     h->first = h->used = 0;
-    h->min = h->max = 0;
+    h->min = h->max = h->zeros = 0;
 }
 
 void affine_histogram_add(affine_histogram *h, const float *x, int64_t n, float min, float max) {
@@ -74,6 +74,7 @@ void affine_histogram_add(affine_histogram *h, const float *x, int64_t n, float 
     for (int64_t i = 0; i < n; i++) {
         affine_bin *bin = &h->bin[(int64_t)floor(x[i] * per) - h->first];
         bin->n++;
+        h->zeros += x[i] == 0;
         bin->sum += x[i];
         bin->square += (double)x[i] * x[i];
     }
@@ -250,6 +251,7 @@ void affine_histogram_entropy(const affine_histogram *h, const affine_range *r, 
         used = fold(h, n);
     else
         for (int64_t i = 0; i < used; i++) n[i] = h->bin[i].n;
+    n[zero] -= h->zeros; /* 0.0 lies at the lower end of its bin */
     entropy_below(n, used, below);
     int64_t step = r->symmetric ? 1 : used / ENTROPY_STEPS > 1 ? used / ENTROPY_STEPS : 1;
     int64_t best_a = 0, best_b = used, least = 0;

@@ -136,10 +136,11 @@ LLMQ_API llmq_status llmq_observer_observe(llmq_observer *observer, const float 
  * ENTROPY: bins from the first used one (or 0.0) to the last are numbered 0..n-1; [a, b) of them, with 0.0 inside and
  * b - a >= levels L = quant_max - quant_min + 1, are cut into L runs, run j beginning at a + floor(j (b - a) / L). P:
  * the counts of [a, b), those outside added to the bins a and b - 1; Q: those of [a, b) alone, each run's sum spread
- * evenly over its bins that are not empty. Of all a = i * step, b = n - j * step with step = max(1, n / 128) the least
+ * evenly over its bins that are not empty. Of all a = i * step, b = n - j * step with step = max(1, n / 64) the least
  * KL(P || Q) wins, of equal ones the widest range (least i + j, then least i); where Q is 0 and P is not it is
  * infinite. Symmetric: the histogram is folded at 0.0 (bins -1 and 0 become one), a = 0, L = quant_max - zero_point +
- * 1, step 1. n < L: the whole range. */
+ * 1, step 1. n < L: the whole range. Values that are 0.0 do not count, since every range has 0.0: the many zeros behind
+ * a ReLU would else decide alone. */
 LLMQ_API llmq_status llmq_observer_result(const llmq_observer *observer, float *min, float *max,
                                           llmq_affine_params *params, llmq_err *err);
 LLMQ_API void llmq_observer_reset(llmq_observer *observer); /* forgets all values */

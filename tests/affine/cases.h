@@ -2,12 +2,13 @@
 #ifndef LLMQ_TESTS_AFFINE_CASES_H
 #define LLMQ_TESTS_AFFINE_CASES_H
 
-#include <cmocka.h>
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -97,7 +97,7 @@ def entropy_range(x, spec, bins):
     while np.floor(hi / 2.0 ** exponent) - np.floor(lo / 2.0 ** exponent) >= bins:
         exponent += 1
     w = 2.0 ** exponent
-    at = np.floor(x.astype(np.float64) / w).astype(np.int64)
+    at = np.floor(x[x != 0].astype(np.float64) / w).astype(np.int64)
     first, last = int(np.floor(lo / w)), int(np.floor(hi / w))
     if symmetric:
         middle = 0 if signed else (128 if spec[2:] == (0, 0) else (qmin + qmax) // 2)
@@ -108,7 +108,7 @@ def entropy_range(x, spec, bins):
         n, zero, levels = last - first + 1, -first, qmax - qmin + 1
         step = max(1, n // 64)
     counts = np.bincount(at, minlength=n).astype(np.float64)
-    total, best = counts.sum(), (np.inf, 0, 0, n, 0)
+    total, best = counts.sum(), (np.inf, 0, zero, n, 0)
     for i in range(zero // step + 1):
         a = i * step
         for j in range((n - zero) // step + 1):
