@@ -167,7 +167,7 @@ static void test_depthwise(void **state) {
         int64_t ldw = (m->seg_len + 15) / 16 * 16, n_x = m->n_img * m->img + 4000;
         size_t elem = q8 && c->e.output == LLMQ_OUT_Q8 ? 1 : 4, bytes = (size_t)(c->n_rows * m->seg_len) * elem;
         float *bias = mem_zalloc((size_t)ldw, sizeof *bias);
-        uint8_t *x = mem_alloc((size_t)n_x, q8 ? 1 : 4);
+        uint8_t *x = exact((size_t)n_x, q8 ? 1 : 4);
         void *w = mem_alloc((size_t)(m->n_seg * ldw), 4);
         for (int64_t i = 0; i < m->n_seg * ldw; i++) {
             if (q8)
@@ -207,7 +207,7 @@ static void test_depthwise(void **state) {
         }
         guarded_free(want, bytes);
         mem_free(bias);
-        mem_free(x);
+        free(x);
         mem_free(w);
         mem_free(c->x);
         mem_free(c->w);
@@ -256,7 +256,7 @@ static void test_elements(void **state) {
             guarded_free(p, (size_t)n);
             guarded_free(back, (size_t)n * 4);
             guarded_free(want, (size_t)n * 4);
-            mem_free(x);
+            free(x);
         }
     }
 }

@@ -45,10 +45,10 @@ static layer take_layer(records *r) {
     l.want = take(r, (size_t)l.n_y);
     int64_t oc = l.conv.out_channels;
     uint32_t seed = (uint32_t)l.seed * 8;
-    l.x = mem_alloc((size_t)l.n_x, 1);
-    l.weights = mem_alloc((size_t)(oc * l.per), 1);
-    l.scales = mem_alloc((size_t)oc, sizeof(float));
-    l.bias = mem_alloc((size_t)oc, sizeof(float));
+    l.x = exact((size_t)l.n_x, 1);
+    l.weights = exact((size_t)(oc * l.per), 1);
+    l.scales = exact((size_t)oc, sizeof(float));
+    l.bias = exact((size_t)oc, sizeof(float));
     for (int64_t i = 0; i < l.n_x; i++) l.x[i] = (uint8_t)(word_at(seed + 1, (uint64_t)i) >> 56);
     for (int64_t i = 0; i < oc * l.per; i++) l.weights[i] = (int8_t)(word_at(seed + 2, (uint64_t)i) >> 56);
     for (int64_t i = 0; i < oc; i++) l.scales[i] = (float)(fabs(unit_at(seed + 3, (uint64_t)i)) * 0.02 + 0.001);
@@ -57,10 +57,10 @@ static layer take_layer(records *r) {
 }
 
 static void drop_layer(layer *l) {
-    mem_free(l->x);
-    mem_free(l->weights);
-    mem_free(l->scales);
-    mem_free(l->bias);
+    free(l->x);
+    free(l->weights);
+    free(l->scales);
+    free(l->bias);
 }
 
 static llmq_q8_weights *pack(const layer *l, const int32_t *bias_i32) {
@@ -113,7 +113,7 @@ static llmq_q8_args args_of(const layer *l, void *y) {
 
 /* The input and the output as signed bytes: all integers are 128 less. */
 static void check_signed(const layer *l, const llmq_q8_weights *w, uint8_t *y) {
-    int8_t *x = mem_alloc((size_t)l->n_x, 1);
+    int8_t *x = exact((size_t)l->n_x, 1);
     for (int64_t i = 0; i < l->n_x; i++) x[i] = (int8_t)(l->x[i] - 128);
     llmq_q8_args a = args_of(l, y);
     a.x = x;
@@ -122,7 +122,7 @@ static void check_signed(const layer *l, const llmq_q8_weights *w, uint8_t *y) {
     a.y_params.zero_point -= 128;
     assert_int_equal(llmq_q8_run(ctx[1], w, &a, NULL), LLMQ_OK);
     for (int64_t i = 0; i < l->n_y; i++) assert_int_equal((int8_t)y[i] + 128, l->want[i]);
-    mem_free(x);
+    free(x);
 }
 
 static void check_fixed(const layer *l, const llmq_q8_weights *w, const int32_t *acc, uint8_t *y) {
@@ -173,9 +173,9 @@ static void test_torch(void **state) {
             conv++;
         depthwise += l.conv.groups > 1 && l.conv.groups == l.conv.out_channels && l.conv.groups == l.conv.in_channels;
         llmq_q8_weights *w = pack(&l, NULL);
-        uint8_t *y = mem_alloc((size_t)l.n_y, 1), *z = mem_alloc((size_t)l.n_y, 1);
-        int32_t *acc = mem_alloc((size_t)l.n_y, sizeof *acc);
-        float *f = mem_alloc((size_t)l.n_y, sizeof *f);
+        uint8_t *y = exact((size_t)l.n_y, 1), *z = exact((size_t)l.n_y, 1);
+        int32_t *acc = exact((size_t)l.n_y, sizeof *acc);
+        float *f = exact((size_t)l.n_y, sizeof *f);
         llmq_q8_args a = args_of(&l, y);
         for (int k = 0; k < 2; k++) {
             memset(y, 0xaa, (size_t)l.n_y);
@@ -199,10 +199,10 @@ static void test_torch(void **state) {
         check_fixed(&l, w, acc, y);
         check_bias_i32(&l, y, z);
         llmq_q8_weights_destroy(w);
-        mem_free(y);
-        mem_free(z);
-        mem_free(acc);
-        mem_free(f);
+        free(y);
+        free(z);
+        free(acc);
+        free(f);
         drop_layer(&l);
     }
     mem_free(r.data);
@@ -227,7 +227,7 @@ static void test_floats(void **state) {
         layer l = take_layer(&r);
         float *x = numbers((uint32_t)l.seed + 7000, 1, l.n_x);
         float *wf = numbers((uint32_t)l.seed + 9000, 0, l.conv.out_channels * l.per);
-        float *y = mem_alloc((size_t)l.n_y, sizeof *y), *z = mem_alloc((size_t)l.n_y, sizeof *z);
+        float *y = exact((size_t)l.n_y, sizeof *y), *z = exact((size_t)l.n_y, sizeof *z);
         const float *bias = l.has_bias ? l.bias : NULL;
         llmq_f32_weights *w = NULL;
         assert_int_equal(l.linear ? llmq_f32_pack_linear(l.conv.out_channels, l.conv.in_channels, wf, bias, &w, NULL)
@@ -258,10 +258,10 @@ static void test_floats(void **state) {
             }
         }
         llmq_q8_weights_destroy(q);
-        mem_free(x);
-        mem_free(wf);
-        mem_free(y);
-        mem_free(z);
+        free(x);
+        free(wf);
+        free(y);
+        free(z);
         drop_layer(&l);
     }
     mem_free(r.data);
@@ -296,8 +296,8 @@ static void test_pool(void **state) {
     for (uint32_t seed = 1; seed <= 60; seed++) {
         int64_t n = 1 + seed % 2, h = 2 + seed % 6, w = 2 + seed % 7, c = 1 + seed % 35, k = 1 + seed % 3;
         int64_t out_h = h / k, out_w = w / k, n_x = n * h * w * c, n_y = n * out_h * out_w * c;
-        float *x = numbers(seed, 1, n_x), *y = mem_alloc((size_t)n_y, sizeof *y);
-        uint8_t *q = mem_alloc((size_t)n_x, 1), *u = mem_alloc((size_t)n_y, 1), *s = mem_alloc((size_t)n_y, 1);
+        float *x = numbers(seed, 1, n_x), *y = exact((size_t)n_y, sizeof *y);
+        uint8_t *q = exact((size_t)n_x, 1), *u = exact((size_t)n_y, 1), *s = exact((size_t)n_y, 1);
         for (int64_t i = 0; i < n_x; i++) q[i] = (uint8_t)(word_at(seed, (uint64_t)i) >> 56);
         assert_int_equal(llmq_f32_maxpool(ctx[0], x, n, h, w, c, k, y, NULL), LLMQ_OK);
         assert_int_equal(llmq_q8_maxpool(ctx[1], q, LLMQ_Q8_UNSIGNED, n, h, w, c, k, u, NULL), LLMQ_OK);
@@ -314,11 +314,11 @@ static void test_pool(void **state) {
             }
             assert_true(y[o] == f && u[o] == a && (int8_t)s[o] == b);
         }
-        mem_free(x);
-        mem_free(y);
-        mem_free(q);
-        mem_free(u);
-        mem_free(s);
+        free(x);
+        free(y);
+        free(q);
+        free(u);
+        free(s);
     }
     REFUSES(LLMQ_E_ARG, llmq_f32_maxpool(ctx[0], NULL, 1, 4, 4, 1, 2, NULL, err));
     REFUSES(LLMQ_E_ARG, llmq_f32_maxpool(ctx[0], NULL, -1, 4, 4, 1, 2, NULL, err));

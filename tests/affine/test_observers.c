@@ -37,14 +37,14 @@ static llmq_observer *observer_of(const record *c) {
 /* Squared error of all values after quantizing and back. */
 static double error_of(const float *x, int64_t n, const llmq_affine_spec *spec, llmq_affine_params p) {
     llmq_affine_layout l = {1, 1, n, 0};
-    uint8_t *q = mem_alloc((size_t)n, 1);
-    float *y = mem_alloc((size_t)n, sizeof *y);
+    uint8_t *q = exact((size_t)n, 1);
+    float *y = exact((size_t)n, sizeof *y);
     double sum = 0;
     assert_int_equal(llmq_affine_quantize(x, &l, spec, &p, q, NULL), LLMQ_OK);
     assert_int_equal(llmq_affine_dequantize(q, spec->type, &l, &p, y, NULL), LLMQ_OK);
     for (int64_t i = 0; i < n; i++) sum += ((double)y[i] - x[i]) * ((double)y[i] - x[i]);
-    mem_free(q);
-    mem_free(y);
+    free(q);
+    free(y);
     return sum;
 }
 
@@ -79,7 +79,7 @@ static void test_oracles(void **state) {
                          (double)max, (double)scale, zero);
         }
         llmq_observer_destroy(o);
-        mem_free(x);
+        free(x);
     }
     mem_free(r.data);
     assert_true(cases[0] + cases[1] + cases[2] + cases[3] + cases[4] >= 200);
@@ -105,8 +105,8 @@ static void test_order(void **state) {
                 float *up = numbers(seed, dists[k], 700), *down = numbers(seed, dists[4 - k], 700);
                 assert_int_equal(llmq_observer_observe(a, up, 1, 700, NULL), LLMQ_OK);
                 assert_int_equal(llmq_observer_observe(b, down, 7, 100, NULL), LLMQ_OK);
-                mem_free(up);
-                mem_free(down);
+                free(up);
+                free(down);
             }
             float lo[2], hi[2];
             assert_int_equal(llmq_observer_result(a, &lo[0], &hi[0], NULL, NULL), LLMQ_OK);
@@ -141,7 +141,7 @@ static void test_channels(void **state) {
             assert_int_equal(llmq_observer_result(one, &a, &b, NULL, NULL), LLMQ_OK);
             assert_true(lo[c] == a && hi[c] == b);
         }
-        mem_free(x);
+        free(x);
         llmq_observer_destroy(all);
         llmq_observer_destroy(one);
     }

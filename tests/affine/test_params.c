@@ -15,20 +15,20 @@ static void test_elements(void **state) {
         l.outer = take_int(&r), l.channels = take_int(&r), l.inner = take_int(&r), l.group = take_int(&r);
         grouped += l.group > 0;
         int64_t n = llmq_affine_elements(&l), k = llmq_affine_n_params(&l);
-        llmq_affine_params *p = mem_alloc((size_t)k, sizeof *p);
+        llmq_affine_params *p = exact((size_t)k, sizeof *p);
         for (int64_t i = 0; i < k; i++) p[i].scale = take_float(&r), p[i].zero_point = take_int(&r);
         const uint8_t *want = take(&r, (size_t)n);
-        float *x = numbers(seed, dist, n), *back = mem_alloc((size_t)n, sizeof *back);
-        uint8_t *q = mem_alloc((size_t)n, 1);
+        float *x = numbers(seed, dist, n), *back = exact((size_t)n, sizeof *back);
+        uint8_t *q = exact((size_t)n, 1);
         assert_int_equal(llmq_affine_quantize(x, &l, &spec, p, q, NULL), LLMQ_OK);
         assert_memory_equal(q, want, (size_t)n);
         assert_int_equal(llmq_affine_dequantize(q, spec.type, &l, p, back, NULL), LLMQ_OK);
         const void *floats = take(&r, (size_t)n * 4);
         for (int64_t i = 0; i < n; i++) assert_true(back[i] == ((float *)memcpy(x, floats, (size_t)n * 4))[i]);
-        mem_free(p);
-        mem_free(x);
-        mem_free(back);
-        mem_free(q);
+        free(p);
+        free(x);
+        free(back);
+        free(q);
     }
     assert_true(cases >= 200 && grouped >= 50);
     mem_free(r.data);
@@ -197,7 +197,7 @@ static void test_ranges(void **state) {
             }
             assert_true(lo[c] == a && hi[c] == b);
         }
-        mem_free(x);
+        free(x);
     }
 }
 
