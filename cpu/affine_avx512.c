@@ -132,11 +132,12 @@ INLINE void tile_f32(int nt, int np, const tile *t) {
 }
 
 typedef void tile_fn(const tile *t);
+/* clang-format off */
 #define TILES(Y, kind)                                                                                                 \
-    Y(kind, 1, 1)                                                                                                      \
-    Y(kind, 2, 1) Y(kind, 3, 1) Y(kind, 4, 1) Y(kind, 5, 1) Y(kind, 6, 1) Y(kind, 7, 1) Y(kind, 8, 1) Y(kind, 1, 2)    \
-        Y(kind, 2, 2) Y(kind, 3, 2) Y(kind, 4, 2) Y(kind, 5, 2) Y(kind, 6, 2) Y(kind, 7, 2) Y(kind, 8, 2)              \
-            Y(kind, 1, 4) Y(kind, 2, 4) Y(kind, 3, 4) Y(kind, 4, 4)
+    Y(kind, 1, 1) Y(kind, 2, 1) Y(kind, 3, 1) Y(kind, 4, 1) Y(kind, 5, 1) Y(kind, 6, 1) Y(kind, 7, 1) Y(kind, 8, 1)    \
+    Y(kind, 1, 2) Y(kind, 2, 2) Y(kind, 3, 2) Y(kind, 4, 2) Y(kind, 5, 2) Y(kind, 6, 2) Y(kind, 7, 2) Y(kind, 8, 2)    \
+    Y(kind, 1, 4) Y(kind, 2, 4) Y(kind, 3, 4) Y(kind, 4, 4)
+/* clang-format on */
 #define TILE_DEFINE(kind, nt, np)                                                                                      \
     static void kind##_##nt##_##np(const tile *t) {                                                                    \
         tile_##kind(nt, np, t);                                                                                        \
