@@ -10,6 +10,7 @@
 #ifndef LLMQ_CORE_BACKEND_H
 #define LLMQ_CORE_BACKEND_H
 
+#include "core/affine.h"
 #include "core/grid.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
@@ -135,6 +136,7 @@ typedef struct llmq_adam {
 
 typedef struct llmq_backend_ops {
     const char *isa; /* "c", "avx2", "avx512" */
+    const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:
      * LLMQ_E_UNSUPPORTED. The native data must stay readable unless w->packed was made. flags: PREP_BF16. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "cpu/affine.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -13,6 +14,7 @@
 typedef enum isa { ISA_C, ISA_AVX2, ISA_AVX512, ISA_COUNT } isa;
 static const char *const isa_names[ISA_COUNT] = {"c", "avx2", "avx512"};
 
+static affine_ops affine_tables[ISA_COUNT];
 static llmq_backend_ops tables[ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
 static isa isa_machine, isa_chosen;
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
@@ -64,6 +66,7 @@ static void tables_build(void) {
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
         cpu_fill_grad_c(ops);
+        cpu_fill_affine_c(&affine_tables[i]);
         ops->round_block = cpu_round_block_c;
         ops->refine_block = cpu_refine_block_c;
 #if defined(__x86_64__)
@@ -71,6 +74,7 @@ static void tables_build(void) {
             cpu_fill_matmul_avx2(ops);
             cpu_fill_ops_avx2(ops);
             cpu_fill_grad_avx2(ops);
+            cpu_fill_affine_avx2(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx2;
             ops->refine_block = cpu_refine_block_avx2;
         }
@@ -78,10 +82,12 @@ static void tables_build(void) {
             cpu_fill_matmul_avx512(ops);
             cpu_fill_ops_avx512(ops);
             cpu_fill_grad_avx512(ops);
+            cpu_fill_affine_avx512(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
         }
 #endif
+        ops->affine = &affine_tables[i];
         ops->isa = isa_names[i];
     }
     isa limit = isa_limit();

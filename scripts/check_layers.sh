@@ -11,7 +11,7 @@ allowed() {
     types) echo "core" ;;
     tokenizer) echo "core" ;;
     formats | quant | cpu) echo "types core" ;;
-    report) echo "core" ;;
+    report | affine) echo "core" ;;
     engine) echo "report quant tokenizer formats types core" ;;
     train) echo "engine quant tokenizer formats types core" ;;
     api) echo "train engine core" ;; # core: status and memory helpers
@@ -26,7 +26,7 @@ fault() {
     faults=$((faults + 1))
 }
 
-for room in include core types tokenizer formats quant cpu report engine train api cli server examples; do
+for room in include core types tokenizer formats quant cpu affine report engine train api cli server examples; do
     [ -d "$room" ] || continue
     while IFS=: read -r file line text; do
         target=${text#*[\"<]}
@@ -49,7 +49,7 @@ for room in include core types tokenizer formats quant cpu report engine train a
     done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' "$room" || true)
 done
 
-library=(core types tokenizer formats quant cpu report engine train api)
+library=(core types tokenizer formats quant cpu affine report engine train api)
 code() { # code PATTERN: FILE:LINE of the library's lines that match, comments and strings left out
     local room
     for room in "${library[@]}"; do
