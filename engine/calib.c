@@ -10,6 +10,7 @@ typedef struct text_source {
     char path[1024]; /* "" for the text that ships with llmq */
     double weight;
     bool self; /* the model writes it */
+    int64_t begin, n; /* windows read from it, before they are mixed */
 } text_source;
 
 /* FILE or FILE:WEIGHT; a file whose own name ends in ":2" wins. */
@@ -118,6 +119,35 @@ static llmq_status check_tokens(const llmq_model *model, const llmq_calib *calib
     return LLMQ_OK;
 }
 
+/* From the windows of one source after those of another to all of them mixed, each source's spread evenly: so the first
+ * windows, on which AWQ looks for scales, and the last ones, which tuning holds out, are of every kind of text. */
+static llmq_status mix_sources(const text_source *sources, size_t n_sources, llmq_calib *calib, llmq_err *err) {
+    size_t window = (size_t)calib->ctx * sizeof *calib->tokens;
+    int64_t *used = mem_zalloc(n_sources, sizeof *used);
+    int32_t *mixed = mem_alloc((size_t)calib->n_windows, window);
+    if (!used || !mixed) {
+        mem_free(used);
+        mem_free(mixed);
+        return mem_error(err, (size_t)calib->n_windows * window, "calibration tokens");
+    }
+    for (int64_t w = 0; w < calib->n_windows; w++) {
+        size_t next = 0;
+        double least = 2;
+        for (size_t i = 0; i < n_sources; i++) {
+            if (used[i] == sources[i].n) continue;
+            double at = ((double)used[i] + 0.5) / (double)sources[i].n; /* where in its source the next one is */
+            if (at >= least) continue;
+            least = at;
+            next = i;
+        }
+        memcpy(mixed + w * calib->ctx, calib->tokens + (sources[next].begin + used[next]++) * calib->ctx, window);
+    }
+    mem_free(used);
+    mem_free(calib->tokens);
+    calib->tokens = mixed;
+    return LLMQ_OK;
+}
+
 llmq_status calib_load(const llmq_model *model, const char *const *files, size_t n_files, int64_t n_tokens, int64_t ctx,
                        const llmq_calib_self *self, llmq_calib *out, llmq_err *err) {
     const llmq_tokenizer *tok;
@@ -148,7 +178,9 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
     for (size_t i = 0; i < n_sources; i++) {
         before += sources[i].weight;
         int64_t until = i + 1 == n_sources ? n_windows : (int64_t)((double)n_windows * before / weights + 0.5);
+        sources[i].begin = out->n_windows;
         if (until > planned) LLMQ_TRY_GOTO(read_source(model, &sources[i], self, out, until - planned, err));
+        sources[i].n = out->n_windows - sources[i].begin;
         planned = until;
     }
     if (out->n_windows == 0)
@@ -156,6 +188,7 @@ llmq_status calib_load(const llmq_model *model, const char *const *files, size_t
             err, LLMQ_E_ARG, "%s: not one window of %lld tokens; give more text with --calib or a smaller --calib-ctx",
             n_files ? files[0] : "calibration", (long long)ctx));
     LLMQ_TRY_GOTO(check_tokens(model, out, err));
+    if (n_sources > 1) LLMQ_TRY_GOTO(mix_sources(sources, n_sources, out, err));
 done:
     mem_free(sources);
     if (status != LLMQ_OK) calib_clear(out);
