@@ -89,10 +89,10 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_HEAD("calibration"),
     OPT_ROW_TEXTS("--calib", NULL, "FILE[:WEIGHT]", quantize_opts, calib,
                   "text to calibrate with, or .jsonl of chat messages, which go through the model's template, or self: "
-                  "the model writes the text; weights "
-                  "share out the tokens (repeatable; default: the text that ships with llmq)"),
+                  "the model writes the text; or default: the text that ships with llmq; weights "
+                  "share out the tokens (repeatable)"),
     OPT_ROW_INT("--tokens", NULL, "N", quantize_opts, tokens, 1, 1 << 30,
-                "calibration tokens (default 65536; 16384 with --calib self)"),
+                "calibration tokens (default 65536; 16384 with --calib self alone)"),
     OPT_ROW_INT("--calib-ctx", NULL, "N", quantize_opts, calib_ctx, 8, 1 << 20,
                 "tokens of one calibration window (default 512)"),
     OPT_ROW_HEAD("output"),
@@ -173,8 +173,8 @@ static int check_types(const cli_command *cmd, const quantize_opts *o) {
 /* The model writes its text slowly: a quarter of what is read from files does. */
 static int64_t default_tokens(const quantize_opts *o) {
     for (size_t i = 0; i < o->calib.n; i++)
-        if (!strncmp(o->calib.v[i], "self", 4) && (!o->calib.v[i][4] || o->calib.v[i][4] == ':')) return 16384;
-    return 0;
+        if (strncmp(o->calib.v[i], "self", 4) || (o->calib.v[i][4] && o->calib.v[i][4] != ':')) return 0;
+    return o->calib.n ? 16384 : 0;
 }
 
 /* ---- printing */

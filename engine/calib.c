@@ -13,13 +13,21 @@ typedef struct text_source {
     int64_t begin, n; /* windows read from it, before they are mixed */
 } text_source;
 
+/* A word in the place of a file, with or without a weight; a file of that name is ./self. */
+static bool is_word(const char *arg, const char *word) {
+    size_t n = strlen(word);
+    return !strncmp(arg, word, n) && (!arg[n] || arg[n] == ':');
+}
+
 /* FILE or FILE:WEIGHT; a file whose own name ends in ":2" wins. */
 static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) {
     out->weight = 1;
     if ((size_t)snprintf(out->path, sizeof out->path, "%s", arg) >= sizeof out->path)
         return llmq_fail(err, LLMQ_E_ARG, "--calib: the path is too long");
     char *colon = strrchr(out->path, ':');
-    if (colon && (!file_exists(out->path) || !strncmp(out->path, "self:", 5))) {
+    bool own = is_word(arg, "default");
+    out->self = is_word(arg, "self");
+    if (colon && (own || out->self || !file_exists(out->path))) {
         char *end;
         double weight = strtod(colon + 1, &end);
         if (end != colon + 1 && *end == 0) {
@@ -29,8 +37,8 @@ static llmq_status parse_file(const char *arg, text_source *out, llmq_err *err) 
             *colon = 0;
         }
     }
-    out->self = !strcmp(out->path, "self"); /* a file of that name is ./self */
-    if (out->self) return LLMQ_OK;
+    if (own) out->path[0] = 0;
+    if (own || out->self) return LLMQ_OK;
     if (!file_exists(out->path) || file_is_dir(out->path))
         return llmq_fail(err, LLMQ_E_IO, "--calib %s: no such file", out->path);
     return LLMQ_OK;

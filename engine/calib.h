@@ -18,10 +18,11 @@ typedef struct llmq_calib_self {
     void *user;
 } llmq_calib_self;
 
-/* n_files of text, or of conversations if the name ends in .jsonl, as "FILE" or "FILE:WEIGHT", or "self" for what the
- * model writes (self NULL: refused) (none: the text that ships with llmq): consecutive windows from the start of each
- * file, n_tokens / ctx in all, shared by weight, those of several files mixed evenly. Where the tokenizer adds BOS, each window begins with one, as it does
- * when perplexity is measured. Less text than asked for: what there is, and a warning. */
+/* n_files of text, or of conversations if the name ends in .jsonl, as "FILE" or "FILE:WEIGHT", "self" for what the
+ * model writes (self NULL: refused), or "default" for the text that ships with llmq (so with none): consecutive windows
+ * from the start of each file, n_tokens / ctx in all, shared by weight, those of several files mixed evenly. Where the
+ * tokenizer adds BOS, each window begins with one, as it does when perplexity is measured. Less text than asked for:
+ * what there is, and a warning. */
 llmq_status calib_load(const llmq_model *model, const char *const *files, size_t n_files, int64_t n_tokens, int64_t ctx,
                        const llmq_calib_self *self, llmq_calib *out, llmq_err *err);
 /* That many of n_tokens the model would write itself. */

@@ -31,9 +31,9 @@ typedef struct llmq_quant_params {
     double damp;              /* fraction of the mean diagonal; < 0: default */
     const char *solver;       /* pieces of gptq to switch, "sweeps=0,refit=0,..." (docs/quantization.md); NULL: those
                                  that were found to help */
-    const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages, or "self":
-                                 the model writes the text (from seed; slow); none: the text
-                                 that ships with llmq */
+    const char *const *calib; /* n_calib of "FILE" or "FILE:WEIGHT", text or .jsonl of chat messages, "self":
+                                 the model writes the text (from seed; slow), or "default": the
+                                 text that ships with llmq, as where there are none */
     size_t n_calib;
     int64_t calib_tokens; /* default 65536 */
     int64_t calib_ctx;    /* default 512 */

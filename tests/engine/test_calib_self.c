@@ -135,6 +135,25 @@ static void it_mixes_with_files(void **state) {
     model_close(model);
 }
 
+static void the_default_text_is_one_of_several(void **state) {
+    (void)state;
+    const char *files[] = {"default:3", "self"};
+    llmq_model *model = open_stories();
+    llmq_calib both, alone;
+    llmq_calib_self self = {.plan_only = true};
+    assert_int_equal(calib_self_tokens(files, 2, 16 * 64), 4 * 64);
+    assert_int_equal(calib_load(model, files, 2, 16 * 64, 64, &self, &both, NULL), LLMQ_OK);
+    assert_int_equal(calib_load(model, NULL, 0, 12 * 64, 64, NULL, &alone, NULL), LLMQ_OK);
+    for (int w = 0, read = 0; w < 16; w++) {
+        if (both.tokens[w * 64 + 5] == 0) continue; /* the model's own: every fourth one */
+        assert_memory_equal(both.tokens + w * 64, alone.tokens + read++ * 64, 64 * sizeof(int32_t));
+        assert_int_equal(read - 1, w - (w + 1) / 4);
+    }
+    calib_clear(&both);
+    calib_clear(&alone);
+    model_close(model);
+}
+
 static bool stop(void *user, double n) {
     (void)n;
     return --*(int *)user > 0;
@@ -167,6 +186,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_model_writes_likely_text),
         cmocka_unit_test(it_mixes_with_files),
+        cmocka_unit_test(the_default_text_is_one_of_several),
         cmocka_unit_test(it_can_be_stopped_and_run_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
