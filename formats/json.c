@@ -5,10 +5,29 @@
 #include "core/file.h"
 #include "core/mem.h"
 
+/* Whole numbers that were read as real ones: integers again, where a double holds them exactly. Depth: jansson reads no
+ * more than 2,048 levels. */
+static json_t *whole_again(json_t *v) {
+    const char *key;
+    json_t *item;
+    void *next;
+    size_t i;
+    double x = json_number_value(v);
+    if (json_is_real(v) && x == floor(x) && fabs(x) < 9e15) return json_integer((json_int_t)x);
+    json_object_foreach_safe(v, next, key, item) json_object_set_new(v, key, whole_again(item));
+    json_array_foreach(v, i, item) json_array_set_new(v, i, whole_again(item));
+    return json_incref(v);
+}
+
 llmq_status json_parse_object(const char *text, size_t len, const char *file, json_t **out, llmq_err *err) {
     json_error_t fault;
     json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &fault);
     *out = NULL;
+    /* Some writers put 10^30 where there is no limit. */
+    if (!root && json_error_code(&fault) == json_error_numeric_overflow) {
+        root = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &fault);
+        if (root) json_decref(whole_again(root));
+    }
     if (!root)
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: not valid JSON, line %d column %d: %s; get the file again", file,
                          fault.line, fault.column, fault.text);

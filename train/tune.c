@@ -13,7 +13,7 @@
 /* ---- settings ---- */
 
 static const tune_settings defaults[2] = {
-    {.steps = 45, .batch = 3, .lr = 7e-4, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3},
+    {.steps = 135, .batch = 1, .lr = 1e-3, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3},
     /* codes too */
     {.steps = 300, .batch = 3, .lr = 7e-4, .code_lr = 0.02, .warmup = 10, .norm_lr = 1, .held_out = 6, .judge = 10}};
 

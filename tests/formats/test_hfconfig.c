@@ -140,6 +140,9 @@ static void test_rope(void **state) {
     refuse(LLAMA ",\"rope_scaling\":[1]}", LLMQ_E_FORMAT, "must be an object");
     refuse(LLAMA ",\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}", LLMQ_E_FORMAT, "above low");
     expect(LLAMA ",\"partial_rotary_factor\":0.5}", "llama.rope.dimension_count=4");
+    /* numbers beyond 64 bits, which transformers writes for "no limit", in keys that say nothing here */
+    expect(LLAMA ",\"partial_rotary_factor\":0.5,\"max_length\":1000000000000000019884624838656}",
+           "llama.rope.dimension_count=4");
 }
 
 static void test_refusals(void **state) {

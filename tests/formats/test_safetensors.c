@@ -100,7 +100,7 @@ static void test_header_lies(void **state) {
         {"{" T("a", "F32", "[0]", 0, 0) "}", 0, LLMQ_E_FORMAT, "must be at least 1"},
         {"{" T("a", "F32", "[-2]", 0, 8) "}", 8, LLMQ_E_FORMAT, "must be at least 1"},
         {"{" T("a", "F32", "[4611686018427387904,4]", 0, 0) "}", 0, LLMQ_E_FORMAT, "overflows"},
-        {"{" T("a", "F32", "[99999999999999999999]", 0, 0) "}", 0, LLMQ_E_FORMAT, "not valid JSON"},
+        {"{" T("a", "F32", "[99999999999999999999]", 0, 0) "}", 0, LLMQ_E_FORMAT, "no number"},
         {"{" T("a", "F32", "[2.0]", 0, 8) "}", 8, LLMQ_E_FORMAT, "no number"},
         {"{" T("a", "F32", "2", 0, 8) "}", 8, LLMQ_E_FORMAT, "has no shape"},
         {"{" T("a", "F32", "[1,1,1,1,1]", 0, 4) "}", 4, LLMQ_E_UNSUPPORTED, "5 dimensions"},

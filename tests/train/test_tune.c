@@ -1,73 +1,15 @@
 /* train: --tune on a small model: it follows the source better, whatever the grid and the output; the same bytes for
  * any team and after being stopped at any step. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "core/file.h"
 #include "core/mem.h"
-#include "llmq_quant.h"
+#include "quantized.h"
 
-#define STORIES LLMQ_TEST_DATA "/stories260K/stories260K.bin"
-#define STORIES_TOK LLMQ_TEST_DATA "/stories260K/tok512.bin"
-#define OUT LLMQ_TEST_TMP "/tune.gguf"
 #define FOLDER LLMQ_TEST_TMP "/tune-folder"
-#define TINY LLMQ_TEST_DATA "/../../data/tiny"
-#define HELD_OUT LLMQ_TEST_DATA "/../../data/heldout.txt" /* tiny was not trained on it either */
-
-static llmq_quant_params params(const char *set) {
-    llmq_quant_params p;
-    llmq_quant_params_default(&p);
-    p.type = "q4_0";
-    p.calib_tokens = 1536;
-    p.calib_ctx = 96;
-    p.out = OUT;
-    p.force = true;
-    p.tokenizer = STORIES_TOK;
-    p.tune = true;
-    p.tune_settings = set;
-    p.n_threads = 1;
-    return p;
-}
-
-static llmq_quant_result quantize(const char *model, const llmq_quant_params *p) {
-    llmq_quant_result r;
-    llmq_err err = {0};
-    if (llmq_quantize(model, p, &r, &err) != LLMQ_OK) fail_msg("%s: %s", model, err.msg);
-    return r;
-}
 
 static char *read_out(size_t *len) {
     char *bytes = NULL;
     assert_int_equal(file_read(OUT, 1 << 24, &bytes, len, NULL), LLMQ_OK);
     return bytes;
-}
-
-/* KL divergence of a quantized model from its source on a text that neither calibration nor tuning saw. */
-static double divergence_on(const char *text, const char *quantized, const char *source, const char *tokenizer,
-                            int64_t ctx, int64_t chunks) {
-    llmq_model_params mp;
-    llmq_model *model = NULL, *base = NULL;
-    llmq_ppl_params pp;
-    llmq_ppl_result r;
-    llmq_err err = {0};
-    llmq_model_params_default(&mp);
-    mp.tokenizer = tokenizer;
-    assert_int_equal(llmq_model_open(quantized, &mp, &model, &err), LLMQ_OK);
-    assert_int_equal(llmq_model_open(source, &mp, &base, &err), LLMQ_OK);
-    llmq_ppl_params_default(&pp);
-    pp.n_ctx = ctx;
-    pp.n_chunks = chunks;
-    if (llmq_perplexity(model, base, text, strlen(text), &pp, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-    llmq_model_close(model);
-    llmq_model_close(base);
-    return r.kl_mean;
 }
 
 static double divergence(void) {
@@ -100,46 +42,6 @@ static void it_follows_better(void **state) {
         llmq_quant_result_clear(&plain);
         llmq_quant_result_clear(&r);
     }
-}
-
-/* KL divergence of data/tiny in groups of 32, on text of the kind that it was trained on, which nothing saw. The
- * default calibration text; few tokens and steps, so that it takes seconds. */
-static double few_bits(const char *text, int bits, const char *method, const char *set, bool codes) {
-    llmq_quant_params p = params(set);
-    p.type = NULL;
-    p.tokenizer = NULL;
-    p.method = method;
-    p.emit = "gptq";
-    p.bits = bits;
-    p.group = 32;
-    p.calib_tokens = 32768;
-    p.calib_ctx = 256;
-    p.n_threads = 2;
-    p.out = FOLDER;
-    p.tune = set != NULL;
-    p.tune_codes = codes;
-    llmq_quant_result r = quantize(TINY, &p);
-    llmq_quant_result_clear(&r);
-    double kl = divergence_on(text, FOLDER, TINY, NULL, 256, 16);
-    print_message("%d bits, %s%s: KL divergence %.4f\n", bits, method, codes ? ", QAT" : set ? ", tuned" : "", kl);
-    return kl;
-}
-
-/* What each method is there for. */
-static void methods_pay_at_few_bits(void **state) {
-    static const char tune[] = "steps=40,batch=2,held=8,judge=2,lr=0.003";
-    static const char qat[] = "steps=160,batch=2,held=8,judge=4,lr=0.002";
-    char *text = NULL;
-    size_t len;
-    (void)state;
-    assert_int_equal(file_read(HELD_OUT, 1 << 24, &text, &len, NULL), LLMQ_OK);
-    for (int bits = 2; bits <= 3; bits++) {
-        double rounded = few_bits(text, bits, "rtn", NULL, false), gptq = few_bits(text, bits, "gptq", NULL, false);
-        assert_true(gptq < 0.75 * rounded);
-        assert_true(few_bits(text, bits, "gptq", qat, true) < 0.85 * gptq);
-        if (bits == 2) assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
-    }
-    mem_free(text);
 }
 
 static void bad_steps_are_undone(void **state) {
@@ -269,9 +171,8 @@ static void refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(it_follows_better),    cmocka_unit_test(methods_pay_at_few_bits),
-        cmocka_unit_test(bad_steps_are_undone), cmocka_unit_test(any_team_and_any_stop),
-        cmocka_unit_test(other_outputs),        cmocka_unit_test(refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(it_follows_better), cmocka_unit_test(bad_steps_are_undone),
+                                       cmocka_unit_test(any_team_and_any_stop), cmocka_unit_test(other_outputs),
+                                       cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
