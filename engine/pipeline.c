@@ -477,6 +477,7 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .grid = first_grid,
                                     .feedback = p->method->needs_gram,
                                     .damp = p->params->damp,
+                                    .q8 = p->solver.q8,
                                     .tick = pipeline_tick_dense,
                                     .tick_search = tick_search,
                                     .user = p};

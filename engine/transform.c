@@ -107,6 +107,7 @@ llmq_status transform_create(const llmq_transform_params *params, llmq_transform
                (size_t)calib->ctx * sizeof *calib->tokens);
     LLMQ_TRY_GOTO(calib_run_create_in(&params->memory, params->model, &t->part, params->team, params->tick,
                                       params->user, &t->run, err));
+    calib_run_statistics(t->run, 0, params->q8);
     *out = t;
 done:
     if (status != LLMQ_OK) transform_destroy(t);

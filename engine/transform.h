@@ -37,6 +37,7 @@ typedef struct llmq_transform_params {
     const llmq_type_info *(*grid)(void *user, size_t index); /* what a matrix will be rounded to, NULL: not at all */
     bool feedback; /* with error feedback, with this damping (as in llmq_quant_problem) */
     double damp;
+    bool q8; /* Gram matrices of 8-bit inputs, as the calibration's */
     calib_tick_fn *tick;
     bool (*tick_search)(void *user, double work); /* transform_search_work just done; false stops */
     void *user;                                   /* of all three */
