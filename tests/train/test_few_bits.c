@@ -31,8 +31,8 @@ static double few_bits(const char *text, int bits, const char *method, const cha
 
 /* What each method is there for. */
 static void methods_pay_at_few_bits(void **state) {
-    static const char tune[] = "steps=40,batch=2,held=8,judge=2,lr=0.003";
-    static const char qat[] = "steps=160,batch=2,held=8,judge=4,lr=0.002";
+    static const char tune[] = "steps=30,batch=2,held=4,judge=1,lr=0.003";
+    static const char qat[] = "steps=80,batch=2,held=4,judge=2,lr=0.002";
     char *text = NULL;
     size_t len;
     (void)state;
