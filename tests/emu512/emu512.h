@@ -114,14 +114,24 @@ TWIN1(movehdup_ps, ps, hf, ps, hf)
 TWIN1(cvtepi32_ps, ps, hf, si, hi)
 TWIN1(cvtps_epi32, si, hi, ps, hf)
 
-EMU __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
-EMU __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
-EMU __m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
+EMU __m512i _mm512_and_si512(__m512i a, __m512i b) {
+    return a & b;
+}
+EMU __m512i _mm512_or_si512(__m512i a, __m512i b) {
+    return a | b;
+}
+EMU __m512i _mm512_xor_si512(__m512i a, __m512i b) {
+    return a ^ b;
+}
 
 /* ---- constants, casts, halves */
 
-EMU __m512 _mm512_setzero_ps(void) { return (__m512){0}; }
-EMU __m512i _mm512_setzero_si512(void) { return (__m512i){0}; }
+EMU __m512 _mm512_setzero_ps(void) {
+    return (__m512){0};
+}
+EMU __m512i _mm512_setzero_si512(void) {
+    return (__m512i){0};
+}
 EMU __m512 _mm512_set1_ps(float x) {
     emu512 r = {.hf = {_mm256_set1_ps(x), _mm256_set1_ps(x)}};
     return r.ps;
@@ -145,8 +155,7 @@ EMU __m512i _mm512_set_epi32(int f, int e, int d, int c, int b, int a, int i9, i
     return r.si;
 }
 /* A macro: 32 parameters would only be written down to be reversed. */
-#define _mm512_set_epi16(...)                                                                                          \
-    emu_reverse((emu512){.h = {__VA_ARGS__}})
+#define _mm512_set_epi16(...) emu_reverse((emu512){.h = {__VA_ARGS__}})
 EMU __m512i emu_reverse(emu512 x) {
     emu512 r;
     for (int j = 0; j < 32; j++) r.h[j] = x.h[31 - j];
@@ -156,13 +165,27 @@ EMU __m512i _mm512_broadcast_i32x4(__m128i a) {
     emu512 r = {.hi = {_mm256_broadcastsi128_si256(a), _mm256_broadcastsi128_si256(a)}};
     return r.si;
 }
-EMU __m512 _mm512_castpd_ps(__m512d a) { return (__m512)a; }
-EMU __m512d _mm512_castps_pd(__m512 a) { return (__m512d)a; }
-EMU __m512i _mm512_castps_si512(__m512 a) { return (__m512i)a; }
-EMU __m512 _mm512_castsi512_ps(__m512i a) { return (__m512)a; }
-EMU __m256 _mm512_castps512_ps256(__m512 a) { return (emu512){a}.hf[0]; }
-EMU __m256 _mm512_extractf32x8_ps(__m512 a, int half) { return (emu512){a}.hf[half]; }
-EMU __m512 _mm512_abs_ps(__m512 a) { return (__m512)((__m512i)a & _mm512_set1_epi32(0x7fffffff)); }
+EMU __m512 _mm512_castpd_ps(__m512d a) {
+    return (__m512)a;
+}
+EMU __m512d _mm512_castps_pd(__m512 a) {
+    return (__m512d)a;
+}
+EMU __m512i _mm512_castps_si512(__m512 a) {
+    return (__m512i)a;
+}
+EMU __m512 _mm512_castsi512_ps(__m512i a) {
+    return (__m512)a;
+}
+EMU __m256 _mm512_castps512_ps256(__m512 a) {
+    return (emu512){a}.hf[0];
+}
+EMU __m256 _mm512_extractf32x8_ps(__m512 a, int half) {
+    return (emu512){a}.hf[half];
+}
+EMU __m512 _mm512_abs_ps(__m512 a) {
+    return (__m512)((__m512i)a & _mm512_set1_epi32(0x7fffffff));
+}
 
 /* ---- memory */
 
@@ -176,18 +199,26 @@ EMU __m512i _mm512_loadu_si512(const void *p) {
     memcpy(&r, p, sizeof r);
     return r.si;
 }
-EMU __m512 _mm512_loadu_ps(const void *p) { return (__m512)_mm512_loadu_si512(p); }
-EMU void _mm512_storeu_ps(void *p, __m512 a) { memcpy(p, &a, sizeof a); }
+EMU __m512 _mm512_loadu_ps(const void *p) {
+    return (__m512)_mm512_loadu_si512(p);
+}
+EMU void _mm512_storeu_ps(void *p, __m512 a) {
+    memcpy(p, &a, sizeof a);
+}
 EMU __m512i _mm512_load_si512(const void *p) {
     emu_check_aligned(p);
     return _mm512_loadu_si512(p);
 }
-EMU __m512 _mm512_load_ps(const void *p) { return (__m512)_mm512_load_si512(p); }
+EMU __m512 _mm512_load_ps(const void *p) {
+    return (__m512)_mm512_load_si512(p);
+}
 EMU void _mm512_store_ps(void *p, __m512 a) {
     emu_check_aligned(p);
     _mm512_storeu_ps(p, a);
 }
-EMU void _mm512_store_si512(void *p, __m512i a) { _mm512_store_ps(p, (__m512)a); }
+EMU void _mm512_store_si512(void *p, __m512i a) {
+    _mm512_store_ps(p, (__m512)a);
+}
 
 /* n lanes of `bytes` each, those of the mask only; the others read as 0. */
 EMU emu512 emu_load(uint64_t mask, const void *p, int n, size_t bytes) {
@@ -203,8 +234,12 @@ EMU void emu_store(uint64_t mask, void *p, emu512 a, int n, size_t bytes) {
 EMU __m512 _mm512_maskz_loadu_ps(__mmask16 k, const void *p) {
     return k == 0xffff ? _mm512_loadu_ps(p) : emu_load(k, p, 16, 4).ps;
 }
-EMU __m512d _mm512_maskz_loadu_pd(__mmask8 k, const void *p) { return emu_load(k, p, 8, 8).pd; }
-EMU __m256i _mm256_maskz_loadu_epi16(__mmask16 k, const void *p) { return emu_load(k, p, 16, 2).hi[0]; }
+EMU __m512d _mm512_maskz_loadu_pd(__mmask8 k, const void *p) {
+    return emu_load(k, p, 8, 8).pd;
+}
+EMU __m256i _mm256_maskz_loadu_epi16(__mmask16 k, const void *p) {
+    return emu_load(k, p, 16, 2).hi[0];
+}
 EMU __m128 _mm_maskz_loadu_ps(__mmask8 k, const void *p) {
     return _mm256_castps256_ps128(emu_load(k, p, 4, 4).hf[0]);
 }
@@ -214,9 +249,15 @@ EMU void _mm512_mask_storeu_ps(void *p, __mmask16 k, __m512 a) {
     else
         emu_store(k, p, (emu512){a}, 16, 4);
 }
-EMU void _mm512_mask_storeu_epi32(void *p, __mmask16 k, __m512i a) { _mm512_mask_storeu_ps(p, k, (__m512)a); }
-EMU void _mm512_mask_storeu_pd(void *p, __mmask8 k, __m512d a) { emu_store(k, p, (emu512){.pd = a}, 8, 8); }
-EMU void _mm256_mask_storeu_epi16(void *p, __mmask16 k, __m256i a) { emu_store(k, p, (emu512){.hi = {a}}, 16, 2); }
+EMU void _mm512_mask_storeu_epi32(void *p, __mmask16 k, __m512i a) {
+    _mm512_mask_storeu_ps(p, k, (__m512)a);
+}
+EMU void _mm512_mask_storeu_pd(void *p, __mmask8 k, __m512d a) {
+    emu_store(k, p, (emu512){.pd = a}, 8, 8);
+}
+EMU void _mm256_mask_storeu_epi16(void *p, __mmask16 k, __m256i a) {
+    emu_store(k, p, (emu512){.hi = {a}}, 16, 2);
+}
 EMU void _mm_mask_storeu_epi8(void *p, __mmask16 k, __m128i a) {
     emu_store(k, p, (emu512){.hi = {_mm256_castsi128_si256(a)}}, 16, 1);
 }
@@ -271,7 +312,9 @@ EMU __m512 _mm512_shuffle_ps(__m512 a, __m512 b, int imm) {
     r.hf[1] = _mm256_shuffle_ps(x.hf[1], y.hf[1], imm);
     return r.ps;
 }
-EMU __m512 _mm512_permute_ps(__m512 a, int imm) { return _mm512_shuffle_ps(a, a, imm); }
+EMU __m512 _mm512_permute_ps(__m512 a, int imm) {
+    return _mm512_shuffle_ps(a, a, imm);
+}
 /* Two blocks of 128 bits of a, then two of b, each chosen by two bits. */
 EMU __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int imm) {
     emu512 x = {a}, y = {b}, r;
