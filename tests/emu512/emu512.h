@@ -2,13 +2,13 @@
  * text (-include) and builds it with the flags of AVX2. For tests: right results, not speed.
  *
  * Most intrinsics are what AVX2's of the same name does to each half of a vector (TWIN). The others are written from
- * Intel's description of the instruction. test_emu512.c compares each with a formula for one lane, here and, built for
+ * Intel's description of the instruction. intrinsics.c compares each with a formula for one lane, here and, built for
  * real AVX-512, on machines that have it.
  *
  * What is stricter than the hardware: loads and stores that need an address divisible by 64 say so and abort, and
  * masked-off lanes are never touched, so that AddressSanitizer sees what the others touch.
  *
- * One more intrinsic: its name into names.h, its function here, its formula into test_emu512.c. */
+ * One more intrinsic: its name into names.h, its function here, its formula into intrinsics.c. */
 #ifndef LLMQ_TESTS_EMU512_H
 #define LLMQ_TESTS_EMU512_H
 
