@@ -23,5 +23,8 @@ cmake --preset asan
 cmake --build build-asan -j "$jobs"
 ctest --test-dir build-asan --output-on-failure -j "$jobs" -E '^(cli|house)/'
 
+step "instruction sets"
+build/tests/isas
+
 step "the whole test set"
 ctest --test-dir build --output-on-failure
