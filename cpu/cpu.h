@@ -4,6 +4,9 @@
 
 #include "core/backend.h"
 
+typedef enum cpu_isa { CPU_ISA_C, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_COUNT } cpu_isa;
+cpu_isa cpu_detect(void); /* the best that the processor and the operating system have */
+
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */
 void cpu_fill_grad_c(llmq_backend_ops *ops);   /* training */

@@ -167,7 +167,7 @@ INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint
         __m512bh v0 = (__m512bh)_mm512_loadu_si512(w0 + 16 * k), v1 = (__m512bh)_mm512_loadu_si512(w1 + 16 * k);
         UNROLL for (int t = 0; t < nt; t++) {
             __m512i v = _mm512_set1_epi32((int)x[t * ldx + k]);
-            __asm__("" : "+v"(v));
+            IN_REGISTER(v);
             f[t][0] = _mm512_dpbf16_ps(f[t][0], v0, (__m512bh)v);
             f[t][1] = _mm512_dpbf16_ps(f[t][1], v1, (__m512bh)v);
         }

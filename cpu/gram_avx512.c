@@ -124,7 +124,7 @@ static __attribute__((noinline)) void product(int64_t n, const int32_t *start, c
         UNROLL for (int j = 0; j < WIDE; j++) col[j] = _mm512_xor_si512(_mm512_load_si512(b + 16 * j), flip);
         UNROLL for (int i = 0; i < ROWS; i++) {
             __m512i x = _mm512_set1_epi32(a[i]);
-            __asm__("" : "+v"(x)); /* once for its three uses */
+            IN_REGISTER(x); /* once for its three uses */
             UNROLL for (int j = 0; j < WIDE; j++) acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], col[j], x);
         }
     }

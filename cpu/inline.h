@@ -3,11 +3,19 @@
 #ifndef LLMQ_CPU_INLINE_H
 #define LLMQ_CPU_INLINE_H
 
+#ifdef LLMQ_EMULATED /* tests/emu512 has no such registers: code that compiles soon instead */
+#define INLINE static inline
+#define UNROLL
+#define IN_REGISTER(v) (void)(v)
+#else
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
+/* A value with several uses stays in a register: gcc would fold the broadcast that makes it into each of them. */
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
 #endif
 
 #ifdef __AVX512F__

@@ -45,7 +45,7 @@ INLINE __m512i bcast4(const int8_t *q) {
 }
 INLINE __m512i bcast4_reg(const int8_t *q) {
     __m512i v = bcast4(q);
-    __asm__("" : "+v"(v));
+    IN_REGISTER(v);
     return v;
 }
 

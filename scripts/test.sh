@@ -24,5 +24,8 @@ cmake --preset asan
 cmake --build build-asan -j "$jobs"
 ctest --test-dir build-asan --output-on-failure -j "$jobs" -E '^(cli|house)/|train/test_few_bits|tinycnn-[^m]|tinycnn-mse'
 
+step "instruction sets"
+build/tests/isas
+
 step "the whole test set"
 ctest --test-dir build --output-on-failure

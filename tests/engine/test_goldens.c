@@ -13,10 +13,10 @@
 
 #include "engine/session.h"
 #include "llmq_quant.h"
+#include "tests/isas.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama-bias", "llama3", "linear", "yarn", "yarn-factor", "mistral", "qwen2", "qwen3"};
-static const char *const isas[] = {"c", "avx2", "avx512"};
-enum { N_NAMES = sizeof names / sizeof *names, N_ISAS = 3, MAX_TOKENS = 128, MAX_VOCAB = 512 };
+enum { N_NAMES = sizeof names / sizeof *names, MAX_TOKENS = 128, MAX_VOCAB = 512 };
 
 typedef struct golden {
     int32_t tokens[MAX_TOKENS], greedy[MAX_TOKENS];
@@ -144,8 +144,8 @@ static void run_one(const char *name, const char *isa) {
 static void test_against_transformers(void **state) {
     (void)state;
     for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!backend_cpu_isa(isas[isa])) continue;
-        for (int i = 0; i < N_NAMES; i++) run_one(names[i], isas[isa]);
+        if (!backend_cpu_isa(all_isas[isa])) continue;
+        for (int i = 0; i < N_NAMES; i++) run_one(names[i], all_isas[isa]);
     }
 }
 
@@ -155,8 +155,8 @@ static void test_rounded_caches(void **state) {
     golden g;
     read_golden("qwen3", &g);
     for (int isa = 0; isa < N_ISAS; isa++) {
-        if (!backend_cpu_isa(isas[isa])) continue;
-        llmq_model *model = open_model("qwen3", isas[isa]);
+        if (!backend_cpu_isa(all_isas[isa])) continue;
+        llmq_model *model = open_model("qwen3", all_isas[isa]);
         llmq_session *f16 = open_session(model, (llmq_session_params){.n_threads = 1});
         llmq_session *q8 = open_session(model, (llmq_session_params){.n_threads = 2, .kv_type = LLMQ_KV_Q8_0});
         assert_true(llmq_session_kv_bytes(q8) * 10 < llmq_session_kv_bytes(f16) * 6);
@@ -223,5 +223,6 @@ int main(void) {
         cmocka_unit_test(test_rounded_caches),
         cmocka_unit_test(test_threads_do_not_matter),
     };
+    isas_say();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

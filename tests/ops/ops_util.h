@@ -16,13 +16,14 @@
 #include "core/backend.h"
 #include "core/half.h"
 #include "core/mem.h"
+#include "tests/isas.h"
 
 #define MAX_TEAM 3
-static const char *const all_isas[] = {"c", "avx2", "avx512"};
 static llmq_team *teams[MAX_TEAM + 1];
 
 static int make_teams(void **state) {
     (void)state;
+    isas_say();
     for (int n = 1; n <= MAX_TEAM; n++)
         if (team_create(n, &teams[n], NULL) != LLMQ_OK) return -1;
     return 0;

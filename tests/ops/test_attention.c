@@ -132,7 +132,7 @@ static void check_case(attn_case a) {
     double *want = malloc(sizeof(double) * (size_t)(a.n_tok * a.n_head * a.head_dim));
     c.q = q, c.k = k, c.v = v;
     reference(&a, &c, want);
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         c.ops = backend_cpu_isa(all_isas[i]);
         if (!c.ops) continue;
         c.attn.allow_bf16 = false;
@@ -194,7 +194,7 @@ static void test_odd_shapes(void **state) {
 static void test_extreme_scores(void **state) {
     (void)state;
     enum { DIM = 64, N = 70 };
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         call c = {.ops = backend_cpu_isa(all_isas[i])};
         if (!c.ops) continue;
         for (int64_t n_tok = 1; n_tok <= N; n_tok += N - 1) {
@@ -232,7 +232,7 @@ static void test_extreme_scores(void **state) {
 /* The engine asks once, for the largest call, and then makes smaller ones. */
 static void test_scratch_is_monotone(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
         if (!ops) continue;
         const llmq_attn largest = {32, 8, 128, 1, 0, 4096 - 512, 512, false};

@@ -104,7 +104,7 @@ static void result_check(result *r, const char *what) {
 }
 
 static void check(call c, team_fn *fn, const char *what) {
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         c.ops = backend_cpu_isa(all_isas[i]);
         if (!c.ops) continue;
         for (int n = 1; n <= MAX_TEAM; n++) {
@@ -433,7 +433,7 @@ static void test_attention(void **state) {
 static void test_attention_nan(void **state) {
     (void)state;
     enum { DIM = 16, N = 70 };
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         call c = {.ops = backend_cpu_isa(all_isas[i])};
         if (!c.ops) continue;
         static float k[N * DIM], q[N * DIM], out[3][N * DIM];
@@ -619,7 +619,7 @@ static void test_outer(void **state) {
 /* The net asks once, for its widest matrices and all tokens, and then makes smaller calls. */
 static void test_scratch_is_monotone(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
         if (!ops) continue;
         size_t most = ops->outer_scratch_bytes(600, 600, 300);

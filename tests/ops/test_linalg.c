@@ -55,7 +55,7 @@ static void test_gram(void **state) {
         for (int64_t t = 0; t < n_tok; t++)
             for (int64_t i = 0; i < n; i++)
                 for (int64_t j = 0; j <= i; j++) want[i * n + j] += (double)x[t * n + i] * x[t * n + j];
-        for (size_t isa = 0; isa < 3; isa++)
+        for (int isa = 0; isa < N_ISAS; isa++)
             for (int q8 = 0; q8 < 2; q8++) {
                 gram_call c = {.ops = backend_cpu_isa(all_isas[isa]), .x = x, .n_tok = n_tok, .cols = n, .q8 = q8};
                 if (!c.ops) continue;
@@ -98,7 +98,7 @@ static void test_gram_parts(void **state) {
     enum { COLS = 100, TOKENS = 256 * 170, PART = 256 * 3 };
     rng_state = 35;
     float *x = guarded_normal((size_t)COLS * TOKENS);
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (int isa = 0; isa < N_ISAS; isa++) {
         gram_call c = {.ops = backend_cpu_isa(all_isas[isa]), .x = x, .n_tok = TOKENS, .cols = COLS, .q8 = true};
         if (!c.ops) continue;
         size_t bytes = c.ops->gram_scratch_bytes(TOKENS, COLS);
@@ -141,7 +141,7 @@ static void test_gemm_sub(void **state) {
         for (int64_t i = 0; i < m; i++)
             for (int64_t l = 0; l < k; l++)
                 for (int64_t j = 0; j < n; j++) want[i * ldc + j] -= (double)a[i * lda + l] * b[l * ldb + j];
-        for (size_t isa = 0; isa < 3; isa++) {
+        for (int isa = 0; isa < N_ISAS; isa++) {
             const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
             if (!ops) continue;
             float *c = guarded(len);
@@ -183,7 +183,7 @@ static void test_cholesky(void **state) {
         size_t len = (size_t)(n * lda);
         double *factor = malloc(sizeof(double) * (size_t)(n * n));
         float *a = spd_matrix(n, lda, factor);
-        for (size_t isa = 0; isa < 3; isa++) {
+        for (int isa = 0; isa < N_ISAS; isa++) {
             const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
             if (!ops) continue;
             float *first = NULL;
@@ -222,7 +222,7 @@ static void test_cholesky_refuses(void **state) {
     float *a = spd_matrix(N, N, factor), *l = guarded(N * N);
     const float bad[] = {-1, 0, NAN, INFINITY};
     const int at[][2] = {{0, 0}, {150, 150}, {199, 199}, {199, 3}, {130, 0}};
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
         for (size_t b = 0; b < sizeof bad / sizeof *bad; b++)

@@ -40,7 +40,7 @@ static void run_embed(const llmq_worker *w, void *arg) {
 /* Runs fn for every ISA and team from the same start (init, or stale), and compares with want and among the teams. */
 static void check_all(call c, op_fn *fn, const float *init, size_t len, const double *want, double tol,
                       const char *what) {
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         c.ops = backend_cpu_isa(all_isas[i]);
         if (!c.ops) continue;
         float *first = NULL;
@@ -152,7 +152,7 @@ static void test_add_and_silu(void **state) {
 /* Relative accuracy where silu is small, and the ends of the range. */
 static void test_silu_range(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
         if (!ops) continue;
         enum { N = 4096 };
@@ -244,7 +244,7 @@ static void test_bf16(void **state) {
             x[i] = f32_from_bits(rng_u32() % 3 ? rng_u32() : odd[rng_u32() % 8]);
             want[i] = f32_to_bf16(x[i]);
         }
-        for (size_t isa = 0; isa < 3; isa++) {
+        for (int isa = 0; isa < N_ISAS; isa++) {
             const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
             if (!ops) continue;
             got[n] = 4711;
@@ -268,7 +268,7 @@ static void test_drop_rows(void **state) {
     const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
     const int at[] = {0, 15, 16, 31, 32, 36};
     rng_state = 18;
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
         for (size_t b = 0; b < 4; b++)

@@ -194,7 +194,7 @@ static void drop(block *b) {
 
 static void refine_lowers_the_error(void **state) {
     (void)state;
-    for (size_t isa = 0; isa < sizeof all_isas / sizeof *all_isas; isa++) {
+    for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         for (size_t i = 0; ops && i < sizeof kinds / sizeof *kinds; i++) {
             double before[LANES], gained[3] = {0};

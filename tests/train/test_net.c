@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/isas.h"
 #include "train/net.h"
 
 enum { WINDOWS = 2, TOKENS = 7, LAYERS = 2, MODEL = LAYERS }; /* MODEL: index of the model's own weights */
@@ -243,7 +244,6 @@ static void finite_differences(void **state) {
 }
 
 static void floats(void **state) {
-    static const char *const isas[] = {"c", "avx2", "avx512"};
     (void)state;
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
         static toy t, teacher;
@@ -254,14 +254,14 @@ static void floats(void **state) {
                 teacher.w[l][ROLE_GATE][i] = teacher.f[l][ROLE_GATE][i] += (float)(0.3 * uniform());
         toy *other = variants[v].teacher ? &teacher : NULL;
         double want = loss_f64(&t, other, true);
-        for (size_t i = 0; i < 3; i++)
+        for (int i = 0; i < N_ISAS; i++)
             for (int exact = 1; exact >= 0; exact--) {
-                if (!backend_cpu_isa(isas[i])) continue;
+                if (!backend_cpu_isa(all_isas[i])) continue;
                 float *first[LAYERS + 1][ROLE_COUNT] = {{NULL}};
                 double loss = 0;
                 for (int n = 1; n <= 3; n++) {
                     t.shape.keep_bytes = n == 2 ? (size_t)1 << 30 : 0; /* kept or computed once more: the same bytes */
-                    double now = loss_f32(&t, other, isas[i], n, exact);
+                    double now = loss_f32(&t, other, all_isas[i], n, exact);
                     assert_true(fabs(now - want) <= (exact ? 1e-5 : 2e-2) * fabs(want));
                     assert_true(n == 1 || now == loss);
                     loss = now;
@@ -277,7 +277,7 @@ static void floats(void **state) {
                             }
                             if (!(sqrt(off) <= (exact ? 1e-4 : 5e-2) * sqrt(all)))
                                 fail_msg("%s on %s, %d workers, exact %d, layer %d, role %d: off by %.3g of %.3g",
-                                         variants[v].name, isas[i], n, exact, l, r, sqrt(off), sqrt(all));
+                                         variants[v].name, all_isas[i], n, exact, l, r, sqrt(off), sqrt(all));
                             if (n == 1) {
                                 first[l][r] = mem_alloc(cells, sizeof(float));
                                 memcpy(first[l][r], t.fg[l][r], cells * sizeof(float));
@@ -296,5 +296,6 @@ static void floats(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(finite_differences), cmocka_unit_test(floats)};
+    isas_say();
     return cmocka_run_group_tests(tests, make_teams, drop_teams);
 }

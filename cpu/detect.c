@@ -1,0 +1,35 @@
+/* Which kernels this machine can run. */
+#include "cpu/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Bits of XCR0: the registers that the operating system saves when it switches threads. */
+static uint32_t os_saved_state(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return lo;
+}
+
+/* The flags here are those that CMakeLists.txt gives to the files of each ISA. */
+cpu_isa cpu_detect(void) {
+    const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    const uint32_t avx2 = 1u << 5, bmi2 = 1u << 8, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F DQ BW VL */
+    const uint32_t vbmi = 1u << 1, vnni = 1u << 11, bf16 = 1u << 5;
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return CPU_ISA_C;
+    const uint32_t need1 = fma | osxsave | avx | f16c;
+    if ((c & need1) != need1) return CPU_ISA_C;
+    uint32_t saved = os_saved_state();
+    if ((saved & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return CPU_ISA_C; /* xmm, ymm */
+    if ((b & (avx2 | bmi2)) != (avx2 | bmi2)) return CPU_ISA_C;
+    if ((saved & 0xe0) != 0xe0) return CPU_ISA_AVX2; /* mask registers, upper halves and upper 16 of zmm */
+    if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return CPU_ISA_AVX2;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return CPU_ISA_AVX2;
+    return CPU_ISA_AVX512;
+}
+#else
+cpu_isa cpu_detect(void) {
+    return CPU_ISA_C;
+}
+#endif
