@@ -229,13 +229,23 @@ typedef struct llmq_backend_ops {
     size_t (*outer_scratch_bytes)(int64_t rows, int64_t cols, int64_t n_tok);
     void (*outer)(const llmq_worker *, const float *dy, int64_t rows, const float *x, int64_t cols, int64_t n_tok,
                   bool add, bool allow_bf16, float *g, void *scratch);
+
+    /* ---- the machine: what bench holds speeds against. One thread each. */
+    /* Reads bytes (a multiple of 4096, p aligned to 64) in order, asking for what lies `ahead` bytes further on (0:
+     * the processor's own prefetch only). The result means nothing. */
+    uint64_t (*probe_read)(const void *p, size_t bytes, size_t ahead);
+    /* Rounds of independent 8-bit products by this ISA's instruction, in registers; how many multiply-adds those are. */
+    double (*probe_int8)(int64_t rounds);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */
 const llmq_backend_ops *backend_cpu(void);
 /* The backend of one ISA for tests: "c", "avx2", "avx512"; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);
-/* Plain read loop, bytes/s (bench's yardstick). */
-double backend_read_bandwidth(llmq_team *team, size_t bytes);
+/* Bytes/s that the team reads from a buffer of this size: the fastest pass of a plain loop and of one with prefetch, over
+ * large pages and over small ones. 0: no memory. */
+double backend_read_bandwidth(const llmq_backend_ops *ops, llmq_team *team, size_t bytes);
+/* 8-bit multiply-adds/s of the team. */
+double backend_int8_rate(const llmq_backend_ops *ops, llmq_team *team);
 
 #endif

@@ -242,10 +242,30 @@ json score "len(doc['next_logprobs']) == 4 and len(doc['last_logits']) == 512 an
 run 0 score "$gguf" --tokens 1,403,407
 run 2 score "$gguf" --tokens 1,512
 run 0 bench "$gguf" -p 16,32 -n 8 -r 2 --depth 0,16 --json -q -t 1
+json "bench and the machine" "all(r['read_bandwidth'] > 1e8 and r['int8_rate'] > 1e8 and r['build_commit'] and r['n_batch'] == 512 for r in doc)"
+json "shares of the machine" "all((r['bandwidth_share'] is None) == (r['n_gen'] == 0) and r['int8_share'] is None for r in doc)"
 json bench "len(doc) == 6 and all(r['avg_ts'] > 0 and len(r['samples_ts']) == 2 for r in doc) and [r['n_depth'] for r in doc] == [0]*3 + [16]*3"
 run 0 bench "$gguf" -p 16 -n 0 -r 1 -q --plot "$work/plot.svg"
 grep -q '| pp16 |' "$out" || fault "bench prints no table"
+grep -q 'read bandwidth measured' "$out" || fault "bench does not tell the read bandwidth"
 python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$work/plot.svg" 2>/dev/null || fault "--plot wrote no XML"
+grep -q '<rect.*fill="#3b6ea5"' "$work/plot.svg" || fault "--plot of one test drew no bar"
+run 0 bench "$gguf" -p 32,8,16 -n 4 --depth 0,8 -r 1 -q -t 1 --plot "$work/plot.svg"
+checks=$((checks + 1))
+python3 - "$work/plot.svg" <<'END' || fault "--plot of lists: not the curves that belong there"
+import re, sys, xml.dom.minidom
+text = open(sys.argv[1]).read()
+xml.dom.minidom.parseString(text)
+# over prompt lengths: one curve for each depth; over depth: pp32, pp8, pp16, tg4
+assert "tokens of the prompt" in text and "tokens in the cache before" in text
+assert text.count('<path d="M') - text.count('stroke="#dddddd"') == 2 * 6  # a curve and its line in the legend
+assert text.count("<circle") == 2 * 3 + 4 * 2
+for name in ("prompt, depth 0", "prompt, depth 8", "pp32", "pp16", "pp8", "tg4"):
+    assert f">{name}</text>" in text, name
+for path in re.findall(r'<path d="(M[^"]*L[^"]*)" fill="none"', text):
+    x = [float(p.split()[0]) for p in re.split("[ML]", path)[1:]]
+    assert x == sorted(x) and x[0] < x[-1], path
+END
 run 0 bench "$gguf" -p 0 -n 4 -r 1 -q --csv
 [ "$(wc -l <"$out")" -eq 2 ] || fault "bench --csv: not two lines"
 for _ in $(seq 60); do echo "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."; done >"$work/text"
@@ -293,6 +313,9 @@ grep -q 'planned time' "$work/report.html" || fault "--report does not tell the 
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
 fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"
+
+run 0 bench "$made" -p 16 -n 2 -r 1 --json -q -t 1
+json "share of 8-bit products" "doc[0]['int8_share'] > 0 and doc[0]['bandwidth_share'] is None and doc[1]['int8_share'] is None and doc[1]['bandwidth_share'] > 0"
 
 section "the model that ships"
 tiny=$data/../../data/tiny heldout=$data/../../data/heldout.txt
