@@ -10,7 +10,7 @@
 enum { PREFILL_BATCH = 512 }; /* a session's default: tokens of a prompt pass */
 
 int64_t bench_tokens(const bench_test *t) {
-    return t->n_prompt + t->n_gen;
+    return t->n_prompt + t->n_gen * t->n_batch;
 }
 
 static void model_type(const bench_results *b, char *buf, size_t cap) {
@@ -26,22 +26,27 @@ static void model_type(const bench_results *b, char *buf, size_t cap) {
 }
 
 static void test_name(const bench_test *t, char *buf, size_t cap) {
-    int n = snprintf(buf, cap, "%s%lld", t->n_prompt ? "pp" : "tg", (long long)bench_tokens(t));
-    if (t->n_depth) snprintf(buf + n, cap - (size_t)n, " @ d%lld", (long long)t->n_depth);
+    static const char *const guess[] = {"", " lookup", " draft", " lookup, draft"};
+    char batch[32] = "", depth[32] = "";
+    if (t->n_batch > 1) snprintf(batch, sizeof batch, " x%lld", (long long)t->n_batch);
+    if (t->n_depth) snprintf(depth, sizeof depth, " @ d%lld", (long long)t->n_depth);
+    snprintf(buf, cap, "%s%lld%s%s%s", t->n_prompt ? "pp" : "tg", (long long)(t->n_prompt ? t->n_prompt : t->n_gen),
+             batch, depth, guess[t->guess]);
 }
 
 /* ---- how near the machine's limits a test came */
 
-/* Bytes of weights and of the cache that are read for one generated token, halfway through the test. */
+/* Bytes of weights and of the caches that are read for one token of each sequence, halfway through the test. */
 static double bytes_per_pass(const bench_results *b, const bench_test *t) {
-    return (double)b->info.bytes_per_token + ((double)t->n_depth + (double)t->n_gen / 2) * b->kv_bytes_per_token;
+    double cached = (double)t->n_depth + (double)t->n_gen / 2;
+    return (double)b->info.bytes_per_token + cached * b->kv_bytes_per_token * (double)t->n_batch;
 }
 
 /* Share of the measured read bandwidth that generation used; a prompt reads a weight for many tokens, so it says
- * nothing there. */
+ * nothing there, and nor does a pass with guesses. */
 static double bandwidth_share(const bench_results *b, const bench_test *t) {
-    if (!t->n_gen || b->bandwidth <= 0) return NAN;
-    return t->avg_ts * bytes_per_pass(b, t) / b->bandwidth;
+    if (!t->n_gen || t->guess || b->bandwidth <= 0) return NAN;
+    return t->avg_ts / (double)t->n_batch * bytes_per_pass(b, t) / b->bandwidth;
 }
 
 static bool has_8bit_products(const bench_results *b) {
@@ -82,6 +87,7 @@ static int print_md(const bench_results *b) {
                b->threads, b->kv_name, name, t->avg_ts, t->stddev_ts);
         if (isfinite(read)) printf("%.0f %% of reads ", 100 * read);
         if (isfinite(products)) printf("%.0f %% of products ", 100 * products);
+        if (t->guess) printf("%.2f tokens a pass ", (double)t->guesses.tokens / fmax((double)t->guesses.passes, 1));
         printf("|\n");
     }
     print_limits(b);
@@ -111,14 +117,14 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
     char type[96], commit[48];
     model_type(b, type, sizeof type);
     build_commit(commit, sizeof commit);
-    json_t *row =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:s}",
-                  "build_commit", commit, "build_version", llmq_version(), "backends", "CPU", "cpu_isa", llmq_cpu_isa(),
-                  "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
-                  (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params, "n_batch",
-                  PREFILL_BATCH, "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", 0, "type_k",
-                  b->kv_name, "type_v", b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen,
-                  "n_depth", (json_int_t)t->n_depth, "test_time", t->when);
+    json_t *row = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:s}",
+        "build_commit", commit, "build_version", llmq_version(), "backends", "CPU", "cpu_isa", llmq_cpu_isa(),
+        "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
+        (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params, "n_batch", PREFILL_BATCH,
+        "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", 0, "type_k", b->kv_name, "type_v",
+        b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
+        (json_int_t)t->n_depth, "test_time", t->when);
     if (!row) return NULL;
     json_object_set_new(row, "avg_ns", json_integer((json_int_t)t->avg_ns));
     json_object_set_new(row, "stddev_ns", json_integer((json_int_t)t->stddev_ns));
@@ -126,6 +132,13 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
     json_object_set_new(row, "stddev_ts", cli_json_real(t->stddev_ts));
     json_object_set_new(row, "samples_ns", samples_json(b, t, false));
     json_object_set_new(row, "samples_ts", samples_json(b, t, true));
+    if (t->guess) {
+        json_object_set_new(row, "lookup", json_boolean(t->guess != BY_DRAFT));
+        json_object_set_new(row, "draft", json_boolean(t->guess != BY_LOOKUP));
+        json_object_set_new(row, "n_passes", json_integer(t->guesses.passes));
+        json_object_set_new(row, "n_guessed", json_integer(t->guesses.guessed));
+        json_object_set_new(row, "n_accepted", json_integer(t->guesses.accepted));
+    }
     json_object_set_new(row, "bytes_per_token", json_integer(b->info.bytes_per_token));
     json_object_set_new(row, "read_bandwidth", cli_json_real(b->bandwidth));
     json_object_set_new(row, "bandwidth_share", cli_json_real(bandwidth_share(b, t)));
@@ -153,17 +166,20 @@ static void put_field(const char *text) {
 static int print_csv(const bench_results *b) {
     char type[96];
     model_type(b, type, sizeof type);
-    printf("model_filename,model_type,model_size,model_n_params,n_threads,type_k,type_v,n_prompt,n_gen,n_depth,"
-           "test_time,avg_ns,stddev_ns,avg_ts,stddev_ts,bytes_per_token,read_bandwidth,int8_rate\n");
+    printf(
+        "model_filename,model_type,model_size,model_n_params,n_threads,type_k,type_v,n_prompt,n_gen,n_depth,n_parallel,"
+        "guessed_by,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts,bytes_per_token,read_bandwidth,int8_rate\n");
     for (size_t i = 0; i < b->n_tests; i++) {
         const bench_test *t = &b->tests[i];
         put_field(b->info.path);
         putchar(',');
         put_field(type);
-        printf(",%lld,%lld,%d,%s,%s,%lld,%lld,%lld,%s,%.0f,%.0f,%.6f,%.6f,%lld,%.0f,%.0f\n",
+        static const char *const guess[] = {"", "lookup", "draft", "lookup+draft"};
+        printf(",%lld,%lld,%d,%s,%s,%lld,%lld,%lld,%lld,%s,%s,%.0f,%.0f,%.6f,%.6f,%lld,%.0f,%.0f\n",
                (long long)b->info.weight_bytes, (long long)b->info.n_params, b->threads, b->kv_name, b->kv_name,
-               (long long)t->n_prompt, (long long)t->n_gen, (long long)t->n_depth, t->when, t->avg_ns, t->stddev_ns,
-               t->avg_ts, t->stddev_ts, (long long)b->info.bytes_per_token, b->bandwidth, b->int8_rate);
+               (long long)t->n_prompt, (long long)t->n_gen, (long long)t->n_depth, (long long)t->n_batch,
+               guess[t->guess], t->when, t->avg_ns, t->stddev_ns, t->avg_ts, t->stddev_ts,
+               (long long)b->info.bytes_per_token, b->bandwidth, b->int8_rate);
     }
     return EXIT_OK;
 }
@@ -175,16 +191,18 @@ int bench_print(const bench_results *b, int format) {
 /* ---- the drawing */
 
 /* What may lie along an axis. */
-typedef enum axis { AXIS_PROMPT, AXIS_DEPTH, AXIS_COUNT } axis;
+typedef enum axis { AXIS_PROMPT, AXIS_DEPTH, AXIS_BATCH, AXIS_COUNT } axis;
 
 static int64_t axis_value(const bench_test *t, axis a) {
-    return a == AXIS_PROMPT ? t->n_prompt : t->n_depth;
+    return a == AXIS_PROMPT ? t->n_prompt : a == AXIS_DEPTH ? t->n_depth : t->n_batch;
 }
 
-/* Do two tests lie on one curve over this axis: the same but for it? Generation has no place over prompt lengths. */
+/* Do two tests lie on one curve over this axis: the same but for it? Generation has no place over prompt lengths, nor
+ * prompts over numbers of sequences. */
 static bool one_curve(const bench_test *s, const bench_test *t, axis a) {
     if (a == AXIS_PROMPT && (!s->n_prompt || !t->n_prompt)) return false;
-    bool same = s->n_gen == t->n_gen;
+    if (a == AXIS_BATCH && (!s->n_gen || !t->n_gen)) return false;
+    bool same = s->n_gen == t->n_gen && s->text == t->text && s->guess == t->guess;
     for (int i = 0; i < AXIS_COUNT; i++)
         same = same && (i == (int)a || axis_value(s, (axis)i) == axis_value(t, (axis)i));
     return same;
@@ -211,6 +229,7 @@ static size_t gather(const bench_results *b, size_t i, axis a, double *x, double
 static void curve_name(const bench_test *t, axis a, char *buf, size_t cap) {
     bench_test rest = *t;
     if (a == AXIS_DEPTH) rest.n_depth = 0;
+    if (a == AXIS_BATCH) rest.n_batch = 1;
     test_name(&rest, buf, cap);
     if (a == AXIS_PROMPT) snprintf(buf, cap, "prompt, depth %lld", (long long)t->n_depth);
 }
@@ -224,7 +243,7 @@ typedef struct drawing {
 } drawing;
 
 static void add_panel(drawing *d, const bench_results *b, axis a) {
-    static const char *const labels[AXIS_COUNT] = {"tokens of the prompt", "tokens in the cache before"};
+    static const char *const labels[AXIS_COUNT] = {"tokens of the prompt", "tokens in the cache before", "sequences"};
     static const char *const colors[] = {"#3b6ea5", "#c0562f", "#3f8f5b", "#8a5aa8", "#a08a2e", "#5a6670"};
     plot_panel panel = {labels[a], "tokens per second", d->curves + (size_t)a * b->n_tests, 0, true};
     for (size_t i = 0; i < b->n_tests; i++) {
