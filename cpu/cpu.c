@@ -65,7 +65,7 @@ static void tables_build(void) {
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
         cpu_fill_grad_c(ops);
-        cpu_fill_probe_c(ops);
+        cpu_fill_limits_c(ops);
         cpu_fill_affine_c(&affine_tables[i]);
         ops->round_block = cpu_round_block_c;
         ops->refine_block = cpu_refine_block_c;
@@ -74,7 +74,7 @@ static void tables_build(void) {
             cpu_fill_matmul_avx2(ops);
             cpu_fill_ops_avx2(ops);
             cpu_fill_grad_avx2(ops);
-            cpu_fill_probe_avx2(ops);
+            cpu_fill_limits_avx2(ops);
             cpu_fill_affine_avx2(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx2;
             ops->refine_block = cpu_refine_block_avx2;
@@ -83,7 +83,7 @@ static void tables_build(void) {
             cpu_fill_matmul_avx512(ops);
             cpu_fill_ops_avx512(ops);
             cpu_fill_grad_avx512(ops);
-            cpu_fill_probe_avx512(ops);
+            cpu_fill_limits_avx512(ops);
             cpu_fill_affine_avx512(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;

@@ -6,7 +6,7 @@
 static const char path[] = LLMQ_TEST_TMP "/engine_batch.gguf";
 static llmq_model *model;
 enum { N = 5, N_CTX = 48 };
-static const llmq_session_params params = {.n_ctx = N_CTX, .n_threads = 2, .kv_type = LLMQ_KV_F16};
+static const llmq_session_params params = {.n_ctx = N_CTX, .n_threads = 1, .kv_type = LLMQ_KV_F16};
 
 static int setup(void **state) {
     (void)state;
@@ -109,7 +109,7 @@ static void test_many(void **state) {
         for (int step = 0; step < 3; step++)
             assert_int_equal(llmq_session_append(alone, (int32_t[]){(i * 3 + step * 5) % TINY_VOCAB}, 1, NULL), LLMQ_OK);
         for (int j = 0; j < TINY_VOCAB; j++)
-            assert_float_equal(llmq_session_logits(sessions[i])[j], llmq_session_logits(alone)[j], 1e-4);
+            assert_float_equal(llmq_session_logits(sessions[i])[j], llmq_session_logits(alone)[j], 2e-3);
     }
     llmq_session_destroy(alone);
     llmq_batch_destroy(b);
@@ -139,7 +139,7 @@ static void test_shared_prefix(void **state) {
         llmq_session_truncate(alone, 0);
         assert_int_equal(llmq_session_append(alone, other, 30, NULL), LLMQ_OK);
         for (int j = 0; j < TINY_VOCAB; j++)
-            assert_float_equal(llmq_session_logits(sessions[i])[j], llmq_session_logits(alone)[j], 1e-4);
+            assert_float_equal(llmq_session_logits(sessions[i])[j], llmq_session_logits(alone)[j], 2e-3);
     }
     /* The mark: a session that took the prefix sees it, one that computed its own does not. */
     *mark = 0x7c00; /* infinity */

@@ -67,6 +67,7 @@ enum { GENERATED = 60 };
 static void one_by_one(llmq_session *s, const int32_t *prompt, size_t n, const llmq_sampler_params *sampler, int32_t *out,
                        float *last) {
     llmq_session_set_sampler(s, sampler);
+    llmq_session_truncate(s, 0); /* the prompt's keys and values by one pass, in every run */
     assert_int_equal(llmq_session_sync(s, prompt, n, NULL), LLMQ_OK);
     for (int i = 0; i < GENERATED; i++) {
         assert_int_equal(llmq_session_sample(s, &out[i], NULL), LLMQ_OK);
@@ -79,6 +80,7 @@ static void check_same(const char *file, const char *isa, llmq_session *s, const
                        const llmq_sampler_params *sampler, const int32_t *want, const float *last) {
     int32_t token;
     llmq_session_set_sampler(s, sampler);
+    llmq_session_truncate(s, 0);
     assert_int_equal(llmq_session_sync(s, prompt, n, NULL), LLMQ_OK);
     for (int i = 0; i < GENERATED; i++) {
         assert_int_equal(llmq_session_next(s, &token, NULL), LLMQ_OK);
@@ -87,7 +89,8 @@ static void check_same(const char *file, const char *isa, llmq_session *s, const
                      want[i]);
         assert_int_equal(llmq_session_n_past(s), n + (size_t)i);
     }
-    assert_memory_equal(llmq_session_logits(s), last, (size_t)s->model->hp.n_vocab * sizeof *last);
+    if (memcmp(llmq_session_logits(s), last, (size_t)s->model->hp.n_vocab * sizeof *last) != 0)
+        fail_msg("%s, %s, temperature %g: the last logits differ", file, isa, (double)sampler->temperature);
 }
 
 static void check_model(const char *file, const char *isa, llmq_kv_type kv_type, const char *draft_file) {
@@ -105,13 +108,13 @@ static void check_model(const char *file, const char *isa, llmq_kv_type kv_type,
     llmq_speculation_stats lookup, all;
     for (size_t i = 0; i < sizeof samplers / sizeof *samplers; i++) {
         one_by_one(plain, prompt, n, &samplers[i], want, last);
-        for (int n_guess = 1; n_guess < SPEC_ROWS; n_guess += 3) {
+        for (int n_guess = 2; n_guess < SPEC_ROWS; n_guess += 5) {
             assert_int_equal(llmq_session_set_speculation(s, NULL, NULL), LLMQ_OK);
             check_same(file, isa, s, prompt, n, &samplers[i], want, last);
             speculate(s, true, NULL, n_guess);
             check_same(file, isa, s, prompt, n, &samplers[i], want, last);
             llmq_session_get_speculation_stats(s, &lookup);
-            speculate(s, n_guess == 4, draft, n_guess);
+            speculate(s, n_guess == 2, draft, n_guess);
             check_same(file, isa, s, prompt, n, &samplers[i], want, last);
             llmq_session_get_speculation_stats(s, &all);
             assert_int_equal(all.tokens, GENERATED);
@@ -135,17 +138,18 @@ static void test_same_tokens(void **state) {
     for (int i = 0; i < N_ISAS; i++) {
         if (!backend_cpu_isa(isas[i])) continue;
         check_model(path, isas[i], LLMQ_KV_F16, other_path);
+        check_model(mistral, isas[i], LLMQ_KV_F32, mistral); /* a sliding window */
+        if (i == 0) continue; /* plain C takes seconds for the others */
+        check_model(qwen3, isas[i], LLMQ_KV_F16, qwen3);
         check_model(stories, isas[i], LLMQ_KV_F16, stories);
         check_model(shipped, isas[i], LLMQ_KV_F16, shipped);
         check_model(shipped, isas[i], LLMQ_KV_Q8_0, shipped);
-        check_model(mistral, isas[i], LLMQ_KV_F32, mistral); /* a sliding window */
-        check_model(qwen3, isas[i], LLMQ_KV_F16, qwen3);
     }
 }
 
 /* ---- the distribution */
 
-enum { LENGTH = 3, CHOICES = 4, OUTCOMES = CHOICES * CHOICES * CHOICES, DRAWS = 6000 };
+enum { LENGTH = 3, CHOICES = 4, OUTCOMES = CHOICES * CHOICES * CHOICES, DRAWS = 4000 };
 
 /* The most probable tokens at this position and their probabilities under `sampler` (top_k CHOICES and a temperature). */
 static void choices(const float *logits, int64_t n_vocab, double temperature, int32_t *ids, double *p) {
@@ -181,6 +185,28 @@ static void enumerate(llmq_model *model, const int32_t *prompt, size_t n, double
     llmq_session_destroy(s);
 }
 
+/* Does one of the two most probable tokens after text[n] equal `token`? */
+static bool likely(llmq_session *s, const int32_t *text, size_t n, int32_t token) {
+    int32_t best[CHOICES];
+    double q[CHOICES];
+    assert_int_equal(llmq_session_sync(s, text, n, NULL), LLMQ_OK);
+    choices(llmq_session_logits(s), TINY_VOCAB, 3, best, q);
+    return token == best[0] || token == best[1];
+}
+
+/* 3 9 x y 3 9: after x, lookup guesses y. Sets x and y so that both are likely there. */
+static void choose_guess(llmq_model *model, int32_t *prompt) {
+    llmq_session *s = create(model, 64, LLMQ_KV_F32);
+    for (int32_t pair = 0; pair < TINY_VOCAB * TINY_VOCAB; pair++) {
+        int32_t text[7] = {3, 9, pair / TINY_VOCAB, pair % TINY_VOCAB, 3, 9, pair / TINY_VOCAB};
+        if (!likely(s, text, 6, text[2]) || !likely(s, text, 7, text[3])) continue;
+        memcpy(prompt, text, 6 * sizeof *prompt);
+        llmq_session_destroy(s);
+        return;
+    }
+    fail_msg("no such prompt");
+}
+
 static double chi_square(const double *p, const int *count) {
     double x = 0;
     for (int o = 0; o < OUTCOMES; o++) {
@@ -193,8 +219,9 @@ static double chi_square(const double *p, const int *count) {
 static void test_distribution(void **state) {
     (void)state;
     llmq_model *model = open_isa(path, "c"), *draft = open_isa(other_path, "c");
-    const int32_t prompt[] = {3, 9, 3, 9, 14, 3, 9};
+    int32_t prompt[6];
     size_t n = sizeof prompt / sizeof *prompt;
+    choose_guess(model, prompt);
     double p[OUTCOMES], sum = 0;
     int32_t ids[OUTCOMES][LENGTH];
     enumerate(model, prompt, n, 3, p, ids);
@@ -220,7 +247,8 @@ static void test_distribution(void **state) {
         }
         llmq_speculation_stats stats;
         llmq_session_get_speculation_stats(s, &stats);
-        assert_true(stats.accepted > DRAWS / 20 && stats.guessed > stats.accepted + DRAWS / 20); /* both happened often */
+        if (stats.accepted < DRAWS / 20 || stats.guessed < stats.accepted + DRAWS / 20) /* both are to happen often */
+            fail_msg("%lld of %lld guesses were right", (long long)stats.accepted, (long long)stats.guessed);
         double x = chi_square(p, count), freedom = OUTCOMES - 1;
         if (x > freedom + 4 * sqrt(2 * freedom)) fail_msg("%s: chi square %.1f at %g", kind ? "draft" : "lookup", x, freedom);
         count[0] += DRAWS / 20; /* the statistic sees one outcome of 64 that comes too often */

@@ -306,8 +306,8 @@ static void test_probes(void **state) {
         rate = backend_int8_rate(ops, teams[2]);
         assert_true(rate > 1e7 && rate < 1e14);
         mem_fail_after(1);
-        assert_true(backend_read_bandwidth(ops, teams[0], (size_t)8 << 20) == 0);
-        assert_true(backend_int8_rate(ops, teams[0]) == 0);
+        assert_true(backend_read_bandwidth(ops, teams[1], (size_t)8 << 20) == 0);
+        assert_true(backend_int8_rate(ops, teams[1]) == 0);
         mem_fail_after(0);
     }
 }

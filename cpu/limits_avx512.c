@@ -33,7 +33,7 @@ static double int8_avx512(int64_t rounds) {
     return (double)rounds * SUMS * 64;
 }
 
-void cpu_fill_probe_avx512(llmq_backend_ops *ops) {
+void cpu_fill_limits_avx512(llmq_backend_ops *ops) {
     ops->probe_read = read_avx512;
     ops->probe_int8 = int8_avx512;
 }

@@ -1,4 +1,4 @@
-/* The probes in plain C: what the compiler makes of them for the baseline. */
+/* The probes of the machine's limits in plain C: what the compiler makes of them for the baseline. */
 #include "cpu/cpu.h"
 
 enum { LANES = 16, PRODUCTS = 1024 };
@@ -29,7 +29,7 @@ static double int8_c(int64_t rounds) {
     return (double)rounds * PRODUCTS;
 }
 
-void cpu_fill_probe_c(llmq_backend_ops *ops) {
+void cpu_fill_limits_c(llmq_backend_ops *ops) {
     ops->probe_read = read_c;
     ops->probe_int8 = int8_c;
 }

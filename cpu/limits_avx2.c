@@ -36,7 +36,7 @@ static double int8_avx2(int64_t rounds) {
     return (double)rounds * SUMS * 32;
 }
 
-void cpu_fill_probe_avx2(llmq_backend_ops *ops) {
+void cpu_fill_limits_avx2(llmq_backend_ops *ops) {
     ops->probe_read = read_avx2;
     ops->probe_int8 = int8_avx2;
 }
