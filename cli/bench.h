@@ -14,7 +14,7 @@ typedef struct bench_test {
     bool text; /* n_depth tokens of a text, which greedy sampling continues; otherwise all tokens are arbitrary */
     bench_guess guess;
     llmq_speculation_stats guesses; /* of the last repetition */
-    double *samples; /* [repeats] seconds */
+    double *samples;                /* [repeats] seconds */
     double avg_ns, stddev_ns, avg_ts, stddev_ts;
     char when[32];
 } bench_test;

@@ -124,7 +124,7 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
         (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params, "n_batch", PREFILL_BATCH,
         "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", 0, "type_k", b->kv_name, "type_v",
         b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
-        (json_int_t)t->n_depth, "test_time", t->when);
+        (json_int_t)t->n_depth, "n_parallel", (json_int_t)t->n_batch, "test_time", t->when);
     if (!row) return NULL;
     json_object_set_new(row, "avg_ns", json_integer((json_int_t)t->avg_ns));
     json_object_set_new(row, "stddev_ns", json_integer((json_int_t)t->stddev_ns));
@@ -149,7 +149,11 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
 
 static int print_json(const bench_results *b) {
     json_t *list = json_array();
-    for (size_t i = 0; i < b->n_tests; i++) json_array_append_new(list, row_json(b, &b->tests[i]));
+    for (size_t i = 0; i < b->n_tests; i++)
+        if (json_array_append_new(list, row_json(b, &b->tests[i]))) {
+            json_decref(list);
+            return cli_fail("out of memory for the JSON result");
+        }
     return cli_json_print(list, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(9));
 }
 
