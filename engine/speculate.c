@@ -124,10 +124,12 @@ static int64_t best_count(speculation *sp, int kind, int64_t most) {
 static int64_t draft_tokens(llmq_session *s, int64_t n, int64_t most, int32_t *out) {
     speculation *sp = s->spec;
     llmq_session *d = sp->draft;
+    bool behind = n - d->n_past > SPEC_ROWS; /* by a prompt, say: that is not what a guess costs */
     double start = time_seconds();
     int64_t count = 0;
     sampler_follow(&d->sampler, &s->sampler);
     llmq_status status = llmq_session_sync(d, s->tokens, (size_t)n, NULL);
+    if (behind) start = time_seconds();
     while (!status && count < most) {
         status = session_draw(d, &out[count], NULL);
         if (status || out[count] >= s->model->hp.n_vocab) break;

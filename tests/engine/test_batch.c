@@ -10,10 +10,8 @@ static const llmq_session_params params = {.n_ctx = N_CTX, .n_threads = 1, .kv_t
 
 static int setup(void **state) {
     (void)state;
-    tiny_model t;
-    tiny_init(&t);
-    tiny_write(&t, path, 0);
-    return model_open(path, NULL, &model, NULL) == LLMQ_OK ? 0 : 1;
+    model = tiny_open(path);
+    return model ? 0 : 1;
 }
 
 static int teardown(void **state) {

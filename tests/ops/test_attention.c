@@ -343,9 +343,10 @@ static void test_rows(void **state) {
         for (size_t j = 0; j < sizeof starts / sizeof *starts; j++) {
             int64_t next[8], odd[8];
             for (int r = 0; r < 8; r++) next[r] = starts[j] + r, odd[r] = (starts[j] * (r + 3)) % 700 + r % 2;
-            check_rows(shapes[i], 720, same, next, 8);
-            check_rows(shapes[i], 720, same, next, 1 + (int64_t)j);
-            check_rows(shapes[i], 720, mixed, odd, 8);
+            if ((i + j) % 2)
+                check_rows(shapes[i], 720, same, next, 8 - (int64_t)j % 3);
+            else
+                check_rows(shapes[i], 720, mixed, odd, 8);
         }
     /* Where a row's splits become longer, and splits of several steps of which a row sees none. */
     const int64_t late[] = {8188, 8189, 8190, 8191, 8192, 8193, 8194, 8195};
