@@ -214,6 +214,12 @@ for temp in 0 0.9; do
         grep -q 'guessed tokens were right' "$err" || fault "--stats does not tell about guesses ($how)"
     done
 done
+printf 'Lily had a cat\nLily had a dog\nLily had a cat and\n' >"$work/lines" && input=$work/lines
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 && cp "$out" "$work/plain"
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 --lookup
+same "chat --lookup" "$(cat "$work/plain")" "$out"
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 --draft "$gguf"
+same "chat --draft" "$(cat "$work/plain")" "$out"
 input=/dev/null
 bad "vocabulary" run "$gguf" -p Once -n 4 -q --draft "$data/../../data/tiny"
 fails "$work/missing.gguf" run "$gguf" -p Once -n 4 -q --draft "$work/missing.gguf"
