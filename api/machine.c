@@ -12,7 +12,15 @@ const char *llmq_cpu_isa(void) {
 double llmq_read_bandwidth(int n_threads, size_t bytes) {
     llmq_team *team = NULL;
     if (team_create(n_threads, &team, NULL) != LLMQ_OK) return 0;
-    double rate = backend_read_bandwidth(team, bytes);
+    double rate = backend_read_bandwidth(backend_cpu(), team, bytes);
+    team_destroy(team);
+    return rate;
+}
+
+double llmq_int8_rate(int n_threads) {
+    llmq_team *team = NULL;
+    if (team_create(n_threads, &team, NULL) != LLMQ_OK) return 0;
+    double rate = backend_int8_rate(backend_cpu(), team);
     team_destroy(team);
     return rate;
 }

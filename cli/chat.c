@@ -27,9 +27,8 @@ enum { PLAIN_LIMIT = 256 }; /* tokens of one answer without a template when -n i
 /* ---- the conversation: messages by a template, or one growing text for a model without one */
 typedef struct chat {
     llmq_model *model;
-    llmq_session *session;
+    gen_engine engine;
     const gen_opts *gen;
-    gen_cache cache;
     bool plain; /* no template */
     llmq_message *messages;
     size_t n, cap, n_system; /* n_system: 1 when messages[0] is the system message */
@@ -82,7 +81,7 @@ static llmq_status encode(const chat *c, int32_t **ids, size_t *n_ids, llmq_err 
 
 /* Tokens of the conversation, shortened by its oldest turns until an answer has room. */
 static llmq_status encode_fitting(chat *c, int32_t **ids, size_t *n_ids, llmq_err *err) {
-    size_t n_ctx = (size_t)llmq_session_n_ctx(c->session);
+    size_t n_ctx = (size_t)llmq_session_n_ctx(c->engine.session);
     size_t reserve = n_ctx / 4 < 256 ? n_ctx / 4 : 256;
     size_t dropped = 0;
     for (;;) {
@@ -124,12 +123,13 @@ static llmq_status answer(chat *c, const char *line, llmq_err *err) {
     }
     if (status) return status;
     int64_t limit = c->gen->n != -2 ? c->gen->n : c->plain ? PLAIN_LIMIT : -1;
-    status = gen_run(c->model, c->session, &c->cache, ids, n_ids, limit, c->plain, &result, err);
+    status = gen_run(&c->engine, ids, n_ids, limit, c->plain, &result, err);
     putchar('\n');
     fflush(stdout);
     if (status) goto done;
     if (result.stop == GEN_CONTEXT)
-        cli_note("the answer is cut: the context of %lld tokens is full", (long long)llmq_session_n_ctx(c->session));
+        cli_note("the answer is cut: the context of %lld tokens is full",
+                 (long long)llmq_session_n_ctx(c->engine.session));
     c->total_tokens += result.n_generated;
     c->total_seconds += result.seconds;
     if (c->gen->stats) gen_print_stats(&result);
@@ -276,7 +276,7 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
         cli_note("--system is not used without a chat template");
         system = NULL;
     }
-    llmq_status status = gen_session(model, gen, common, &c.session, err);
+    llmq_status status = gen_open(model, gen, common, &c.engine, err);
     if (!status) status = reset(&c, system, err);
     if (!status) status = converse(&c, system, common->quiet, err);
     if (!common->quiet && c.total_seconds > 0)
@@ -284,8 +284,7 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
                  (double)c.total_tokens / c.total_seconds);
     drop(&c, 0, c.n);
     free(c.messages);
-    free(c.cache.ids);
-    llmq_session_destroy(c.session);
+    gen_close(&c.engine);
     return status;
 }
 

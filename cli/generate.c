@@ -8,14 +8,15 @@ enum { PREFILL_STEP = 512 }; /* tokens between two looks at Ctrl-C */
 
 const opt_def gen_defs[] = {
     OPT_ROW_HEAD("generation"),
-    OPT_ROW_INT("--predict", "-n", "N", gen_opts, n, -1, 1 << 30,
-                "most tokens to generate (-1: until the model ends or the context is full; default -1, or 256 where text "
-                "is continued without a chat template)"),
+    OPT_ROW_INT(
+        "--predict", "-n", "N", gen_opts, n, -1, 1 << 30,
+        "most tokens to generate (-1: until the model ends or the context is full; default -1, or 256 where text "
+        "is continued without a chat template)"),
     OPT_ROW_INT("--ctx", "-c", "N", gen_opts, ctx, 0, 1 << 30,
                 "context in tokens (default: the model's own, at most 4096)"),
     OPT_ROW_REAL("--temp", NULL, "X", gen_opts, temperature, 0, 100,
                  "temperature; 0 takes the most probable token each time (default 0.8)"),
-    OPT_ROW_INT("--top-k", NULL, "N", gen_opts, top_k, 0, 1 << 30, 
+    OPT_ROW_INT("--top-k", NULL, "N", gen_opts, top_k, 0, 1 << 30,
                 "sample from the N most probable tokens (0: off; default 40)"),
     OPT_ROW_REAL("--top-p", NULL, "X", gen_opts, top_p, 0, 1,
                  "sample from the tokens that make up this probability (1: off; default 0.95)"),
@@ -27,8 +28,12 @@ const opt_def gen_defs[] = {
                 "the same seed gives the same text (default: from the clock)"),
     OPT_ROW_ENUM("--kv-type", NULL, gen_opts, kv_type, "f16|q8_0|f32", "storage of the KV cache (default f16)"),
     OPT_ROW_FLAG("--stats", NULL, gen_opts, stats, 1, "print token counts and speed after each answer"),
-    OPT_ROW_LATER("--lookup", "lookup decoding comes later"),
-    OPT_ROW_LATER("--draft", "speculative decoding with a draft model comes later"),
+    OPT_ROW_FLAG(
+        "--lookup", NULL, gen_opts, lookup, 1,
+        "guess that passages come again and check several tokens at once: the same text, sooner where it repeats "
+        "itself or its prompt (code, summaries)"),
+    OPT_ROW_TEXT("--draft", NULL, "MODEL", gen_opts, draft,
+                 "a small model with the same vocabulary guesses tokens that are then checked together: the same text"),
     OPT_ROW_LATER("--gpu-layers", "there is no GPU backend yet"),
     OPT_ROW_END,
 };
@@ -46,14 +51,24 @@ void gen_opts_init(gen_opts *g) {
                     .repeat_penalty = (double)s.repeat_penalty};
 }
 
-llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts *common, llmq_session **out,
-                        llmq_err *err) {
+static llmq_status speculate(const gen_opts *g, const common_opts *common, gen_engine *e, llmq_err *err) {
+    if (!g->lookup && !g->draft) return LLMQ_OK;
+    if (g->draft) {
+        llmq_status status = cli_open(g->draft, common, &e->draft, err);
+        if (status) return status;
+    }
+    llmq_speculation_params params = {.lookup = g->lookup, .draft = e->draft};
+    return llmq_session_set_speculation(e->session, &params, err);
+}
+
+llmq_status gen_open(llmq_model *model, const gen_opts *g, const common_opts *common, gen_engine *out, llmq_err *err) {
+    *out = (gen_engine){.model = model};
     llmq_session_params params;
     llmq_session_params_default(&params);
     params.n_ctx = g->ctx;
     params.n_threads = (int)common->threads;
     params.kv_type = (llmq_kv_type)g->kv_type; /* the choices are in the order of the enum */
-    llmq_status status = llmq_session_create(model, &params, out, err);
+    llmq_status status = llmq_session_create(model, &params, &out->session, err);
     if (status) return status;
     llmq_sampler_params sampler = {
         .temperature = (float)g->temperature,
@@ -64,8 +79,15 @@ llmq_status gen_session(llmq_model *model, const gen_opts *g, const common_opts 
         .repeat_last_n = (int)g->repeat_last_n,
         .seed = g->seed >= 0 ? (uint64_t)g->seed : (uint64_t)time(NULL) * 2654435761u,
     };
-    llmq_session_set_sampler(*out, &sampler);
-    return LLMQ_OK;
+    llmq_session_set_sampler(out->session, &sampler);
+    return speculate(g, common, out, err);
+}
+
+void gen_close(gen_engine *e) {
+    llmq_session_destroy(e->session);
+    llmq_model_close(e->draft);
+    free(e->ids);
+    *e = (gen_engine){0};
 }
 
 void gen_result_clear(gen_result *r) {
@@ -86,33 +108,32 @@ static llmq_status put_text(gen_result *r, const char *text, size_t len, llmq_er
     return LLMQ_OK;
 }
 
-static llmq_status hold(gen_cache *cache, const int32_t *ids, size_t n, llmq_err *err) {
-    if (n > cache->cap - cache->n) {
-        size_t cap = 2 * cache->cap + n;
-        int32_t *grown = realloc(cache->ids, cap * sizeof *grown);
+static llmq_status hold(gen_engine *e, const int32_t *ids, size_t n, llmq_err *err) {
+    if (n > e->cap - e->n) {
+        size_t cap = 2 * e->cap + n;
+        int32_t *grown = realloc(e->ids, cap * sizeof *grown);
         if (!grown) return cli_set_err(err, LLMQ_E_MEMORY, "out of memory for the conversation's tokens");
-        cache->ids = grown;
-        cache->cap = cap;
+        e->ids = grown;
+        e->cap = cap;
     }
-    memcpy(cache->ids + cache->n, ids, n * sizeof *ids);
-    cache->n += n;
+    memcpy(e->ids + e->n, ids, n * sizeof *ids);
+    e->n += n;
     return LLMQ_OK;
 }
 
 /* In steps, so that Ctrl-C ends a long prefill; each step holds the whole part that the cache has in common with
  * prompt. */
-static llmq_status prefill(llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n, gen_result *r,
-                           llmq_err *err) {
+static llmq_status prefill(gen_engine *e, const int32_t *prompt, size_t n, gen_result *r, llmq_err *err) {
     size_t done = 0;
-    while (done < n - 1 && done < cache->n && cache->ids[done] == prompt[done]) done++;
-    cache->n = done;
+    while (done < n - 1 && done < e->n && e->ids[done] == prompt[done]) done++;
+    e->n = done;
     double start = cli_seconds();
     r->n_prompt = (int64_t)n;
     r->n_reused = (int64_t)done;
     while (done < n && !cli_interrupted()) {
         size_t step = n - done > PREFILL_STEP ? PREFILL_STEP : n - done;
-        llmq_status status = llmq_session_sync(session, prompt, done + step, err);
-        if (!status) status = hold(cache, prompt + done, step, err);
+        llmq_status status = llmq_session_sync(e->session, prompt, done + step, err);
+        if (!status) status = hold(e, prompt + done, step, err);
         if (status) return status;
         done += step;
     }
@@ -120,63 +141,68 @@ static llmq_status prefill(llmq_session *session, gen_cache *cache, const int32_
     return LLMQ_OK;
 }
 
-static llmq_status generate(const llmq_model *model, llmq_session *session, gen_cache *cache, llmq_stream *stream,
-                            int64_t limit, gen_result *r, llmq_err *err) {
-    const char *text;
-    size_t len;
+static llmq_status generate(gen_engine *e, llmq_stream *stream, int64_t limit, gen_result *r, llmq_err *err) {
+    int32_t token = 0;
     for (;;) {
-        if (cli_interrupted()) {
-            r->stop = GEN_INTERRUPTED;
+        /* The token before is not run yet: it must fit, and it need not be run if it is the last. */
+        gen_stop stop = cli_interrupted()                       ? GEN_INTERRUPTED
+                        : limit >= 0 && r->n_generated >= limit ? GEN_LIMIT
+                                                                : GEN_END;
+        if (stop == GEN_END && r->n_generated && llmq_session_n_past(e->session) >= llmq_session_n_ctx(e->session))
+            stop = GEN_CONTEXT;
+        if (stop != GEN_END) {
+            r->stop = stop;
             return LLMQ_OK;
         }
-        if (limit >= 0 && r->n_generated >= limit) {
-            r->stop = GEN_LIMIT;
-            return LLMQ_OK;
-        }
-        int32_t token;
-        llmq_status status = llmq_session_sample(session, &token, err);
+        int32_t before = token;
+        llmq_status status = llmq_session_next(e->session, &token, err);
+        if (!status && r->n_generated) status = hold(e, &before, 1, err);
         if (status) return status;
-        if (llmq_model_is_end(model, token)) {
+        if (llmq_model_is_end(e->model, token)) {
             r->stop = GEN_END;
             return LLMQ_OK;
         }
+        const char *text;
+        size_t len;
         llmq_stream_put(stream, token, &text, &len);
         r->n_generated++;
         status = put_text(r, text, len, err);
         if (status) return status;
-        if (llmq_session_n_past(session) >= llmq_session_n_ctx(session)) {
-            r->stop = GEN_CONTEXT;
-            return LLMQ_OK;
-        }
-        if (limit >= 0 && r->n_generated >= limit) continue; /* the last token need not be run */
-        status = llmq_session_append(session, &token, 1, err);
-        if (!status) status = hold(cache, &token, 1, err);
-        if (status) return status;
     }
 }
 
-llmq_status gen_run(const llmq_model *model, llmq_session *session, gen_cache *cache, const int32_t *prompt, size_t n,
-                    int64_t limit, bool follow_on, gen_result *out, llmq_err *err) {
+static llmq_speculation_stats guesses_since(const gen_engine *e, const llmq_speculation_stats *before) {
+    llmq_speculation_stats s;
+    llmq_session_get_speculation_stats(e->session, &s);
+    return (llmq_speculation_stats){s.tokens - before->tokens, s.passes - before->passes, s.guessed - before->guessed,
+                                    s.accepted - before->accepted};
+}
+
+llmq_status gen_run(gen_engine *e, const int32_t *prompt, size_t n, int64_t limit, bool follow_on, gen_result *out,
+                    llmq_err *err) {
     *out = (gen_result){0};
     if (!n)
         return cli_set_err(err, LLMQ_E_ARG,
                            "the prompt is empty and the tokenizer adds no BOS: give it at least one token of text");
-    if (n > (size_t)llmq_session_n_ctx(session))
+    if (n > (size_t)llmq_session_n_ctx(e->session))
         return cli_set_err(err, LLMQ_E_CONTEXT,
                            "the prompt has %zu tokens and the context holds %lld: make it larger with --ctx", n,
-                           (long long)llmq_session_n_ctx(session));
+                           (long long)llmq_session_n_ctx(e->session));
     llmq_stream *stream = NULL;
     const char *text;
     size_t len;
-    llmq_status status = llmq_stream_create(model, &stream, err);
+    llmq_status status = llmq_stream_create(e->model, &stream, err);
     if (status) return status;
     if (follow_on)
         for (size_t i = 0; i < n; i++) llmq_stream_put(stream, prompt[i], &text, &len);
-    status = prefill(session, cache, prompt, n, out, err);
+    status = prefill(e, prompt, n, out, err);
     if (status) goto done;
+    llmq_speculation_stats before;
+    llmq_session_get_speculation_stats(e->session, &before);
     double start = cli_seconds();
-    status = generate(model, session, cache, stream, limit, out, err);
+    status = generate(e, stream, limit, out, err);
     out->seconds = cli_seconds() - start;
+    out->guesses = guesses_since(e, &before);
     if (status) goto done;
     llmq_stream_finish(stream, &text, &len);
     status = put_text(out, text, len, err);
@@ -202,4 +228,7 @@ void gen_print_stats(const gen_result *r) {
              (long long)r->n_prompt, (long long)r->n_reused, r->prompt_seconds,
              r->prompt_seconds > 0 ? (double)fresh / r->prompt_seconds : 0, (long long)r->n_generated, r->seconds,
              r->seconds > 0 ? (double)r->n_generated / r->seconds : 0);
+    if (r->guesses.passes)
+        cli_note("%lld passes; %lld of %lld guessed tokens were right", (long long)r->guesses.passes,
+                 (long long)r->guesses.accepted, (long long)r->guesses.guessed);
 }

@@ -70,18 +70,21 @@ llmq_status plot_bars(const char *path, const char *title, const char *unit, con
 
 enum { PLOT_LEFT = 64, PLOT_TOP = 48, PLOT_WIDTH = 640, PLOT_HEIGHT = 320, PLOT_RIGHT = 24, PLOT_BOTTOM = 56 };
 
+/* Where a panel lies and what its axes span. */
 typedef struct plot_range {
     double x0, x1, y0, y1;
+    int top; /* pixels */
 } plot_range;
 
-static plot_range range_of(const plot_curve *curves, size_t n) {
-    plot_range r = {INFINITY, -INFINITY, INFINITY, -INFINITY};
-    for (size_t c = 0; c < n; c++)
-        for (size_t i = 0; i < curves[c].n; i++) {
-            double x = curves[c].x[i], y = curves[c].y[i];
+static plot_range range_of(const plot_panel *panel, int top) {
+    plot_range r = {INFINITY, -INFINITY, INFINITY, -INFINITY, top};
+    for (size_t c = 0; c < panel->n; c++)
+        for (size_t i = 0; i < panel->curves[c].n; i++) {
+            double x = panel->curves[c].x[i], y = panel->curves[c].y[i];
             if (!isfinite(y)) continue;
-            r = (plot_range){fmin(r.x0, x), fmax(r.x1, x), fmin(r.y0, y), fmax(r.y1, y)};
+            r = (plot_range){fmin(r.x0, x), fmax(r.x1, x), fmin(r.y0, y), fmax(r.y1, y), top};
         }
+    if (panel->measured) r.y0 = 0;
     if (!(r.x1 > r.x0)) r.x0 = isfinite(r.x0) ? r.x0 : 0, r.x1 = r.x0 + 1;
     if (!(r.y1 > r.y0)) r.y0 = isfinite(r.y0) ? r.y0 : 0, r.y1 = r.y0 + 1;
     return r;
@@ -97,14 +100,14 @@ static double at_x(const plot_range *r, double x) {
     return PLOT_LEFT + PLOT_WIDTH * (x - r->x0) / (r->x1 - r->x0);
 }
 static double at_y(const plot_range *r, double y) {
-    return PLOT_TOP + PLOT_HEIGHT * (r->y1 - y) / (r->y1 - r->y0);
+    return r->top + PLOT_HEIGHT * (r->y1 - y) / (r->y1 - r->y0);
 }
 
-static void draw_axes(FILE *f, const plot_range *r, const char *x_label, const char *y_label) {
+static void draw_axes(FILE *f, const plot_range *r, const plot_panel *panel) {
     double step = tick_step(r->x1 - r->x0);
     for (double x = ceil(r->x0 / step) * step; x <= r->x1 + 1e-9 * step; x += step)
         fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n", at_x(r, x),
-                PLOT_TOP + PLOT_HEIGHT + 18, x);
+                r->top + PLOT_HEIGHT + 18, x);
     step = tick_step(r->y1 - r->y0);
     for (double y = ceil(r->y0 / step) * step; y <= r->y1 + 1e-9 * step; y += step)
         fprintf(f,
@@ -112,17 +115,17 @@ static void draw_axes(FILE *f, const plot_range *r, const char *x_label, const c
                 PLOT_LEFT, at_y(r, y), PLOT_LEFT + PLOT_WIDTH, PLOT_LEFT - 8, at_y(r, y) + 4,
                 fabs(y) < 1e-9 * step ? 0 : y);
     fprintf(f, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">", PLOT_LEFT + PLOT_WIDTH / 2,
-            PLOT_TOP + PLOT_HEIGHT + 42);
-    put_escaped(f, x_label);
+            r->top + PLOT_HEIGHT + 42);
+    put_escaped(f, panel->x_label);
     fprintf(f, "</text><text transform=\"translate(18 %d) rotate(-90)\" text-anchor=\"middle\">",
-            PLOT_TOP + PLOT_HEIGHT / 2);
-    put_escaped(f, y_label);
+            r->top + PLOT_HEIGHT / 2);
+    put_escaped(f, panel->y_label);
     fputs("</text>\n", f);
 }
 
-static void draw_curve(FILE *f, const plot_range *r, const plot_curve *c, int row) {
+static void draw_curve(FILE *f, const plot_range *r, const plot_curve *c, int row, bool marks) {
     const char *before = "M";
-    int y = PLOT_TOP + 16 + 20 * row, x = PLOT_LEFT + PLOT_WIDTH - 150;
+    int y = r->top + 16 + 20 * row, x = PLOT_LEFT + PLOT_WIDTH - 150;
     fputs("<path d=\"", f);
     for (size_t i = 0; i < c->n; i++) {
         if (!isfinite(c->y[i])) continue;
@@ -130,18 +133,25 @@ static void draw_curve(FILE *f, const plot_range *r, const plot_curve *c, int ro
         before = "L";
     }
     fprintf(f, "\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", c->color);
+    for (size_t i = 0; marks && i < c->n; i++)
+        if (isfinite(c->y[i]))
+            fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", at_x(r, c->x[i]), at_y(r, c->y[i]),
+                    c->color);
     fprintf(f, "<path d=\"M%d %dh24\" stroke=\"%s\" stroke-width=\"2\"/><text x=\"%d\" y=\"%d\">", x, y, c->color,
             x + 32, y + 4);
     put_escaped(f, c->label);
     fputs("</text>\n", f);
 }
 
-llmq_status plot_curves(const char *path, const char *title, const char *x_label, const char *y_label,
-                        const plot_curve *curves, size_t n, llmq_err *err) {
-    plot_range range = range_of(curves, n);
-    FILE *f = open_svg(path, title, PLOT_LEFT + PLOT_WIDTH + PLOT_RIGHT, PLOT_TOP + PLOT_HEIGHT + PLOT_BOTTOM, err);
+llmq_status plot_panels(const char *path, const char *title, const plot_panel *panels, size_t n, llmq_err *err) {
+    const int step = PLOT_HEIGHT + PLOT_BOTTOM + 16;
+    FILE *f = open_svg(path, title, PLOT_LEFT + PLOT_WIDTH + PLOT_RIGHT, PLOT_TOP + step * (int)n, err);
     if (!f) return LLMQ_E_IO;
-    draw_axes(f, &range, x_label, y_label);
-    for (size_t c = 0; c < n; c++) draw_curve(f, &range, &curves[c], (int)c);
+    for (size_t p = 0; p < n; p++) {
+        plot_range range = range_of(&panels[p], PLOT_TOP + step * (int)p);
+        draw_axes(f, &range, &panels[p]);
+        for (size_t c = 0; c < panels[p].n; c++)
+            draw_curve(f, &range, &panels[p].curves[c], (int)c, panels[p].measured);
+    }
     return close_svg(f, path, err);
 }

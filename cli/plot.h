@@ -21,8 +21,15 @@ typedef struct plot_curve {
     size_t n;
 } plot_curve;
 
-/* Writes curves over one pair of axes. */
-llmq_status plot_curves(const char *path, const char *title, const char *x_label, const char *y_label,
-                        const plot_curve *curves, size_t n, llmq_err *err);
+/* One pair of axes with its curves. */
+typedef struct plot_panel {
+    const char *x_label, *y_label;
+    const plot_curve *curves;
+    size_t n;
+    bool measured; /* points are marked and the y axis begins at 0 */
+} plot_panel;
+
+/* Writes panels one below the other. */
+llmq_status plot_panels(const char *path, const char *title, const plot_panel *panels, size_t n, llmq_err *err);
 
 #endif

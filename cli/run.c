@@ -52,8 +52,7 @@ static llmq_status get_prompt(const cli_command *cmd, const run_opts *run, char 
 
 static llmq_status complete(llmq_model *model, const run_opts *run, const gen_opts *gen, const common_opts *common,
                             const char *prompt, size_t len, gen_result *result, llmq_err *err) {
-    llmq_session *session = NULL;
-    gen_cache cache = {0};
+    gen_engine engine = {0};
     int32_t *ids = NULL;
     size_t n_ids = 0;
     bool raw = run->raw;
@@ -71,22 +70,21 @@ static llmq_status complete(llmq_model *model, const run_opts *run, const gen_op
         raw ? llmq_encode(model, prompt, len, LLMQ_TOK_BOS, &ids, &n_ids, err)
             : gen_encode_chat(model, messages + skip, (size_t)(2 - skip), &ids, &n_ids, &recognized, err);
     if (status) goto done;
-    status = gen_session(model, gen, common, &session, err);
+    status = gen_open(model, gen, common, &engine, err);
     if (status) goto done;
     if (raw) {
         fwrite(prompt, 1, len, stdout);
         fflush(stdout);
     }
     int64_t limit = gen->n != -2 ? gen->n : raw ? RAW_LIMIT : -1;
-    status = gen_run(model, session, &cache, ids, n_ids, limit, raw, result, err);
+    status = gen_run(&engine, ids, n_ids, limit, raw, result, err);
     if (raw || result->n_generated) putchar('\n');
     fflush(stdout);
     if (status == LLMQ_OK && result->stop == GEN_CONTEXT)
         cli_note("stopped: the context of %lld tokens is full (--ctx makes it larger)",
-                 (long long)llmq_session_n_ctx(session));
+                 (long long)llmq_session_n_ctx(engine.session));
 done:
-    free(cache.ids);
-    llmq_session_destroy(session);
+    gen_close(&engine);
     llmq_free(ids);
     return status;
 }

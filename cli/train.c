@@ -146,7 +146,8 @@ static llmq_status draw(const char *path, const llmq_train_result *r, llmq_err *
         held[i] = r->points[i].held_out;
     }
     const plot_curve curves[] = {{"training text", "#3b6ea5", x, loss, n}, {"held-out text", "#c25b2a", x, held, n}};
-    return plot_curves(path, "llmq train", "steps", "loss, nats a token", curves, 2, err);
+    const plot_panel panel = {"steps", "loss, nats a token", curves, 2, false};
+    return plot_panels(path, "llmq train", &panel, 1, err);
 }
 
 /* The command as it was typed, without what would throw away the work that is kept. */

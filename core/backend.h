@@ -18,6 +18,7 @@
 /* In what form a weight wants its activations. */
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16 } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
+#define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */
 #define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
 
 /* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are
@@ -61,6 +62,12 @@ typedef struct llmq_attn {
     int64_t n_tok;
     bool allow_bf16; /* products of many queries may round their inputs to bf16, sums stay f32: calibration */
 } llmq_attn;
+
+/* One query of several that are independent of each other: at position pos of cache kv, which holds positions 0..pos. */
+typedef struct llmq_attn_row {
+    const llmq_kv *kv;
+    int64_t pos;
+} llmq_attn_row;
 
 /* One block of n columns of a slab of rows being rounded. Rows are the vector lanes: every matrix is (columns, lanes)
  * with `lanes` (a multiple of 16) floats a column. For column k in turn, for all lanes: u = e[k] - sum_{j<k} at[k*ldat
@@ -148,7 +155,8 @@ typedef struct llmq_backend_ops {
     void (*acts_fill)(const llmq_worker *, llmq_acts *a, llmq_act_form form); /* from a->x; no-op for ACT_F32 */
 
     /* y[t*ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]) for all tokens; reads a in the form w->act. Workers write
-     * disjoint rows r of y. Independent matmuls on the same acts need no barrier between them. */
+     * disjoint rows r of y. Independent matmuls on the same acts need no barrier between them. Up to MATMUL_ALIKE tokens
+     * each get the bits that they get alone: speculation relies on it. */
     void (*matmul)(const llmq_worker *, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 
     /* ---- the small ops; x, y may be the same buffer where it makes sense (stated) */
@@ -177,6 +185,16 @@ typedef struct llmq_backend_ops {
      * workers must call. */
     void (*attention)(const llmq_worker *, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
                       float *out, void *scratch);
+
+    /* The same for n_rows queries, each with a cache and a position of its own (a->pos and a->n_tok do not count), and each
+     * with the bits that attention of that one query gives: the rows of a batch of sessions, or the next tokens of one
+     * session, whose keys are then read once for neighbouring rows. Contains barriers: all workers must call. */
+    void (*attention_rows)(const llmq_worker *, const llmq_attn *a, const llmq_attn_row *rows, int64_t n_rows,
+                           const float *q, int64_t ldq, float *out, void *scratch);
+    /* Of attention_rows with at most n_rows rows; a->pos: the largest that will come. */
+    size_t (*attn_rows_scratch_bytes)(const llmq_attn *a, int64_t n_rows, int n_workers);
+    /* n positions from pos on of one cache to the same places of another of the same type and heads; n_ctx may differ. */
+    void (*kv_copy)(const llmq_worker *, llmq_kv *to, const llmq_kv *from, int64_t pos, int64_t n);
 
     /* ---- quantization. Not SPMD unless it has a worker. */
     /* gram (cols, cols; lower triangle and diagonal filled) += x' x, x (n_tok, cols) finite; tiles are dealt so that
@@ -229,13 +247,23 @@ typedef struct llmq_backend_ops {
     size_t (*outer_scratch_bytes)(int64_t rows, int64_t cols, int64_t n_tok);
     void (*outer)(const llmq_worker *, const float *dy, int64_t rows, const float *x, int64_t cols, int64_t n_tok,
                   bool add, bool allow_bf16, float *g, void *scratch);
+
+    /* ---- the machine: what bench holds speeds against. One thread each. */
+    /* Reads bytes (a multiple of 4096, p aligned to 64) in order, asking for what lies `ahead` bytes further on (0:
+     * the processor's own prefetch only). The result means nothing. */
+    uint64_t (*probe_read)(const void *p, size_t bytes, size_t ahead);
+    /* Rounds of independent 8-bit products by this ISA's instruction, in registers; how many multiply-adds those are. */
+    double (*probe_int8)(int64_t rounds);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */
 const llmq_backend_ops *backend_cpu(void);
 /* The backend of one ISA for tests: "c", "avx2", "avx512"; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);
-/* Plain read loop, bytes/s (bench's yardstick). */
-double backend_read_bandwidth(llmq_team *team, size_t bytes);
+/* Bytes/s that the team reads from a buffer of this size: the fastest pass of a plain loop and of one with prefetch, over
+ * large pages and over small ones. 0: no memory. */
+double backend_read_bandwidth(const llmq_backend_ops *ops, llmq_team *team, size_t bytes);
+/* 8-bit multiply-adds/s of the team. */
+double backend_int8_rate(const llmq_backend_ops *ops, llmq_team *team);
 
 #endif

@@ -7,7 +7,9 @@
 #include "cpu/kv.h"
 
 /* One score for every key, a row of scores for each worker. */
-static size_t scores_len(const llmq_attn *a) { return size_align((size_t)(a->pos + a->n_tok), 16); }
+static size_t scores_len(const llmq_attn *a) {
+    return size_align((size_t)(a->pos + a->n_tok), 16);
+}
 
 size_t attention_scratch_c(const llmq_attn *a, int n_workers) {
     return scores_len(a) * sizeof(float) * (size_t)n_workers;
@@ -58,4 +60,26 @@ void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64
         attend_one(a, q + t * ldq + head * a->head_dim, kv, head / (a->n_head / a->n_head_kv), a->pos + t,
                    out + item * a->head_dim, scores);
     }
+}
+
+void attention_rows_c(const llmq_worker *w, const llmq_attn *a, const llmq_attn_row *rows, int64_t n_rows,
+                      const float *q, int64_t ldq, float *out, void *scratch) {
+    llmq_attn longest = {.n_tok = 1};
+    for (int64_t i = 0; i < n_rows; i++) longest.pos = rows[i].pos > longest.pos ? rows[i].pos : longest.pos;
+    float *scores = (float *)scratch + scores_len(&longest) * (size_t)w->id;
+    int64_t begin, end;
+    worker_range(w, n_rows * a->n_head, 1, &begin, &end);
+    for (int64_t item = begin; item < end; item++) {
+        const llmq_attn_row *row = &rows[item / a->n_head];
+        int head = (int)(item % a->n_head);
+        attend_one(a, q + item / a->n_head * ldq + head * a->head_dim, row->kv, head / (a->n_head / a->n_head_kv),
+                   row->pos, out + item * a->head_dim, scores);
+    }
+}
+
+size_t attention_rows_scratch_c(const llmq_attn *a, int64_t n_rows, int n_workers) {
+    (void)n_rows;
+    llmq_attn one = *a;
+    one.n_tok = 1;
+    return attention_scratch_c(&one, n_workers);
 }

@@ -495,7 +495,11 @@ static size_t attn_scratch_simd(const llmq_attn *a, int n_workers) {
     return sizeof(float) * (size_t)(attn_worker_len(a) * n_workers + attn_parts_len(a));
 }
 
+#include "cpu/attention_rows.h"
+
 void SIMD_NAME(attention_fill)(llmq_backend_ops *ops) {
     ops->attn_scratch_bytes = attn_scratch_simd;
     ops->attention = attention_simd;
+    ops->attn_rows_scratch_bytes = attn_rows_scratch_simd;
+    ops->attention_rows = attention_rows_simd;
 }

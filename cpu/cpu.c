@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/mem.h"
 #include "cpu/affine.h"
 
 static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512"};
@@ -31,6 +30,7 @@ static void tables_build(void) {
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
         cpu_fill_grad_c(ops);
+        cpu_fill_limits_c(ops);
         cpu_fill_affine_c(&affine_tables[i]);
         ops->round_block = cpu_round_block_c;
         ops->refine_block = cpu_refine_block_c;
@@ -39,6 +39,7 @@ static void tables_build(void) {
             cpu_fill_matmul_avx2(ops);
             cpu_fill_ops_avx2(ops);
             cpu_fill_grad_avx2(ops);
+            cpu_fill_limits_avx2(ops);
             cpu_fill_affine_avx2(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx2;
             ops->refine_block = cpu_refine_block_avx2;
@@ -47,6 +48,7 @@ static void tables_build(void) {
             cpu_fill_matmul_avx512(ops);
             cpu_fill_ops_avx512(ops);
             cpu_fill_grad_avx512(ops);
+            cpu_fill_limits_avx512(ops);
             cpu_fill_affine_avx512(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
@@ -69,49 +71,4 @@ const llmq_backend_ops *backend_cpu_isa(const char *name) {
     for (int i = 0; i <= (int)isa_machine; i++)
         if (strcmp(name, isa_names[i]) == 0) return &tables[i];
     return NULL;
-}
-
-/* ---- read bandwidth ---- */
-
-#define READ_PASSES 5
-#define READ_LANES 16
-
-typedef struct read_job {
-    uint64_t *data;
-    int64_t n;      /* of data, a multiple of READ_LANES */
-    double best;    /* seconds of the fastest pass; worker 0 writes it */
-    uint64_t *sums; /* one cache line a worker: keeps the loads alive */
-} read_job;
-
-static uint64_t read_sum(const uint64_t *p, int64_t n) {
-    uint64_t lane[READ_LANES] = {0}, sum = 0;
-    for (int64_t i = 0; i < n; i += READ_LANES)
-        for (int j = 0; j < READ_LANES; j++) lane[j] += p[i + j];
-    for (int j = 0; j < READ_LANES; j++) sum += lane[j];
-    return sum;
-}
-
-static void read_worker(const llmq_worker *w, void *arg) {
-    read_job *job = arg;
-    int64_t begin, end;
-    worker_range(w, job->n, READ_LANES * 64, &begin, &end);
-    for (int64_t i = begin; i < end; i++) job->data[i] = (uint64_t)i; /* first touch: pages come to their reader */
-    for (int pass = 0; pass < READ_PASSES; pass++) {
-        worker_barrier(w);
-        double start = time_seconds();
-        job->sums[w->id * 8] += read_sum(job->data + begin, end - begin);
-        worker_barrier(w);
-        double took = time_seconds() - start;
-        if (w->id == 0 && (pass == 0 || took < job->best)) job->best = took;
-    }
-}
-
-double backend_read_bandwidth(llmq_team *team, size_t bytes) {
-    bytes = bytes / (READ_LANES * sizeof(uint64_t)) * (READ_LANES * sizeof(uint64_t));
-    read_job job = {mem_alloc_big(bytes), (int64_t)(bytes / sizeof(uint64_t)), 0,
-                    mem_zalloc((size_t)team_size(team) * 8, sizeof(uint64_t))};
-    if (job.data && job.sums) team_run(team, read_worker, &job);
-    mem_free_big(job.data, bytes);
-    mem_free(job.sums);
-    return job.best > 0 ? (double)bytes / job.best : 0;
 }

@@ -10,6 +10,7 @@ cpu_isa cpu_detect(void); /* the best that the processor and the operating syste
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */
 void cpu_fill_grad_c(llmq_backend_ops *ops);   /* training */
+void cpu_fill_limits_c(llmq_backend_ops *ops);  /* probe_* */
 void cpu_round_block_c(const llmq_round_block *b);
 void cpu_refine_block_c(const llmq_refine_block *b);
 #if defined(__x86_64__)
@@ -23,6 +24,8 @@ void cpu_fill_ops_avx2(llmq_backend_ops *ops);
 void cpu_fill_ops_avx512(llmq_backend_ops *ops);
 void cpu_fill_grad_avx2(llmq_backend_ops *ops);
 void cpu_fill_grad_avx512(llmq_backend_ops *ops);
+void cpu_fill_limits_avx2(llmq_backend_ops *ops);
+void cpu_fill_limits_avx512(llmq_backend_ops *ops);
 #endif
 
 #endif

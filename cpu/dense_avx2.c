@@ -11,7 +11,7 @@
 #define PANEL_ROWS 16
 #define PANEL_COLS 128
 #define TILE 6
-#define FEW 6 /* up to so many tokens by dot products */
+#define FEW MATMUL_ALIKE /* up to so many tokens by dot products */
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 

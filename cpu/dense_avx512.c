@@ -121,8 +121,9 @@ static int64_t tokens_at_once(int64_t words, int64_t tile) {
 static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y,
                         int64_t ldy) {
     int64_t step = tokens_at_once(w->cols, DOT_TOKENS), begin, end;
-    /* Columns: with many tokens so many that 4 rows stay in the L1 cache. */
-    int64_t k_step = a->n_tok > DOT_TOKENS ? W_BYTES / 4 / elem_bytes(kind) : w->cols;
+    /* Columns: with many tokens so many that 4 rows stay in the L1 cache. Fewer blocks are other sums, so up to
+     * MATMUL_ALIKE tokens have one. */
+    int64_t k_step = a->n_tok > MATMUL_ALIKE ? W_BYTES / 4 / elem_bytes(kind) : w->cols;
     worker_range(worker, w->rows, 4, &begin, &end);
     for (int64_t t0 = 0; t0 < a->n_tok; t0 += step) {
         int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;

@@ -17,7 +17,7 @@
 #define PANEL_COLS 512
 #define TILE 3 /* tokens of a register tile; divides ACT_BLOCK */
 #define PREFETCH 1024
-#define FEW 8 /* up to so many tokens without a panel */
+#define FEW MATMUL_ALIKE /* up to so many tokens without a panel */
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero

@@ -11,6 +11,9 @@ size_t ops_kv_bytes_c(int kv_type, int64_t n_ctx, int n_head_kv, int head_dim);
 size_t attention_scratch_c(const llmq_attn *a, int n_workers);
 void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,
                  void *scratch);
+void attention_rows_c(const llmq_worker *w, const llmq_attn *a, const llmq_attn_row *rows, int64_t n_rows,
+                      const float *q, int64_t ldq, float *out, void *scratch);
+size_t attention_rows_scratch_c(const llmq_attn *a, int64_t n_rows, int n_workers);
 
 void linalg_gram_c(const llmq_worker *w, const float *x, int64_t n_tok, int64_t cols, bool allow_q8, double *sums,
                    float *gram, void *scratch);

@@ -116,6 +116,17 @@ static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_
     }
 }
 
+static void kv_copy_c(const llmq_worker *w, llmq_kv *to, const llmq_kv *from, int64_t pos, int64_t n) {
+    size_t bytes = (size_t)n * kv_row_bytes(to->type, to->head_dim);
+    int64_t begin, end;
+    worker_range(w, 2 * (int64_t)to->n_head_kv, 1, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int head = (int)(i / 2);
+        memcpy((uint8_t *)kv_row(i % 2 ? to->v : to->k, to, head, pos),
+               kv_row(i % 2 ? from->v : from->k, from, head, pos), bytes);
+    }
+}
+
 static size_t gram_scratch_none(int64_t n_tok, int64_t cols) {
     (void)n_tok;
     (void)cols;
@@ -133,6 +144,9 @@ void cpu_fill_ops_c(llmq_backend_ops *ops) {
     ops->kv_store = kv_store_c;
     ops->attn_scratch_bytes = attention_scratch_c;
     ops->attention = attention_c;
+    ops->attn_rows_scratch_bytes = attention_rows_scratch_c;
+    ops->attention_rows = attention_rows_c;
+    ops->kv_copy = kv_copy_c;
     ops->gram_add = linalg_gram_c;
     ops->gram_scratch_bytes = gram_scratch_none;
     ops->gemm_sub = linalg_gemm_sub_c;

@@ -129,7 +129,7 @@ static llmq_status report_progress(const ppl_job *job, double chunks_done, llmq_
 static llmq_status score_window(ppl_job *job, int64_t chunk, llmq_err *err) {
     llmq_session *sessions[2] = {job->session, job->base};
     int n_sessions = job->base ? 2 : 1;
-    int64_t n_batch = job->session->fwd.n_batch, n_scored_end = job->n_ctx - 1;
+    int64_t n_batch = job->session->fwd->n_batch, n_scored_end = job->n_ctx - 1;
     for (int i = 0; i < n_sessions; i++) llmq_session_truncate(sessions[i], 0);
     for (int64_t at = 0; at < job->n_ctx; at += n_batch) {
         int64_t end = at + n_batch < job->n_ctx ? at + n_batch : job->n_ctx, begin = job->first > at ? job->first : at;
@@ -138,7 +138,7 @@ static llmq_status score_window(ppl_job *job, int64_t chunk, llmq_err *err) {
             LLMQ_TRY(session_run(sessions[i], job->window + at, end - at, n_out, NULL, err));
         for (int64_t row = 0; row < n_rows; row += SESSION_LOGIT_ROWS) {
             int64_t n = n_rows - row < SESSION_LOGIT_ROWS ? n_rows - row : SESSION_LOGIT_ROWS;
-            for (int i = 0; i < n_sessions; i++) forward_head(&sessions[i]->fwd, row, n, sessions[i]->logit_rows);
+            for (int i = 0; i < n_sessions; i++) forward_head(sessions[i]->fwd, row, n, sessions[i]->logit_rows);
             team_run(job->session->team, score_rows, &(score_block){job, begin + row, n});
             job->done += n;
         }

@@ -1,6 +1,7 @@
 #include "engine/forward.h"
 
 #include <math.h>
+#include <string.h>
 
 /* One worker's view of a pass. */
 typedef struct step {
@@ -11,20 +12,16 @@ typedef struct step {
     llmq_worker me; /* divides the small ops: the same, or this worker alone (one token: everybody does them whole) */
     bool alone;
     forward_lane *lane;
-    float *x; /* (n_tok, n_embd) */
+    float *x;                /* (n_tok, n_embd) */
+    const float *rope;       /* (n_tok, n_rot/2, 2) */
+    forward_cache *cache;    /* of tokens at pos.. */
+    const forward_row *rows; /* or of each row its own; else NULL */
     int64_t n_tok, pos;
 } step;
 
-static step step_begin(llmq_forward *f, const llmq_worker *w, int64_t n_tok, int64_t pos) {
+static step step_begin(llmq_forward *f, const llmq_worker *w, int64_t n_tok) {
     bool alone = n_tok == 1;
-    step s = {.f = f,
-              .ops = f->model->ops,
-              .hp = &f->model->hp,
-              .all = w,
-              .me = *w,
-              .alone = alone,
-              .n_tok = n_tok,
-              .pos = pos};
+    step s = {.f = f, .ops = f->model->ops, .hp = &f->model->hp, .all = w, .me = *w, .alone = alone, .n_tok = n_tok};
     if (alone) s.me = (llmq_worker){0, 1, w->team};
     s.lane = &f->lanes[alone ? w->id : 0];
     s.x = s.lane->x;
@@ -62,18 +59,25 @@ static llmq_acts normalized(const step *s, const float *x, const float *gain, co
 /* Norm and rotation of one of q, k by worker w. */
 static void rotate(const step *s, const llmq_worker *w, float *x, const float *gain, int64_t n_head) {
     const llmq_hparams *hp = s->hp;
-    const float *table = s->f->rope + s->pos * hp->n_rot;
     if (gain) {
         s->ops->rms_norm(w, x, gain, hp->eps, x, s->n_tok * n_head, hp->head_dim, hp->head_dim);
         if (!s->alone) worker_barrier(w);
     }
-    s->ops->rope(w, x, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, table,
+    s->ops->rope(w, x, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, s->rope,
                  s->f->model->rope_neox);
 }
 
-static void rotate_and_store(const step *s, const llmq_layer *layer, llmq_kv *kv) {
-    llmq_forward *f = s->f;
+static void store(const step *s, int64_t l) {
+    const llmq_forward *f = s->f;
     int64_t kv_dim = s->hp->n_head_kv * s->hp->head_dim;
+    if (!s->rows) s->ops->kv_store(&s->me, &s->cache->kv[l], f->k, kv_dim, f->v, kv_dim, s->pos, s->n_tok);
+    for (int64_t i = 0; s->rows && i < s->n_tok; i++)
+        s->ops->kv_store(&s->me, &s->rows[i].cache->kv[l], f->k + i * kv_dim, kv_dim, f->v + i * kv_dim, kv_dim,
+                         s->rows[i].pos, 1);
+}
+
+static void rotate_and_store(const step *s, const llmq_layer *layer, int64_t l) {
+    llmq_forward *f = s->f;
     if (s->alone) { /* first and last worker share the few rows; no barrier between rotating and storing */
         if (s->all->id == s->all->n - 1) rotate(s, &s->me, f->q, layer->q_norm, s->hp->n_head);
         if (s->all->id != 0) return;
@@ -82,7 +86,7 @@ static void rotate_and_store(const step *s, const llmq_layer *layer, llmq_kv *kv
     }
     rotate(s, &s->me, f->k, layer->k_norm, s->hp->n_head_kv);
     sync_small(s);
-    s->ops->kv_store(&s->me, kv, f->k, kv_dim, f->v, kv_dim, s->pos, s->n_tok);
+    store(s, l);
 }
 
 /* From here on only the last n_out tokens matter: drops the others. Returns how many are gone. */
@@ -92,6 +96,24 @@ static int64_t keep_last(step *s, int64_t n_out) {
     s->pos += gone;
     s->n_tok = n_out;
     return gone;
+}
+
+static void attend(const step *s, int64_t l, const float *q) {
+    llmq_forward *f = s->f;
+    const llmq_hparams *hp = s->hp;
+    int64_t q_dim = hp->n_head * hp->head_dim;
+    llmq_attn attn = {.n_head = (int)hp->n_head,
+                      .n_head_kv = (int)hp->n_head_kv,
+                      .head_dim = (int)hp->head_dim,
+                      .scale = f->attn_scale,
+                      .window = hp->window,
+                      .pos = s->pos,
+                      .n_tok = s->n_tok};
+    if (!s->rows) {
+        s->ops->attention(s->all, &attn, q, q_dim, &s->cache->kv[l], f->attn, f->attn_scratch);
+        return;
+    }
+    s->ops->attention_rows(s->all, &attn, f->row_attn + l * s->n_tok, s->n_tok, q, q_dim, f->attn, f->attn_scratch);
 }
 
 /* x += o(attention(rope(qkv(norm(x))))). In the last layer, n_out < n_tok drops the tokens whose result nobody reads.
@@ -107,19 +129,12 @@ static void attention_block(step *s, int64_t l, int64_t n_out) {
     s->ops->matmul(s->all, &layer->k, &a, f->k, kv_dim);
     s->ops->matmul(s->all, &layer->v, &a, f->v, kv_dim);
     worker_barrier(s->all);
-    rotate_and_store(s, layer, &f->kv[l]);
+    rotate_and_store(s, layer, l);
     worker_barrier(s->all);
 
     const float *q = f->q + keep_last(s, n_out) * q_dim;
     if (s->n_tok == 0) return;
-    llmq_attn attn = {.n_head = (int)hp->n_head,
-                      .n_head_kv = (int)hp->n_head_kv,
-                      .head_dim = (int)hp->head_dim,
-                      .scale = f->attn_scale,
-                      .window = hp->window,
-                      .pos = s->pos,
-                      .n_tok = s->n_tok};
-    s->ops->attention(s->all, &attn, q, q_dim, &f->kv[l], f->attn, f->attn_scratch);
+    attend(s, l, q);
     worker_barrier(s->all);
     a = acts_for(s, f->attn, q_dim, (const llmq_weight *[]){&layer->o}, 1);
     s->ops->matmul(s->all, &layer->o, &a, f->delta, hp->n_embd);
@@ -156,15 +171,22 @@ static void head_block(const step *s, const float *x, float *logits) {
 
 typedef struct pass {
     llmq_forward *f;
+    forward_cache *cache;
+    const forward_row *rows;
     const int32_t *tokens;
     int64_t n_tok, pos, n_out;
+    const float *rope;
     float *logits;
 } pass;
 
 static void run_pass(const llmq_worker *w, void *arg) {
     const pass *p = arg;
     const llmq_model *model = p->f->model;
-    step s = step_begin(p->f, w, p->n_tok, p->pos);
+    step s = step_begin(p->f, w, p->n_tok);
+    s.cache = p->cache;
+    s.rows = p->rows;
+    s.rope = p->rope;
+    s.pos = p->pos;
     s.ops->embed(&s.me, model->by_role[ROLE_TOKEN_EMBD], p->tokens, p->n_tok, s.x);
     sync_small(&s);
     for (int64_t l = 0; l < s.hp->n_layer; l++) {
@@ -182,17 +204,45 @@ static void extend_rope(llmq_forward *f, int64_t n) {
     f->n_rope = end;
 }
 
-void forward_run(llmq_forward *f, const int32_t *tokens, int64_t n_tok, int64_t pos, int64_t n_out, float *logits) {
-    LLMQ_ASSERT(n_tok >= 1 && n_tok <= f->n_batch && pos + n_tok <= f->n_ctx && n_out >= 0 && n_out <= n_tok);
+static void run(const pass *p) {
+    team_run(p->f->team, run_pass, (void *)p);
+    p->f->hidden = p->f->lanes[0].x + (p->n_tok - p->n_out) * p->f->model->hp.n_embd;
+    p->f->n_hidden = p->n_out;
+}
+
+void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
+                 int64_t n_out, float *logits) {
+    LLMQ_ASSERT(n_tok >= 1 && n_tok <= f->n_batch && n_out >= 0 && n_out <= n_tok);
+    LLMQ_ASSERT(pos + n_tok <= f->n_ctx && pos + n_tok <= cache->n_ctx);
     extend_rope(f, pos + n_tok);
-    team_run(f->team, run_pass, &(pass){f, tokens, n_tok, pos, n_out, logits});
-    f->hidden = f->lanes[0].x + (n_tok - n_out) * f->model->hp.n_embd;
-    f->n_hidden = n_out;
+    run(&(pass){.f = f,
+                .cache = cache,
+                .tokens = tokens,
+                .n_tok = n_tok,
+                .pos = pos,
+                .n_out = n_out,
+                .rope = f->rope + pos * f->model->hp.n_rot,
+                .logits = logits});
+}
+
+void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits) {
+    const llmq_hparams *hp = &f->model->hp;
+    LLMQ_ASSERT(n >= 1 && n <= f->n_rows);
+    for (int64_t i = 0; i < n; i++) {
+        LLMQ_ASSERT(rows[i].pos < f->n_ctx && rows[i].pos < rows[i].cache->n_ctx);
+        extend_rope(f, rows[i].pos + 1);
+        f->row_tokens[i] = rows[i].token;
+        memcpy(f->row_rope + i * hp->n_rot, f->rope + rows[i].pos * hp->n_rot, (size_t)hp->n_rot * sizeof(float));
+        for (int64_t l = 0; l < hp->n_layer; l++)
+            f->row_attn[l * n + i] = (llmq_attn_row){&rows[i].cache->kv[l], rows[i].pos};
+    }
+    run(&(pass){
+        .f = f, .rows = rows, .tokens = f->row_tokens, .n_tok = n, .n_out = n, .rope = f->row_rope, .logits = logits});
 }
 
 static void run_head(const llmq_worker *w, void *arg) {
     const pass *p = arg;
-    step s = step_begin(p->f, w, p->n_tok, 0);
+    step s = step_begin(p->f, w, p->n_tok);
     head_block(&s, p->f->hidden + p->pos * s.hp->n_embd, p->logits);
 }
 
@@ -241,14 +291,19 @@ static size_t attn_scratch_max(const llmq_forward *f) {
     llmq_attn batch = one;
     batch.pos = f->n_ctx - f->n_batch;
     batch.n_tok = f->n_batch;
-    size_t a = f->model->ops->attn_scratch_bytes(&one, team_size(f->team));
-    size_t b = f->model->ops->attn_scratch_bytes(&batch, team_size(f->team));
-    return a > b ? a : b;
+    const llmq_backend_ops *ops = f->model->ops;
+    size_t sizes[] = {ops->attn_scratch_bytes(&one, team_size(f->team)),
+                      ops->attn_scratch_bytes(&batch, team_size(f->team)),
+                      ops->attn_rows_scratch_bytes(&one, f->n_rows, team_size(f->team))};
+    size_t most = sizes[0];
+    for (int i = 1; i < 3; i++) most = sizes[i] > most ? sizes[i] : most;
+    return most;
 }
 
 static void carve_scratch(llmq_forward *f, carver *c) {
     const llmq_hparams *hp = &f->model->hp;
-    int64_t n = f->n_batch, q_dim = hp->n_head * hp->head_dim, kv_dim = hp->n_head_kv * hp->head_dim;
+    int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows, q_dim = hp->n_head * hp->head_dim,
+            kv_dim = hp->n_head_kv * hp->head_dim;
     for (int i = 0; i < team_size(f->team); i++) {
         forward_lane *lane = &f->lanes[i];
         int64_t n_tok = i == 0 ? n : 1;
@@ -266,30 +321,44 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     f->up = carve_f32(c, n, hp->n_ff);
     f->delta = carve_f32(c, n, hp->n_embd);
     f->attn_scratch = carve(c, attn_scratch_max(f));
+    f->row_tokens = carve(c, (size_t)f->n_rows * sizeof *f->row_tokens);
+    f->row_rope = carve_f32(c, f->n_rows, hp->n_rot);
+    f->row_attn = carve(c, (size_t)(f->n_rows * hp->n_layer) * sizeof *f->row_attn);
 }
 
-static llmq_status create_kv(llmq_forward *f, llmq_kv_type kv_type, llmq_err *err) {
-    const llmq_hparams *hp = &f->model->hp;
+llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type, forward_cache *out,
+                                 llmq_err *err) {
+    const llmq_hparams *hp = &model->hp;
     size_t one =
-        size_align(f->model->ops->kv_bytes((int)kv_type, f->n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
-    if (!size_mul(one, 2 * (size_t)hp->n_layer, &f->kv_bytes)) f->kv_bytes = SIZE_MAX;
-    f->kv = mem_zalloc((size_t)hp->n_layer, sizeof *f->kv);
-    f->kv_block = mem_alloc_lazy(f->kv_bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
-    if (!f->kv || !f->kv_block) return mem_error(err, f->kv_bytes, "the KV cache");
+        size_align(model->ops->kv_bytes((int)kv_type, n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
+    *out = (forward_cache){.n_ctx = n_ctx};
+    if (!size_mul(one, 2 * (size_t)hp->n_layer, &out->bytes)) out->bytes = SIZE_MAX;
+    out->kv = mem_zalloc((size_t)hp->n_layer, sizeof *out->kv);
+    out->block = mem_alloc_lazy(out->bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
+    if (!out->kv || !out->block) {
+        size_t bytes = out->bytes;
+        forward_cache_destroy(out);
+        return mem_error(err, bytes, "the KV cache");
+    }
     for (int64_t l = 0; l < hp->n_layer; l++) {
-        uint8_t *k = (uint8_t *)f->kv_block + 2 * one * (size_t)l;
-        f->kv[l] = (llmq_kv){.k = k,
-                             .v = k + one,
-                             .type = (int)kv_type,
-                             .n_ctx = f->n_ctx,
-                             .n_head_kv = (int)hp->n_head_kv,
-                             .head_dim = (int)hp->head_dim};
+        uint8_t *k = (uint8_t *)out->block + 2 * one * (size_t)l;
+        out->kv[l] = (llmq_kv){.k = k,
+                               .v = k + one,
+                               .type = (int)kv_type,
+                               .n_ctx = n_ctx,
+                               .n_head_kv = (int)hp->n_head_kv,
+                               .head_dim = (int)hp->head_dim};
     }
     return LLMQ_OK;
 }
 
-static llmq_status create_buffers(llmq_forward *f, llmq_kv_type kv_type, llmq_err *err) {
-    LLMQ_TRY(create_kv(f, kv_type, err));
+void forward_cache_destroy(forward_cache *c) {
+    mem_free(c->kv);
+    mem_free_big(c->block, c->bytes);
+    *c = (forward_cache){0};
+}
+
+static llmq_status create_buffers(llmq_forward *f, llmq_err *err) {
     size_t rope_bytes = (size_t)f->n_ctx * (size_t)f->model->hp.n_rot * sizeof *f->rope;
     f->rope = mem_alloc_lazy(rope_bytes);
     if (!f->rope) return mem_error(err, rope_bytes, "the RoPE table");
@@ -306,19 +375,18 @@ static llmq_status create_buffers(llmq_forward *f, llmq_kv_type kv_type, llmq_er
     return LLMQ_OK;
 }
 
-llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch,
-                           llmq_kv_type kv_type, llmq_forward *out, llmq_err *err) {
+llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,
+                           llmq_forward *out, llmq_err *err) {
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
-    *out = (llmq_forward){.model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .attn_scale = scale};
-    llmq_status status = create_buffers(out, kv_type, err);
+    *out = (llmq_forward){
+        .model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .n_rows = n_rows, .attn_scale = scale};
+    llmq_status status = create_buffers(out, err);
     if (status != LLMQ_OK) forward_destroy(out);
     return status;
 }
 
 void forward_destroy(llmq_forward *f) {
-    mem_free(f->kv);
     mem_free(f->lanes);
-    mem_free_big(f->kv_block, f->kv_bytes);
     mem_free_big(f->rope, f->rope_bytes);
     mem_free_big(f->scratch_block, f->scratch_bytes);
     *f = (llmq_forward){0};

@@ -1,5 +1,6 @@
-/* The forward pass: n_tok tokens through all layers in one SPMD region. It owns what a pass writes: KV cache, RoPE
- * table and activations; nothing is allocated while it runs. */
+/* The forward pass: tokens through all layers in one SPMD region. A forward owns what a pass writes besides K and V:
+ * activations and the RoPE table; the K and V of a sequence are a cache of their own, so that one forward serves
+ * several sequences. Nothing is allocated while a pass runs. */
 #ifndef LLMQ_ENGINE_FORWARD_H
 #define LLMQ_ENGINE_FORWARD_H
 
@@ -14,15 +15,37 @@ typedef struct forward_lane {
     void *q8, *bf16; /* quantized activations of the current site */
 } forward_lane;
 
+/* Keys and values of one sequence. */
+typedef struct forward_cache {
+    llmq_kv *kv; /* [n_layer] */
+    void *block;
+    size_t bytes;
+    int64_t n_ctx; /* positions it holds */
+} forward_cache;
+
+/* Pages are touched only as they are used. */
+llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type, forward_cache *out,
+                                 llmq_err *err);
+void forward_cache_destroy(forward_cache *c); /* zeroed allowed */
+
+/* One token of a pass of rows: the next one of its own sequence. */
+typedef struct forward_row {
+    int32_t token;
+    int64_t pos; /* all before pos are in the cache */
+    forward_cache *cache;
+} forward_row;
+
 typedef struct llmq_forward {
     const llmq_model *model;
     llmq_team *team;
-    int64_t n_ctx, n_batch;
+    int64_t n_ctx, n_batch, n_rows;
     float attn_scale; /* 1 / sqrt(head_dim) */
-    llmq_kv *kv;      /* [n_layer] */
     float *rope;      /* (n_ctx, n_rot/2, 2), filled up to n_rope positions */
     int64_t n_rope;
-    forward_lane *lanes; /* [team_size] */
+    int32_t *row_tokens;     /* [n_rows] */
+    float *row_rope;         /* (n_rows, n_rot/2, 2): those rows of the table that a pass of rows needs */
+    llmq_attn_row *row_attn; /* (n_layer, rows of the pass) */
+    forward_lane *lanes;     /* [team_size] */
     float *q, *k, *v,
         *attn; /* (n_batch, n_head*head_dim | n_head_kv*head_dim | n_head_kv*head_dim | n_head*head_dim) */
     float *gate, *up, *delta; /* (n_batch, n_ff | n_ff | n_embd) */
@@ -30,20 +53,24 @@ typedef struct llmq_forward {
     const float
         *hidden; /* (n_hidden, n_embd): residual stream of the last pass's last tokens, before the output norm */
     int64_t n_hidden;
-    void *kv_block, *scratch_block;
-    size_t kv_bytes, rope_bytes, scratch_bytes;
+    void *scratch_block;
+    size_t rope_bytes, scratch_bytes;
 } llmq_forward;
 
-/* n_ctx positions in the cache, at most n_batch tokens a pass. Pages are touched only as they are used. */
-llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch,
-                           llmq_kv_type kv_type, llmq_forward *out, llmq_err *err);
+/* Positions below n_ctx, at most n_batch tokens a pass, and at most n_rows (1 or more) in a pass of rows. */
+llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,
+                           llmq_forward *out, llmq_err *err);
 void forward_destroy(llmq_forward *f); /* zeroed allowed */
 
-/* Runs tokens at positions pos.. (all before pos are in the cache). The hidden states of the last n_out tokens are kept
- * for forward_head, the others end at the last layer's K and V. logits (n_out, n_vocab) or NULL: computed in the same
- * region. */
-void forward_run(llmq_forward *f, const int32_t *tokens, int64_t n_tok, int64_t pos, int64_t n_out, float *logits);
-/* Logits (n_rows, n_vocab) of rows row.. of the hidden states that forward_run kept. */
+/* Runs tokens at positions pos.. of one sequence (all before pos are in the cache). The hidden states of the last n_out
+ * tokens are kept for forward_head, the others end at the last layer's K and V. logits (n_out, n_vocab) or NULL:
+ * computed in the same region. */
+void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
+                 int64_t n_out, float *logits);
+/* Runs rows, one token each, in one pass over the weights. Rows of one sequence are in the order of their positions and
+ * see each other. logits (n, n_vocab). Up to MATMUL_ALIKE rows get the bits that forward_run gives them one by one. */
+void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits);
+/* Logits (n_rows, n_vocab) of rows row.. of the hidden states that the last pass kept. */
 void forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits);
 
 #endif

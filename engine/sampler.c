@@ -74,6 +74,11 @@ void sampler_set(llmq_sampler *s, const llmq_sampler_params *params) {
     for (int i = 0; i < 4; i++) s->rng[i] = splitmix(&state);
 }
 
+void sampler_follow(llmq_sampler *s, const llmq_sampler *from) {
+    s->params = from->params;
+    memcpy(s->rng, from->rng, sizeof s->rng);
+}
+
 /* Each token of the last repeat_last_n is penalized once, however often it occurs: its logit then differs from the
  * original (0 stays 0, and may be penalized again). */
 static void penalize(const llmq_sampler *s, const float *original, const int32_t *history, int64_t n) {

@@ -23,6 +23,8 @@ size_t sampler_bytes(int64_t n_vocab); /* of memory */
 void sampler_destroy(llmq_sampler *s); /* zeroed allowed */
 /* Restarts the random numbers from params->seed. */
 void sampler_set(llmq_sampler *s, const llmq_sampler_params *params);
+/* The settings and the random numbers that `from` is about to use. */
+void sampler_follow(llmq_sampler *s, const llmq_sampler *from);
 /* history: the n tokens before. LLMQ_E_NUMERIC if no logit is a number. */
 llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
                            llmq_err *err);

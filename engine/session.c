@@ -2,56 +2,71 @@
 
 #include <string.h>
 
+#include "engine/batch.h"
+#include "engine/speculate.h"
+
 void llmq_session_params_default(llmq_session_params *params) {
     *params = (llmq_session_params){.kv_type = LLMQ_KV_F16};
 }
 
-static llmq_status check_params(const llmq_model *model, const llmq_session_params *p, int64_t *n_ctx, int64_t *n_batch,
-                                llmq_err *err) {
+llmq_status session_params_check(const llmq_model *model, const llmq_session_params *params, llmq_session_params *out,
+                                 llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
+    llmq_session_params_default(out);
+    if (params) *out = *params;
     if (!model->layers)
         return llmq_fail(err, LLMQ_E_ARG,
                          "%s was opened without its weights (vocab_only or no_weights); open it with them to run it",
                          model->info.path);
-    *n_ctx = p->n_ctx ? p->n_ctx : hp->n_ctx_train < 4096 ? hp->n_ctx_train : 4096;
-    *n_batch = p->n_batch ? p->n_batch : 512;
-    if (*n_ctx < 1 || *n_ctx > 1 << 24)
-        return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)*n_ctx, 1 << 24);
-    if (*n_batch < 1 || *n_batch > 1 << 16)
-        return llmq_fail(err, LLMQ_E_ARG, "n_batch %lld: must be 1 to %d", (long long)*n_batch, 1 << 16);
-    if (*n_batch > *n_ctx) *n_batch = *n_ctx;
-    if (p->kv_type != LLMQ_KV_F16 && p->kv_type != LLMQ_KV_Q8_0 && p->kv_type != LLMQ_KV_F32)
-        return llmq_fail(err, LLMQ_E_ARG, "--kv-type %d: must be f16, q8_0 or f32", (int)p->kv_type);
-    if (p->kv_type == LLMQ_KV_Q8_0 && hp->head_dim % 32 != 0)
+    if (!out->n_ctx) out->n_ctx = hp->n_ctx_train < 4096 ? hp->n_ctx_train : 4096;
+    if (!out->n_batch) out->n_batch = 512;
+    if (out->n_ctx < 1 || out->n_ctx > 1 << 24)
+        return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)out->n_ctx, 1 << 24);
+    if (out->n_batch < 1 || out->n_batch > 1 << 16)
+        return llmq_fail(err, LLMQ_E_ARG, "n_batch %lld: must be 1 to %d", (long long)out->n_batch, 1 << 16);
+    if (out->n_batch > out->n_ctx) out->n_batch = out->n_ctx;
+    if (out->kv_type != LLMQ_KV_F16 && out->kv_type != LLMQ_KV_Q8_0 && out->kv_type != LLMQ_KV_F32)
+        return llmq_fail(err, LLMQ_E_ARG, "--kv-type %d: must be f16, q8_0 or f32", (int)out->kv_type);
+    if (out->kv_type == LLMQ_KV_Q8_0 && hp->head_dim % 32 != 0)
         return llmq_fail(err, LLMQ_E_ARG,
                          "--kv-type q8_0 needs heads of a multiple of 32 dimensions; this model's have %lld: use f16",
                          (long long)hp->head_dim);
-    if (*n_ctx > hp->n_ctx_train)
+    if (out->n_ctx > hp->n_ctx_train)
         llmq_log(LLMQ_LOG_WARN, "--ctx %lld is more than the %lld tokens that the model was trained with",
-                 (long long)*n_ctx, (long long)hp->n_ctx_train);
+                 (long long)out->n_ctx, (long long)hp->n_ctx_train);
     return LLMQ_OK;
 }
 
-static llmq_status create_body(llmq_session *s, const llmq_session_params *p, llmq_err *err) {
-    int64_t n_batch = 0;
-    LLMQ_TRY(check_params(s->model, p, &s->n_ctx, &n_batch, err));
-    LLMQ_TRY(team_create(p->n_threads, &s->team, err));
+llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_forward *fwd, const llmq_session_params *p,
+                         llmq_err *err) {
+    s->model = model;
+    s->team = fwd->team;
+    s->fwd = fwd;
+    s->n_ctx = p->n_ctx;
     s->tokens = mem_alloc((size_t)s->n_ctx, sizeof *s->tokens);
-    s->logits = mem_alloc((size_t)s->model->hp.n_vocab, sizeof *s->logits);
-    if (!s->tokens || !s->logits) return mem_error(err, (size_t)s->model->hp.n_vocab * sizeof *s->logits, "a session");
-    LLMQ_TRY(sampler_create(s->model->hp.n_vocab, &s->sampler, err));
-    return forward_create(s->model, s->team, s->n_ctx, n_batch, p->kv_type, &s->fwd, err);
+    s->logits = mem_alloc((size_t)model->hp.n_vocab, sizeof *s->logits);
+    if (!s->tokens || !s->logits) return mem_error(err, (size_t)model->hp.n_vocab * sizeof *s->logits, "a session");
+    LLMQ_TRY(sampler_create(model->hp.n_vocab, &s->sampler, err));
+    return forward_cache_create(model, s->n_ctx, p->kv_type, &s->cache, err);
+}
+
+static llmq_status create_body(llmq_session *s, const llmq_model *model, const llmq_session_params *params,
+                               llmq_err *err) {
+    llmq_session_params p;
+    LLMQ_TRY(session_params_check(model, params, &p, err));
+    LLMQ_TRY(team_create(p.n_threads, &s->team, err));
+    s->fwd = mem_zalloc(1, sizeof *s->fwd);
+    if (!s->fwd) return mem_error(err, sizeof *s->fwd, "a session");
+    LLMQ_TRY(forward_create(model, s->team, p.n_ctx, p.n_batch, SPEC_ROWS, s->fwd, err));
+    return session_init(s, model, s->fwd, &p, err);
 }
 
 llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out,
                                 llmq_err *err) {
-    llmq_session_params defaults;
-    llmq_session_params_default(&defaults);
     *out = NULL;
     llmq_session *s = mem_zalloc(1, sizeof *s);
     if (!s) return mem_error(err, sizeof *s, "a session");
-    s->model = model;
-    llmq_status status = create_body(s, params ? params : &defaults, err);
+    llmq_status status = create_body(s, model, params, err);
     if (status == LLMQ_OK)
         *out = s;
     else
@@ -63,13 +78,20 @@ static size_t rows_bytes(const llmq_session *s) {
     return SESSION_LOGIT_ROWS * (size_t)s->model->hp.n_vocab * sizeof(float);
 }
 
-void llmq_session_destroy(llmq_session *s) {
-    if (!s) return;
-    forward_destroy(&s->fwd);
+void session_clear(llmq_session *s) {
+    speculation_destroy(s->spec);
+    forward_cache_destroy(&s->cache);
     sampler_destroy(&s->sampler);
-    mem_free_big(s->logit_rows, rows_bytes(s));
+    if (s->logit_rows) mem_free_big(s->logit_rows, rows_bytes(s));
     mem_free(s->logits);
     mem_free(s->tokens);
+}
+
+void llmq_session_destroy(llmq_session *s) {
+    if (!s || s->batch) return; /* a batch destroys its own */
+    session_clear(s);
+    if (s->fwd) forward_destroy(s->fwd);
+    mem_free(s->fwd);
     if (s->team) team_destroy(s->team);
     mem_free(s);
 }
@@ -81,7 +103,7 @@ int64_t llmq_session_n_past(const llmq_session *s) {
     return s->n_past;
 }
 int64_t llmq_session_kv_bytes(const llmq_session *s) {
-    return (int64_t)s->fwd.kv_bytes;
+    return (int64_t)s->cache.bytes;
 }
 const float *llmq_session_logits(const llmq_session *s) {
     return s->last;
@@ -92,7 +114,8 @@ void llmq_session_set_sampler(llmq_session *s, const llmq_sampler_params *params
 
 /* ---- running ---- */
 
-static llmq_status check_tokens(const llmq_session *s, const int32_t *tokens, size_t n, int64_t n_past, llmq_err *err) {
+llmq_status session_check_tokens(const llmq_session *s, const int32_t *tokens, size_t n, int64_t n_past,
+                                 llmq_err *err) {
     if (n == 0) return llmq_fail(err, LLMQ_E_ARG, "no tokens to run: the text is empty");
     if (n > (size_t)(s->n_ctx - n_past))
         return llmq_fail(err, LLMQ_E_CONTEXT,
@@ -109,18 +132,24 @@ static llmq_status check_tokens(const llmq_session *s, const int32_t *tokens, si
     return LLMQ_OK;
 }
 
-/* After check_tokens. */
+void session_forget_next(llmq_session *s) {
+    s->has_next = false;
+    if (s->spec) s->spec->ahead = 0;
+}
+
+/* After session_check_tokens. */
 static void run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits) {
+    session_forget_next(s);
     s->last = NULL;
-    forward_run(&s->fwd, tokens, n, s->n_past, n_out, logits);
+    forward_run(s->fwd, &s->cache, tokens, n, s->n_past, n_out, logits);
     memcpy(s->tokens + s->n_past, tokens, (size_t)n * sizeof *tokens);
     s->n_past += n;
 }
 
 llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits,
                         llmq_err *err) {
-    LLMQ_ASSERT(n <= s->fwd.n_batch);
-    LLMQ_TRY(check_tokens(s, tokens, (size_t)n, s->n_past, err));
+    LLMQ_ASSERT(n <= s->fwd->n_batch);
+    LLMQ_TRY(session_check_tokens(s, tokens, (size_t)n, s->n_past, err));
     run(s, tokens, n, n_out, logits);
     return LLMQ_OK;
 }
@@ -131,8 +160,8 @@ llmq_status session_need_rows(llmq_session *s, llmq_err *err) {
 }
 
 llmq_status llmq_session_append(llmq_session *s, const int32_t *tokens, size_t n, llmq_err *err) {
-    LLMQ_TRY(check_tokens(s, tokens, n, s->n_past, err));
-    int64_t n_all = (int64_t)n, n_batch = s->fwd.n_batch;
+    LLMQ_TRY(session_check_tokens(s, tokens, n, s->n_past, err));
+    int64_t n_all = (int64_t)n, n_batch = s->fwd->n_batch;
     for (int64_t at = 0; at < n_all; at += n_batch) {
         bool last = n_all - at <= n_batch;
         run(s, tokens + at, last ? n_all - at : n_batch, last ? 1 : 0, last ? s->logits : NULL);
@@ -142,14 +171,16 @@ llmq_status llmq_session_append(llmq_session *s, const int32_t *tokens, size_t n
 }
 
 llmq_status llmq_session_sync(llmq_session *s, const int32_t *tokens, size_t n, llmq_err *err) {
-    LLMQ_TRY(check_tokens(s, tokens, n, 0, err));
+    LLMQ_TRY(session_check_tokens(s, tokens, n, 0, err));
     int64_t keep = 0, n_all = (int64_t)n;
     while (keep < s->n_past && keep < n_all - 1 && s->tokens[keep] == tokens[keep]) keep++;
     llmq_session_truncate(s, keep);
+    if (s->batch) keep = batch_share_prefix(s, tokens, n_all - 1);
     return llmq_session_append(s, tokens + keep, (size_t)(n_all - keep), err);
 }
 
 void llmq_session_truncate(llmq_session *s, int64_t n_keep) {
+    session_forget_next(s);
     if (n_keep < 0) n_keep = 0;
     if (n_keep >= s->n_past) return;
     s->n_past = n_keep;
@@ -158,16 +189,16 @@ void llmq_session_truncate(llmq_session *s, int64_t n_keep) {
 
 llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size_t n, size_t from, llmq_logits_fn *fn,
                                     void *user, llmq_err *err) {
-    LLMQ_TRY(check_tokens(s, tokens, n, s->n_past, err));
+    LLMQ_TRY(session_check_tokens(s, tokens, n, s->n_past, err));
     LLMQ_TRY(session_need_rows(s, err));
     int64_t n_all = (int64_t)n, first = from < n ? (int64_t)from : n_all - 1, n_vocab = s->model->hp.n_vocab;
-    for (int64_t at = 0; at < n_all; at += s->fwd.n_batch) {
-        int64_t end = at + s->fwd.n_batch < n_all ? at + s->fwd.n_batch : n_all, begin = first > at ? first : at;
+    for (int64_t at = 0; at < n_all; at += s->fwd->n_batch) {
+        int64_t end = at + s->fwd->n_batch < n_all ? at + s->fwd->n_batch : n_all, begin = first > at ? first : at;
         int64_t n_out = begin < end ? end - begin : 0;
         run(s, tokens + at, end - at, n_out, NULL);
         for (int64_t row = 0; row < n_out; row += SESSION_LOGIT_ROWS) {
             int64_t n_rows = n_out - row < SESSION_LOGIT_ROWS ? n_out - row : SESSION_LOGIT_ROWS;
-            forward_head(&s->fwd, row, n_rows, s->logit_rows);
+            forward_head(s->fwd, row, n_rows, s->logit_rows);
             s->last = s->logit_rows + (n_rows - 1) * n_vocab;
             for (int64_t i = 0; i < n_rows && from < n; i++)
                 fn(user, (size_t)(begin + row + i), s->logit_rows + i * n_vocab);
@@ -176,9 +207,14 @@ llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size
     return LLMQ_OK;
 }
 
-llmq_status llmq_session_sample(llmq_session *s, int32_t *token_out, llmq_err *err) {
+llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err) {
     if (!s->last)
         return llmq_fail(err, LLMQ_E_ARG,
                          "nothing has been run since the session was made or truncated; run tokens before sampling");
     return sampler_sample(&s->sampler, s->last, s->tokens, s->n_past, token_out, err);
+}
+
+llmq_status llmq_session_sample(llmq_session *s, int32_t *token_out, llmq_err *err) {
+    session_forget_next(s);
+    return session_draw(s, token_out, err);
 }

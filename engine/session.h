@@ -8,19 +8,40 @@
 
 #define SESSION_LOGIT_ROWS 64 /* positions whose logits are held at once when all are asked for */
 
+struct speculation; /* speculate.h */
+
 struct llmq_session {
     const llmq_model *model;
     llmq_team *team;
-    llmq_forward fwd;
+    llmq_forward *fwd; /* its own and its team's, or those of the batch that it belongs to */
+    llmq_batch *batch; /* NULL: it stands alone */
+    forward_cache cache;
     int64_t n_ctx, n_past;
-    int32_t *tokens;   /* [n_ctx], n_past of them in the cache */
+    int32_t *tokens;   /* [n_ctx], n_past of them in the cache; behind them what speculation has run ahead */
     float *logits;     /* [n_vocab] */
     float *logit_rows; /* (SESSION_LOGIT_ROWS, n_vocab), made when first needed */
-    const float *last; /* logits of the last position: in one of the two above; NULL: none */
+    const float *last; /* logits of the last position: in one of these or of speculation's rows; NULL: none */
     llmq_sampler sampler;
+    bool has_next; /* llmq_session_next has handed out `next`, which is not run yet */
+    int32_t next;
+    struct speculation *spec; /* NULL: off */
 };
 
-/* Runs n tokens (at most fwd.n_batch) and keeps the hidden states of the last n_out for forward_head. */
+/* All of a session but a forward and a team, which it borrows. */
+llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_forward *fwd, const llmq_session_params *p,
+                         llmq_err *err);
+void session_clear(llmq_session *s); /* zeroed allowed */
+/* The parameters with defaults filled in, checked. */
+llmq_status session_params_check(const llmq_model *model, const llmq_session_params *params, llmq_session_params *out,
+                                 llmq_err *err);
+/* Do n more tokens fit, and are they in the vocabulary? */
+llmq_status session_check_tokens(const llmq_session *s, const int32_t *tokens, size_t n, int64_t n_past, llmq_err *err);
+/* Whatever llmq_session_next has handed out or run ahead does not count any more. */
+void session_forget_next(llmq_session *s);
+/* The token after the last position; history as sampling one by one would have it. */
+llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err);
+
+/* Runs n tokens (at most fwd->n_batch) and keeps the hidden states of the last n_out for forward_head. */
 llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits, llmq_err *err);
 /* Makes s->logit_rows. */
 llmq_status session_need_rows(llmq_session *s, llmq_err *err);

@@ -10,7 +10,7 @@
  *     if (llmq_model_open("model.gguf", NULL, &model, &err)) die(err.msg);
  *     if (llmq_session_create(model, NULL, &session, &err)) die(err.msg);
  *     llmq_session_sync(session, tokens, n_tokens, &err);          // prefill
- *     while (llmq_session_sample(session, &sampler, &token, &err) == LLMQ_OK && !llmq_model_is_end(model, token)) ...
+ *     while (llmq_session_next(session, &token, &err) == LLMQ_OK && !llmq_model_is_end(model, token)) ...
  */
 #ifndef LLMQ_H
 #define LLMQ_H
@@ -23,6 +23,7 @@ extern "C" {
 
 typedef struct llmq_model llmq_model;
 typedef struct llmq_session llmq_session;
+typedef struct llmq_batch llmq_batch;
 
 /* ---- models -------------------------------------------------------------------------------------------------------
  */
@@ -167,6 +168,50 @@ LLMQ_API void llmq_sampler_params_default(llmq_sampler_params *params);
 LLMQ_API void llmq_session_set_sampler(llmq_session *session, const llmq_sampler_params *params);
 /* Samples the next token from the last logits; does not run it. */
 LLMQ_API llmq_status llmq_session_sample(llmq_session *session, int32_t *token_out, llmq_err *err);
+/* Generates: runs the token that this function gave last, if nothing else was done since, and samples the one after it:
+ * the same tokens as llmq_session_sample and llmq_session_append in turn, in fewer passes where speculation is on. The
+ * token given is not in the cache before the next call. A full context: LLMQ_E_CONTEXT, and nothing has changed. */
+LLMQ_API llmq_status llmq_session_next(llmq_session *session, int32_t *token_out, llmq_err *err);
+
+/* Speculation: llmq_session_next runs guesses of the tokens that follow together with the one that is certain, and
+ * keeps those that sampling would have given. It gives the same tokens with and without, at any temperature. How many
+ * are guessed follows from how many were right and what passes take. */
+typedef struct llmq_speculation_params {
+    bool lookup;       /* guess that what followed the last tokens earlier in the text follows again */
+    llmq_model *draft; /* guess by a smaller model of the same vocabulary (after lookup, where that finds nothing). It
+                          must outlive the session. NULL: none */
+    int n_guess;       /* tokens guessed at a time, at most; 1 to 7, 0: 7 */
+} llmq_speculation_params;
+/* params NULL, or without lookup and draft: off. Another vocabulary: LLMQ_E_ARG. */
+LLMQ_API llmq_status llmq_session_set_speculation(llmq_session *session, const llmq_speculation_params *params,
+                                                  llmq_err *err);
+typedef struct llmq_speculation_stats {
+    int64_t tokens, passes;    /* given by llmq_session_next, and passes over the weights that it made for them */
+    int64_t guessed, accepted; /* tokens */
+} llmq_speculation_stats;
+LLMQ_API void llmq_session_get_speculation_stats(const llmq_session *session, llmq_speculation_stats *out);
+
+/* ---- batches ------------------------------------------------------------------------------------------------------
+ */
+
+/* Several sessions that are computed together: one pass over the weights gives each of them a token. Sessions of a
+ * batch share threads and scratch memory; all of it belongs to one thread at a time. */
+
+/* n_sessions sessions with these parameters (n_ctx each). params may be NULL. */
+LLMQ_API llmq_status llmq_batch_create(llmq_model *model, int64_t n_sessions, const llmq_session_params *params,
+                                       llmq_batch **out, llmq_err *err);
+LLMQ_API void llmq_batch_destroy(llmq_batch *batch); /* and its sessions */
+/* The i-th session, borrowed (llmq_session_destroy leaves it alone); NULL out of range. Every function of sessions
+ * works on it, by itself. llmq_session_sync takes keys and values of a prefix that another session of the batch holds
+ * from there instead of computing them. */
+LLMQ_API llmq_session *llmq_batch_session(llmq_batch *batch, int64_t i);
+/* Runs tokens[i] in sessions[i], n different sessions of this batch, in one pass. Afterwards logits of each are ready.
+ * If a context is full or a token is wrong, the error names the session and nothing has changed. */
+LLMQ_API llmq_status llmq_batch_append(llmq_batch *batch, llmq_session *const *sessions, const int32_t *tokens,
+                                       size_t n, llmq_err *err);
+/* llmq_session_next for n different sessions of this batch in one pass (without speculation). */
+LLMQ_API llmq_status llmq_batch_next(llmq_batch *batch, llmq_session *const *sessions, int32_t *tokens_out, size_t n,
+                                     llmq_err *err);
 
 /* ---- evaluation ---------------------------------------------------------------------------------------------------
  */
@@ -197,8 +242,11 @@ LLMQ_API llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const 
 
 LLMQ_API int llmq_cpu_count(void);       /* physical cores this process may use */
 LLMQ_API const char *llmq_cpu_isa(void); /* "avx512", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
-/* Plain read bandwidth of memory in bytes/s with n_threads, over a buffer of `bytes`. */
+/* Bytes/s that n_threads read from a buffer of `bytes`: the fastest of plain and prefetching loops over large and small
+ * pages. 0 if there is no memory for it. */
 LLMQ_API double llmq_read_bandwidth(int n_threads, size_t bytes);
+/* 8-bit multiply-adds/s that the instruction in use gives n_threads at most (AVX-512: vpdpbusd; AVX2: vpmaddubsw). */
+LLMQ_API double llmq_int8_rate(int n_threads);
 
 /* ---- other engines ------------------------------------------------------------------------------------------------
  */

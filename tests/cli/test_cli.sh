@@ -107,15 +107,15 @@ bad "-n" run model.gguf -n many
 bad "--top-p" run model.gguf --top-p 1.5
 bad "--ctx" run model.gguf --ctx -5
 bad "f16|q8_0|f32" chat model.gguf --kv-type q4_0
-bad "--draft" chat model.gguf --draft small.gguf
-bad "--lookup" run model.gguf --lookup
+bad "--draft" chat model.gguf --draft
 bad "cuda" run model.gguf -p x --device cuda:0
 bad "cpu or auto" run model.gguf -p x --device tpu
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x
 bad "nothing to measure" bench model.gguf -p 0 -n 0,0
-bad "--batch" bench model.gguf --batch 4
+bad "--batch" bench model.gguf --batch 0
+bad "-f TEXT" bench model.gguf --lookup
 bad "-f TEXT" perplexity model.gguf
 bad "--tokens" score model.gguf
 bad "--tokens" score model.gguf --tokens 1,,2
@@ -203,6 +203,27 @@ head -c 4000 "$tok" | tr -c 'a-z' 'a' >"$work/long"
 run 1 run "$gguf" -f "$work/long" --ctx 64 -q
 grep -q -- '--ctx' "$err" || fault "a prompt longer than the context does not say --ctx"
 
+section "speculation: the same text"
+printf 'Lily had a cat and a dog. Lily had a cat and a' >"$work/text" && input=$work/text
+for temp in 0 0.9; do
+    run 0 run "$gguf" -n 60 --temp $temp --seed 4 -q -t 1 && cp "$out" "$work/plain"
+    for how in --lookup "--draft $bin" "--lookup --draft $bin"; do
+        # shellcheck disable=SC2086
+        run 0 run "$gguf" --tokenizer "$tok" -n 60 --temp $temp --seed 4 --stats -t 1 $how
+        same "run $how, temperature $temp" "$(cat "$work/plain")" "$out"
+        grep -q 'guessed tokens were right' "$err" || fault "--stats does not tell about guesses ($how)"
+    done
+done
+printf 'Lily had a cat\nLily had a dog\nLily had a cat and\n' >"$work/lines" && input=$work/lines
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 && cp "$out" "$work/plain"
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 --lookup
+same "chat --lookup" "$(cat "$work/plain")" "$out"
+run 0 chat "$gguf" -n 15 --temp 0.9 --seed 4 -q -t 1 --draft "$gguf"
+same "chat --draft" "$(cat "$work/plain")" "$out"
+input=/dev/null
+bad "vocabulary" run "$gguf" -p Once -n 4 -q --draft "$data/../../data/tiny"
+fails "$work/missing.gguf" run "$gguf" -p Once -n 4 -q --draft "$work/missing.gguf"
+
 section "chat"
 printf '/help\nOnce upon a time\n\n/nonsense\n/reset\nThere was\n/exit\nnever read\n' >"$work/lines"
 input=$work/lines
@@ -242,10 +263,39 @@ json score "len(doc['next_logprobs']) == 4 and len(doc['last_logits']) == 512 an
 run 0 score "$gguf" --tokens 1,403,407
 run 2 score "$gguf" --tokens 1,512
 run 0 bench "$gguf" -p 16,32 -n 8 -r 2 --depth 0,16 --json -q -t 1
+json "bench and the machine" "all(r['read_bandwidth'] > 1e8 and r['int8_rate'] > 1e8 and r['build_commit'] and r['n_batch'] == 512 for r in doc)"
+json "shares of the machine" "all((r['bandwidth_share'] is None) == (r['n_gen'] == 0) and r['int8_share'] is None for r in doc)"
 json bench "len(doc) == 6 and all(r['avg_ts'] > 0 and len(r['samples_ts']) == 2 for r in doc) and [r['n_depth'] for r in doc] == [0]*3 + [16]*3"
 run 0 bench "$gguf" -p 16 -n 0 -r 1 -q --plot "$work/plot.svg"
 grep -q '| pp16 |' "$out" || fault "bench prints no table"
+grep -q 'read bandwidth measured' "$out" || fault "bench does not tell the read bandwidth"
 python3 -c 'import sys, xml.dom.minidom as m; m.parse(sys.argv[1])' "$work/plot.svg" 2>/dev/null || fault "--plot wrote no XML"
+grep -q '<rect.*fill="#3b6ea5"' "$work/plot.svg" || fault "--plot of one test drew no bar"
+run 0 bench "$gguf" -p 0 -n 4 --batch 1,3 --depth 0,20 -r 2 --json -q -t 1
+json "bench --batch" "[(r['n_parallel'], r['n_depth']) for r in doc] == [(1, 0), (3, 0), (1, 20), (3, 20)] and all(abs(r['samples_ts'][0] * r['samples_ns'][0] / 1e9 - 4 * r['n_parallel']) < 0.01 for r in doc)"
+printf 'Once upon a time there was a cat. Once upon a time there was a dog. Once upon a time' >"$work/text"
+run 0 bench "$gguf" -f "$work/text" -n 24 --lookup --draft "$gguf" -r 2 --json -q -t 1
+json "bench -f" "[(r.get('lookup'), r.get('draft'), r['n_gen']) for r in doc] == [(None, None, 24), (True, False, 24), (False, True, 24), (True, True, 24)] and all(r['n_depth'] == doc[0]['n_depth'] > 20 for r in doc)"
+json "bench -f counts passes" "all(r['n_passes'] + r['n_accepted'] == 24 and r['n_guessed'] >= r['n_accepted'] for r in doc[1:])"
+bad "vocabulary" bench "$gguf" -f "$work/text" -n 4 -q --draft "$data/../../data/tiny"
+run 0 bench "$gguf" -p 32,8,16 -n 4 --depth 0,8 -r 1 -q -t 1 --plot "$work/plot.svg"
+checks=$((checks + 1))
+python3 - "$work/plot.svg" <<'END' || fault "--plot of lists: not the curves that belong there"
+import re, sys, xml.dom.minidom
+text = open(sys.argv[1]).read()
+xml.dom.minidom.parseString(text)
+# over prompt lengths: one curve for each depth; over depth: pp32, pp8, pp16, tg4
+assert "tokens of the prompt" in text and "tokens in the cache before" in text
+assert text.count('<path d="M') - text.count('stroke="#dddddd"') == 2 * 6  # a curve and its line in the legend
+assert text.count("<circle") == 2 * 3 + 4 * 2
+for name in ("prompt, depth 0", "prompt, depth 8", "pp32", "pp16", "pp8", "tg4"):
+    assert f">{name}</text>" in text, name
+for path in re.findall(r'<path d="(M[^"]*L[^"]*)" fill="none"', text):
+    x = [float(p.split()[0]) for p in re.split("[ML]", path)[1:]]
+    assert x == sorted(x) and x[0] < x[-1], path
+END
+run 0 bench "$gguf" -p 0 -n 4 --batch 1,2,4 -r 1 -q -t 1 --plot "$work/plot.svg"
+grep -q '>sequences<' "$work/plot.svg" || fault "--plot draws nothing over the number of sequences"
 run 0 bench "$gguf" -p 0 -n 4 -r 1 -q --csv
 [ "$(wc -l <"$out")" -eq 2 ] || fault "bench --csv: not two lines"
 for _ in $(seq 60); do echo "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."; done >"$work/text"
@@ -293,6 +343,9 @@ grep -q 'planned time' "$work/report.html" || fault "--report does not tell the 
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
 fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"
+
+run 0 bench "$made" -p 16 -n 2 -r 1 --json -q -t 1
+json "share of 8-bit products" "doc[0]['int8_share'] > 0 and doc[0]['bandwidth_share'] is None and doc[1]['int8_share'] is None and doc[1]['bandwidth_share'] > 0"
 
 section "the model that ships"
 tiny=$data/../../data/tiny heldout=$data/../../data/heldout.txt

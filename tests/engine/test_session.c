@@ -6,10 +6,8 @@ static llmq_model *model;
 
 static int setup(void **state) {
     (void)state;
-    tiny_model t;
-    tiny_init(&t);
-    tiny_write(&t, path, 0);
-    return model_open(path, NULL, &model, NULL) == LLMQ_OK ? 0 : 1;
+    model = tiny_open(path);
+    return model ? 0 : 1;
 }
 
 static int teardown(void **state) {

@@ -93,4 +93,13 @@ static void tiny_write(tiny_model *t, const char *path, float value) {
     meta_destroy(t->meta);
 }
 
+/* The model as it is, written to path and opened; NULL: it could not be. */
+static inline llmq_model *tiny_open(const char *path) {
+    tiny_model t;
+    llmq_model *model = NULL;
+    tiny_init(&t);
+    tiny_write(&t, path, 0);
+    return model_open(path, NULL, &model, NULL) == LLMQ_OK ? model : NULL;
+}
+
 #endif

@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
     llmq_team *team;
     if (!ops || team_create(argc > 2 ? atoi(argv[2]) : 0, &team, NULL) != LLMQ_OK) return 1;
     printf("%s, %d threads, %lld x %lld, read loop %.1f GB/s\n", ops->isa, team_size(team), (long long)rows,
-           (long long)cols, backend_read_bandwidth(team, (size_t)256 << 20) / 1e9);
+           (long long)cols, backend_read_bandwidth(ops, team, (size_t)256 << 20) / 1e9);
     for (size_t i = 0; type_at(i); i++) {
         const llmq_type_info *info = type_at(i);
         if (only && strcmp(only, info->name) != 0) continue;

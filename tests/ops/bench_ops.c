@@ -175,7 +175,7 @@ int main(int argc, char **argv) {
     }
     cpu_time = team_size(team) == 1;
     printf("%s, %d threads; reading: %.1f GB/s\n", j.ops->isa, team_size(team),
-           backend_read_bandwidth(team, (size_t)256 << 20) * 1e-9);
+           backend_read_bandwidth(backend_cpu(), team, (size_t)256 << 20) * 1e-9);
     for (int type = 0; type < 2; type++) {
         bench_attention(j, team, 9, 3, 64, type, 0, 512);
         bench_attention(j, team, 32, 8, 128, type, 0, 512);

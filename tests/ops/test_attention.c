@@ -247,6 +247,145 @@ static void test_scratch_is_monotone(void **state) {
     }
 }
 
+/* ---- rows that are independent of each other */
+
+typedef struct rows_call {
+    const llmq_backend_ops *ops;
+    llmq_attn attn;
+    llmq_kv *kv;               /* [2] */
+    const llmq_attn_row *rows; /* n_rows */
+    int64_t n_rows;
+    const float *q, *k, *v; /* q (n_rows, ldq); k, v of both caches (2, n_ctx, width) */
+    int64_t ldq;
+    float *out;
+    void *scratch;
+} rows_call;
+
+static void store_both(const llmq_worker *w, void *arg) {
+    rows_call *c = arg;
+    int64_t width = c->attn.n_head_kv * c->attn.head_dim, n = c->kv[0].n_ctx;
+    for (int i = 0; i < 2; i++)
+        c->ops->kv_store(w, &c->kv[i], c->k + i * n * width, width, c->v + i * n * width, width, 0, n);
+}
+
+static void attend_rows(const llmq_worker *w, void *arg) {
+    rows_call *c = arg;
+    c->ops->attention_rows(w, &c->attn, c->rows, c->n_rows, c->q, c->ldq, c->out, c->scratch);
+    worker_barrier(w);
+    c->ops->attention_rows(w, &c->attn, c->rows, c->n_rows, c->q, c->ldq, c->out, c->scratch);
+}
+
+static void attend_each(const llmq_worker *w, void *arg) {
+    rows_call *c = arg;
+    for (int64_t i = 0; i < c->n_rows; i++) {
+        llmq_attn one = c->attn;
+        one.pos = c->rows[i].pos;
+        one.n_tok = 1;
+        c->ops->attention(w, &one, c->q + i * c->ldq, c->ldq, c->rows[i].kv,
+                          c->out + i * one.n_head * one.head_dim, c->scratch);
+        worker_barrier(w);
+    }
+}
+
+/* Row i at pos[i] of cache which[i]: the bits that attention of it alone gives. */
+static void check_rows(attn_case shape, int64_t n_ctx, const int which[], const int64_t pos[], int64_t n_rows) {
+    int64_t dim = shape.head_dim, width = shape.n_head_kv * dim, ldq = shape.n_head * dim + 5;
+    size_t len = (size_t)(n_rows * shape.n_head * dim);
+    float *q = guarded_normal((size_t)(n_rows * ldq)), *k = guarded_normal((size_t)(2 * n_ctx * width)),
+          *v = guarded_normal((size_t)(2 * n_ctx * width)), *want = guarded(len);
+    for (size_t isa = 0; isa < sizeof all_isas / sizeof *all_isas; isa++) {
+        llmq_kv kv[2];
+        llmq_attn_row rows[16];
+        rows_call c = {.ops = backend_cpu_isa(all_isas[isa]), .kv = kv, .rows = rows, .n_rows = n_rows, .q = q, .k = k, .v = v,
+                       .ldq = ldq,
+                       .attn = {.n_head = shape.n_head, .n_head_kv = shape.n_head_kv, .head_dim = shape.head_dim,
+                                .scale = 0.2f, .window = shape.window, .pos = n_ctx - 1}};
+        if (!c.ops) continue;
+        size_t bytes = c.ops->kv_bytes(shape.kv_type, n_ctx, shape.n_head_kv, shape.head_dim);
+        for (int i = 0; i < 2; i++)
+            kv[i] = (llmq_kv){.k = mem_alloc(bytes, 1), .v = mem_alloc(bytes, 1), .type = shape.kv_type, .n_ctx = n_ctx,
+                              .n_head_kv = shape.n_head_kv, .head_dim = shape.head_dim};
+        for (int64_t i = 0; i < n_rows; i++) rows[i] = (llmq_attn_row){&kv[which[i]], pos[i]};
+        team_run(teams[2], store_both, &c);
+        for (int n = 1; n <= MAX_TEAM; n++) {
+            llmq_attn one = c.attn;
+            one.n_tok = 1;
+            size_t rows_len = c.ops->attn_rows_scratch_bytes(&c.attn, n_rows, n) / sizeof(float) + 1,
+                   one_len = c.ops->attn_scratch_bytes(&one, n) / sizeof(float) + 1;
+            float *scratch = guarded(rows_len), *alone = guarded(one_len), *out = guarded(len);
+            memset(scratch, 0xff, rows_len * sizeof(float));
+            c.scratch = alone, c.out = want;
+            team_run(teams[n], attend_each, &c);
+            c.scratch = scratch, c.out = out;
+            team_run(teams[n], attend_rows, &c);
+            if (memcmp(out, want, len * sizeof(float)) != 0)
+                fail_msg("%s, kv %d, %d/%d heads of %d, window %d, %d rows from %lld, %d workers: other bits than alone",
+                         all_isas[isa], shape.kv_type, shape.n_head, shape.n_head_kv, shape.head_dim, (int)shape.window,
+                         (int)n_rows, (long long)pos[0], n);
+            assert_guard(scratch, rows_len);
+            assert_guard(out, len);
+            guarded_free(scratch), guarded_free(alone), guarded_free(out);
+        }
+        for (int i = 0; i < 2; i++) mem_free(kv[i].k), mem_free(kv[i].v);
+    }
+    guarded_free(q), guarded_free(k), guarded_free(v), guarded_free(want);
+}
+
+static void test_rows(void **state) {
+    (void)state;
+    rng_state = 24;
+    const int same[8] = {0}, mixed[8] = {0, 1, 1, 0, 0, 1, 0, 1};
+    const attn_case shapes[] = {{3, 3, 64, 0, 0, 0, 0},  {6, 2, 64, 1, 0, 0, 0},  {8, 2, 32, 2, 0, 0, 0},
+                                {16, 2, 16, 0, 0, 0, 0}, {24, 2, 48, 0, 0, 0, 0}, {4, 2, 20, 0, 0, 0, 0},
+                                {8, 2, 64, 0, 0, 0, 50}};
+    const int64_t starts[] = {0, 5, 124, 128, 253, 700};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (size_t j = 0; j < sizeof starts / sizeof *starts; j++) {
+            int64_t next[8], odd[8];
+            for (int r = 0; r < 8; r++) next[r] = starts[j] + r, odd[r] = (starts[j] * (r + 3)) % 700 + r % 2;
+            if ((i + j) % 2)
+                check_rows(shapes[i], 720, same, next, 8 - (int64_t)j % 3);
+            else
+                check_rows(shapes[i], 720, mixed, odd, 8);
+        }
+    /* Where a row's splits become longer, and splits of several steps of which a row sees none. */
+    const int64_t late[] = {8188, 8189, 8190, 8191, 8192, 8193, 8194, 8195};
+    check_rows((attn_case){2, 1, 16, 0, 0, 0, 0}, 8200, same, late, 8);
+    const int64_t steps[] = {8314, 8315, 8316, 8317, 8318, 8319, 8320, 8321};
+    check_rows((attn_case){2, 1, 16, 0, 0, 0, 0}, 8330, same, steps, 8);
+}
+
+static void copy(const llmq_worker *w, void *arg) {
+    rows_call *c = arg;
+    c->ops->kv_copy(w, &c->kv[1], &c->kv[0], 3, 5);
+}
+
+static void test_kv_copy(void **state) {
+    (void)state;
+    enum { HEADS = 2, DIM = 32, N = 12, FAR = 20 };
+    for (int type = 0; type < 3; type++) {
+        const llmq_backend_ops *ops = backend_cpu();
+        size_t row = ops->kv_bytes(type, 1, 1, DIM), from = ops->kv_bytes(type, N, HEADS, DIM),
+               to = ops->kv_bytes(type, FAR, HEADS, DIM);
+        llmq_kv kv[2] = {{mem_alloc(from, 1), mem_alloc(from, 1), type, N, HEADS, DIM},
+                         {mem_zalloc(to, 1), mem_zalloc(to, 1), type, FAR, HEADS, DIM}};
+        for (size_t i = 0; i < from; i++) {
+            ((uint8_t *)kv[0].k)[i] = (uint8_t)(i % 250 + 1);
+            ((uint8_t *)kv[0].v)[i] = (uint8_t)(i % 249 + 2);
+        }
+        team_run(teams[3], copy, &(rows_call){.ops = ops, .kv = kv});
+        for (int head = 0; head < HEADS; head++)
+            for (size_t pos = 0; pos < FAR; pos++)
+                for (size_t i = 0; i < row; i++) {
+                    size_t at = ((size_t)head * N + pos) * row + i, there = ((size_t)head * FAR + pos) * row + i;
+                    bool inside = pos >= 3 && pos < 8;
+                    assert_int_equal(((uint8_t *)kv[1].k)[there], inside ? ((uint8_t *)kv[0].k)[at] : 0);
+                    assert_int_equal(((uint8_t *)kv[1].v)[there], inside ? ((uint8_t *)kv[0].v)[at] : 0);
+                }
+        for (int i = 0; i < 2; i++) mem_free(kv[i].k), mem_free(kv[i].v);
+    }
+}
+
 static void test_kv_bytes(void **state) {
     (void)state;
     const llmq_backend_ops *ops = backend_cpu();
@@ -261,6 +400,8 @@ int main(void) {
                                        cmocka_unit_test(test_odd_shapes),
                                        cmocka_unit_test(test_extreme_scores),
                                        cmocka_unit_test(test_scratch_is_monotone),
+                                       cmocka_unit_test(test_rows),
+                                       cmocka_unit_test(test_kv_copy),
                                        cmocka_unit_test(test_kv_bytes)};
     return cmocka_run_group_tests_name("attention", tests, make_teams, drop_teams);
 }

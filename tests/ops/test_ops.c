@@ -294,14 +294,29 @@ static void test_dispatch(void **state) {
     assert_non_null(backend_cpu_isa("c"));
     assert_null(backend_cpu_isa("sse9"));
     assert_string_equal(backend_cpu_isa("c")->isa, "c");
-    double rate = backend_read_bandwidth(teams[2], (size_t)8 << 20);
-    assert_true(rate > 1e8 && rate < 1e13);
+}
+
+static void test_probes(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof all_isas / sizeof *all_isas; i++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
+        if (!ops) continue;
+        double rate = backend_read_bandwidth(ops, teams[2], (size_t)8 << 20);
+        assert_true(rate > 1e8 && rate < 1e13);
+        rate = backend_int8_rate(ops, teams[2]);
+        assert_true(rate > 1e7 && rate < 1e14);
+        mem_fail_after(1);
+        assert_true(backend_read_bandwidth(ops, teams[1], (size_t)8 << 20) == 0);
+        assert_true(backend_int8_rate(ops, teams[1]) == 0);
+        mem_fail_after(0);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rms_norm),   cmocka_unit_test(test_rope),      cmocka_unit_test(test_add_and_silu),
         cmocka_unit_test(test_silu_range), cmocka_unit_test(test_embed),     cmocka_unit_test(test_adam),
-        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_drop_rows), cmocka_unit_test(test_dispatch)};
+        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_drop_rows), cmocka_unit_test(test_dispatch),
+        cmocka_unit_test(test_probes)};
     return cmocka_run_group_tests_name("ops", tests, make_teams, drop_teams);
 }

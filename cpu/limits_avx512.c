@@ -1,0 +1,39 @@
+/* The probes of AVX-512: 512-bit loads; vpdpbusd, 64 multiply-adds each. */
+#include <immintrin.h>
+
+#include "cpu/cpu.h"
+#include "cpu/inline.h"
+
+enum { LOADS = 16, SUMS = 16 };
+
+INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
+    __m512i sum[LOADS];
+    UNROLL for (int j = 0; j < LOADS; j++) sum[j] = _mm512_setzero_si512();
+    for (const char *end = p + bytes; p < end; p += 64 * LOADS) {
+        UNROLL for (int j = 0; j < LOADS; j++) {
+            if (ahead) _mm_prefetch(p + ahead + 64 * j, _MM_HINT_T0);
+            sum[j] = _mm512_xor_si512(sum[j], _mm512_load_si512((const __m512i *)p + j));
+        }
+    }
+    UNROLL for (int j = 1; j < LOADS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
+    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+}
+
+static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
+    return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
+}
+
+static double int8_avx512(int64_t rounds) {
+    __m512i sum[SUMS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
+    UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_setzero_si512();
+    for (int64_t r = 0; r < rounds; r++) {
+        UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_dpbusd_epi32(sum[j], x, y);
+        UNROLL for (int j = 0; j < SUMS; j++) __asm__ volatile("" : "+v"(sum[j])); /* sums, not multiples */
+    }
+    return (double)rounds * SUMS * 64;
+}
+
+void cpu_fill_limits_avx512(llmq_backend_ops *ops) {
+    ops->probe_read = read_avx512;
+    ops->probe_int8 = int8_avx512;
+}

@@ -1,0 +1,161 @@
+#include "engine/batch.h"
+
+#include <string.h>
+
+#include "engine/speculate.h"
+
+enum { MOST_SESSIONS = 1 << 12, SHARE_LEAST = 8 /* tokens that are worth copying */ };
+
+static llmq_status create_body(llmq_batch *b, const llmq_session_params *params, llmq_err *err) {
+    llmq_session_params p;
+    LLMQ_TRY(session_params_check(b->model, params, &p, err));
+    LLMQ_TRY(team_create(p.n_threads, &b->team, err));
+    LLMQ_TRY(forward_create(b->model, b->team, p.n_ctx, p.n_batch,
+                            b->n_sessions > SPEC_ROWS ? b->n_sessions : SPEC_ROWS, &b->fwd, err));
+    size_t n = (size_t)b->n_sessions, n_logits = n * (size_t)b->model->hp.n_vocab;
+    b->sessions = mem_zalloc(n, sizeof *b->sessions);
+    b->rows = mem_alloc(n, sizeof *b->rows);
+    b->running = mem_alloc(n, sizeof *b->running);
+    b->logits = mem_alloc(n_logits, sizeof *b->logits);
+    if (!b->sessions || !b->rows || !b->running || !b->logits)
+        return mem_error(err, n_logits * sizeof *b->logits, "a batch");
+    for (size_t i = 0; i < n; i++) {
+        b->sessions[i].batch = b;
+        LLMQ_TRY(session_init(&b->sessions[i], b->model, &b->fwd, &p, err));
+    }
+    return LLMQ_OK;
+}
+
+llmq_status llmq_batch_create(llmq_model *model, int64_t n_sessions, const llmq_session_params *params,
+                              llmq_batch **out, llmq_err *err) {
+    *out = NULL;
+    if (n_sessions < 1 || n_sessions > MOST_SESSIONS)
+        return llmq_fail(err, LLMQ_E_ARG, "a batch of %lld sessions: must be 1 to %d", (long long)n_sessions,
+                         MOST_SESSIONS);
+    llmq_batch *b = mem_zalloc(1, sizeof *b);
+    if (!b) return mem_error(err, sizeof *b, "a batch");
+    b->model = model;
+    b->n_sessions = n_sessions;
+    llmq_status status = create_body(b, params, err);
+    if (status == LLMQ_OK)
+        *out = b;
+    else
+        llmq_batch_destroy(b);
+    return status;
+}
+
+void llmq_batch_destroy(llmq_batch *b) {
+    if (!b) return;
+    for (int64_t i = 0; b->sessions && i < b->n_sessions; i++) session_clear(&b->sessions[i]);
+    mem_free(b->sessions);
+    mem_free(b->rows);
+    mem_free(b->running);
+    mem_free(b->logits);
+    forward_destroy(&b->fwd);
+    if (b->team) team_destroy(b->team);
+    mem_free(b);
+}
+
+llmq_session *llmq_batch_session(llmq_batch *b, int64_t i) {
+    return i >= 0 && i < b->n_sessions ? &b->sessions[i] : NULL;
+}
+
+/* ---- shared prefixes ---- */
+
+typedef struct copy_job {
+    const llmq_batch *batch;
+    forward_cache *to;
+    const forward_cache *from;
+    int64_t pos, n;
+} copy_job;
+
+static void copy_worker(const llmq_worker *w, void *arg) {
+    const copy_job *job = arg;
+    for (int64_t l = 0; l < job->batch->model->hp.n_layer; l++)
+        job->batch->model->ops->kv_copy(w, &job->to->kv[l], &job->from->kv[l], job->pos, job->n);
+}
+
+int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n) {
+    llmq_batch *b = s->batch;
+    int64_t best = s->n_past;
+    llmq_session *from = NULL;
+    for (int64_t i = 0; i < b->n_sessions; i++) {
+        llmq_session *other = &b->sessions[i];
+        int64_t common = 0;
+        while (common < n && common < other->n_past && other->tokens[common] == tokens[common]) common++;
+        if (other != s && common > best) best = common, from = other;
+    }
+    if (!from || best - s->n_past < SHARE_LEAST) return s->n_past;
+    team_run(b->team, copy_worker, &(copy_job){b, &s->cache, &from->cache, s->n_past, best - s->n_past});
+    memcpy(s->tokens + s->n_past, tokens + s->n_past, (size_t)(best - s->n_past) * sizeof *tokens);
+    s->n_past = best;
+    s->last = NULL;
+    return best;
+}
+
+/* ---- passes ---- */
+
+static llmq_status check_sessions(const llmq_batch *b, llmq_session *const *sessions, size_t n, llmq_err *err) {
+    if (n < 1 || n > (size_t)b->n_sessions)
+        return llmq_fail(err, LLMQ_E_ARG, "%zu sessions in a pass: must be 1 to %lld", n, (long long)b->n_sessions);
+    for (size_t i = 0; i < n; i++) {
+        if (!sessions[i] || sessions[i]->batch != b)
+            return llmq_fail(err, LLMQ_E_ARG, "session %zu of the pass is not one of this batch", i);
+        for (size_t j = 0; j < i; j++)
+            if (sessions[j] == sessions[i])
+                return llmq_fail(err, LLMQ_E_ARG, "session %zu of the pass is also its session %zu", i, j);
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status check_token(const llmq_session *s, int32_t token, size_t i, llmq_err *err) {
+    llmq_err e = {0};
+    if (session_check_tokens(s, &token, 1, s->n_past, &e) == LLMQ_OK) return LLMQ_OK;
+    return llmq_fail(err, e.status, "session %zu of the pass: %s", i, e.msg);
+}
+
+/* Runs b->rows[0..n) of these sessions, which are checked. Each keeps its own logits. */
+static void run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n) {
+    int64_t n_vocab = b->model->hp.n_vocab;
+    float *logits = n == 1 ? sessions[0]->logits : b->logits;
+    forward_rows(&b->fwd, b->rows, (int64_t)n, logits);
+    for (size_t i = 0; i < n; i++) {
+        llmq_session *s = sessions[i];
+        session_forget_next(s);
+        s->tokens[s->n_past++] = b->rows[i].token;
+        if (n > 1) memcpy(s->logits, logits + (int64_t)i * n_vocab, (size_t)n_vocab * sizeof *s->logits);
+        s->last = s->logits;
+    }
+}
+
+llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, const int32_t *tokens, size_t n,
+                              llmq_err *err) {
+    LLMQ_TRY(check_sessions(b, sessions, n, err));
+    for (size_t i = 0; i < n; i++) {
+        LLMQ_TRY(check_token(sessions[i], tokens[i], i, err));
+        b->rows[i] = (forward_row){tokens[i], sessions[i]->n_past, &sessions[i]->cache};
+    }
+    run_rows(b, sessions, n);
+    return LLMQ_OK;
+}
+
+llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_t *tokens_out, size_t n,
+                            llmq_err *err) {
+    LLMQ_TRY(check_sessions(b, sessions, n, err));
+    for (size_t i = 0; i < n; i++)
+        if (sessions[i]->has_next) LLMQ_TRY(check_token(sessions[i], sessions[i]->next, i, err));
+    size_t n_rows = 0;
+    for (size_t i = 0; i < n; i++) {
+        llmq_session *s = sessions[i];
+        if (!s->has_next) continue;
+        b->rows[n_rows] = (forward_row){s->next, s->n_past, &s->cache};
+        b->running[n_rows++] = s;
+    }
+    if (n_rows) run_rows(b, b->running, n_rows);
+    for (size_t i = 0; i < n; i++) {
+        LLMQ_TRY(session_draw(sessions[i], &sessions[i]->next, err));
+        sessions[i]->has_next = true;
+        tokens_out[i] = sessions[i]->next;
+    }
+    return LLMQ_OK;
+}

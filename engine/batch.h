@@ -1,0 +1,23 @@
+/* Several sessions of one model with one team and one forward. The public functions are in batch.c. */
+#ifndef LLMQ_ENGINE_BATCH_H
+#define LLMQ_ENGINE_BATCH_H
+
+#include "engine/session.h"
+
+struct llmq_batch {
+    const llmq_model *model;
+    llmq_team *team;
+    llmq_forward fwd;
+    llmq_session *sessions; /* [n_sessions] */
+    int64_t n_sessions;
+    /* of the pass at work: */
+    forward_row *rows;      /* [n_sessions] */
+    llmq_session **running; /* [n_sessions] */
+    float *logits;          /* (n_sessions, n_vocab) */
+};
+
+/* Session s of a batch is to hold tokens[0..n): copies what another session has of them beyond s's own common prefix,
+ * to which s is truncated. Returns how many s holds then. */
+int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n);
+
+#endif
