@@ -92,7 +92,9 @@ static int lookup_kind(int64_t match) {
     return GUESS_LOOKUP + (match >= 8 ? 3 : match >= 4 ? 2 : match >= 2 ? 1 : 0);
 }
 
+/* A pass that lost its core to another program tells little of what passes cost. */
 static double running(double mean, double value) {
+    if (mean > 0 && value > 2 * mean) value = 2 * mean;
     return mean > 0 ? mean + WEIGHT * (value - mean) : value;
 }
 
