@@ -6,6 +6,14 @@
 
 enum { LOADS = 16, SUMS = 16 };
 
+/* All bits of a vector, so that none of what made it is left out. */
+INLINE uint64_t folded(__m512i v) {
+    uint64_t lane[8], all = 0;
+    _mm512_storeu_ps((float *)lane, _mm512_castsi512_ps(v));
+    for (int i = 0; i < 8; i++) all ^= lane[i];
+    return all;
+}
+
 INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
     __m512i sum[LOADS];
     UNROLL for (int j = 0; j < LOADS; j++) sum[j] = _mm512_setzero_si512();
@@ -16,7 +24,7 @@ INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
         }
     }
     UNROLL for (int j = 1; j < LOADS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
-    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+    return folded(sum[0]);
 }
 
 static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
@@ -28,8 +36,11 @@ static double int8_avx512(int64_t rounds) {
     UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_setzero_si512();
     for (int64_t r = 0; r < rounds; r++) {
         UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_dpbusd_epi32(sum[j], x, y);
-        UNROLL for (int j = 0; j < SUMS; j++) __asm__ volatile("" : "+v"(sum[j])); /* sums, not multiples */
+        UNROLL for (int j = 0; j < SUMS; j++) IN_REGISTER(sum[j]); /* sums, not multiples */
     }
+    volatile uint64_t used;
+    UNROLL for (int j = 0; j < SUMS; j++) used = folded(sum[j]);
+    (void)used;
     return (double)rounds * SUMS * 64;
 }
 

@@ -227,20 +227,20 @@ static void check_alike(llmq_type type, int64_t rows, int64_t cols) {
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
     float *x = random_floats(MATMUL_ALIKE * cols, -2, 2), *bias = random_floats(rows, -9, 9);
     int64_t ldy = rows + PAD;
-    for (int isa = 0; isa < 3; isa++) {
-        llmq_backend_ops ops;
+    for (int isa = 0; isa < N_ISAS; isa++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         llmq_acts a;
         float *alone[MATMUL_ALIKE];
-        if (!isa_ops(isa, &ops)) continue;
+        if (!ops) continue;
         for (int i = 0; i < MATMUL_ALIKE; i++) {
-            alone[i] = run(&ops, &t, 0, bias, x + i * cols, 1, 2, &a);
+            alone[i] = run(ops, &t, 0, bias, x + i * cols, 1, 2, &a);
             mem_free(a.q8);
         }
         for (int64_t n = 2; n <= MATMUL_ALIKE; n++) {
-            float *y = run(&ops, &t, 0, bias, x, n, 2, &a);
+            float *y = run(ops, &t, 0, bias, x, n, 2, &a);
             for (int64_t i = 0; i < n; i++)
                 if (memcmp(y + i * ldy, alone[i], (size_t)rows * sizeof *y) != 0)
-                    fail_msg("%s %s %d x %d: token %d of %d differs from what it is alone", ops.isa,
+                    fail_msg("%s %s %d x %d: token %d of %d differs from what it is alone", ops->isa,
                              type_info(type)->name, (int)rows, (int)cols, (int)i, (int)n);
             mem_free(a.q8);
             free(y);
