@@ -247,6 +247,10 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    if (r->tune_blocks)
+        printf("tuned      %lld layers block by block, %lld steps: mean error of a layer's outputs on text held out %.5f "
+               "-> %.5f\n",
+               (long long)r->tune_blocks, (long long)r->block_steps, r->block_before, r->block_after);
     if (r->tune_steps)
         printf("tuned      %lld steps: KL divergence from the source on text held out %.5f -> %.5f\n",
                (long long)r->tune_steps, r->tune_before, r->tune_after);
