@@ -424,7 +424,9 @@ static llmq_status check_tuning(pipeline *p, llmq_err *err) {
                 "--tune: --emit %s needs several grids, and norms are trained for one; tune each in a run of "
                 "its own (gptq, awq, ct and gguf share a grid)",
                 p->params->emit);
-    return pipeline_plan_tuning(p, err);
+    LLMQ_TRY(pipeline_plan_tuning(p, err));
+    if (p->tune_plan.blocks) llmq_log(LLMQ_LOG_NOTE, "tuning %s", p->result->tune_how);
+    return LLMQ_OK;
 }
 
 static llmq_status tune_all(pipeline *p, llmq_err *err) {

@@ -29,10 +29,10 @@ typedef struct pipeline_costs {
 /* Of resume.c. Layers are counted: `done` 3 means 0, 1 and 2. */
 typedef struct pipeline_resume {
     llmq_journal *journal;
-    bool tuning;                   /* the layers are all done, and the tuning behind them has begun */
-    bool found;                    /* there is a journal of the same run, not read yet */
-    int64_t begin, done, saved;    /* layers: taken over, finished, in the last checkpoint */
-    double saved_at, save_seconds; /* when that was, and how long it took */
+    bool tuning;                     /* the layers are all done, and the tuning behind them has begun */
+    bool found;                      /* there is a journal of the same run, not read yet */
+    int64_t begin, done, saved;      /* layers: taken over, finished, in the last checkpoint */
+    double saved_at, save_seconds;   /* when that was, and how long it took */
     void *tune_state, *tune_streams; /* what a checkpoint of the tuning keeps; the streams may be the journal's */
     struct row_record *records;
     journal_part parts[3];
@@ -44,7 +44,7 @@ typedef struct pipeline {
     const llmq_method *method;
     const llmq_tuner *tuner; /* NULL: none */
     llmq_tune_plan tune_plan;
-    llmq_solver solver;      /* the pieces of params->solver */
+    llmq_solver solver; /* the pieces of params->solver */
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
@@ -66,7 +66,7 @@ typedef struct pipeline {
     bool mapped;                             /* hidden states lie in the journal's file, scratch_bytes of it */
     size_t scratch_bytes;
     void *scratch;
-    size_t base_bytes, model_bytes;          /* of memory: what the job begins with; of it the model's directory */
+    size_t base_bytes, model_bytes; /* of memory: what the job begins with; of it the model's directory */
     pipeline_costs costs;
     char *settings; /* for the journal: lines of all that decides about the result's bytes */
     pipeline_resume resume;

@@ -24,7 +24,7 @@ typedef struct net_shape {
     bool neox;                /* order of q/k rows */
     int64_t n_windows, n_tok; /* of a batch; n_tok of each window */
     const float *rope;        /* (n_tok, n_rot/2, 2), rope_table; copied */
-    bool alone;        /* layers are run one by one (net_layer): no room for a model's pass and its head */
+    bool alone;               /* layers are run one by one (net_layer): no room for a model's pass and its head */
     size_t keep_bytes; /* what layers compute is kept for the way back where it takes no more than this, instead of
                           being computed once more; the results are the same */
 } net_shape;

@@ -124,7 +124,8 @@ llmq_status student_open(student *s, const llmq_tune_job *job, const tune_settin
     s->by_role = mem_zalloc(cells, sizeof *s->by_role);
     s->dense = mem_zalloc(ROLE_COUNT, sizeof *s->dense);
     s->packed = mem_zalloc(ROLE_COUNT, sizeof *s->packed);
-    if (!s->parts || !s->by_role || !s->dense || !s->packed) return mem_error(err, cells * sizeof *s->by_role, "tuning");
+    if (!s->parts || !s->by_role || !s->dense || !s->packed)
+        return mem_error(err, cells * sizeof *s->by_role, "tuning");
     for (size_t i = first; i < last; i++) {
         LLMQ_TRY(load_part(s, i, err));
         lay_out(&s->parts[i - first], codes_of(job, set, i), memory->filled, &result, &rest);
@@ -203,7 +204,8 @@ static llmq_tensor view_of(const llmq_tensor *like, llmq_type type, const void *
 }
 
 /* As floats, for the way back. */
-static llmq_status as_floats(student *t, student_part *p, int role, const llmq_tensor *like, llmq_tensor *out, llmq_err *err) {
+static llmq_status as_floats(student *t, student_part *p, int role, const llmq_tensor *like, llmq_tensor *out,
+                             llmq_err *err) {
     int64_t cells = tensor_numel(like);
     LLMQ_TRY(take(&t->dense[role], (size_t)cells * sizeof(float), err));
     if (p->matrix.rows)
@@ -215,8 +217,8 @@ static llmq_status as_floats(student *t, student_part *p, int role, const llmq_t
 }
 
 /* A matrix inside a layer. */
-static llmq_status student_matrix(student *t, student_part *p, int role, const llmq_tensor *like, bool back, net_weights_f32 *out,
-                                  llmq_err *err) {
+static llmq_status student_matrix(student *t, student_part *p, int role, const llmq_tensor *like, bool back,
+                                  net_weights_f32 *out, llmq_err *err) {
     if (!p->matrix.rows) {
         out->forward[role] = p->view;
     } else if (tunable_can_pack(&p->matrix)) {
@@ -232,7 +234,7 @@ static llmq_status student_matrix(student *t, student_part *p, int role, const l
 /* Embedding, head and output norm. Only the norm changes, so the head's floats are not kept. */
 static llmq_status student_model(student *t, bool back, net_weights_f32 *out, llmq_err *err) {
     student_part *table = part_at(t, -1, ROLE_TOKEN_EMBD), *head = part_at(t, -1, ROLE_OUTPUT),
-         *norm = part_at(t, -1, ROLE_OUTPUT_NORM);
+                 *norm = part_at(t, -1, ROLE_OUTPUT_NORM);
     out->of[ROLE_TOKEN_EMBD] = table->view;
     out->of[ROLE_OUTPUT_NORM] = norm->view;
     out->of[ROLE_OUTPUT_NORM].data = norm->gain.now;
@@ -289,8 +291,11 @@ net_wants student_wants(void) {
 }
 
 net_source_f32 student_source(student *t) {
-    return (net_source_f32){
-        .weights = student_weights, .gradients = student_gradients, .wants = student_wants(), .keep_head = true, .user = t};
+    return (net_source_f32){.weights = student_weights,
+                            .gradients = student_gradients,
+                            .wants = student_wants(),
+                            .keep_head = true,
+                            .user = t};
 }
 
 /* ---- the optimizer ---- */
@@ -331,7 +336,6 @@ void student_keep_best(student *t, bool restore) {
 }
 
 /* ---- journal and outputs ---- */
-
 
 void student_save(student *t) {
     for (size_t i = 0; i < t->last - t->first; i++) {

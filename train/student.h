@@ -77,14 +77,15 @@ void student_keep_best(student *s, bool restore);
  * memory is as it was. */
 void student_save(student *s);
 void student_load(student *s);
-/* At the end: the best, as it is to be stored, into the result's memory; from there into the outputs, which may hold some of it. */
+/* At the end: the best, as it is to be stored, into the result's memory; from there into the outputs, which may hold
+ * some of it. */
 void student_finish(student *s);
 llmq_status student_store(student *s, llmq_err *err);
 
 /* The full-precision model. */
 typedef struct teacher {
     llmq_model *model;
-    bool keep; /* what was read stays there for the next pass */
+    bool keep;             /* what was read stays there for the next pass */
     const float **vectors; /* (n_layer + 1, ROLE_COUNT) as far as they were asked for */
 } teacher;
 llmq_status teacher_open(teacher *t, llmq_model *model, bool keep, llmq_err *err);

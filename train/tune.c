@@ -12,19 +12,40 @@
 static const tune_settings defaults[2] = {
     {.steps = 45, .batch = 3, .lr = 7e-4, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3, .blocks = -1},
     /* codes too */
-    {.steps = 300, .batch = 3, .lr = 7e-4, .code_lr = 0.02, .warmup = 10, .norm_lr = 1, .held_out = 6, .judge = 10, .blocks = -1}};
+    {.steps = 300,
+     .batch = 3,
+     .lr = 7e-4,
+     .code_lr = 0.02,
+     .warmup = 10,
+     .norm_lr = 1,
+     .held_out = 6,
+     .judge = 10,
+     .blocks = -1}};
+/* Of a block: its loss is of one layer's outputs, so larger steps hold. */
+static const tune_settings block_defaults[2] = {
+    {.steps = 135, .batch = 1, .lr = 2e-3, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3, .blocks = -1},
+    {.steps = 300,
+     .batch = 3,
+     .lr = 7e-4,
+     .code_lr = 0.02,
+     .warmup = 10,
+     .norm_lr = 1,
+     .held_out = 6,
+     .judge = 10,
+     .blocks = -1}};
 
-llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, llmq_err *err) {
+llmq_status tune_settings_parse(const char *list, bool codes, bool blocks, tune_settings *s, llmq_err *err) {
     struct {
         const char *name;
         int64_t *whole;
         double *real;
         double max;
     } const items[] = {
-        {"steps", &s->steps, NULL, 1e6},   {"batch", &s->batch, NULL, 1024}, {"held", &s->held_out, NULL, 4096},
-        {"judge", &s->judge, NULL, 1e6},   {"blocks", &s->blocks, NULL, 1},     {"code", NULL, &s->code_lr, 10},  {"lr", NULL, &s->lr, 1},
-        {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},    {"norm", NULL, &s->norm_lr, 1e3}};
-    *s = defaults[codes];
+        {"steps", &s->steps, NULL, 1e6}, {"batch", &s->batch, NULL, 1024},  {"held", &s->held_out, NULL, 4096},
+        {"judge", &s->judge, NULL, 1e6}, {"blocks", &s->blocks, NULL, 1},   {"code", NULL, &s->code_lr, 10},
+        {"lr", NULL, &s->lr, 1},         {"warmup", NULL, &s->warmup, 1e6}, {"floor", NULL, &s->floor, 1},
+        {"norm", NULL, &s->norm_lr, 1e3}};
+    *s = blocks ? block_defaults[codes] : defaults[codes];
     while (list && *list) {
         size_t name = strcspn(list, "="), i = 0, n = sizeof items / sizeof *items;
         char *end = NULL;
@@ -46,10 +67,9 @@ llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, 
 }
 
 /* Settings for this job's text. */
-static llmq_status read_settings(const llmq_tune_job *job, bool codes, tune_settings *s, llmq_err *err) {
+static llmq_status read_settings(const llmq_tune_job *job, bool codes, bool blocks, tune_settings *s, llmq_err *err) {
     int64_t n = job->calib->n_windows;
-    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, codes, s, err));
-    if (!codes) s->code_lr = 0;
+    LLMQ_TRY(tune_settings_parse(job->params->tune_settings, codes, blocks, s, err));
     s->held_out = s->held_out / s->batch * s->batch;
     if (s->held_out < s->batch) s->held_out = s->batch;
     if (n > s->held_out) return LLMQ_OK;
@@ -94,8 +114,10 @@ typedef struct stages {
 
 static llmq_status read_stages(const llmq_tune_job *job, const llmq_tune_plan *plan, stages *out, llmq_err *err) {
     bool codes = job->params->tune_codes;
-    LLMQ_TRY(read_settings(job, codes, &out->blocks, err));
-    return read_settings(job, codes && !plan->blocks, &out->whole, err);
+    LLMQ_TRY(read_settings(job, codes, true, &out->blocks, err));
+    LLMQ_TRY(read_settings(job, codes && !plan->blocks, false, &out->whole, err));
+    if (plan->blocks) out->whole.code_lr = 0;
+    return LLMQ_OK;
 }
 
 static size_t bytes_of(llmq_tune_need need, bool with_streams) {
@@ -113,6 +135,16 @@ static llmq_tune_need need_of(const llmq_tune_job *job) {
     return need;
 }
 
+/* For the user. need: of the whole model. */
+static void describe(const llmq_tune_job *job, const tune_settings *s, size_t need, const llmq_tune_plan *plan) {
+    char why[100], *how = job->result->tune_how;
+    snprintf(why, sizeof why, "the whole model at once would take %.1f MB", (double)need / 1e6);
+    snprintf(how, sizeof job->result->tune_how, "block by block (%s)%s", s->blocks > 0 ? "blocks=1 in --tune-set" : why,
+             s->code_lr == 0 ? ""
+             : plan->whole   ? ", then the scales of the whole model"
+                             : "; its scales alone do not fit either, so they are not trained together behind");
+}
+
 static llmq_status make_plan(const llmq_tune_job *job, size_t room, llmq_tune_plan *out, llmq_err *err) {
     llmq_tune_plan whole = {.whole = true}, both = {true, true};
     stages s;
@@ -123,11 +155,19 @@ static llmq_status make_plan(const llmq_tune_job *job, size_t room, llmq_tune_pl
     }
     *out = whole;
     LLMQ_TRY(read_stages(job, &whole, &s, err));
-    bool fits = bytes_of(tune_whole_need(job, &s.whole), true) <= room;
+    size_t need = bytes_of(tune_whole_need(job, &s.whole), true);
+    bool fits = need <= room;
+    snprintf(job->result->tune_how, sizeof job->result->tune_how, "the whole model at once");
+    if (s.blocks.blocks == 0 && !fits && job->params->max_ram > 0)
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--max-ram: tuning the whole model takes %.1f MB more than there is; without blocks=0 in "
+                         "--tune-set it is tuned block by block",
+                         (double)(need - room) / 1e6);
     if (s.blocks.blocks == 0 || (fits && s.blocks.blocks < 0)) return LLMQ_OK;
     LLMQ_TRY(read_stages(job, &both, &s, err));
     out->blocks = true;
-    out->whole = job->params->tune_codes && bytes_of(tune_whole_need(job, &s.whole), true) <= room;
+    out->whole = s.blocks.code_lr > 0 && bytes_of(tune_whole_need(job, &s.whole), true) <= room;
+    describe(job, &s.blocks, need, out);
     return LLMQ_OK;
 }
 

@@ -3,7 +3,6 @@
  * memory at a time, and of every window the hidden states in front of it: those of the student and those of the
  * full-precision model. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/calib.h"
@@ -98,7 +97,7 @@ static llmq_status pass(blocks *b, const net_source_f32 *source, float *stream, 
 /* ---- training ---- */
 
 static net_square loss_of(const blocks *b, int64_t n_windows) {
-    return (net_square){.weight = 1.0 / (double)(n_windows * b->job->calib->ctx), .relative = !getenv("X_PLAIN")};
+    return (net_square){.weight = 1.0 / (double)(n_windows * b->job->calib->ctx), .relative = true};
 }
 
 static llmq_status judge(blocks *b, double *error, llmq_err *err) {
@@ -197,7 +196,6 @@ static llmq_status tune_layer(blocks *b, llmq_err *err) {
     double begin = time_seconds();
     snprintf(text, sizeof text, "tuning layer %d/%lld, block by block", layer + 1,
              (long long)b->job->model->hp.n_layer);
-    if (getenv("X_LOCAL")) memcpy(b->want, b->x, (size_t)(b->job->calib->n_windows * b->cells) * sizeof(float));
     LLMQ_TRY(pass(b, &to, b->want, text, err));
     teacher_release(&b->t, layer);
     LLMQ_TRY(open_layer(b, layer, false, err));
@@ -274,8 +272,7 @@ static size_t quantized_bytes(const llmq_tune_job *job, size_t index) {
     const llmq_type_info *grid = job->grid(job->user, index);
     const llmq_tensor *t = &job->ex->tensors[index];
     if (!grid) return 0;
-    return (size_t)tensor_numel(t) +
-           (size_t)(tensor_rows(t) * type_blocks(grid, tensor_cols(t))) * sizeof(llmq_grid);
+    return (size_t)tensor_numel(t) + (size_t)(tensor_rows(t) * type_blocks(grid, tensor_cols(t))) * sizeof(llmq_grid);
 }
 
 /* A layer of the student, its optimizer, the layer made ready both ways and the net; before, the embedding. */
@@ -286,8 +283,8 @@ llmq_tune_need tune_blocks_need(const llmq_tune_job *job, const tune_settings *s
         range r = range_of(job->ex, l);
         student_room room = student_need(job, set, r.first, r.last);
         need.state = max_size(need.state, TUNE_HEAD_BYTES + room.result);
-        layer = max_size(layer, room.rest + student_bytes(job, r.first, r.last) +
-                                    student_layer_bytes(job, r.first, r.last));
+        layer = max_size(layer,
+                         room.rest + student_bytes(job, r.first, r.last) + student_layer_bytes(job, r.first, r.last));
     }
     for (size_t i = 0; i < job->ex->n; i++) {
         moving = max_size(moving, quantized_bytes(job, i));

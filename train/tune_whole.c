@@ -183,4 +183,3 @@ llmq_tune_need tune_whole_need(const llmq_tune_job *job, const tune_settings *s)
     need.work += student_net_bytes(job, s->batch, false);
     return need;
 }
-
