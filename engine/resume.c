@@ -142,6 +142,7 @@ static void go_on(pipeline *p, int64_t done) {
 static void set_tuning_parts(pipeline *p, bool streams) {
     pipeline_resume *r = &p->resume;
     llmq_tune_need need = tune_need(p);
+    r->parts[0] = (journal_part){r->records, p->result->n_rows * sizeof(row_record)};
     r->parts[1] = (journal_part){r->tune_state, need.state};
     r->parts[2] = (journal_part){r->tune_streams, need.streams};
     r->n_parts = streams ? 3 : 2;
@@ -166,7 +167,8 @@ static void drop_tuning(pipeline *p) {
     r->tuning = false;
 }
 
-/* What an earlier run left: *done_out layers, or -1. Of the tuning first; if that is torn, of the layers. */
+/* What an earlier run left: *done_out layers, or -1. Where the tuning had begun, the outputs are no longer what a
+ * checkpoint of the layers says. */
 static llmq_status load_checkpoint(pipeline *p, int64_t *done_out, llmq_err *err) {
     pipeline_resume *r = &p->resume;
     int64_t n_layer = p->model->hp.n_layer, done = journal_done(r->journal);
@@ -175,11 +177,9 @@ static llmq_status load_checkpoint(pipeline *p, int64_t *done_out, llmq_err *err
         set_tuning_parts(p, done == DONE_TUNING(p, true));
         LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, done_out, err));
         r->tuning = *done_out > n_layer;
-        if (r->tuning) {
-            *done_out = n_layer;
-            return LLMQ_OK;
-        }
-        drop_tuning(p);
+        if (r->tuning) *done_out = n_layer;
+        if (!r->tuning) llmq_log(LLMQ_LOG_WARN, "the journal is damaged; starting anew");
+        return LLMQ_OK;
     }
     LLMQ_TRY(pipeline_create_calibration(p, err));
     set_parts(p);
