@@ -107,7 +107,8 @@ int64_t tune_steps_in(double seconds, double step_seconds, const tune_settings *
 
 /* ---- the job ---- */
 
-/* Of both ways, as far as they are planned: the whole model keeps its codes after the blocks had theirs trained. */
+/* Of both ways, as far as they are planned: the whole model keeps its codes after the blocks had theirs trained, and
+ * takes half of the time. */
 typedef struct stages {
     tune_settings blocks, whole;
 } stages;
@@ -117,6 +118,7 @@ static llmq_status read_stages(const llmq_tune_job *job, const llmq_tune_plan *p
     LLMQ_TRY(read_settings(job, codes, true, &out->blocks, err));
     LLMQ_TRY(read_settings(job, codes && !plan->blocks, false, &out->whole, err));
     if (plan->blocks) out->whole.code_lr = 0;
+    out->blocks.minutes = out->whole.minutes = job->params->tune_minutes / (plan->blocks && plan->whole ? 2 : 1);
     return LLMQ_OK;
 }
 

@@ -13,6 +13,7 @@ typedef struct tune_settings {
     double norm_lr;           /* of norms, times lr */
     int64_t held_out;         /* windows that judge, taken from the end */
     int64_t judge;            /* times that they judge while training, the end counted */
+    double minutes;           /* in place of steps; 0: none */
     int64_t blocks;           /* 1: block by block, 0: the whole model, -1: as memory allows */
 } tune_settings;
 

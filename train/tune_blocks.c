@@ -132,20 +132,21 @@ static llmq_status step(blocks *b, double *loss, llmq_err *err) {
 
 /* How many steps a block has time for: an equal share of what there is, the streams' part taken off. */
 static void set_total(blocks *b, double pass_seconds, double step_seconds) {
-    double seconds = 60 * b->job->params->tune_minutes / (double)b->job->model->hp.n_layer - 2 * pass_seconds;
+    double seconds = 60 * b->set->minutes / (double)b->job->model->hp.n_layer - 2 * pass_seconds;
     b->head->total = tune_steps_in(seconds, step_seconds, b->set);
     llmq_log(LLMQ_LOG_INFO, "tuning: %lld steps for each layer in %g minutes", (long long)b->head->total,
-             b->job->params->tune_minutes);
+             b->set->minutes);
 }
 
-static llmq_status train(blocks *b, double pass_seconds, llmq_err *err) {
+static llmq_status train(blocks *b, double pass_seconds, const char *what, llmq_err *err) {
     const tune_settings *set = b->set;
     tune_head *head = b->head;
     double first, best, now;
     char text[96];
     LLMQ_TRY(judge(b, &first, err));
+    LLMQ_TRY(advance(b, (double)set->held_out, what, err));
     best = first;
-    if (b->job->params->tune_minutes <= 0) head->total = set->steps;
+    if (set->minutes <= 0) head->total = set->steps;
     while (b->s.step < head->total || !head->total) {
         double begin = time_seconds();
         LLMQ_TRY(step(b, &now, err));
@@ -199,7 +200,7 @@ static llmq_status tune_layer(blocks *b, llmq_err *err) {
     LLMQ_TRY(pass(b, &to, b->want, text, err));
     teacher_release(&b->t, layer);
     LLMQ_TRY(open_layer(b, layer, false, err));
-    LLMQ_TRY(train(b, time_seconds() - begin, err));
+    LLMQ_TRY(train(b, time_seconds() - begin, text, err));
     student_finish(&b->s);
     LLMQ_TRY(pass(b, &from, b->x, text, err));
     b->head->blocks++;

@@ -67,9 +67,8 @@ static void set_rate(tuner *t) {
 }
 
 static void set_total(tuner *t, double step_seconds) {
-    t->head->total = tune_steps_in(60 * t->job->params->tune_minutes, step_seconds, t->set);
-    llmq_log(LLMQ_LOG_INFO, "tuning: %lld steps in %g minutes", (long long)t->head->total,
-             t->job->params->tune_minutes);
+    t->head->total = tune_steps_in(60 * t->set->minutes, step_seconds, t->set);
+    llmq_log(LLMQ_LOG_INFO, "tuning: %lld steps in %g minutes", (long long)t->head->total, t->set->minutes);
 }
 
 static llmq_status train_step(tuner *t, double *loss, llmq_err *err) {
@@ -97,7 +96,7 @@ static llmq_status train(tuner *t, llmq_err *err) {
     LLMQ_TRY(judge(t, true, &kl, err));
     if (t->head->step == 0) t->head->first = t->head->best = kl;
     llmq_log(LLMQ_LOG_INFO, "tuning: KL divergence on held-out windows %.5f", kl);
-    if (t->job->params->tune_minutes <= 0) t->head->total = s->steps;
+    if (s->minutes <= 0) t->head->total = s->steps;
     while (t->head->step < t->head->total || !t->head->total) {
         char text[64];
         LLMQ_TRY(train_step(t, &kl, err));
@@ -123,7 +122,10 @@ static llmq_status prepare(tuner *t, llmq_err *err) {
     t->held = mem_alloc(held, sizeof *t->held);
     if (!t->tokens || !t->held) return mem_error(err, held * sizeof *t->held, "tuning");
     student_memory memory = {.result = numbers, .rest = numbers + need.result, .filled = filled};
-    if (!filled) memset(numbers, 0, need.result + need.rest); /* the blocks left something */
+    if (!filled) { /* the blocks left something */
+        memset(numbers, 0, need.result + need.rest);
+        t->head->total = 0;
+    }
     LLMQ_TRY(teacher_open(&t->t, job->model, true, err));
     LLMQ_TRY(student_open(&t->s, job, t->set, 0, job->ex->n, &memory, err));
     t->s.step = t->head->step;

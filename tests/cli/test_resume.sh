@@ -183,7 +183,6 @@ memory "AWQ" --awq --type q4_0 --tokens 4096 -t 2
 memory "AWQ before GPTQ" --awq --gptq --type q4_0 --tokens 4096 --calib-ctx 128 -t 1
 memory "--calib self" --calib self --type q4_0 --tokens 512 -t 1
 memory "tuning block by block" --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 -t 2
-memory "QAT block by block" --qat --tune-set blocks=1,steps=2,batch=1,held=1 --rtn --type q4_0 --tokens 1024 -t 1
 memory "--target-size" --target-size 260kB --tokens 1024 --calib-ctx 128 -t 2
 
 mkdir "$work/small"
