@@ -42,7 +42,8 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_REAL("--tune-minutes", NULL, "N", quantize_opts, tune_minutes, 0.01, 1e6,
                  "train about so long (default: so many steps as help, see --plan)"),
     OPT_ROW_TEXT("--tune-set", NULL, "LIST", quantize_opts, tune_settings,
-                 "advanced: steps=N, batch=WINDOWS, lr=X, warmup=STEPS, floor=X, norm=X, held=WINDOWS, judge=N"),
+                 "advanced: steps=N, batch=WINDOWS, lr=X, warmup=STEPS, floor=X, norm=X, held=WINDOWS, judge=N, "
+                 "blocks=0|1 (1: one layer after the other, as is done where the whole model does not fit)"),
     OPT_ROW_HEAD("grid"),
     OPT_ROW_INT("--bits", NULL, "2|3|4|8", quantize_opts, bits, 2, 8,
                 "bits of a weight when --type is not given (default 4)"),
@@ -214,6 +215,7 @@ static void print_sizes(const llmq_quant_result *r, bool planned) {
 
 static void print_forecast(const llmq_quant_result *r) {
     char a[32], b[32];
+    if (r->tune_how[0]) printf("tuning     %s\n", r->tune_how);
     printf("needs      %s of memory besides mapped files, %s of disk, about %.*f s\n",
            cli_bytes((double)r->planned_peak_bytes, a), cli_bytes((double)r->planned_disk_bytes, b),
            r->planned_seconds < 20, r->planned_seconds);
@@ -247,6 +249,11 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    if (r->tune_blocks)
+        printf(
+            "tuned      %s\n           %lld layers, %lld steps: mean error of a layer's outputs on text held out %.5f "
+            "-> %.5f\n",
+            r->tune_how, (long long)r->tune_blocks, (long long)r->block_steps, r->block_before, r->block_after);
     if (r->tune_steps)
         printf("tuned      %lld steps: KL divergence from the source on text held out %.5f -> %.5f\n",
                (long long)r->tune_steps, r->tune_before, r->tune_after);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 static atomic_long fail_countdown; /* 0: off; tests only */
 
@@ -111,6 +112,25 @@ int64_t mem_note_peak(void) {
 int64_t mem_peak(void) {
     mem_note_peak();
     return atomic_load(&peak_anon);
+}
+
+/* The number in a file of a control group; 0: none, or no limit. */
+static int64_t group_limit(const char *path) {
+    FILE *f = fopen(path, "r");
+    long long bytes = 0;
+    if (f && fscanf(f, "%lld", &bytes) != 1) bytes = 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+int64_t mem_machine_bytes(void) {
+    static const char *const files[] = {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+    int64_t bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < 2; i++) {
+        int64_t limit = group_limit(files[i]);
+        if (limit > 0 && (bytes <= 0 || limit < bytes)) bytes = limit;
+    }
+    return bytes > 0 ? bytes : 0;
 }
 
 /* ---- arena ---- */

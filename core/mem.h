@@ -53,6 +53,8 @@ void mem_fail_after(long n);
  * by mem_note_peak, which long jobs call at their high points). */
 int64_t mem_note_peak(void);
 int64_t mem_peak(void);
+/* What this machine has, or what the control group of this process may take if that is less; 0: not known. */
+int64_t mem_machine_bytes(void);
 
 /* A growing region freed at once. */
 typedef struct llmq_arena llmq_arena;

@@ -110,27 +110,37 @@ static size_t self_bytes(const pipeline *p) {
 }
 
 /* What the calibration takes is gone by then. */
-static size_t tune_bytes(pipeline *p) {
+static size_t tune_bytes(pipeline *p, bool mapped) {
     llmq_tune_job job = pipeline_tune_job(p);
-    return p->params->tune ? p->tuner->memory_bytes(&job) : 0;
+    llmq_tune_need need = p->params->tune ? p->tuner->need(&job) : (llmq_tune_need){0};
+    return need.state + need.work + (mapped ? 0 : need.streams);
 }
 
 /* The most of what comes before the layers, of them, and of what comes behind. */
 static int64_t peak_bytes(pipeline *p, int64_t chunk, int64_t choice_chunk, bool mapped) {
-    size_t before = max_size(max_size(self_bytes(p), choice_bytes(p, choice_chunk)), tune_bytes(p));
+    size_t before = max_size(max_size(self_bytes(p), choice_bytes(p, choice_chunk)), tune_bytes(p, mapped));
     return (int64_t)(p->base_bytes + SLACK + max_size(before, layers_bytes(p, chunk, mapped)));
 }
 
 /* ---- cutting */
 
-static size_t scratch_bytes(const pipeline *p, int64_t chunk) {
+static size_t calib_scratch_bytes(const pipeline *p, int64_t chunk) {
+    if (!pipeline_calibrates(p)) return 0;
     llmq_calib_need need = calib_run_need(p->model, &p->calib, chunk, team_size(p->team)), scales = scales_need(p);
     return size_align(need.hidden, MEM_ALIGN) + size_align(need.mid, MEM_ALIGN) + size_align(scales.hidden, MEM_ALIGN) +
            scales.mid;
 }
 
+/* The tuning's streams come when the calibration's are gone. */
+static size_t scratch_bytes(pipeline *p, int64_t chunk) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    size_t streams = p->params->tune ? p->tuner->need(&job).streams : 0;
+    return max_size(calib_scratch_bytes(p, chunk), streams);
+}
+
 static void set_plan(pipeline *p, int64_t chunk, bool mapped) {
     p->memory.chunk = chunk;
+    p->mapped = mapped;
     p->scratch_bytes = mapped ? scratch_bytes(p, chunk) : 0;
     p->result->planned_peak_bytes = peak_bytes(p, chunk, p->choice_chunk, mapped);
     p->result->planned_disk_bytes =
@@ -141,6 +151,14 @@ static llmq_status refuse(const pipeline *p, llmq_err *err) {
     return llmq_fail(err, LLMQ_E_ARG,
                      "--max-ram: this job cannot do with %.1f MB; %.1f MB is the least, with %d threads",
                      (double)p->params->max_ram / 1e6, (double)p->result->planned_peak_bytes / 1e6, team_size(p->team));
+}
+
+llmq_status pipeline_plan_tuning(pipeline *p, llmq_err *err) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    int64_t limit = p->params->max_ram > 0 ? p->params->max_ram : mem_machine_bytes(),
+            room = limit - (int64_t)(p->base_bytes + SLACK);
+    if (limit <= 0) return p->tuner->plan(&job, SIZE_MAX, &p->tune_plan, err);
+    return p->tuner->plan(&job, room > 0 ? (size_t)room : 0, &p->tune_plan, err);
 }
 
 llmq_status pipeline_budget_before(pipeline *p, llmq_err *err) {
@@ -159,7 +177,7 @@ llmq_status pipeline_budget(pipeline *p, llmq_err *err) {
     int64_t limit = p->params->max_ram;
     bool fits = limit <= 0 || peak_bytes(p, 0, p->choice_chunk, false) <= limit;
     set_plan(p, 0, false);
-    if (!fits && pipeline_calibrates(p)) {
+    if (!fits && pipeline_needs_text(p)) {
         int64_t chunk;
         for (int halvings = 0; !fits && (chunk = calib_run_chunk(&p->calib, halvings)) > 0; halvings++) {
             set_plan(p, chunk, true);
@@ -177,12 +195,12 @@ static void *take(uint8_t **at, size_t bytes) {
 }
 
 llmq_status pipeline_take_scratch(pipeline *p, llmq_err *err) {
-    void *scratch;
     if (!p->scratch_bytes) return LLMQ_OK;
     llmq_calib_need need = calib_run_need(p->model, &p->calib, p->memory.chunk, team_size(p->team)),
                     scales = scales_need(p);
-    LLMQ_TRY(journal_scratch(p->resume.journal, p->scratch_bytes, &scratch, err));
-    uint8_t *at = scratch;
+    LLMQ_TRY(journal_scratch(p->resume.journal, p->scratch_bytes, &p->scratch, err));
+    if (!pipeline_calibrates(p)) return LLMQ_OK;
+    uint8_t *at = p->scratch;
     p->memory.hidden = take(&at, need.hidden);
     p->memory.mid = take(&at, need.mid);
     if (!p->params->awq) return LLMQ_OK;

@@ -8,6 +8,18 @@
 /* What the quantization job gives to a stage that trains what it has written, before the outputs are finished. */
 struct llmq_calib;
 struct llmq_outputs;
+/* How: one layer after the other, each against the outputs of the full-precision one; the whole model against its
+ * distributions; or first the one and then the other. */
+typedef struct llmq_tune_plan {
+    bool blocks, whole;
+} llmq_tune_plan;
+
+typedef struct llmq_tune_need { /* bytes */
+    size_t state;               /* of a checkpoint */
+    size_t streams;             /* of one block by block, besides: may lie in the journal's file */
+    size_t work;                /* beside both */
+} llmq_tune_need;
+
 typedef struct llmq_tune_job {
     struct llmq_model *model; /* the full-precision source, opened with no_weights */
     const struct llmq_export *ex;
@@ -16,22 +28,27 @@ typedef struct llmq_tune_job {
     struct llmq_team *team;
     const llmq_quant_params *params;
     llmq_quant_result *result;
+    llmq_tune_plan plan;
+    /* As large as need says, MEM_ALIGN; zeros, or what an earlier run saved last. Streams hold anything if that run
+     * saved none. */
+    void *state, *streams;
+    bool restored;
     /* The grid of a quantized matrix; NULL: the tensor is not quantized. */
     const struct llmq_type_info *(*grid)(void *user, size_t index);
     bool (*tick)(void *user, double share, const char *what); /* of the stage just done; false stops */
-    /* The stage's own state into the journal, so that a killed run goes on from there; or only if it is time for that.
-     * restore: what an earlier run left, or *found false. */
-    llmq_status (*save)(void *user, void *state, size_t bytes, bool now, llmq_err *err);
-    llmq_status (*restore)(void *user, void *state, size_t bytes, bool *found, llmq_err *err);
+    /* State, and streams if asked for, into the journal, so that a killed run goes on from there; now, or only if it is
+     * time for that. */
+    llmq_status (*save)(void *user, bool streams, bool now, llmq_err *err);
+    void (*skip)(void *user, double share); /* of the stage: an earlier run did it */
     void *user;
 } llmq_tune_job;
 
 /* The stage of params->tune, which a room above knows. */
 typedef struct llmq_tuner {
-    llmq_status (*check)(const llmq_tune_job *job, llmq_err *err); /* once there is a plan: that it can be done */
-    size_t (*state_bytes)(const llmq_tune_job *job);               /* of save */
-    size_t (*memory_bytes)(const llmq_tune_job *job);              /* that run takes */
-    double (*work)(const llmq_tune_job *job);                      /* multiply-adds of matrices that run takes */
+    /* Once there is a plan of the job: that it can be done, and how, with so many bytes of memory. */
+    llmq_status (*plan)(const llmq_tune_job *job, size_t room, llmq_tune_plan *out, llmq_err *err);
+    llmq_tune_need (*need)(const llmq_tune_job *job);
+    double (*work)(const llmq_tune_job *job); /* multiply-adds of matrices that run takes */
     llmq_status (*run)(const llmq_tune_job *job, llmq_err *err);
 } llmq_tuner;
 

@@ -67,9 +67,10 @@ static void add_settings(const pipeline *p, json_t *manifest) {
                                       "shard_bytes", (json_int_t)p->spec.shard_bytes));
     if (params->tune)
         json_object_set_new(manifest, "tune",
-                            json_pack("{s:s, s:b, s:f}", "settings",
+                            json_pack("{s:s, s:b, s:f, s:b, s:b}", "settings",
                                       params->tune_settings ? params->tune_settings : "default", "codes",
-                                      (int)params->tune_codes, "minutes", params->tune_minutes));
+                                      (int)params->tune_codes, "minutes", params->tune_minutes, "blocks",
+                                      (int)p->tune_plan.blocks, "whole", (int)p->tune_plan.whole));
     if (pipeline_calibrates(p)) /* acts= is for every calibration */
         json_object_set_new(manifest, "solver", json_string(params->solver ? params->solver : "default"));
     if (!p->method->needs_gram) return;

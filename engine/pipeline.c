@@ -369,6 +369,13 @@ static bool tick_tune(void *user, double share, const char *what) {
     return pipeline_advance(p, share * p->costs.tune);
 }
 
+static void skip_tune(void *user, double share) {
+    pipeline *p = user;
+    p->done += share * p->costs.tune;
+    p->skipped += share * p->costs.tune;
+    p->result->planned_seconds -= 1e-9 * share * p->costs.tune;
+}
+
 /* Once. */
 static void note_calibration(pipeline *p) {
     llmq_quant_result *r = p->result;
@@ -399,14 +406,17 @@ llmq_tune_job pipeline_tune_job(pipeline *p) {
                            .result = p->result,
                            .grid = first_grid,
                            .tick = tick_tune,
+                           .plan = p->tune_plan,
+                           .state = p->resume.tune_state,
+                           .streams = p->resume.tune_streams,
+                           .restored = p->resume.tuning,
                            .save = pipeline_save_tuning,
-                           .restore = pipeline_restore_tuning,
+                           .skip = skip_tune,
                            .user = p};
 }
 
 /* One grid: norms are trained to go with its codes. */
 static llmq_status check_tuning(pipeline *p, llmq_err *err) {
-    llmq_tune_job job = pipeline_tune_job(p);
     for (size_t i = 0; i < p->ex->n; i++)
         if (pipeline_is_solved(p, i) && outputs_grid(&p->spec, p->ex, i, 1))
             return llmq_fail(
@@ -414,12 +424,15 @@ static llmq_status check_tuning(pipeline *p, llmq_err *err) {
                 "--tune: --emit %s needs several grids, and norms are trained for one; tune each in a run of "
                 "its own (gptq, awq, ct and gguf share a grid)",
                 p->params->emit);
-    return p->tuner->check(&job, err);
+    LLMQ_TRY(pipeline_plan_tuning(p, err));
+    if (p->tune_plan.blocks) llmq_log(LLMQ_LOG_NOTE, "tuning %s", p->result->tune_how);
+    return LLMQ_OK;
 }
 
 static llmq_status tune_all(pipeline *p, llmq_err *err) {
-    llmq_tune_job job = pipeline_tune_job(p);
     mem_note_peak();
+    LLMQ_TRY(pipeline_begin_tuning(p, err));
+    llmq_tune_job job = pipeline_tune_job(p);
     LLMQ_TRY(p->tuner->run(&job, err));
     end_stage(p, LLMQ_STAGE_TUNE);
     return LLMQ_OK;
@@ -485,6 +498,14 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
     params.memory.chunk = chunk < n ? chunk : n;
     params.memory.lender = p->run;
     return transform_create(&params, &p->transform, err);
+}
+
+llmq_status pipeline_create_calibration(pipeline *p, llmq_err *err) {
+    LLMQ_TRY(alloc_gram(p, err));
+    if (pipeline_calibrates(p))
+        LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
+    if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
+    return p->params->awq ? create_transform(p, err) : LLMQ_OK;
 }
 
 /* The extra pass of a job with a target, also for a plan alone. */
@@ -625,12 +646,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
                  path, llmq_type_name(p->model->info.main_type));
     LLMQ_TRY(pipeline_open_journal(p, err));
     LLMQ_TRY(pipeline_take_scratch(p, err));
-    LLMQ_TRY(alloc_gram(p, err));
     expect(p, forecast_layers(p, NULL) + p->costs.tune);
-    if (pipeline_calibrates(p))
-        LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
-    if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
-    if (params->awq) LLMQ_TRY(create_transform(p, err));
     LLMQ_TRY(pipeline_begin(p, err));
     LLMQ_TRY(quantize_all(p, err));
     if (params->tune) LLMQ_TRY(tune_all(p, err));

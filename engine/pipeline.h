@@ -29,11 +29,11 @@ typedef struct pipeline_costs {
 /* Of resume.c. Layers are counted: `done` 3 means 0, 1 and 2. */
 typedef struct pipeline_resume {
     llmq_journal *journal;
-    bool tuning;                   /* the layers are all done, and the tuning behind them has begun */
-    bool found;                    /* there is a journal of the same run, not read yet */
-    int64_t begin, done, saved;    /* layers: taken over, finished, in the last checkpoint */
-    double saved_at, save_seconds; /* when that was, and how long it took */
-    void *tune_state;              /* loaded, until the tuning asks for it */
+    bool tuning;                     /* the layers are all done, and the tuning behind them has begun */
+    bool found;                      /* there is a journal of the same run, not read yet */
+    int64_t begin, done, saved;      /* layers: taken over, finished, in the last checkpoint */
+    double saved_at, save_seconds;   /* when that was, and how long it took */
+    void *tune_state, *tune_streams; /* what a checkpoint of the tuning keeps; the streams may be the journal's */
     struct row_record *records;
     journal_part parts[3];
     size_t n_parts;
@@ -43,7 +43,8 @@ typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
     const llmq_tuner *tuner; /* NULL: none */
-    llmq_solver solver;      /* the pieces of params->solver */
+    llmq_tune_plan tune_plan;
+    llmq_solver solver; /* the pieces of params->solver */
     llmq_model *model;
     llmq_export *ex;
     llmq_team *team;
@@ -62,8 +63,10 @@ typedef struct pipeline {
     void *ready_data[ROLE_COUNT];            /* its rows */
     llmq_calib_memory memory, scales_memory; /* by budget.c: of run, and of the transform's */
     int64_t choice_chunk;                    /* of the measurements that types are chosen by */
-    size_t scratch_bytes;                    /* in the journal's file */
-    size_t base_bytes, model_bytes;          /* of memory: what the job begins with; of it the model's directory */
+    bool mapped;                             /* hidden states lie in the journal's file, scratch_bytes of it */
+    size_t scratch_bytes;
+    void *scratch;
+    size_t base_bytes, model_bytes; /* of memory: what the job begins with; of it the model's directory */
     pipeline_costs costs;
     char *settings; /* for the journal: lines of all that decides about the result's bytes */
     pipeline_resume resume;
@@ -136,6 +139,8 @@ void forecast_tuning(pipeline *p);         /* sets costs.tune */
 /* The most memory and disk the job will take, into result; cut to --max-ram in this order: the hidden states in the
  * journal's file, then fewer tokens at a time. The result's bytes stay the same. After the sizes. */
 llmq_status pipeline_budget(pipeline *p, llmq_err *err);
+/* How a job with tuning does that within --max-ram, or what this machine has: decides about the result's bytes. */
+llmq_status pipeline_plan_tuning(pipeline *p, llmq_err *err);
 /* Before the calibration text and the choice of types: that these can do with --max-ram. */
 llmq_status pipeline_budget_before(pipeline *p, llmq_err *err);
 llmq_status pipeline_take_scratch(pipeline *p, llmq_err *err); /* as planned, once the journal is open */
@@ -157,9 +162,9 @@ llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err);
 /* The end of the job however it ends; after outputs_finish when it went well. Decides what stays for the next run. */
 void pipeline_end(pipeline *p, llmq_status status);
 size_t pipeline_checkpoint_bytes(pipeline *p);
-/* llmq_tune_job's save and restore. */
-llmq_status pipeline_save_tuning(void *user, void *state, size_t bytes, bool now, llmq_err *err);
-llmq_status pipeline_restore_tuning(void *user, void *state, size_t bytes, bool *found, llmq_err *err);
+/* After the layers: the calibration's memory goes, the tuning's is there. */
+llmq_status pipeline_begin_tuning(pipeline *p, llmq_err *err);
+llmq_status pipeline_save_tuning(void *user, bool streams, bool now, llmq_err *err); /* llmq_tune_job's */
 /* ---- pipeline.c */
 
 /* calib_tick_fn, user: the pipeline. Of the calibration's passes, and of those through the source's weights. */
@@ -167,6 +172,8 @@ bool pipeline_tick(void *user, const llmq_calib_work *done);
 bool pipeline_tick_dense(void *user, const llmq_calib_work *done);
 bool pipeline_advance(pipeline *p, double cost); /* so many nanoseconds of work are done; false stops */
 
+/* What the layers need, unless they are all done: the calibration's run, the transform. */
+llmq_status pipeline_create_calibration(pipeline *p, llmq_err *err);
 llmq_tune_job pipeline_tune_job(pipeline *p);
 /* What the calibration's passes took into the result; their memory goes. NULL run allowed. */
 void pipeline_drop_calibration(pipeline *p);

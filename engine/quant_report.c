@@ -25,6 +25,15 @@ static json_t *row_json(const llmq_quant_row *row) {
                      "awq_ratio", measured(row->awq_ratio), "fallback", (int)row->fallback, "note", text(row->note));
 }
 
+static json_t *tuning_json(const llmq_quant_result *r) {
+    bool whole = r->tune_steps > 0, blocks = r->tune_blocks > 0;
+    return json_pack("{s:o, s:I, s:o, s:o, s:I, s:I, s:o, s:o}", "how", text(r->tune_how), "steps",
+                     (json_int_t)r->tune_steps, "kl_before", measured(whole ? r->tune_before : -1), "kl_after",
+                     measured(whole ? r->tune_after : -1), "blocks", (json_int_t)r->tune_blocks, "block_steps",
+                     (json_int_t)r->block_steps, "block_error_before", measured(blocks ? r->block_before : -1),
+                     "block_error_after", measured(blocks ? r->block_after : -1));
+}
+
 static json_t *report_json(const char *source, const llmq_quant_params *params, const llmq_quant_result *r) {
     json_t *rows = json_array();
     for (size_t i = 0; i < r->n_rows; i++) {
@@ -51,6 +60,7 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
     json_object_set_new(root, "awq", json_boolean(params->awq));
     json_object_set_new(root, "calib_tokens", json_integer(r->calib_tokens));
     json_object_set_new(root, "dropped_tokens", json_integer(r->dropped_tokens));
+    if (params->tune) json_object_set_new(root, "tuning", tuning_json(r));
     json_object_set_new(root, "seconds", json_real(r->seconds));
     json_object_set_new(root, "planned_seconds", json_real(r->planned_seconds));
     json_object_set_new(root, "peak_bytes", json_integer(r->peak_bytes));

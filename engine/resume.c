@@ -76,14 +76,16 @@ static void set_parts(pipeline *p) {
     r->n_parts = 3;
 }
 
+static llmq_tune_need tune_need(pipeline *p) {
+    llmq_tune_job job = pipeline_tune_job(p);
+    return p->params->tune ? p->tuner->need(&job) : (llmq_tune_need){0};
+}
+
 /* The larger of those between layers and those of the tuning behind them. */
 size_t pipeline_checkpoint_bytes(pipeline *p) {
     size_t n_tok = pipeline_calibrates(p) ? (size_t)(p->calib.n_windows * p->calib.ctx) : 0;
-    size_t layers = calib_run_state_bytes(&p->model->hp, n_tok), tuning = 0;
-    if (p->params->tune) {
-        llmq_tune_job job = pipeline_tune_job(p);
-        tuning = p->tuner->state_bytes(&job);
-    }
+    llmq_tune_need need = tune_need(p);
+    size_t layers = calib_run_state_bytes(&p->model->hp, n_tok), tuning = need.state + need.streams;
     return p->result->n_rows * sizeof(row_record) + (layers > tuning ? layers : tuning);
 }
 
@@ -133,54 +135,97 @@ static void go_on(pipeline *p, int64_t done) {
     llmq_log(LLMQ_LOG_NOTE, "going on after layer %lld of %lld", (long long)done, (long long)n_layer);
 }
 
-/* The parts of a checkpoint of the tuning. */
+/* Of a checkpoint, what its number of layers says: the tuning's, with the streams of one layer after the other or
+ * without. */
+#define DONE_TUNING(p, streams) ((p)->model->hp.n_layer + ((streams) ? 2 : 1))
+
+static void set_tuning_parts(pipeline *p, bool streams) {
+    pipeline_resume *r = &p->resume;
+    llmq_tune_need need = tune_need(p);
+    r->parts[0] = (journal_part){r->records, p->result->n_rows * sizeof(row_record)};
+    r->parts[1] = (journal_part){r->tune_state, need.state};
+    r->parts[2] = (journal_part){r->tune_streams, need.streams};
+    r->n_parts = streams ? 3 : 2;
+}
+
+/* Room for a checkpoint of the tuning. */
 static llmq_status make_room_for_tuning(pipeline *p, llmq_err *err) {
     pipeline_resume *r = &p->resume;
-    llmq_tune_job job = pipeline_tune_job(p);
-    size_t bytes = p->tuner->state_bytes(&job);
-    r->tune_state = mem_alloc(bytes, 1);
-    if (!r->tune_state) return mem_error(err, bytes, "the state of the tuning");
-    r->parts[1] = (journal_part){r->tune_state, bytes};
-    r->n_parts = 2;
+    llmq_tune_need need = tune_need(p);
+    if (!r->tune_state) r->tune_state = mem_zalloc(need.state, 1);
+    if (!r->tune_streams && need.streams) r->tune_streams = p->mapped ? p->scratch : mem_alloc(need.streams, 1);
+    if (!r->tune_state || (need.streams && !r->tune_streams))
+        return mem_error(err, need.state + need.streams, "the state of the tuning");
+    return LLMQ_OK;
+}
+
+static void drop_tuning(pipeline *p) {
+    pipeline_resume *r = &p->resume;
+    mem_free(r->tune_state);
+    if (!p->mapped) mem_free(r->tune_streams);
+    r->tune_state = r->tune_streams = NULL;
+    r->tuning = false;
+}
+
+/* What an earlier run left: *done_out layers, or -1. Where the tuning had begun, the outputs are no longer what a
+ * checkpoint of the layers says. */
+static llmq_status load_checkpoint(pipeline *p, int64_t *done_out, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    int64_t n_layer = p->model->hp.n_layer, done = journal_done(r->journal);
+    if (done > n_layer && p->params->tune) {
+        LLMQ_TRY(make_room_for_tuning(p, err));
+        set_tuning_parts(p, done == DONE_TUNING(p, true));
+        LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, done_out, err));
+        r->tuning = *done_out > n_layer;
+        if (r->tuning) *done_out = n_layer;
+        if (!r->tuning) llmq_log(LLMQ_LOG_WARN, "the journal is damaged; starting anew");
+        return LLMQ_OK;
+    }
+    LLMQ_TRY(pipeline_create_calibration(p, err));
+    set_parts(p);
+    return journal_load(r->journal, r->parts, r->n_parts, done_out, err);
+}
+
+/* Goes on with what was loaded; *found false: there is nothing to go on with. */
+static llmq_status try_to_go_on(pipeline *p, bool *found, llmq_err *err) {
+    pipeline_resume *r = &p->resume;
+    llmq_err why = {0};
+    int64_t done;
+    *found = false;
+    LLMQ_TRY(load_checkpoint(p, &done, err));
+    r->found = false; /* what follows knows better what is worth keeping */
+    if (done <= 0 || done > p->model->hp.n_layer) return LLMQ_OK;
+    r->begin = r->saved = done;
+    llmq_status status = open_outputs(p, true, &why);
+    if (status == LLMQ_OK) {
+        *found = true;
+        go_on(p, done);
+        return LLMQ_OK;
+    }
+    outputs_abort(p->outputs, true);
+    p->outputs = NULL;
+    if (status == LLMQ_E_MEMORY || status == LLMQ_E_EXISTS) return llmq_fail(err, status, "%s", why.msg);
+    llmq_log(LLMQ_LOG_WARN, "%s; starting anew", why.msg);
     return LLMQ_OK;
 }
 
 llmq_status pipeline_begin(pipeline *p, llmq_err *err) {
     pipeline_resume *r = &p->resume;
-    llmq_err why = {0};
-    int64_t done = -1;
-    set_parts(p);
+    bool found = false;
     p->result->n_layers = p->model->hp.n_layer;
     r->saved_at = time_seconds();
     if (r->found) {
-        r->tuning = journal_done(r->journal) > p->model->hp.n_layer; /* its own state is loaded by restore */
-        if (r->tuning) LLMQ_TRY(make_room_for_tuning(p, err));
-        LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
-        if (r->tuning && done < 0) { /* torn: its first state; the checkpoint before it is of the layers */
-            r->tuning = false;
-            set_parts(p);
-            LLMQ_TRY(journal_load(r->journal, r->parts, r->n_parts, &done, err));
-        }
-        if (r->tuning && done > 0) done = p->model->hp.n_layer;
-        r->found = false; /* what follows knows better what is worth keeping */
-        if (done > 0 && done <= p->model->hp.n_layer) {
-            r->begin = r->saved = done;
-            llmq_status status = open_outputs(p, true, &why);
-            if (status == LLMQ_OK) {
-                go_on(p, done);
-                return LLMQ_OK;
-            }
-            outputs_abort(p->outputs, true);
-            p->outputs = NULL;
-            if (status == LLMQ_E_MEMORY || status == LLMQ_E_EXISTS) return llmq_fail(err, status, "%s", why.msg);
-            llmq_log(LLMQ_LOG_WARN, "%s; starting anew", why.msg);
-        }
+        LLMQ_TRY(try_to_go_on(p, &found, err));
+        if (found) return LLMQ_OK;
         r->begin = r->saved = 0;
-        r->tuning = false;
-        set_parts(p);
+        drop_tuning(p);
         LLMQ_TRY(journal_start(r->journal, err));
-        if (p->run) calib_run_restart(p->run);
     }
+    if (p->run)
+        calib_run_restart(p->run);
+    else
+        LLMQ_TRY(pipeline_create_calibration(p, err));
+    set_parts(p);
     return open_outputs(p, false, err);
 }
 
@@ -222,28 +267,26 @@ llmq_status pipeline_layer_done(pipeline *p, int layer, llmq_err *err) {
 
 /* ---- tuning ---- */
 
-llmq_status pipeline_save_tuning(void *user, void *state, size_t bytes, bool now, llmq_err *err) {
-    pipeline *p = user;
+llmq_status pipeline_begin_tuning(pipeline *p, llmq_err *err) {
     pipeline_resume *r = &p->resume;
-    double cost = r->save_seconds > 0 ? r->save_seconds : (double)bytes / DISK_BYTES_SECOND;
-    if (!now && !wants_all() && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
-    r->parts[1] = (journal_part){state, bytes};
-    r->n_parts = 2;
-    r->done = p->model->hp.n_layer + 1;
-    llmq_status status = checkpoint(p, err);
+    if (r->saved < r->done) LLMQ_TRY(checkpoint(p, err));
     r->done = r->saved; /* what could not be saved is not tried again without its state */
-    if (status == LLMQ_OK && r->saved > p->model->hp.n_layer) pipeline_drop_calibration(p);
-    return status;
+    pipeline_drop_calibration(p);
+    return make_room_for_tuning(p, err);
 }
 
-llmq_status pipeline_restore_tuning(void *user, void *state, size_t bytes, bool *found, llmq_err *err) {
-    pipeline_resume *r = &((pipeline *)user)->resume;
-    (void)err;
-    *found = r->tuning && r->tune_state;
-    if (*found) memcpy(state, r->tune_state, bytes);
-    mem_free(r->tune_state);
-    r->tune_state = NULL;
-    return LLMQ_OK;
+llmq_status pipeline_save_tuning(void *user, bool streams, bool now, llmq_err *err) {
+    pipeline *p = user;
+    pipeline_resume *r = &p->resume;
+    llmq_tune_need need = tune_need(p);
+    size_t bytes = need.state + (streams ? need.streams : 0);
+    double cost = r->save_seconds > 0 ? r->save_seconds : (double)bytes / DISK_BYTES_SECOND;
+    if (!now && !wants_all() && cost > CHECKPOINT_SHARE * (time_seconds() - r->saved_at)) return LLMQ_OK;
+    set_tuning_parts(p, streams);
+    r->done = DONE_TUNING(p, streams);
+    llmq_status status = checkpoint(p, err);
+    r->done = r->saved;
+    return status;
 }
 
 void pipeline_end(pipeline *p, llmq_status status) {
@@ -258,8 +301,8 @@ void pipeline_end(pipeline *p, llmq_status status) {
     p->result->kept = keep;
     int64_t n_layer = p->model ? p->model->hp.n_layer : 0; /* tuning counts on from there */
     p->result->kept_layers = !keep ? 0 : r->saved < n_layer ? r->saved : n_layer;
+    drop_tuning(p);
     journal_close(r->journal, !keep);
-    mem_free(r->tune_state);
     mem_free(r->records);
     mem_free(p->settings);
 }

@@ -115,6 +115,11 @@ typedef struct llmq_quant_result {
     int64_t kept_layers;            /* after so many layers (0: as many as were there before) */
     int64_t tune_steps;             /* steps of training done; 0: none */
     double tune_before, tune_after; /* KL divergence on held-out windows, nats a token; -1: not measured */
+    char tune_how[240];             /* how the tuning goes, and why; "": none */
+    int64_t tune_blocks;            /* layers that were trained one after the other, by so many steps; 0: none */
+    int64_t block_steps;
+    double block_before,
+        block_after; /* mean error of a layer's outputs on held-out windows, relative to their square */
     double stage_seconds[LLMQ_STAGE_COUNT];
 } llmq_quant_result;
 

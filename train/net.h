@@ -5,6 +5,8 @@
  * are asked for one layer at a time and their gradients handed over as they come, so neither needs memory for the whole
  * model. The loss never holds more than NET_CHUNK rows of logits.
  *
+ * Or one layer alone, by its inputs and the outputs that it should have: net_layer_x.
+ *
  * The same text (net_impl.h) is compiled twice: net_f32 computes by the backend's kernels, matrices in bf16 with f32
  * sums unless `exact`; net_f64 in plain doubles on one thread, for checks by finite differences. Results do not depend
  * on the number of threads. */
@@ -22,6 +24,7 @@ typedef struct net_shape {
     bool neox;                /* order of q/k rows */
     int64_t n_windows, n_tok; /* of a batch; n_tok of each window */
     const float *rope;        /* (n_tok, n_rot/2, 2), rope_table; copied */
+    bool alone;               /* layers are run one by one (net_layer): no room for a model's pass and its head */
     size_t keep_bytes; /* what layers compute is kept for the way back where it takes no more than this, instead of
                           being computed once more; the results are the same */
 } net_shape;
@@ -37,6 +40,12 @@ typedef struct net_loss {
     const int32_t *labels; /* (n_windows, n_tok), < 0: does not count; NULL with a teacher: all count */
     double weight;         /* of each row */
 } net_loss;
+
+/* Of a layer alone: the sum over tokens of weight * |output - want|^2, over |want|^2 if `relative`. */
+typedef struct net_square {
+    double weight;
+    bool relative;
+} net_square;
 
 /* ---- f32 ---- */
 
@@ -73,6 +82,12 @@ llmq_status net_teach_f32(net_f32 *net, const net_source_f32 *teacher, const int
 llmq_status net_step_f32(net_f32 *net, const net_source_f32 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
 float *net_taught_f32(net_f32 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
+/* A layer of a shape that is `alone`: made ready for what follows, with `back` for its way back too; then x to y, both
+ * (n_windows * n_tok, n_embd), y may be x; or x to the loss, with gradients as net_step has them. */
+llmq_status net_layer_ready_f32(net_f32 *net, const net_source_f32 *source, int layer, bool back, llmq_err *err);
+void net_layer_run_f32(net_f32 *net, const float *x, float *y);
+llmq_status net_layer_step_f32(net_f32 *net, const net_source_f32 *source, int layer, const float *x, const float *want,
+                               const net_square *what, bool gradients, double *loss, llmq_err *err);
 /* Bytes that a net of this kind takes beside weights. */
 size_t net_need_f32(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
                     int n_workers);
@@ -99,6 +114,10 @@ llmq_status net_teach_f64(net_f64 *net, const net_source_f64 *teacher, const int
 llmq_status net_step_f64(net_f64 *net, const net_source_f64 *source, const int32_t *tokens, const net_loss *what,
                          bool gradients, double *loss, llmq_err *err);
 double *net_taught_f64(net_f64 *net); /* the states that net_teach left, (n_windows * n_tok, n_embd) */
+llmq_status net_layer_ready_f64(net_f64 *net, const net_source_f64 *source, int layer, bool back, llmq_err *err);
+void net_layer_run_f64(net_f64 *net, const double *x, double *y);
+llmq_status net_layer_step_f64(net_f64 *net, const net_source_f64 *source, int layer, const double *x,
+                               const double *want, const net_square *what, bool gradients, double *loss, llmq_err *err);
 /* Bytes that a net of this kind takes beside weights. */
 size_t net_need_f64(const net_shape *shape, const net_wants *wants, bool teacher, const llmq_backend_ops *ops,
                     int n_workers);

@@ -60,7 +60,7 @@ typedef struct math_part {
 static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_workers, math_part parts[MATH_PARTS]) {
     const llmq_hparams *hp = &s->hp;
     int64_t n = s->n_windows * s->n_tok, q_dim = hp->n_head * hp->head_dim;
-    int64_t widest = max_of(max_of(hp->n_embd, q_dim), max_of(hp->n_ff, NET_SLICE));
+    int64_t widest = max_of(max_of(hp->n_embd, q_dim), max_of(hp->n_ff, s->alone ? 0 : NET_SLICE));
     const llmq_causal one = {.n_head = (int)hp->n_head,
                              .n_head_kv = (int)hp->n_head_kv,
                              .head_dim = (int)hp->head_dim,
@@ -69,7 +69,7 @@ static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_wo
     const math_part all[MATH_PARTS] = {
         {offsetof(math_ctx, inv), (size_t)(n * (hp->n_head + 1)) * sizeof(float)},
         {offsetof(math_ctx, add), (size_t)(n * widest) * sizeof(float)},
-        {offsetof(math_ctx, teacher_row), (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
+        {offsetof(math_ctx, teacher_row), s->alone ? 0 : (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
         {offsetof(math_ctx, q8), ops->acts_bytes(ACT_Q8, n, widest)},
         {offsetof(math_ctx, bf16), ops->acts_bytes(ACT_BF16, n, widest)},
         {offsetof(math_ctx, attention), ops->causal_scratch_bytes(&one, n_workers)},

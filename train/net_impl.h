@@ -52,7 +52,7 @@ static int64_t role_size(const this_net *net, int role) {
     int64_t q_dim = hp->n_head * hp->head_dim, kv_dim = hp->n_head_kv * hp->head_dim;
     switch (role) {
     case ROLE_TOKEN_EMBD: return 0; /* the residual stream's gradient itself */
-    case ROLE_OUTPUT: return hp->n_vocab * hp->n_embd;
+    case ROLE_OUTPUT: return net->s.alone ? 0 : hp->n_vocab * hp->n_embd;
     case ROLE_Q:
     case ROLE_O: return q_dim * hp->n_embd;
     case ROLE_K:
@@ -106,11 +106,11 @@ static llmq_status buffers(this_net *net, bool teacher, llmq_err *err) {
     const llmq_hparams *hp = &net->s.hp;
     int64_t n = net->n, e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
     int64_t chunk = n < NET_CHUNK ? n : NET_CHUNK;
-    bool ok = true;
+    bool ok = true, model = !net->s.alone;
     struct {
         REAL **to;
         int64_t rows, cols;
-    } parts[] = {{&net->inputs, hp->n_layer * n, e},
+    } parts[] = {{&net->inputs, model ? hp->n_layer * n : 0, e},
                  {&net->x, n, e},
                  {&net->want, teacher ? n : 0, e},
                  {&net->t, n, e},
@@ -120,9 +120,9 @@ static llmq_status buffers(this_net *net, bool teacher, llmq_err *err) {
                  {&net->dv, n, kv},
                  {&net->dattn, n, q},
                  {&net->dact, n, hp->n_ff},
-                 {&net->logits, chunk, hp->n_vocab},
+                 {&net->logits, model ? chunk : 0, hp->n_vocab},
                  {&net->want_logits, teacher ? chunk : 0, hp->n_vocab},
-                 {&net->dz, chunk, hp->n_vocab}};
+                 {&net->dz, model ? chunk : 0, hp->n_vocab}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         *parts[i].to = take(net, parts[i].rows, parts[i].cols, &ok);
     take_kept(net, &ok);
@@ -195,6 +195,7 @@ size_t NET(net_need)(const net_shape *shape, const net_wants *wants, bool teache
 
 /* ---- weights ---- */
 
+/* A pass wants one way at a time, a layer alone both. */
 static llmq_status get_layer(this_net *net, const this_source *source, int layer, bool back, llmq_err *err) {
     static const struct {
         llmq_role role, bias;
@@ -218,7 +219,7 @@ static llmq_status get_layer(this_net *net, const this_source *source, int layer
         int64_t cols = role == ROLE_O ? q : role == ROLE_DOWN ? hp->n_ff : e;
         const REAL *bias = mats[i].bias == ROLE_COUNT ? NULL : net->layer.v[mats[i].bias];
         /* On the way back the layer's output is not needed, or nothing that was kept. */
-        bool forward = !back || (!net->kept && role != ROLE_DOWN);
+        bool forward = net->s.alone || !back || (!net->kept && role != ROLE_DOWN);
         LLMQ_TRY(math_ready(&net->math, &w, role, rows, cols, bias, forward, back, rows, &net->layer.m[role], err));
     }
     return LLMQ_OK;
@@ -307,13 +308,18 @@ typedef struct layer_job {
     const REAL *x; /* the layer's input */
 } layer_job;
 
+/* x to y, the layer's output; y may be x. */
+static void forward(const llmq_worker *w, this_net *net, const REAL *x, REAL *y) {
+    forward_to_act(w, net, x);
+    math_linears(w, &net->math, 1, (const math_matrix *[]){&net->layer.m[ROLE_DOWN]}, net->of.act, net->n,
+                 (REAL *[]){net->t});
+    sum(w, net->of.x2, net->t, y, net->n * net->s.hp.n_embd);
+}
+
 /* net->x becomes the layer's output. */
 static void forward_worker(const llmq_worker *w, void *arg) {
     this_net *net = ((layer_job *)arg)->net;
-    forward_to_act(w, net, net->x);
-    math_linears(w, &net->math, 1, (const math_matrix *[]){&net->layer.m[ROLE_DOWN]}, net->of.act, net->n,
-                 (REAL *[]){net->t});
-    sum(w, net->of.x2, net->t, net->x, net->n * net->s.hp.n_embd);
+    forward(w, net, net->x, net->x);
 }
 
 /* g of a bias: sums of the columns of dy. */
@@ -454,7 +460,7 @@ static void loss_worker(const llmq_worker *w, void *arg) {
 
 /* ---- passes ---- */
 
-static llmq_status forward(this_net *net, const this_source *source, REAL *inputs, llmq_err *err) {
+static llmq_status forward_all(this_net *net, const this_source *source, REAL *inputs, llmq_err *err) {
     size_t cells = (size_t)(net->n * net->s.hp.n_embd);
     for (int l = 0; l < (int)net->s.hp.n_layer; l++) {
         LLMQ_TRY(get_layer(net, source, l, false, err));
@@ -474,25 +480,28 @@ static void final_norm(const llmq_worker *w, void *arg) {
 
 llmq_status NET(net_teach)(this_net *net, const this_source *teacher, const int32_t *tokens, llmq_err *err) {
     LLMQ_TRY(begin(net, teacher, &net->teacher_head, tokens, false, err));
-    LLMQ_TRY(forward(net, teacher, NULL, err));
+    LLMQ_TRY(forward_all(net, teacher, NULL, err));
     math_run(&net->math, final_norm, net);
     return LLMQ_OK;
+}
+
+/* Those of a layer. */
+static llmq_status give_gradients(this_net *net, const this_source *source, int layer, llmq_err *err) {
+    REAL *g[ROLE_COUNT];
+    for (int role = 0; role < ROLE_COUNT; role++)
+        g[role] = net->layer.m[role].rows > 0 || net->layer.v[role] ? net->g[role] : NULL;
+    return source->gradients(source->user, layer, g, err);
 }
 
 static llmq_status backward(this_net *net, const this_source *source, llmq_err *err) {
     size_t cells = (size_t)(net->n * net->s.hp.n_embd);
     REAL *model[ROLE_COUNT] = {[ROLE_OUTPUT] = net->g[ROLE_OUTPUT], [ROLE_OUTPUT_NORM] = net->g[ROLE_OUTPUT_NORM]};
-    REAL *layer[ROLE_COUNT];
     LLMQ_TRY(source->gradients(source->user, -1, model, err));
     for (int l = (int)net->s.hp.n_layer - 1; l >= 0; l--) {
         LLMQ_TRY(get_layer(net, source, l, true, err));
         use_acts(net, l);
         math_run(&net->math, backward_worker, &(layer_job){net, net->inputs + (size_t)l * cells});
-        for (int role = 0; role < ROLE_COUNT; role++) {
-            bool there = net->layer.m[role].rows > 0 || net->layer.v[role];
-            layer[role] = there ? net->g[role] : NULL;
-        }
-        LLMQ_TRY(source->gradients(source->user, l, layer, err));
+        LLMQ_TRY(give_gradients(net, source, l, err));
     }
     if (!net->wants.of[ROLE_TOKEN_EMBD]) return LLMQ_OK;
     return source->gradients(source->user, -1, (REAL *[ROLE_COUNT]){[ROLE_TOKEN_EMBD] = net->dx}, err);
@@ -501,9 +510,71 @@ static llmq_status backward(this_net *net, const this_source *source, llmq_err *
 llmq_status NET(net_step)(this_net *net, const this_source *source, const int32_t *tokens, const net_loss *what,
                           bool gradients, double *loss, llmq_err *err) {
     LLMQ_TRY(begin(net, source, &net->model, tokens, gradients || source->keep_head, err));
-    LLMQ_TRY(forward(net, source, gradients ? net->inputs : NULL, err));
+    LLMQ_TRY(forward_all(net, source, gradients ? net->inputs : NULL, err));
     math_run(&net->math, loss_worker, &(loss_job){net, what, gradients});
     *loss = 0;
     for (int64_t i = 0; i < net->n; i++) *loss += net->row_loss[i];
     return gradients ? backward(net, source, err) : LLMQ_OK;
+}
+
+/* ---- a layer alone ---- */
+
+typedef struct alone_job {
+    this_net *net;
+    const REAL *x, *want;
+    REAL *y;
+    const net_square *what;
+    bool gradients;
+} alone_job;
+
+static void run_worker(const llmq_worker *w, void *arg) {
+    const alone_job *j = arg;
+    forward(w, j->net, j->x, j->y);
+}
+
+/* Outputs x to row_loss and dx. */
+static void square_rows(const llmq_worker *w, const alone_job *j) {
+    this_net *net = j->net;
+    int64_t e = net->s.hp.n_embd, begin, end;
+    worker_range(w, net->n, 1, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        const REAL *x = net->x + r * e, *want = j->want + r * e;
+        REAL *dx = net->dx + r * e;
+        double off = 0, all = 0, weight = j->what->weight;
+        for (int64_t i = 0; i < e; i++) {
+            double d = (double)x[i] - (double)want[i];
+            off += d * d;
+            all += (double)want[i] * (double)want[i];
+        }
+        if (j->what->relative) weight = all > 0 ? weight / all : 0;
+        net->row_loss[r] = weight * off;
+        for (int64_t i = 0; i < e; i++) dx[i] = (REAL)(2 * weight * ((double)x[i] - (double)want[i]));
+    }
+    math_sync(w);
+}
+
+static void alone_worker(const llmq_worker *w, void *arg) {
+    const alone_job *j = arg;
+    forward(w, j->net, j->x, j->y);
+    math_sync(w);
+    square_rows(w, j);
+    if (!j->gradients) return;
+    ffn_back(w, j->net);
+    attention_back(w, j->net, j->x);
+}
+
+llmq_status NET(net_layer_ready)(this_net *net, const this_source *source, int layer, bool back, llmq_err *err) {
+    return get_layer(net, source, layer, back, err);
+}
+
+void NET(net_layer_run)(this_net *net, const REAL *x, REAL *y) {
+    math_run(&net->math, run_worker, &(alone_job){.net = net, .x = x, .y = y});
+}
+
+llmq_status NET(net_layer_step)(this_net *net, const this_source *source, int layer, const REAL *x, const REAL *want,
+                                const net_square *what, bool gradients, double *loss, llmq_err *err) {
+    math_run(&net->math, alone_worker, &(alone_job){net, x, want, net->x, what, gradients});
+    *loss = 0;
+    for (int64_t i = 0; i < net->n; i++) *loss += net->row_loss[i];
+    return gradients ? give_gradients(net, source, layer, err) : LLMQ_OK;
 }

@@ -231,11 +231,11 @@ void tunable_gradient(const tunable *t, float *g) {
     }
 }
 
-void tunable_free_codes(tunable *t, float *z, float *zm, float *zv) {
+void tunable_free_codes(tunable *t, bool filled, float *z, float *zm, float *zv) {
     t->z = z;
     t->zm = zm;
     t->zv = zv;
-    for (int64_t i = 0; i < t->rows * t->cols; i++) {
+    for (int64_t i = 0; !filled && i < t->rows * t->cols; i++) {
         z[i] = t->type->levels[t->codes[i]];
         zm[i] = zv[i] = 0;
     }

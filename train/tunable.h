@@ -53,8 +53,8 @@ void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
 void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end);
 void tunable_gradient(const tunable *t, float *g);
 /* From now on codes are trained too: by straight-through estimation (Bengio et al. 2013), a weight's gradient moves a
- * real number z, and its code is the level nearest to it. */
-void tunable_free_codes(tunable *t, float *z, float *zm, float *zv);
+ * real number z, and its code is the level nearest to it. filled: z and the moments are there already. */
+void tunable_free_codes(tunable *t, bool filled, float *z, float *zm, float *zv);
 /* A step of rows [begin, end) by the gradient of the weights; after tunable_sums. */
 void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_adam *adam, const float *grad,
                           int64_t begin, int64_t end);

@@ -13,11 +13,14 @@ typedef struct tune_settings {
     double norm_lr;           /* of norms, times lr */
     int64_t held_out;         /* windows that judge, taken from the end */
     int64_t judge;            /* times that they judge while training, the end counted */
+    double minutes;           /* in place of steps; 0: none */
+    int64_t blocks;           /* 1: block by block, 0: the whole model, -1: as memory allows */
 } tune_settings;
 
-/* The defaults, those for training codes too if `codes`, but for what the list names: "steps=30,lr=0.001"; NULL: none.
+/* The defaults, for training codes too if `codes`, of a layer alone if `blocks`, but for what the list names:
+ * "steps=30,lr=0.001"; NULL: none.
  */
-llmq_status tune_settings_parse(const char *list, bool codes, tune_settings *s, llmq_err *err);
+llmq_status tune_settings_parse(const char *list, bool codes, bool blocks, tune_settings *s, llmq_err *err);
 
 /* Never leaves a worse model by the held-out windows: it goes back to the best that it has seen. Static. */
 const llmq_tuner *tune_tuner(void);

@@ -123,6 +123,31 @@ for method in --rtn --awq; do
     rm -f "$work"/[ab].gguf*
 done
 
+echo "-- tuning block by block"
+tune=(--tune --tune-set blocks=1,steps=6,batch=1,held=2 --tokens 8192 -v)
+quantize -o "$work/b.gguf" "${tune[@]}" -t 1 || fault "tuning block by block"
+for threads in 2 3; do
+    quantize -o "$work/a.gguf" "${tune[@]}" -t $threads && cmp -s "$work/a.gguf" "$work/b.gguf" || fault "tuning with $threads threads"
+    rm -f "$work"/a.gguf*
+done
+for layer in 1 2 3; do
+    "$llmq" quantize "$work/model.bin" --type q4_0 -o "$work/a.gguf" "${tune[@]}" -t 2 >"$work/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 4000); do
+        grep -qa "tuning: layer $layer:" "$work/log" && break
+        [ -d /proc/$pid ] || break
+        sleep 0.005
+    done
+    kill -KILL $pid
+    wait $pid 2>/dev/null
+    [ ! -e "$work/a.gguf" ] && [ -e "$work/a.gguf.tmp" ] || fault "tuning, kill in layer $layer: not what should be left"
+    quantize -o "$work/a.gguf" "${tune[@]}" -t 1 || fault "tuning, going on in layer $layer"
+    [ $layer -eq 1 ] || says "going on with tuning after layer" "tuning, going on in layer $layer"
+    cmp -s "$work/a.gguf" "$work/b.gguf" || fault "tuning, kill in layer $layer: not the bytes of an undisturbed run"
+    rm -f "$work"/a.gguf*
+done
+rm -f "$work"/b.gguf*
+
 echo "-- --max-ram"
 plan() { "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 --plan "$@" 2>&1; }
 bytes() { sed -n 's/^needs  *\([0-9.]*\) MB of memory.*/\1/p'; }
@@ -157,6 +182,7 @@ memory "GPTQ" --gptq --type q4_0 --tokens 4096 -t 1
 memory "AWQ" --awq --type q4_0 --tokens 4096 -t 2
 memory "AWQ before GPTQ" --awq --gptq --type q4_0 --tokens 4096 --calib-ctx 128 -t 1
 memory "--calib self" --calib self --type q4_0 --tokens 512 -t 1
+memory "tuning block by block" --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 -t 2
 memory "--target-size" --target-size 260kB --tokens 1024 --calib-ctx 128 -t 2
 
 mkdir "$work/small"

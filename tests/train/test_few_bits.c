@@ -33,6 +33,7 @@ static double few_bits(const char *text, int bits, const char *method, const cha
 static void methods_pay_at_few_bits(void **state) {
     static const char tune[] = "steps=30,batch=2,held=4,judge=1,lr=0.003";
     static const char qat[] = "steps=80,batch=2,held=4,judge=2,lr=0.002";
+    static const char blocks[] = "blocks=1,steps=20,batch=2,held=4,judge=1,lr=0.003";
     char *text = NULL;
     size_t len;
     (void)state;
@@ -41,7 +42,10 @@ static void methods_pay_at_few_bits(void **state) {
         double rounded = few_bits(text, bits, "rtn", NULL, false), gptq = few_bits(text, bits, "gptq", NULL, false);
         assert_true(gptq < 0.75 * rounded);
         assert_true(few_bits(text, bits, "gptq", qat, true) < 0.85 * gptq);
-        if (bits == 2) assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
+        if (bits == 3) continue;
+        assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
+        assert_true(few_bits(text, bits, "gptq", blocks, false) < 0.96 * gptq);
+        assert_true(few_bits(text, bits, "gptq", blocks, true) < 0.9 * gptq);
     }
     mem_free(text);
 }

@@ -205,97 +205,183 @@ static double loss_f32(toy *t, toy *teacher, const char *isa, int n_workers, boo
     return loss;
 }
 
-/* Central differences of the largest and of some other elements of every tensor. */
+/* Central differences of the largest and of some other elements of every tensor of layers [first, last). */
+typedef double loss_fn(toy *t, toy *teacher, bool gradients);
+static void differences(const char *name, loss_fn *loss, toy *t, toy *teacher, int first, int last) {
+    loss(t, teacher, true);
+    for (int l = first; l < last; l++)
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            if (!t->w[l][r]) continue;
+            int64_t n = t->rows[l][r] * t->cols[l][r];
+            double scale = 0;
+            for (int64_t i = 0; i < n; i++) scale = fmax(scale, fabs(t->g[l][r][i]));
+            assert_true(scale > 0);
+            for (int64_t i = 0; i < n; i += 1 + n / 7) {
+                double keep = t->w[l][r][i], h = 2e-4, d[3];
+                for (int k = 1; k <= 2; k++) { /* fourth order */
+                    t->w[l][r][i] = keep + k * h;
+                    d[k] = loss(t, teacher, false);
+                    t->w[l][r][i] = keep - k * h;
+                    d[k] -= loss(t, teacher, false);
+                }
+                t->w[l][r][i] = keep;
+                double want = (8 * d[1] - d[2]) / (12 * h), got = t->g[l][r][i];
+                if (!(fabs(got - want) <= 1e-5 * fmax(fabs(want), 0.01 * scale)))
+                    fail_msg("%s, layer %d, role %d [%d]: %.12g, differences give %.12g", name, l, r, (int)i, got,
+                             want);
+            }
+        }
+}
+
+/* The teacher is the same but for its gates. */
+static void make_both(const variant *v, toy *t, toy *teacher) {
+    make(t, v);
+    make(teacher, v);
+    for (int l = 0; l < LAYERS; l++)
+        for (int64_t i = 0; i < 20 * 28; i++)
+            teacher->w[l][ROLE_GATE][i] = teacher->f[l][ROLE_GATE][i] += (float)(0.3 * uniform());
+}
+
 static void finite_differences(void **state) {
     (void)state;
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
         static toy t, teacher;
-        make(&t, &variants[v]);
-        make(&teacher, &variants[v]);
-        for (int l = 0; l < LAYERS; l++)
-            for (int64_t i = 0; i < 20 * 28; i++) teacher.w[l][ROLE_GATE][i] += 0.3 * uniform();
-        toy *other = variants[v].teacher ? &teacher : NULL;
-        loss_f64(&t, other, true);
-        for (int l = 0; l <= LAYERS; l++)
-            for (int r = 0; r < ROLE_COUNT; r++) {
-                if (!t.w[l][r]) continue;
-                int64_t n = t.rows[l][r] * t.cols[l][r];
-                double scale = 0;
-                for (int64_t i = 0; i < n; i++) scale = fmax(scale, fabs(t.g[l][r][i]));
-                assert_true(scale > 0);
-                for (int64_t i = 0; i < n; i += 1 + n / 7) {
-                    double keep = t.w[l][r][i], h = 2e-4, d[3];
-                    for (int k = 1; k <= 2; k++) { /* fourth order */
-                        t.w[l][r][i] = keep + k * h;
-                        d[k] = loss_f64(&t, other, false);
-                        t.w[l][r][i] = keep - k * h;
-                        d[k] -= loss_f64(&t, other, false);
-                    }
-                    t.w[l][r][i] = keep;
-                    double want = (8 * d[1] - d[2]) / (12 * h), got = t.g[l][r][i];
-                    if (!(fabs(got - want) <= 1e-5 * fmax(fabs(want), 0.01 * scale)))
-                        fail_msg("%s, layer %d, role %d [%d]: %.12g, differences give %.12g", variants[v].name, l, r,
-                                 (int)i, got, want);
-                }
-            }
+        make_both(&variants[v], &t, &teacher);
+        differences(variants[v].name, loss_f64, &t, variants[v].teacher ? &teacher : NULL, 0, LAYERS + 1);
         drop(&t);
         drop(&teacher);
     }
+}
+
+/* ---- a layer alone: the last one, on inputs of its own, against what the teacher's makes of them ---- */
+
+enum { ALONE = LAYERS - 1, STATES = WINDOWS * TOKENS * 20 };
+
+static const net_square squares[] = {{0.1, false}, {0.1, true}};
+static const net_square *square;
+
+static void inputs(double *x, float *f) {
+    seed = 7;
+    for (int i = 0; i < STATES; i++) x[i] = f[i] = (float)uniform();
+}
+
+static double alone_f64(toy *t, toy *teacher, bool gradients) {
+    net_f64 *net = NULL;
+    llmq_err err = {0};
+    double loss, x[STATES], want[STATES];
+    float f[STATES];
+    net_source_f64 source = {weights_f64, gradients_f64, t->wants, false, t},
+                   other = {weights_f64, NULL, {{0}}, false, teacher};
+    inputs(x, f);
+    t->shape.alone = true;
+    assert_int_equal(net_create_f64(&t->shape, &t->wants, false, true, NULL, NULL, &net, &err), LLMQ_OK);
+    assert_int_equal(net_layer_ready_f64(net, &other, ALONE, false, &err), LLMQ_OK);
+    net_layer_run_f64(net, x, want);
+    assert_int_equal(net_layer_ready_f64(net, &source, ALONE, gradients, &err), LLMQ_OK);
+    assert_int_equal(net_layer_step_f64(net, &source, ALONE, x, want, square, gradients, &loss, &err), LLMQ_OK);
+    net_destroy_f64(net);
+    return loss;
+}
+
+static double alone_f32(toy *t, toy *teacher, const char *isa, int n_workers, bool exact) {
+    net_f32 *net = NULL;
+    llmq_err err = {0};
+    double loss, unused[STATES];
+    float x[STATES], want[STATES];
+    net_source_f32 source = {weights_f32, gradients_f32, t->wants, false, t},
+                   other = {weights_f32, NULL, {{0}}, false, teacher};
+    inputs(unused, x);
+    memcpy(want, x, sizeof want);
+    t->shape.alone = true;
+    assert_int_equal(
+        net_create_f32(&t->shape, &t->wants, false, exact, backend_cpu_isa(isa), teams[n_workers], &net, &err),
+        LLMQ_OK);
+    assert_int_equal(net_layer_ready_f32(net, &other, ALONE, false, &err), LLMQ_OK);
+    net_layer_run_f32(net, want, want); /* in place */
+    assert_int_equal(net_layer_ready_f32(net, &source, ALONE, true, &err), LLMQ_OK);
+    assert_int_equal(net_layer_step_f32(net, &source, ALONE, x, want, square, true, &loss, &err), LLMQ_OK);
+    net_destroy_f32(net);
+    return loss;
+}
+
+static void finite_differences_alone(void **state) {
+    (void)state;
+    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
+        static toy t, teacher;
+        make_both(&variants[v], &t, &teacher);
+        for (int i = 0; i < 2; i++) {
+            square = &squares[i];
+            differences(variants[v].name, alone_f64, &t, &teacher, ALONE, ALONE + 1);
+        }
+        drop(&t);
+        drop(&teacher);
+    }
+}
+
+/* Gradients of layers [first, last): not far from the doubles, and the first team's bytes (by n_workers 1 into first).
+ */
+static void compare(const char *name, toy *t, int first, int last, double far, float *kept[LAYERS + 1][ROLE_COUNT],
+                    bool keep) {
+    for (int l = first; l < last; l++)
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            if (!t->fg[l][r]) continue;
+            size_t cells = (size_t)(t->rows[l][r] * t->cols[l][r]);
+            double off = 0, all = 0;
+            for (size_t k = 0; k < cells; k++) {
+                double d = t->fg[l][r][k] - t->g[l][r][k];
+                off += d * d;
+                all += t->g[l][r][k] * t->g[l][r][k];
+            }
+            if (!(sqrt(off) <= far * sqrt(all)))
+                fail_msg("%s, layer %d, role %d: off by %.3g of %.3g", name, l, r, sqrt(off), sqrt(all));
+            if (keep) {
+                kept[l][r] = mem_alloc(cells, sizeof(float));
+                memcpy(kept[l][r], t->fg[l][r], cells * sizeof(float));
+            } else {
+                assert_memory_equal(kept[l][r], t->fg[l][r], cells * sizeof(float));
+            }
+        }
+}
+
+typedef double loss32_fn(toy *t, toy *teacher, const char *isa, int n_workers, bool exact);
+static void floats_follow(const char *name, loss32_fn *loss, double want, toy *t, toy *teacher, int first, int last) {
+    for (int i = 0; i < N_ISAS; i++)
+        for (int exact = 1; exact >= 0; exact--) {
+            if (!backend_cpu_isa(all_isas[i])) continue;
+            float *kept[LAYERS + 1][ROLE_COUNT] = {{NULL}};
+            double before = 0;
+            for (int n = 1; n <= 3; n++) {
+                char what[80];
+                t->shape.keep_bytes = n == 2 ? (size_t)1 << 30 : 0; /* kept or computed once more: the same bytes */
+                double now = loss(t, teacher, all_isas[i], n, exact);
+                assert_true(fabs(now - want) <= (exact ? 1e-5 : 2e-2) * fabs(want));
+                assert_true(n == 1 || now == before);
+                before = now;
+                snprintf(what, sizeof what, "%s on %s, %d workers, exact %d", name, all_isas[i], n, exact);
+                compare(what, t, first, last, exact ? 1e-4 : 5e-2, kept, n == 1);
+            }
+            for (int l = 0; l <= LAYERS; l++)
+                for (int r = 0; r < ROLE_COUNT; r++) mem_free(kept[l][r]);
+        }
 }
 
 static void floats(void **state) {
     (void)state;
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
         static toy t, teacher;
-        make(&t, &variants[v]);
-        make(&teacher, &variants[v]);
-        for (int l = 0; l < LAYERS; l++)
-            for (int64_t i = 0; i < 20 * 28; i++)
-                teacher.w[l][ROLE_GATE][i] = teacher.f[l][ROLE_GATE][i] += (float)(0.3 * uniform());
+        make_both(&variants[v], &t, &teacher);
         toy *other = variants[v].teacher ? &teacher : NULL;
-        double want = loss_f64(&t, other, true);
-        for (int i = 0; i < N_ISAS; i++)
-            for (int exact = 1; exact >= 0; exact--) {
-                if (!backend_cpu_isa(all_isas[i])) continue;
-                float *first[LAYERS + 1][ROLE_COUNT] = {{NULL}};
-                double loss = 0;
-                for (int n = 1; n <= 3; n++) {
-                    t.shape.keep_bytes = n == 2 ? (size_t)1 << 30 : 0; /* kept or computed once more: the same bytes */
-                    double now = loss_f32(&t, other, all_isas[i], n, exact);
-                    assert_true(fabs(now - want) <= (exact ? 1e-5 : 2e-2) * fabs(want));
-                    assert_true(n == 1 || now == loss);
-                    loss = now;
-                    for (int l = 0; l <= LAYERS; l++)
-                        for (int r = 0; r < ROLE_COUNT; r++) {
-                            if (!t.fg[l][r]) continue;
-                            size_t cells = (size_t)(t.rows[l][r] * t.cols[l][r]);
-                            double off = 0, all = 0;
-                            for (size_t k = 0; k < cells; k++) {
-                                double d = t.fg[l][r][k] - t.g[l][r][k];
-                                off += d * d;
-                                all += t.g[l][r][k] * t.g[l][r][k];
-                            }
-                            if (!(sqrt(off) <= (exact ? 1e-4 : 5e-2) * sqrt(all)))
-                                fail_msg("%s on %s, %d workers, exact %d, layer %d, role %d: off by %.3g of %.3g",
-                                         variants[v].name, all_isas[i], n, exact, l, r, sqrt(off), sqrt(all));
-                            if (n == 1) {
-                                first[l][r] = mem_alloc(cells, sizeof(float));
-                                memcpy(first[l][r], t.fg[l][r], cells * sizeof(float));
-                            } else {
-                                assert_memory_equal(first[l][r], t.fg[l][r], cells * sizeof(float));
-                            }
-                        }
-                }
-                for (int l = 0; l <= LAYERS; l++)
-                    for (int r = 0; r < ROLE_COUNT; r++) mem_free(first[l][r]);
-            }
+        floats_follow(variants[v].name, loss_f32, loss_f64(&t, other, true), &t, other, 0, LAYERS + 1);
+        square = &squares[v % 2];
+        floats_follow(variants[v].name, alone_f32, alone_f64(&t, &teacher, true), &t, &teacher, ALONE, ALONE + 1);
         drop(&t);
         drop(&teacher);
     }
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(finite_differences), cmocka_unit_test(floats)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(finite_differences), cmocka_unit_test(finite_differences_alone),
+                                       cmocka_unit_test(floats)};
     isas_say();
     return cmocka_run_group_tests(tests, make_teams, drop_teams);
 }

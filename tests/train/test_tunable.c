@@ -179,7 +179,7 @@ static void codes_move(void **state) {
     llmq_adam now;
     (void)state;
     assert_int_equal(tunable_create(q, &t, NULL), LLMQ_OK);
-    tunable_free_codes(&t, z, m, v);
+    tunable_free_codes(&t, false, z, m, v);
     for (int i = 0; i < ROWS * 64; i++) grad[i] = i % 2 ? -1.0f : 1.0f;
     for (int step = 1; step <= 40; step++) {
         now = adam_step(&adam, 0.25, step, 0, false);

@@ -45,23 +45,57 @@ static void it_follows_better(void **state) {
 }
 
 static void bad_steps_are_undone(void **state) {
-    llmq_quant_params p = params("steps=4,batch=2,held=2,judge=1,lr=1,warmup=0");
-    size_t len, len_plain;
+    static const char *const sets[] = {"steps=4,batch=2,held=2,judge=1,lr=1,warmup=0",
+                                       "blocks=1,steps=4,batch=2,held=2,judge=1,lr=1,warmup=0"};
+    size_t len, len_plain, data = 150000;
+    llmq_quant_params p = params(NULL);
     (void)state;
-    llmq_quant_result r = quantize(STORIES, &p);
-    assert_true(r.tune_after == r.tune_before);
-    llmq_quant_result_clear(&r);
-    char *tuned = read_out(&len);
     p.tune = false;
-    r = quantize(STORIES, &p);
+    llmq_quant_result r = quantize(STORIES, &p);
     llmq_quant_result_clear(&r);
     char *plain = read_out(&len_plain);
-    assert_true(len > len_plain / 2); /* metadata differ: the manifest tells of the tuning; weights are at the end */
-    size_t data = 150000;
-    assert_true(len > data && len_plain > data);
-    assert_memory_equal(tuned + len - data, plain + len_plain - data, data);
-    mem_free(tuned);
+    for (int i = 0; i < 2; i++) {
+        p = params(sets[i]);
+        r = quantize(STORIES, &p);
+        assert_true(i ? r.tune_blocks == r.n_layers && r.tune_steps == 0 : r.tune_blocks == 0 && r.tune_steps == 4);
+        assert_true(i ? r.block_after == r.block_before : r.tune_after == r.tune_before);
+        llmq_quant_result_clear(&r);
+        char *tuned = read_out(&len);
+        assert_true(len >
+                    len_plain / 2); /* metadata differ: the manifest tells of the tuning; weights are at the end */
+        assert_true(len > data && len_plain > data);
+        assert_memory_equal(tuned + len - data, plain + len_plain - data, data);
+        mem_free(tuned);
+    }
     mem_free(plain);
+}
+
+/* Where the whole model does not fit, layers are tuned one by one; if that is forbidden, it is refused. */
+static void memory_decides(void **state) {
+    llmq_quant_params p = params("steps=2,batch=1,held=1");
+    llmq_quant_result r;
+    llmq_err err = {0};
+    (void)state;
+    p.plan_only = true;
+    p.tune_settings = "steps=2,batch=1,held=1,blocks=1";
+    r = quantize(STORIES, &p);
+    int64_t by_blocks = r.planned_peak_bytes;
+    assert_non_null(strstr(r.tune_how, "blocks=1"));
+    llmq_quant_result_clear(&r);
+    p.tune_settings = "steps=2,batch=1,held=1";
+    r = quantize(STORIES, &p);
+    assert_string_equal(r.tune_how, "the whole model at once");
+    assert_true(by_blocks < r.planned_peak_bytes);
+    p.max_ram = (by_blocks + r.planned_peak_bytes) / 2;
+    llmq_quant_result_clear(&r);
+    p.plan_only = false;
+    r = quantize(STORIES, &p);
+    assert_non_null(strstr(r.tune_how, "block by block (the whole model at once would take"));
+    assert_true(r.tune_blocks == r.n_layers && r.block_steps == 2 * r.n_layers && r.tune_steps == 0);
+    llmq_quant_result_clear(&r);
+    p.tune_settings = "steps=2,batch=1,held=1,blocks=0";
+    assert_int_equal(llmq_quantize(STORIES, &p, &r, &err), LLMQ_E_ARG);
+    if (!strstr(err.msg, "without blocks=0")) fail_msg("%s", err.msg);
 }
 
 typedef struct stopper {
@@ -75,10 +109,18 @@ static bool stop(void *user, double done, double total, const char *what, double
 }
 
 static void any_team_and_any_stop(void **state) {
+    /* limits: the progress at which it is stopped. Block by block a layer takes two passes of 16 windows, 4 steps and 3
+     * judgements; with codes the whole model follows. */
+    static const struct {
+        const char *set;
+        int limits[4];
+    } cases[] = {{"steps=4,batch=1,held=1,judge=2", {1, 2, 3, 4}},
+                 {"steps=4,batch=1,held=1,judge=2,code=0.3", {1, 3}},
+                 {"blocks=1,steps=4,batch=1,held=1,judge=2", {1, 60, 80}},
+                 {"blocks=1,steps=4,batch=1,held=1,judge=2,code=0.3", {100, 197, 198}}};
     (void)state;
-    for (int codes = 0; codes < 2; codes++) {
-        llmq_quant_params p =
-            params(codes ? "steps=4,batch=1,held=1,judge=2,code=0.3" : "steps=4,batch=1,held=1,judge=2");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        llmq_quant_params p = params(cases[i].set);
         size_t want_len = 0, len;
         char *want = NULL;
         for (int n = 1; n <= 3; n++) {
@@ -95,7 +137,8 @@ static void any_team_and_any_stop(void **state) {
                 want_len = len;
             }
         }
-        for (int limit = 1; limit <= 4; limit += 1 + codes) {
+        for (int k = 0; k < 4 && cases[i].limits[k]; k++) {
+            int limit = cases[i].limits[k];
             stopper s = {.limit = limit};
             llmq_quant_result r;
             llmq_err err = {0};
@@ -130,20 +173,23 @@ static void other_outputs(void **state) {
                  {"bnb", "nf4", 0, false, false},
                  {"bnb", "fp4", 0, false, false}}; /* blocks over the ends of rows */
     (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        llmq_quant_params p = params("steps=8,batch=1,held=2,judge=2,lr=0.003");
+    for (size_t i = 0; i < 2 * (sizeof cases / sizeof *cases); i++) {
+        bool blocks = i % 2;
+        llmq_quant_params p = params(blocks ? "steps=8,batch=1,held=2,judge=2,lr=0.003,blocks=1"
+                                            : "steps=8,batch=1,held=2,judge=2,lr=0.003");
         llmq_quant_result r;
         p.type = NULL;
-        p.method = cases[i].method;
-        p.emit = cases[i].emit;
-        p.group = cases[i].group;
-        p.asym = cases[i].asym;
-        p.awq = cases[i].awq;
+        p.method = cases[i / 2].method;
+        p.emit = cases[i / 2].emit;
+        p.group = cases[i / 2].group;
+        p.asym = cases[i / 2].asym;
+        p.awq = cases[i / 2].awq;
         p.out = FOLDER;
         r = quantize(STORIES, &p);
-        assert_int_equal(r.tune_steps, 8);
-        if (!(r.tune_after < r.tune_before))
-            fail_msg("%s by %s: %.6f, tuned %.6f", p.emit, p.method, r.tune_before, r.tune_after);
+        assert_int_equal(blocks ? r.block_steps : r.tune_steps, blocks ? 8 * r.n_layers : 8);
+        double before = blocks ? r.block_before : r.tune_before, after = blocks ? r.block_after : r.tune_after;
+        if (!(after < before))
+            fail_msg("%s by %s, blocks %d: %.6f, tuned %.6f", p.emit, p.method, blocks, before, after);
         llmq_quant_result_clear(&r);
         llmq_model *model = NULL;
         llmq_err err = {0};
@@ -155,11 +201,8 @@ static void other_outputs(void **state) {
 static void refusals(void **state) {
     static const struct {
         const char *set, *say;
-    } cases[] = {{"steps", "--tune-set"},
-                 {"step=3", "--tune-set"},
-                 {"lr=x", "--tune-set"},
-                 {"held=100", "too few"},
-                 {"steps=-1", "--tune-set"}};
+    } cases[] = {{"steps", "--tune-set"}, {"step=3", "--tune-set"},   {"lr=x", "--tune-set"},
+                 {"held=100", "too few"}, {"steps=-1", "--tune-set"}, {"blocks=2", "--tune-set"}};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         llmq_quant_params p = params(cases[i].set);
@@ -171,8 +214,8 @@ static void refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(it_follows_better), cmocka_unit_test(bad_steps_are_undone),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(it_follows_better),     cmocka_unit_test(bad_steps_are_undone),
                                        cmocka_unit_test(any_team_and_any_stop), cmocka_unit_test(other_outputs),
-                                       cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(memory_decides),        cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
