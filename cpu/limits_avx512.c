@@ -23,13 +23,15 @@ static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
     return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
 }
 
-static double int8_avx512(int64_t rounds) {
+static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
     __m512i sum[SUMS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
-    UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_setzero_si512();
+    UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_set1_epi32(j);
     for (int64_t r = 0; r < rounds; r++) {
         UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_dpbusd_epi32(sum[j], x, y);
-        UNROLL for (int j = 0; j < SUMS; j++) __asm__ volatile("" : "+v"(sum[j])); /* sums, not multiples */
+        x = _mm512_xor_si512(x, y); /* another round is other work */
     }
+    UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
+    *sum_out = (uint64_t)_mm512_reduce_add_epi64(sum[0]);
     return (double)rounds * SUMS * 64;
 }
 
