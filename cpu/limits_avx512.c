@@ -6,6 +6,12 @@
 
 enum { LOADS = 16, SUMS = 16 };
 
+INLINE uint64_t any_word(__m512i v) {
+    _Alignas(64) uint64_t word[8];
+    _mm512_store_si512(word, v);
+    return word[0] ^ word[7];
+}
+
 INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
     __m512i sum[LOADS];
     UNROLL for (int j = 0; j < LOADS; j++) sum[j] = _mm512_setzero_si512();
@@ -16,7 +22,7 @@ INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
         }
     }
     UNROLL for (int j = 1; j < LOADS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
-    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+    return any_word(sum[0]);
 }
 
 static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
@@ -31,7 +37,7 @@ static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
         x = _mm512_xor_si512(x, y); /* another round is other work */
     }
     UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
-    *sum_out = (uint64_t)_mm512_reduce_add_epi64(sum[0]);
+    *sum_out = any_word(sum[0]);
     return (double)rounds * SUMS * 64;
 }
 
