@@ -6,6 +6,16 @@
 
 enum { LOADS = 16, SUMS = 16 };
 
+/* As asm, since gcc 12 puts two copies of registers before each of them. */
+INLINE __m512i product(__m512i sum, __m512i x, __m512i y) {
+#ifdef LLMQ_EMULATED
+    return _mm512_dpbusd_epi32(sum, x, y);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+    return sum;
+#endif
+}
+
 INLINE uint64_t any_word(__m512i v) {
     _Alignas(64) uint64_t word[8];
     _mm512_store_si512(word, v);
@@ -32,10 +42,7 @@ static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
 static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
     __m512i sum[SUMS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
     UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_set1_epi32(j);
-    for (int64_t r = 0; r < rounds; r++) {
-        UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_dpbusd_epi32(sum[j], x, y);
-        x = _mm512_xor_si512(x, y); /* another round is other work */
-    }
+    for (int64_t r = 0; r < rounds; r++) UNROLL for (int j = 0; j < SUMS; j++) sum[j] = product(sum[j], x, y);
     UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
     *sum_out = any_word(sum[0]);
     return (double)rounds * SUMS * 64;
