@@ -252,8 +252,9 @@ typedef struct llmq_backend_ops {
     /* Reads bytes (a multiple of 4096, p aligned to 64) in order, asking for what lies `ahead` bytes further on (0:
      * the processor's own prefetch only). The result means nothing. */
     uint64_t (*probe_read)(const void *p, size_t bytes, size_t ahead);
-    /* Rounds of independent 8-bit products by this ISA's instruction, in registers; how many multiply-adds those are. */
-    double (*probe_int8)(int64_t rounds);
+    /* Rounds of independent 8-bit products by this ISA's instruction, in registers; returns how many multiply-adds those
+     * are. What they add up to means nothing. */
+    double (*probe_int8)(int64_t rounds, uint64_t *sum_out);
 } llmq_backend_ops;
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */

@@ -49,7 +49,7 @@ double backend_read_bandwidth(const llmq_backend_ops *ops, llmq_team *team, size
 typedef struct int8_job {
     const llmq_backend_ops *ops;
     double products, seconds; /* of all workers; worker 0 writes them */
-    double *counts;           /* one cache line a worker */
+    double *counts;           /* one cache line a worker: multiply-adds, and their sum */
 } int8_job;
 
 static void int8_worker(const llmq_worker *w, void *arg) {
@@ -57,7 +57,9 @@ static void int8_worker(const llmq_worker *w, void *arg) {
     for (int64_t rounds = 1 << 12;; rounds *= 4) {
         worker_barrier(w);
         double start = time_seconds();
-        job->counts[w->id * 8] = job->ops->probe_int8(rounds);
+        uint64_t sum;
+        job->counts[w->id * 8] = job->ops->probe_int8(rounds, &sum);
+        job->counts[w->id * 8 + 1] = (double)sum;
         worker_barrier(w);
         if (w->id == 0) {
             job->seconds = time_seconds() - start;

@@ -23,7 +23,7 @@ static uint64_t read_avx2(const void *p, size_t bytes, size_t ahead) {
     return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
 }
 
-static double int8_avx2(int64_t rounds) {
+static double int8_avx2(int64_t rounds, uint64_t *sum_out) {
     __m256i sum[SUMS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(5);
     UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm256_setzero_si256();
     for (int64_t r = 0; r < rounds; r++) {
@@ -32,7 +32,8 @@ static double int8_avx2(int64_t rounds) {
             sum[j] = _mm256_add_epi16(sum[j], _mm256_maddubs_epi16(x, y));
         }
     }
-    UNROLL for (int j = 0; j < SUMS; j++) __asm__ volatile("" : : "x"(sum[j]));
+    UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm256_xor_si256(sum[0], sum[j]);
+    *sum_out = (uint64_t)_mm256_extract_epi64(sum[0], 0);
     return (double)rounds * SUMS * 32;
 }
 

@@ -6,12 +6,20 @@
 
 enum { LOADS = 16, SUMS = 16 };
 
-/* All bits of a vector, so that none of what made it is left out. */
-INLINE uint64_t folded(__m512i v) {
-    uint64_t lane[8], all = 0;
-    _mm512_storeu_ps((float *)lane, _mm512_castsi512_ps(v));
-    for (int i = 0; i < 8; i++) all ^= lane[i];
-    return all;
+/* As asm, since gcc 12 puts two copies of registers before each of them. */
+INLINE __m512i product(__m512i sum, __m512i x, __m512i y) {
+#ifdef LLMQ_EMULATED
+    return _mm512_dpbusd_epi32(sum, x, y);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y));
+    return sum;
+#endif
+}
+
+INLINE uint64_t any_word(__m512i v) {
+    _Alignas(64) uint64_t word[8];
+    _mm512_store_si512(word, v);
+    return word[0] ^ word[7];
 }
 
 INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
@@ -24,23 +32,19 @@ INLINE uint64_t read_loop(const char *p, size_t bytes, size_t ahead) {
         }
     }
     UNROLL for (int j = 1; j < LOADS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
-    return folded(sum[0]);
+    return any_word(sum[0]);
 }
 
 static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
     return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
 }
 
-static double int8_avx512(int64_t rounds) {
+static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
     __m512i sum[SUMS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
-    UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_setzero_si512();
-    for (int64_t r = 0; r < rounds; r++) {
-        UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_dpbusd_epi32(sum[j], x, y);
-        UNROLL for (int j = 0; j < SUMS; j++) IN_REGISTER(sum[j]); /* sums, not multiples */
-    }
-    volatile uint64_t used;
-    UNROLL for (int j = 0; j < SUMS; j++) used = folded(sum[j]);
-    (void)used;
+    UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_set1_epi32(j);
+    for (int64_t r = 0; r < rounds; r++) UNROLL for (int j = 0; j < SUMS; j++) sum[j] = product(sum[j], x, y);
+    UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
+    *sum_out = any_word(sum[0]);
     return (double)rounds * SUMS * 64;
 }
 

@@ -17,15 +17,15 @@ static uint64_t read_c(const void *p, size_t bytes, size_t ahead) {
     return sum;
 }
 
-static double int8_c(int64_t rounds) {
+static double int8_c(int64_t rounds, uint64_t *sum_out) {
     int8_t x[PRODUCTS], y[PRODUCTS];
-    int32_t sum = 0;
+    uint32_t sum = 0; /* wraps */
     for (int i = 0; i < PRODUCTS; i++) x[i] = (int8_t)i, y[i] = (int8_t)(i * 7);
     for (int64_t r = 0; r < rounds; r++) {
         __asm__ volatile("" : : "r"(x), "r"(y) : "memory"); /* another round is other work */
-        for (int i = 0; i < PRODUCTS; i++) sum += x[i] * y[i];
-        __asm__ volatile("" : : "r"(sum));
+        for (int i = 0; i < PRODUCTS; i++) sum += (uint32_t)(x[i] * y[i]);
     }
+    *sum_out = sum;
     return (double)rounds * PRODUCTS;
 }
 
