@@ -5,6 +5,7 @@
  *   as<U>(p)              the same address as a pointer to U
  *   SHARED(T, name, n)    T name[n] in shared memory, 16-byte aligned;  DYNAMIC_SHARED(T, name) what the launch gave
  *   LAUNCH(kernel, grid, threads, shared_bytes, stream, arguments...)
+ *   UNROLL                before a loop
  *   device_pointer(p)     what a launcher makes of an address that it was given
  */
 #ifndef LLMQ_CUDA_SIMT_H
@@ -16,6 +17,7 @@
 
 #define SITE
 #define SITE_ONLY
+#define UNROLL _Pragma("unroll")
 
 template <class T> using gptr = T *;
 template <class T> using sptr = T *;

@@ -22,6 +22,7 @@
 /* An extra last argument of functions that touch memory or synchronize: where they were called. */
 #define SITE , emu::site at = {}
 #define SITE_ONLY emu::site at = {}
+#define UNROLL
 
 /* ---- vectors */
 
@@ -133,7 +134,7 @@ template <class T> gptr<T> device_pointer(T *p) {
 
 /* ---- launches. A kernel's arguments are copied, as the driver does. */
 
-using stream_t = int;
+using stream_t = void *;
 #define LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                                       \
     ((void)(stream), emu::launch(#kernel, grid, threads, shared_bytes, [=] { kernel(__VA_ARGS__); }))
 
@@ -195,6 +196,9 @@ inline unsigned __match_any_sync(unsigned mask, unsigned v SITE) {
 inline unsigned __reduce_add_sync(unsigned mask, unsigned v SITE) {
     return emu::reduce(emu::REDUCE_ADD, mask, v, at);
 }
+inline unsigned __reduce_max_sync(unsigned mask, unsigned v SITE) { /* unsigned order: the sign bit turned over */
+    return emu::reduce(emu::REDUCE_MAX, mask, v ^ 0x80000000u, at) ^ 0x80000000u;
+}
 inline int __reduce_max_sync(unsigned mask, int v SITE) {
     return static_cast<int>(emu::reduce(emu::REDUCE_MAX, mask, static_cast<unsigned>(v), at));
 }
@@ -253,6 +257,5 @@ template <class T> T min(T a, T b) {
 template <class T> T max(T a, T b) {
     return a < b ? b : a;
 }
-/* pragma unroll means nothing here */
 
 #endif
