@@ -2,12 +2,14 @@
 #ifndef LLMQ_TESTS_CUDA_GPU_H
 #define LLMQ_TESTS_CUDA_GPU_H
 
-#include <cmocka.h>
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
