@@ -3,10 +3,10 @@
  *     columns, bytes      of a tile
  *     tile                a lane's part of it, in registers
  *     load(p, lane)       p: the tile's first byte
- *     codes(tile, j, a)   the four words of operand A for group j of 32 columns, signed bytes
- *     zero                what has to be subtracted from them
- *     scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if has_mins
- *     group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j) */
+ *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
+ * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
+ * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
+ *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
 
@@ -22,11 +22,39 @@ __device__ __forceinline__ float sbyte_to_float(uint32_t word, int byte) {
     return __uint_as_float(prmt(word ^ 0x80808080u, 0x4b000000u, 0x7540u | static_cast<uint32_t>(byte))) - 8388736.0f;
 }
 
+/* Unsigned nibbles of rows g and g + 8. */
 __device__ __forceinline__ void nibbles_to_bytes(uint32_t row0, uint32_t row8, uint32_t (&a)[4]) {
     a[0] = row0 & 0x0f0f0f0fu;
     a[1] = row8 & 0x0f0f0f0fu;
     a[2] = row0 >> 4 & 0x0f0f0f0fu;
     a[3] = row8 >> 4 & 0x0f0f0f0fu;
+}
+
+/* Two nibbles at a time become f16 (ptx.md 6): 0x6400 | n is 1024 + n, and 0x6400 | 16 n is 1024 + 16 n. FLIP 8 turns
+ * the nibbles' upper bit over: two's complement becomes level + 8. */
+template <int FLIP>
+__device__ __forceinline__ void nibbles_to_halves(uint32_t row0, uint32_t row8, uint32_t (&a)[2][4]) {
+    constexpr uint32_t low = 0x64006400u + FLIP * 0x10001u, high = 0x64006400u + FLIP * 0x100010u;
+    constexpr uint32_t low_bias = low, high_bias = FLIP ? 0xd480d480u : 0xd400d400u; /* 1024 + FLIP; -(64 + FLIP) */
+    constexpr uint32_t sixteenth = 0x2c002c00u;
+    UNROLL
+    for (int row = 0; row < 2; row++) {
+        const uint32_t q = row ? row8 : row0, odd = q >> 8;
+        a[0][row] = h2_sub(lop3<0x6a>(q, 0x000f000fu, low), low_bias);
+        a[1][row] = h2_fma(lop3<0x6a>(q, 0x00f000f0u, high), sixteenth, high_bias);
+        a[0][row + 2] = h2_sub(lop3<0x6a>(odd, 0x000f000fu, low), low_bias);
+        a[1][row + 2] = h2_fma(lop3<0x6a>(odd, 0x00f000f0u, high), sixteenth, high_bias);
+    }
+}
+
+/* Signed bytes to f16: bytes 0 and 2, bytes 1 and 3 of each word. 128 is added, and 1024 + 128 subtracted. */
+__device__ __forceinline__ void bytes_to_halves(const uint32_t (&bytes)[4], uint32_t (&a)[2][4]) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint32_t b = bytes[i] ^ 0x80808080u;
+        a[i / 2][i % 2] = h2_sub(prmt(b, 0x64646464u, 0x4240u), 0x64806480u);
+        a[i / 2][i % 2 + 2] = h2_sub(prmt(b, 0x64646464u, 0x4341u), 0x64806480u);
+    }
 }
 
 __device__ __forceinline__ uint32_t word_of(const uint4 &v, int i) {
@@ -42,8 +70,8 @@ __device__ __forceinline__ void pair_to_floats(uint32_t pair, float (&s)[2]) {
     s[1] = h2_high(pair);
 }
 
-struct weights_q4_0 {
-    static constexpr int columns = 64, bytes = 576, zero = 8, group = 32;
+struct weights_q4_0 { /* nibbles in two's complement: in the upper half of a byte they are 16 times the level */
+    static constexpr int columns = 64, bytes = 576, unit = 16, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = false;
     struct tile {
         uint4 q;
@@ -53,7 +81,14 @@ struct weights_q4_0 {
         return {load_once(as<const uint4>(p) + lane), load_once(as<const uint2>(p + 512) + lane / 4)};
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
-        nibbles_to_bytes(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
+        const uint32_t row0 = word_of(w.q, 2 * j), row8 = word_of(w.q, 2 * j + 1);
+        a[0] = row0 << 4 & 0xf0f0f0f0u;
+        a[1] = row8 << 4 & 0xf0f0f0f0u;
+        a[2] = row0 & 0xf0f0f0f0u;
+        a[3] = row8 & 0xf0f0f0f0u;
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<8>(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
     }
     __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.d, j), s);
@@ -61,7 +96,7 @@ struct weights_q4_0 {
 };
 
 struct weights_q4_1 {
-    static constexpr int columns = 64, bytes = 640, zero = 0, group = 32;
+    static constexpr int columns = 64, bytes = 640, unit = 1, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = true;
     struct tile {
         uint4 q, dm;
@@ -71,6 +106,9 @@ struct weights_q4_1 {
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         nibbles_to_bytes(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<0>(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
     }
     __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.dm, 2 * j), s);
@@ -83,7 +121,7 @@ struct weights_q4_1 {
 /* Sixteen levels in four words; eight of them are one prmt away, and bit 3 of each nibble picks from the two results.
  * (prmt would take bit 3 as "repeat the sign", so it is masked off first.) */
 struct weights_iq4_nl {
-    static constexpr int columns = 64, bytes = 576, zero = 0, group = 32;
+    static constexpr int columns = 64, bytes = 576, unit = 1, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = false;
     using tile = weights_q4_0::tile;
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
@@ -100,13 +138,18 @@ struct weights_iq4_nl {
             a[row + 2] = levels(nibbles >> 16, pick >> 16);
         }
     }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        uint32_t bytes[4];
+        codes(w, j, bytes);
+        bytes_to_halves(bytes, a);
+    }
     __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.d, j), s);
     }
 };
 
 struct weights_q8_0 {
-    static constexpr int columns = 64, bytes = 1088, zero = 0, group = 32;
+    static constexpr int columns = 64, bytes = 1088, unit = 1, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = false;
     struct tile {
         uint4 q[2];
@@ -122,13 +165,18 @@ struct weights_q8_0 {
         a[2] = w.q[j].z;
         a[3] = w.q[j].w;
     }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        uint32_t bytes[4];
+        codes(w, j, bytes);
+        bytes_to_halves(bytes, a);
+    }
     __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.d, j), s);
     }
 };
 
 struct weights_q4_k {
-    static constexpr int columns = 256, bytes = 2368, zero = 0, group = 32;
+    static constexpr int columns = 256, bytes = 2368, unit = 1, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = true;
     struct tile {
         uint4 q[4], sc[2]; /* sc: a word a group */
@@ -143,6 +191,9 @@ struct weights_q4_k {
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         nibbles_to_bytes(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
     }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<0>(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
+    }
     __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
         uint32_t sc = word_of(w.sc[j / 4], j % 4);
         s[0] = h2_low(w.d.x) * byte_to_float(sc, 0);
@@ -155,8 +206,8 @@ struct weights_q4_k {
     }
 };
 
-struct weights_q6_k {
-    static constexpr int columns = 256, bytes = 3360, zero = 32, group = 16;
+struct weights_q6_k { /* six bits in two's complement, in the upper part of a byte */
+    static constexpr int columns = 256, bytes = 3360, unit = 4, unit_f16 = 4, group = 16;
     static constexpr bool has_mins = false;
     struct tile {
         uint4 q[4];
@@ -172,13 +223,19 @@ struct weights_q6_k {
                 {load_once(sc), load_once(sc + 8)},
                 load_once(as<const uint32_t>(p + 3328) + lane / 4)};
     }
+    /* bits 2..5: the nibble, bits 6 and 7: the pair */
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
-        uint32_t high = word_of(w.high[j / 2], j % 2);
-        nibbles_to_bytes(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
-        a[0] |= high << 4 & 0x30303030u;
-        a[1] |= high << 2 & 0x30303030u;
-        a[2] |= high & 0x30303030u;
-        a[3] |= high >> 2 & 0x30303030u;
+        const uint32_t row0 = word_of(w.q[j / 2], j % 2 * 2), row8 = word_of(w.q[j / 2], j % 2 * 2 + 1);
+        const uint32_t high = word_of(w.high[j / 2], j % 2);
+        a[0] = (row0 << 2 & 0x3c3c3c3cu) | (high << 6 & 0xc0c0c0c0u);
+        a[1] = (row8 << 2 & 0x3c3c3c3cu) | (high << 4 & 0xc0c0c0c0u);
+        a[2] = (row0 >> 2 & 0x3c3c3c3cu) | (high << 2 & 0xc0c0c0c0u);
+        a[3] = (row8 >> 2 & 0x3c3c3c3cu) | (high & 0xc0c0c0c0u);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        uint32_t code[4];
+        codes(w, j, code);
+        bytes_to_halves(code, a);
     }
     __device__ static __forceinline__ void scales(const tile &w, int half, float (&s)[2]) {
         uint32_t sc = word_of(w.sc[half / 8], half % 8 / 2);
@@ -186,54 +243,5 @@ struct weights_q6_k {
         s[1] = h2_high(w.d) * sbyte_to_float(sc, half % 2 * 2 + 1);
     }
 };
-
-/* Four signed bytes (any value after XOR with 0x80) as f16, minus `bias`: bytes 0 and 2, bytes 1 and 3. 1024 + byte is
- * 0x6400 | byte. */
-__device__ __forceinline__ void bytes_to_h2(uint32_t biased, uint32_t bias_h2, uint32_t &even, uint32_t &odd) {
-    even = h2_sub(prmt(biased, 0x64646464u, 0x4240u), bias_h2);
-    odd = h2_sub(prmt(biased, 0x64646464u, 0x4341u), bias_h2);
-}
-
-/* Operand A of the two f16 mmas of group j, minus zero. Types with unsigned codes: 1024 + zero is subtracted; signed
- * ones are made unsigned first. */
-template <class W> __device__ __forceinline__ void codes_to_h2(const typename W::tile &w, int j, uint32_t (&a)[2][4]) {
-    uint32_t bytes[4];
-    W::codes(w, j, bytes);
-    constexpr bool is_signed = W::zero == 0 && !W::has_mins;
-    constexpr uint32_t bias = 0x6400u + (is_signed ? 128u : static_cast<uint32_t>(W::zero)),
-                       bias_h2 = bias << 16 | bias;
-    UNROLL
-    for (int half = 0; half < 2; half++) UNROLL
-    for (int row = 0; row < 2; row++) {
-        uint32_t b = bytes[2 * half + row];
-        bytes_to_h2(is_signed ? b ^ 0x80808080u : b, bias_h2, a[half][row], a[half][row + 2]);
-    }
-}
-
-/* Nibbles need no detour over bytes: two of them become f16 in one operation (ptx.md 6). */
-__device__ __forceinline__ void nibbles_to_h2(uint32_t q, int zero, uint32_t (&a)[2][4], int row) {
-    const uint32_t low_bias = (0x6400u + static_cast<uint32_t>(zero)) * 0x10001u; /* 1024 + zero */
-    const uint32_t high_bias = zero ? 0xd480d480u : 0xd400d400u;                  /* -(64 + zero) */
-    const uint32_t sixteenth = 0x2c002c00u;
-    a[0][row] = h2_sub(lop3<0xea>(q, 0x000f000fu, 0x64006400u), low_bias);
-    a[1][row] = h2_fma(lop3<0xea>(q, 0x00f000f0u, 0x64006400u), sixteenth, high_bias);
-    a[0][row + 2] = h2_sub(lop3<0xea>(q >> 8, 0x000f000fu, 0x64006400u), low_bias);
-    a[1][row + 2] = h2_fma(lop3<0xea>(q >> 8, 0x00f000f0u, 0x64006400u), sixteenth, high_bias);
-}
-template <>
-__device__ __forceinline__ void codes_to_h2<weights_q4_0>(const weights_q4_0::tile &w, int j, uint32_t (&a)[2][4]) {
-    nibbles_to_h2(word_of(w.q, 2 * j), 8, a, 0);
-    nibbles_to_h2(word_of(w.q, 2 * j + 1), 8, a, 1);
-}
-template <>
-__device__ __forceinline__ void codes_to_h2<weights_q4_1>(const weights_q4_1::tile &w, int j, uint32_t (&a)[2][4]) {
-    nibbles_to_h2(word_of(w.q, 2 * j), 0, a, 0);
-    nibbles_to_h2(word_of(w.q, 2 * j + 1), 0, a, 1);
-}
-template <>
-__device__ __forceinline__ void codes_to_h2<weights_q4_k>(const weights_q4_k::tile &w, int j, uint32_t (&a)[2][4]) {
-    nibbles_to_h2(word_of(w.q[j / 2], j % 2 * 2), 0, a, 0);
-    nibbles_to_h2(word_of(w.q[j / 2], j % 2 * 2 + 1), 0, a, 1);
-}
 
 #endif

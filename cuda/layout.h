@@ -38,20 +38,11 @@
     X(Q6_K, 256, 3360)
 
 /* Activations of up to 8 tokens (the B operand), in groups of 32 columns, zeros up to the end of the last tile.
- *     8 bits    codes (groups, n_tok, 32 bytes): columns 4t..4t+3 and 16+4t..16+4t+3 for each t.
- *               scales (groups, 8): act_scale; and (groups, 8): act_sums. All eight, whatever n_tok is
+ *     8 bits    codes (groups, n_tok, 32 bytes): columns 4t..4t+3 and 16+4t..16+4t+3 for each t;
+ *               d (groups, 8) f32: x = d * code; sums (groups, 8) f32: d * the sum of the 32 codes
  *     f16       (groups, n_tok, 4 t, 16 bytes): columns 4t, 4t+2, 4t+1, 4t+3 and the same 16 further on: the order in
- *               which nibbles become f16 in pairs. sums (groups, 8) f32 */
+ *               which nibbles become f16 in pairs; sums (groups, 8) f32
+ * Scales and sums are there for all eight tokens, zero for those that are not. */
 #define ACT_TOKENS 8
-
-typedef struct act_scale {
-    float d;     /* x = d * q */
-    int32_t sum; /* of the 32 q */
-} act_scale;
-
-typedef struct act_sums {
-    float d_sum;     /* d * sum */
-    int32_t sum_low; /* of the first 16 q */
-} act_sums;
 
 #endif

@@ -18,150 +18,168 @@ constexpr float MAGIC_FLOAT = 12582912.0f; /* 1.5 * 2^23 */
 
 /* Operand B and scales (cuda/layout.h). Lane l holds token l / 4 of B and tokens 2t, 2t + 1 of the results. */
 struct acts_q8 {
-    gptr<const uint8_t> codes;
-    gptr<const act_scale> scales;
-    gptr<const act_sums> sums;
+    static constexpr bool integers = true;
+    gptr<const uint2> codes;
+    gptr<const float2> d, sums;
     int n_tok;
 };
 struct acts_f16 {
-    gptr<const uint8_t> x;
-    gptr<const float> sums;
+    static constexpr bool integers = false;
+    gptr<const uint4> halves;
+    gptr<const float2> sums;
     int n_tok;
 };
 
-/* acc[i] += d[token] * s[row] * (c[i] - MAGIC); i: rows g, g, g + 8, g + 8, tokens 2t, 2t + 1, 2t, 2t + 1. */
-__device__ __forceinline__ void add_scaled(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float d0,
-                                           float d1) {
-    acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, s[0] * d0, acc[0]);
-    acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, s[0] * d1, acc[1]);
-    acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, s[1] * d0, acc[2]);
-    acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, s[1] * d1, acc[3]);
+/* What a warp needs of the activations for one group of 32 columns. */
+struct operand_q8 {
+    uint2 b;
+    float2 d;
+};
+struct operand_f16 {
+    uint4 b;
+};
+__device__ __forceinline__ operand_q8 fetch(const acts_q8 &x, int group, int lane) {
+    const int token = lane / 4, t = lane % 4;
+    operand_q8 o = {{0, 0}, x.d[group * 4 + t]};
+    if (token < x.n_tok) o.b = x.codes[(group * x.n_tok + token) * 4 + t];
+    return o;
 }
-__device__ __forceinline__ void add_outer(float (&acc)[4], const float (&c)[4], const float (&s)[2]) {
+__device__ __forceinline__ operand_f16 fetch(const acts_f16 &x, int group, int lane) {
+    const int token = lane / 4, t = lane % 4;
+    operand_f16 o = {{0, 0, 0, 0}};
+    if (token < x.n_tok) o.b = x.halves[(group * x.n_tok + token) * 4 + t];
+    return o;
+}
+
+/* acc[i] += c[i] * s[row] * d[token]; i: rows g, g, g + 8, g + 8, tokens 2t, 2t + 1, 2t, 2t + 1. */
+__device__ __forceinline__ void add_scaled(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float2 d) {
+    acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, s[0] * d.x, acc[0]);
+    acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, s[0] * d.y, acc[1]);
+    acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, s[1] * d.x, acc[2]);
+    acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, s[1] * d.y, acc[3]);
+}
+__device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4], const float (&s)[2]) {
     acc[0] = fmaf(c[0], s[0], acc[0]);
     acc[1] = fmaf(c[1], s[0], acc[1]);
     acc[2] = fmaf(c[2], s[1], acc[2]);
     acc[3] = fmaf(c[3], s[1], acc[3]);
 }
-__device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], float sum0, float sum1) {
-    acc[0] = fmaf(m[0], sum0, acc[0]);
-    acc[1] = fmaf(m[0], sum1, acc[1]);
-    acc[2] = fmaf(m[1], sum0, acc[2]);
-    acc[3] = fmaf(m[1], sum1, acc[3]);
-}
 
-/* One tile times 8-bit activations; groups of 32 columns from `group` on. The zero point is folded into the start of
- * the sum: sum (q - z) x = sum q x - z sum x. */
+/* Group j of a tile times 8-bit activations. */
 template <class W>
-__device__ __forceinline__ void add_tile(const typename W::tile &w, const acts_q8 &x, int group, int lane,
-                                         float (&acc)[4]) {
-    const int token = lane / 4, t = lane % 4;
-    UNROLL
-    for (int j = 0; j < W::columns / 32; j++) {
-        const int at = group + j;
-        uint32_t a[4];
-        uint2 b = {0, 0};
-        if (token < x.n_tok) b = as<const uint2>(x.codes)[(at * x.n_tok + token) * 4 + t];
-        const uint4 ds = as<const uint4>(x.scales)[at * 4 + t]; /* d, sum of token 2t; of 2t + 1 */
-        const float d0 = __uint_as_float(ds.x), d1 = __uint_as_float(ds.z);
-        const int32_t sum0 = static_cast<int32_t>(ds.y), sum1 = static_cast<int32_t>(ds.w);
-        uint4 more = {0, 0, 0, 0}; /* d * sum, sum of the first half */
-        if (W::has_mins || W::group == 16) more = as<const uint4>(x.sums)[at * 4 + t];
-        W::codes(w, j, a);
-        float s[2];
-        if constexpr (W::group == 32) {
-            const int32_t start0 = MAGIC - W::zero * sum0, start1 = MAGIC - W::zero * sum1;
-            int32_t c[4] = {start0, start1, start0, start1};
-            mma_s8(c, a, {b.x, b.y});
-            W::scales(w, j, s);
-            add_scaled(acc, c, s, d0, d1);
-        } else {
-            const int32_t low0 = static_cast<int32_t>(more.y), low1 = static_cast<int32_t>(more.w);
-            const int32_t start0 = MAGIC - W::zero * low0, start1 = MAGIC - W::zero * low1;
-            const int32_t next0 = MAGIC - W::zero * (sum0 - low0), next1 = MAGIC - W::zero * (sum1 - low1);
-            int32_t c[4] = {start0, start1, start0, start1}, e[4] = {next0, next1, next0, next1};
-            mma_s8_k16(c, {a[0], a[1]}, b.x);
-            mma_s8_k16(e, {a[2], a[3]}, b.y);
-            W::scales(w, 2 * j, s);
-            add_scaled(acc, c, s, d0, d1);
-            W::scales(w, 2 * j + 1, s);
-            add_scaled(acc, e, s, d0, d1);
-        }
-        if constexpr (W::has_mins) {
-            float m[2];
-            W::mins(w, j, m);
-            add_mins(acc, m, __uint_as_float(more.x), __uint_as_float(more.z));
-        }
+__device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_q8 &x, float (&acc)[4]) {
+    uint32_t a[4];
+    float s[2];
+    int32_t c[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+    W::codes(w, j, a);
+    if constexpr (W::group == 32) {
+        mma_s8(c, a, {x.b.x, x.b.y});
+        W::scales(w, j, s);
+        add_scaled(acc, c, s, x.d);
+    } else {
+        int32_t e[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+        mma_s8_k16(c, {a[0], a[1]}, x.b.x);
+        mma_s8_k16(e, {a[2], a[3]}, x.b.y);
+        W::scales(w, 2 * j, s);
+        add_scaled(acc, c, s, x.d);
+        W::scales(w, 2 * j + 1, s);
+        add_scaled(acc, e, s, x.d);
     }
 }
 
-/* ... times f16 activations, f32 sums of 32 products each. */
+/* ... times f16 activations: f32 sums of 32 products each. */
 template <class W>
-__device__ __forceinline__ void add_tile(const typename W::tile &w, const acts_f16 &x, int group, int lane,
-                                         float (&acc)[4]) {
-    const int token = lane / 4, t = lane % 4;
-    UNROLL
-    for (int j = 0; j < W::columns / 32; j++) {
-        const int at = group + j;
-        uint32_t a[2][4];
-        uint4 b = {0, 0, 0, 0};
-        if (token < x.n_tok) b = as<const uint4>(x.x)[(at * x.n_tok + token) * 4 + t];
-        codes_to_h2<W>(w, j, a);
-        float c[4] = {0, 0, 0, 0}, s[2];
-        mma_f16(c, a[0], {b.x, b.y});
-        if constexpr (W::group == 32) {
-            mma_f16(c, a[1], {b.z, b.w});
-            W::scales(w, j, s);
-            add_outer(acc, c, s);
-        } else {
-            float e[4] = {0, 0, 0, 0};
-            mma_f16(e, a[1], {b.z, b.w});
-            W::scales(w, 2 * j, s);
-            add_outer(acc, c, s);
-            W::scales(w, 2 * j + 1, s);
-            add_outer(acc, e, s);
-        }
-        if constexpr (W::has_mins) {
-            float m[2];
-            const float2 sums = as<const float2>(x.sums)[at * 4 + t];
-            W::mins(w, j, m);
-            add_mins(acc, m, sums.x, sums.y);
-        }
+__device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_f16 &x, float (&acc)[4]) {
+    uint32_t a[2][4];
+    float s[2], c[4] = {0, 0, 0, 0};
+    W::halves(w, j, a);
+    mma_f16(c, a[0], {x.b.x, x.b.y});
+    if constexpr (W::group == 32) {
+        mma_f16(c, a[1], {x.b.z, x.b.w});
+        W::scales(w, j, s);
+        add_scaled(acc, c, s);
+    } else {
+        float e[4] = {0, 0, 0, 0};
+        mma_f16(e, a[1], {x.b.z, x.b.w});
+        W::scales(w, 2 * j, s);
+        add_scaled(acc, c, s);
+        W::scales(w, 2 * j + 1, s);
+        add_scaled(acc, e, s);
     }
 }
 
-/* weights (row tiles, n_tiles, W::bytes), y (n_tok, ldy), bias [rows] or NULL. grid: one block for 16 rows. AHEAD:
- * tiles that a warp has in flight before it multiplies the first. */
-template <class W, class ACTS, int AHEAD>
-__global__ void __launch_bounds__(WARPS * 32) matvec(gptr<const uint8_t> weights, ACTS x, gptr<const float> bias,
-                                                     gptr<float> y, int64_t ldy, int rows, int n_tiles) {
-    SHARED(float, part, WARPS * 128);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    gptr<const uint8_t> mine = weights + static_cast<int64_t>(blockIdx.x) * n_tiles * W::bytes;
-    float acc[4] = {0, 0, 0, 0};
+/* acc[i] += m[row] * sum[token] */
+__device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], float2 sums) {
+    acc[0] = fmaf(m[0], sums.x, acc[0]);
+    acc[1] = fmaf(m[0], sums.y, acc[1]);
+    acc[2] = fmaf(m[1], sums.x, acc[2]);
+    acc[3] = fmaf(m[1], sums.y, acc[3]);
+}
+
+/* How a weight type is worked on: tiles of rows that a warp has side by side, so that activations are fetched once for
+ * all of them; tiles along the columns that are in flight before the first is multiplied; blocks that a multiprocessor
+ * has to have room for, which bounds the registers. Chosen by instruction counts (scripts/check_cuda_code.py), not by
+ * running it: UNTUNED. */
+template <class W> struct plan {
+    static constexpr int row_tiles = W::columns == 64 ? 2 : 1, ahead = W::columns == 64 ? 2 : 1, blocks = 3;
+};
+
+/* weights (row tiles, n_tiles, W::bytes), y (n_tok, ldy), bias [rows] or NULL. A block has plan::row_tiles * 16 rows.
+ */
+template <class W, class ACTS>
+__global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
+    matvec(gptr<const uint8_t> weights, ACTS x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows,
+           int n_tiles) {
+    constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead, GROUPS = W::columns / 32;
+    static_assert(TILES * 4 <= WARPS && TILES <= 2 && (!W::has_mins || W::unit == 1), "as the code below has it");
+    SHARED(float, part, WARPS *TILES * 128);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.x * TILES * TILE_ROWS;
+    const int64_t row_bytes = static_cast<int64_t>(n_tiles) * W::bytes; /* of a row of tiles */
+    gptr<const uint8_t> mine = weights + blockIdx.x * TILES * row_bytes;
+    /* The last block may have fewer: it reads its first tiles again. */
+    const int64_t step = first_row + TILE_ROWS < rows ? row_bytes : 0;
+    float acc[TILES][4] = {};
     for (int first = warp; first < n_tiles; first += WARPS * AHEAD) {
-        typename W::tile tiles[AHEAD];
+        typename W::tile tiles[AHEAD][TILES];
         UNROLL
         for (int u = 0; u < AHEAD; u++) {
             const int n = first + u * WARPS;
-            if (n < n_tiles) tiles[u] = W::load(mine + static_cast<int64_t>(n) * W::bytes, lane);
+            UNROLL
+            for (int r = 0; r < TILES; r++)
+                if (n < n_tiles) tiles[u][r] = W::load(mine + (n * static_cast<int64_t>(W::bytes) + r * step), lane);
         }
         UNROLL
         for (int u = 0; u < AHEAD; u++) {
             const int n = first + u * WARPS;
-            if (n < n_tiles) add_tile<W>(tiles[u], x, n * (W::columns / 32), lane, acc);
+            if (n >= n_tiles) break;
+            UNROLL
+            for (int j = 0; j < GROUPS; j++) {
+                const auto operand = fetch(x, n * GROUPS + j, lane);
+                UNROLL
+                for (int r = 0; r < TILES; r++) multiply<W>(tiles[u][r], j, operand, acc[r]);
+                if constexpr (W::has_mins) {
+                    const float2 sums = x.sums[(n * GROUPS + j) * 4 + lane % 4];
+                    UNROLL
+                    for (int r = 0; r < TILES; r++) {
+                        float m[2];
+                        W::mins(tiles[u][r], j, m);
+                        add_mins(acc[r], m, sums);
+                    }
+                }
+            }
         }
     }
     UNROLL
-    for (int i = 0; i < 4; i++) part[(warp * 4 + i) * 32 + lane] = acc[i];
+    for (int i = 0; i < 4 * TILES; i++) part[(warp * TILES * 4 + i) * 32 + lane] = acc[i / 4][i % 4];
     __syncthreads();
 
-    const int i = threadIdx.x / 32, row = blockIdx.x * TILE_ROWS + lane / 4 + 8 * (i >> 1),
-              token = lane % 4 * 2 + (i & 1);
-    if (i >= 4 || row >= rows || token >= x.n_tok) return;
-    float sum = bias ? bias[row] : 0.0f;
-    for (int w = 0; w < WARPS; w++) sum += part[(w * 4 + i) * 32 + lane];
-    y[token * ldy + row] = sum;
+    const int i = threadIdx.x / 32, row = first_row + i / 4 * TILE_ROWS + lane / 4 + 8 * (i >> 1 & 1);
+    const int token = lane % 4 * 2 + (i & 1);
+    if (i >= 4 * TILES || row >= rows || token >= x.n_tok) return;
+    float sum = 0;
+    for (int w = 0; w < WARPS; w++) sum += part[(w * TILES * 4 + i) * 32 + lane];
+    sum *= 1.0f / (ACTS::integers ? W::unit : W::unit_f16);
+    y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
 /* ---- activations */
@@ -175,8 +193,7 @@ __device__ __forceinline__ int byte_place(int column) { /* in the 32 bytes of a 
 /* grid: one block a group of 32 columns, one warp a token, all 8 of them: scales of tokens that are not there are zero.
  */
 __global__ void __launch_bounds__(ACT_TOKENS * 32)
-    fill_q8(gptr<const float> x, int64_t cols, int n_tok, gptr<uint8_t> codes, gptr<act_scale> scales,
-            gptr<act_sums> sums) {
+    fill_q8(gptr<const float> x, int64_t cols, int n_tok, gptr<uint8_t> codes, gptr<float> scales, gptr<float> sums) {
     const int lane = threadIdx.x % 32, token = threadIdx.x / 32, group = blockIdx.x;
     const int64_t column = static_cast<int64_t>(group) * 32 + lane;
     float v = 0;
@@ -187,12 +204,11 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     const float inverse = finite && amax > 1e-30f ? 127.0f / amax : 0.0f;
     const int q = finite ? __float2int_rn(v * inverse) : 0;
     const int sum = static_cast<int>(__reduce_add_sync(WARP_ALL, static_cast<unsigned>(q)));
-    const int low = static_cast<int>(__reduce_add_sync(WARP_ALL, lane < 16 ? static_cast<unsigned>(q) : 0u));
     if (token < n_tok) codes[(group * n_tok + token) * 32 + byte_place(lane)] = static_cast<uint8_t>(q);
     if (lane == 0) {
         const float d = !finite || amax > 1e-30f ? amax / 127.0f : 0.0f;
-        scales[group * ACT_TOKENS + token] = act_scale{d, sum};
-        sums[group * ACT_TOKENS + token] = act_sums{d * static_cast<float>(sum), low};
+        scales[group * ACT_TOKENS + token] = d;
+        sums[group * ACT_TOKENS + token] = d * static_cast<float>(sum);
     }
 }
 
@@ -214,42 +230,50 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
 int64_t act_groups(int64_t cols) {
     return (cols + ACT_PAD - 1) / ACT_PAD * (ACT_PAD / 32);
 }
-size_t align_16(size_t n) {
-    return (n + 15) / 16 * 16;
+
+/* Where the parts of an activation buffer are, in bytes. */
+struct act_places {
+    int64_t groups, scales, sums, end;
+};
+act_places places_q8(int n_tok, int64_t cols) {
+    const int64_t groups = act_groups(cols), scales = groups * n_tok * 32, each = groups * ACT_TOKENS * 4;
+    return {groups, scales, scales + each, scales + 2 * each};
+}
+act_places places_f16(int n_tok, int64_t cols) {
+    const int64_t groups = act_groups(cols), sums = groups * n_tok * 64;
+    return {groups, 0, sums, sums + groups * ACT_TOKENS * 4};
 }
 
 acts_q8 acts_q8_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    const size_t groups = static_cast<size_t>(act_groups(cols)),
-                 codes = align_16(groups * static_cast<size_t>(n_tok) * 32);
-    gptr<const uint8_t> scales = base + static_cast<int64_t>(codes);
-    return {base, as<const act_scale>(scales),
-            as<const act_sums>(scales + static_cast<int64_t>(groups * ACT_TOKENS * sizeof(act_scale))), n_tok};
+    const act_places at = places_q8(n_tok, cols);
+    return {as<const uint2>(base), as<const float2>(base + at.scales), as<const float2>(base + at.sums), n_tok};
 }
 
 acts_f16 acts_f16_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    return {base, as<const float>(base + act_groups(cols) * n_tok * 64), n_tok};
+    return {as<const uint4>(base), as<const float2>(base + places_f16(n_tok, cols).sums), n_tok};
 }
 
-template <class W, int AHEAD, class ACTS>
+template <class W, class ACTS>
 void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
-    const unsigned blocks = static_cast<unsigned>((w->rows + TILE_ROWS - 1) / TILE_ROWS);
+    constexpr int rows_a_block = plan<W>::row_tiles * TILE_ROWS;
+    const unsigned blocks = static_cast<unsigned>((w->rows + rows_a_block - 1) / rows_a_block);
     const int n_tiles = static_cast<int>((w->cols + W::columns - 1) / W::columns), rows = static_cast<int>(w->rows);
     gptr<const uint8_t> packed = device_pointer(static_cast<const uint8_t *>(w->packed));
     gptr<const float> bias = device_pointer(w->bias);
     gptr<float> out = device_pointer(y);
-    LAUNCH((matvec<W, ACTS, AHEAD>), blocks, WARPS * 32, 0, stream, packed, x, bias, out, ldy, rows, n_tiles);
+    LAUNCH((matvec<W, ACTS>), blocks, WARPS * 32, 0, stream, packed, x, bias, out, ldy, rows, n_tiles);
 }
 
 template <class ACTS> void matvec_of(stream_t stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
     switch (w->type) {
-    case LLMQ_TYPE_Q4_0: return launch_matvec<weights_q4_0, 4>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q4_1: return launch_matvec<weights_q4_1, 4>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_IQ4_NL: return launch_matvec<weights_iq4_nl, 4>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q8_0: return launch_matvec<weights_q8_0, 4>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q4_K: return launch_matvec<weights_q4_k, 1>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q6_K: return launch_matvec<weights_q6_k, 1>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_Q4_0: return launch_matvec<weights_q4_0>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_Q4_1: return launch_matvec<weights_q4_1>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_IQ4_NL: return launch_matvec<weights_iq4_nl>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_Q8_0: return launch_matvec<weights_q8_0>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_Q4_K: return launch_matvec<weights_q4_k>(stream, w, x, y, ldy);
+    case LLMQ_TYPE_Q6_K: return launch_matvec<weights_q6_k>(stream, w, x, y, ldy);
     default: return;
     }
 }
@@ -257,34 +281,28 @@ template <class ACTS> void matvec_of(stream_t stream, const cuda_matrix *w, cons
 } // namespace
 
 size_t cuda_acts_q8_bytes(int n_tok, int64_t cols) {
-    const size_t groups = static_cast<size_t>(act_groups(cols));
-    return align_16(groups * static_cast<size_t>(n_tok) * 32) +
-           groups * ACT_TOKENS * (sizeof(act_scale) + sizeof(act_sums));
+    return static_cast<size_t>(places_q8(n_tok, cols).end);
 }
-
 size_t cuda_acts_f16_bytes(int n_tok, int64_t cols) {
-    const size_t groups = static_cast<size_t>(act_groups(cols));
-    return groups * (static_cast<size_t>(n_tok) * 64 + ACT_TOKENS * sizeof(float));
+    return static_cast<size_t>(places_f16(n_tok, cols).end);
 }
 
 void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts) {
-    const int64_t groups = act_groups(cols);
+    const act_places at = places_q8(n_tok, cols);
     gptr<uint8_t> codes = device_pointer(static_cast<uint8_t *>(acts));
-    gptr<uint8_t> after = codes + static_cast<int64_t>(align_16(static_cast<size_t>(groups * n_tok * 32)));
-    gptr<act_scale> scales = as<act_scale>(after);
-    gptr<act_sums> sums = as<act_sums>(after + groups * ACT_TOKENS * static_cast<int64_t>(sizeof(act_scale)));
+    gptr<float> scales = as<float>(codes + at.scales), sums = as<float>(codes + at.sums);
     gptr<const float> in = device_pointer(x);
-    LAUNCH(fill_q8, static_cast<unsigned>(groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
+    LAUNCH(fill_q8, static_cast<unsigned>(at.groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
            n_tok, codes, scales, sums);
 }
 
 void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts) {
-    const int64_t groups = act_groups(cols);
+    const act_places at = places_f16(n_tok, cols);
     gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
     gptr<uint16_t> halves = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + groups * n_tok * 64);
+    gptr<float> sums = as<float>(base + at.sums);
     gptr<const float> in = device_pointer(x);
-    LAUNCH(fill_f16, static_cast<unsigned>(groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
+    LAUNCH(fill_f16, static_cast<unsigned>(at.groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
            n_tok, halves, sums);
 }
 

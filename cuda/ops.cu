@@ -22,18 +22,21 @@ __global__ void __launch_bounds__(THREADS)
     const int token = tokens[blockIdx.y], row = token % TILE_ROWS, high = row / 8;
     const int64_t tile = static_cast<int64_t>(token / TILE_ROWS) * n_tiles + n;
     const typename W::tile w = W::load(table + tile * W::bytes, row % 8 * 4 + t);
+    UNROLL
     for (int j = 0; j < W::columns / 32; j++) {
         uint32_t a[4];
         W::codes(w, j, a);
+        UNROLL
         for (int half = 0; half < 2; half++) {
             float s[2], m[2] = {0, 0};
             W::scales(w, W::group == 32 ? j : 2 * j + half, s);
             if constexpr (W::has_mins) W::mins(w, j, m);
+            const uint32_t codes = high ? a[2 * half + 1] : a[2 * half];
+            const float scale = high ? s[1] : s[0], min = high ? m[1] : m[0];
             for (int e = 0; e < 4; e++) {
                 const int64_t column = static_cast<int64_t>(n) * W::columns + 32 * j + 16 * half + 4 * t + e;
-                const int byte = static_cast<int8_t>(a[2 * half + high] >> 8 * e);
-                if (column < cols)
-                    y[blockIdx.y * cols + column] = s[high] * static_cast<float>(byte - W::zero) + m[high];
+                const int level = static_cast<int8_t>(codes >> 8 * e) / W::unit;
+                if (column < cols) y[blockIdx.y * cols + column] = scale * static_cast<float>(level) + min;
             }
         }
     }

@@ -50,13 +50,15 @@ static uint8_t code_at(const open_tile *t, int lane, int j, int i, int e) {
     return t->codes[row][column];
 }
 
-static void put_nibbles(const open_tile *t, int columns, bool in_order, uint8_t *out) {
+/* flip: 8 makes two's complement of codes that mean code - 8. */
+static void put_nibbles(const open_tile *t, int columns, bool in_order, uint32_t flip, uint8_t *out) {
     for (int lane = 0; lane < 32; lane++) {
         for (int j = 0; j < columns / 32; j++) {
             for (int row = 0; row < 2; row++) {
                 uint32_t word = 0;
                 for (int e = 0; e < 4; e++) {
-                    uint32_t low = code_at(t, lane, j, row, e) & 15, high = code_at(t, lane, j, row + 2, e) & 15;
+                    uint32_t low = (code_at(t, lane, j, row, e) & 15) ^ flip;
+                    uint32_t high = (code_at(t, lane, j, row + 2, e) & 15) ^ flip;
                     word |= low << (in_order ? 4 * e : 8 * e) | high << (in_order ? 16 + 4 * e : 8 * e + 4);
                 }
                 memcpy(out + j / 2 * 512 + lane * 16 + j % 2 * 8 + row * 4, &word, 4);
@@ -70,7 +72,8 @@ static void put_pairs(const open_tile *t, uint8_t *out) {
         for (int j = 0; j < 8; j++) {
             uint32_t word = 0;
             for (int i = 0; i < 4; i++)
-                for (int e = 0; e < 4; e++) word |= (uint32_t)(code_at(t, lane, j, i, e) >> 4 & 3) << (8 * e + 2 * i);
+                for (int e = 0; e < 4; e++)
+                    word |= ((uint32_t)(code_at(t, lane, j, i, e) >> 4 & 3) ^ 2) << (8 * e + 2 * i);
             memcpy(out + j / 2 * 256 + lane * 8 + j % 2 * 4, &word, 4);
         }
     }
@@ -131,16 +134,16 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
         put_scales(t, false, out + 1024);
         break;
     case LLMQ_TYPE_Q4_K:
-        put_nibbles(t, 256, false, out);
+        put_nibbles(t, 256, false, 0, out);
         put_scales_q4_k(t, out + 2048);
         break;
     case LLMQ_TYPE_Q6_K:
-        put_nibbles(t, 256, false, out);
+        put_nibbles(t, 256, false, 0, out);
         put_pairs(t, out + 2048);
         put_scales_q6_k(t, out + 3072);
         break;
     default:
-        put_nibbles(t, 64, l->type == LLMQ_TYPE_IQ4_NL, out);
+        put_nibbles(t, 64, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);
         put_scales(t, l->type == LLMQ_TYPE_Q4_1, out + 512);
         break;
     }

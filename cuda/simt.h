@@ -21,7 +21,7 @@
 
 template <class T> using gptr = T *;
 template <class T> using sptr = T *;
-template <class U, class T> __device__ __forceinline__ U *as(T *p) {
+template <class U, class T> __host__ __device__ __forceinline__ U *as(T *p) {
     return reinterpret_cast<U *>(p);
 }
 template <class T> T *device_pointer(T *p) {
