@@ -10,6 +10,7 @@
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
 
+#include "cuda/kernels.h"
 #include "cuda/layout.h"
 #include "cuda/ptx.cuh"
 
@@ -70,9 +71,27 @@ __device__ __forceinline__ void pair_to_floats(uint32_t pair, float (&s)[2]) {
     s[1] = h2_high(pair);
 }
 
-struct weights_q4_0 { /* nibbles in two's complement: in the upper half of a byte they are 16 times the level */
-    static constexpr int columns = 64, bytes = 576, unit = 16, unit_f16 = 1, group = 32;
+/* What the types with one f16 scale for 32 columns share; `tile` has it as d. */
+struct scale_of_32 {
+    static constexpr int columns = 64, group = 32;
     static constexpr bool has_mins = false;
+    template <class T> __device__ static __forceinline__ void scales(const T &w, int j, float (&s)[2]) {
+        pair_to_floats(word_of(w.d, j), s);
+    }
+};
+
+/* `halves` of types whose codes are bytes to begin with. */
+template <class W> struct halves_from_bytes {
+    template <class T> __device__ static __forceinline__ void halves(const T &w, int j, uint32_t (&a)[2][4]) {
+        uint32_t bytes[4];
+        W::codes(w, j, bytes);
+        bytes_to_halves(bytes, a);
+    }
+};
+
+struct weights_q4_0
+    : scale_of_32 { /* nibbles in two's complement: in the upper half of a byte they are 16 times the level */
+    static constexpr int bytes = 576, unit = 16, unit_f16 = 1;
     struct tile {
         uint4 q;
         uint2 d;
@@ -89,9 +108,6 @@ struct weights_q4_0 { /* nibbles in two's complement: in the upper half of a byt
     }
     __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
         nibbles_to_halves<8>(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
-    }
-    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
-        pair_to_floats(word_of(w.d, j), s);
     }
 };
 
@@ -120,9 +136,8 @@ struct weights_q4_1 {
 
 /* Sixteen levels in four words; eight of them are one prmt away, and bit 3 of each nibble picks from the two results.
  * (prmt would take bit 3 as "repeat the sign", so it is masked off first.) */
-struct weights_iq4_nl {
-    static constexpr int columns = 64, bytes = 576, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = false;
+struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
+    static constexpr int bytes = 576, unit = 1, unit_f16 = 1;
     using tile = weights_q4_0::tile;
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
     __device__ static __forceinline__ uint32_t levels(uint32_t nibbles, uint32_t pick) {
@@ -138,19 +153,10 @@ struct weights_iq4_nl {
             a[row + 2] = levels(nibbles >> 16, pick >> 16);
         }
     }
-    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
-        uint32_t bytes[4];
-        codes(w, j, bytes);
-        bytes_to_halves(bytes, a);
-    }
-    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
-        pair_to_floats(word_of(w.d, j), s);
-    }
 };
 
-struct weights_q8_0 {
-    static constexpr int columns = 64, bytes = 1088, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = false;
+struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
+    static constexpr int bytes = 1088, unit = 1, unit_f16 = 1;
     struct tile {
         uint4 q[2];
         uint2 d;
@@ -164,14 +170,6 @@ struct weights_q8_0 {
         a[1] = w.q[j].y;
         a[2] = w.q[j].z;
         a[3] = w.q[j].w;
-    }
-    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
-        uint32_t bytes[4];
-        codes(w, j, bytes);
-        bytes_to_halves(bytes, a);
-    }
-    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
-        pair_to_floats(word_of(w.d, j), s);
     }
 };
 
@@ -206,7 +204,7 @@ struct weights_q4_k {
     }
 };
 
-struct weights_q6_k { /* six bits in two's complement, in the upper part of a byte */
+struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's complement, in the upper part of a byte */
     static constexpr int columns = 256, bytes = 3360, unit = 4, unit_f16 = 4, group = 16;
     static constexpr bool has_mins = false;
     struct tile {
@@ -232,16 +230,24 @@ struct weights_q6_k { /* six bits in two's complement, in the upper part of a by
         a[2] = (row0 >> 2 & 0x3c3c3c3cu) | (high << 2 & 0xc0c0c0c0u);
         a[3] = (row8 >> 2 & 0x3c3c3c3cu) | (high & 0xc0c0c0c0u);
     }
-    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
-        uint32_t code[4];
-        codes(w, j, code);
-        bytes_to_halves(code, a);
-    }
     __device__ static __forceinline__ void scales(const tile &w, int half, float (&s)[2]) {
         uint32_t sc = word_of(w.sc[half / 8], half % 8 / 2);
         s[0] = h2_low(w.d) * sbyte_to_float(sc, half % 2 * 2);
         s[1] = h2_high(w.d) * sbyte_to_float(sc, half % 2 * 2 + 1);
     }
 };
+
+/* f of the struct of a type; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a matrix). */
+template <class F> void with_weights(llmq_type type, F f) {
+    switch (type) {
+    case LLMQ_TYPE_Q4_0: return f(weights_q4_0());
+    case LLMQ_TYPE_Q4_1: return f(weights_q4_1());
+    case LLMQ_TYPE_IQ4_NL: return f(weights_iq4_nl());
+    case LLMQ_TYPE_Q8_0: return f(weights_q8_0());
+    case LLMQ_TYPE_Q4_K: return f(weights_q4_k());
+    case LLMQ_TYPE_Q6_K: return f(weights_q6_k());
+    default: return;
+    }
+}
 
 #endif

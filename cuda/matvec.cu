@@ -5,7 +5,6 @@
  * and weights never see shared memory. A block has 16 rows of output; its warps take turns along the columns, so that
  * together they read one stream, and add up in shared memory at the end, always in the same order. */
 #include "cuda/dequant.cuh"
-#include "cuda/kernels.h"
 
 namespace {
 
@@ -266,16 +265,9 @@ void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *
     LAUNCH((matvec<W, ACTS>), blocks, WARPS * 32, 0, stream, packed, x, bias, out, ldy, rows, n_tiles);
 }
 
-template <class ACTS> void matvec_of(stream_t stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
-    switch (w->type) {
-    case LLMQ_TYPE_Q4_0: return launch_matvec<weights_q4_0>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q4_1: return launch_matvec<weights_q4_1>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_IQ4_NL: return launch_matvec<weights_iq4_nl>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q8_0: return launch_matvec<weights_q8_0>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q4_K: return launch_matvec<weights_q4_k>(stream, w, x, y, ldy);
-    case LLMQ_TYPE_Q6_K: return launch_matvec<weights_q6_k>(stream, w, x, y, ldy);
-    default: return;
-    }
+template <class ACTS> void matvec_of(gpu_stream *stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
+    with_weights(w->type,
+                 [&](auto type) { launch_matvec<decltype(type)>(reinterpret_cast<stream_t>(stream), w, x, y, ldy); });
 }
 
 } // namespace
@@ -307,9 +299,9 @@ void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, 
 }
 
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {
-    matvec_of(reinterpret_cast<stream_t>(stream), w, acts_q8_of(acts, n_tok, w->cols), y, ldy);
+    matvec_of(stream, w, acts_q8_of(acts, n_tok, w->cols), y, ldy);
 }
 
 void cuda_matvec_f16(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {
-    matvec_of(reinterpret_cast<stream_t>(stream), w, acts_f16_of(acts, n_tok, w->cols), y, ldy);
+    matvec_of(stream, w, acts_f16_of(acts, n_tok, w->cols), y, ldy);
 }

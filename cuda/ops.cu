@@ -1,6 +1,5 @@
 /* The small ops of a forward pass, f32. */
 #include "cuda/dequant.cuh"
-#include "cuda/kernels.h"
 
 namespace {
 
@@ -149,16 +148,9 @@ void launch_embed(stream_t stream, const cuda_matrix *table, const int32_t *toke
 } // namespace
 
 void cuda_embed(gpu_stream *stream, const cuda_matrix *table, const int32_t *tokens, int n_tok, float *y) {
-    const stream_t s = reinterpret_cast<stream_t>(stream);
-    switch (table->type) {
-    case LLMQ_TYPE_Q4_0: return launch_embed<weights_q4_0>(s, table, tokens, n_tok, y);
-    case LLMQ_TYPE_Q4_1: return launch_embed<weights_q4_1>(s, table, tokens, n_tok, y);
-    case LLMQ_TYPE_IQ4_NL: return launch_embed<weights_iq4_nl>(s, table, tokens, n_tok, y);
-    case LLMQ_TYPE_Q8_0: return launch_embed<weights_q8_0>(s, table, tokens, n_tok, y);
-    case LLMQ_TYPE_Q4_K: return launch_embed<weights_q4_k>(s, table, tokens, n_tok, y);
-    case LLMQ_TYPE_Q6_K: return launch_embed<weights_q6_k>(s, table, tokens, n_tok, y);
-    default: return;
-    }
+    with_weights(table->type, [&](auto type) {
+        launch_embed<decltype(type)>(reinterpret_cast<stream_t>(stream), table, tokens, n_tok, y);
+    });
 }
 
 void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float eps, float *y, int64_t n_rows,

@@ -62,24 +62,18 @@ struct parts {
     float value;
 };
 
-struct half_format {
-    static constexpr int bits = 10;
-    static float to_float(uint32_t h) { return f16_to_f32(static_cast<uint16_t>(h)); }
+/* A 16-bit format with EXPONENT bits of exponent. */
+template <int EXPONENT> struct format {
+    static constexpr int bits = 15 - EXPONENT, top = (1 << EXPONENT) - 1;
     static parts split(uint32_t h) {
-        int e = h >> 10 & 31;
-        auto s = static_cast<int32_t>((h & 0x3ff) | (e ? 0x400u : 0u));
-        return {h & 0x8000 ? -s : s, (e ? e : 1) - 15, e != 31, to_float(h)};
+        int e = h >> bits & top;
+        auto s = static_cast<int32_t>((h & ((1u << bits) - 1)) | (e ? 1u << bits : 0u));
+        auto raw = static_cast<uint16_t>(h);
+        return {h & 0x8000 ? -s : s, (e ? e : 1) - top / 2, e != top, bits == 10 ? f16_to_f32(raw) : bf16_to_f32(raw)};
     }
 };
-struct bfloat_format {
-    static constexpr int bits = 7;
-    static float to_float(uint32_t h) { return bf16_to_f32(static_cast<uint16_t>(h)); }
-    static parts split(uint32_t h) {
-        int e = h >> 7 & 255;
-        auto s = static_cast<int32_t>((h & 0x7f) | (e ? 0x80u : 0u));
-        return {h & 0x8000 ? -s : s, (e ? e : 1) - 127, e != 255, to_float(h)};
-    }
-};
+using half_format = format<5>;
+using bfloat_format = format<8>;
 } // namespace
 
 /* significand * 2^exponent cut toward zero to a whole number of units of 2^unit. */

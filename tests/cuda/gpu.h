@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/backend.h"
 #include "cuda/device.h"
 #include "cuda/emu/control.h"
 
@@ -59,6 +60,18 @@ static inline void assert_close(const float *got, const double *want, size_t n, 
     for (size_t i = 0; i < n; i++)
         if (!(fabs((double)got[i] - want[i]) <= tol * (1 + fabs(want[i]))))
             fail_msg("%s: [%zu] is %.9g, expected %.9g", what, i, (double)got[i], want[i]);
+}
+
+/* The CPU's ops, the oracle, run on this team. */
+static llmq_team *team;
+static int make_team(void **state) {
+    (void)state;
+    return team_create(1, &team, NULL) == LLMQ_OK ? 0 : -1;
+}
+static int drop_team(void **state) {
+    (void)state;
+    team_destroy(team);
+    return 0;
 }
 
 #endif

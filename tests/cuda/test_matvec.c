@@ -53,8 +53,6 @@ static void drop_problem(problem *p) {
 
 /* ---- what it should be */
 
-static llmq_team *team;
-
 typedef struct fill_args {
     llmq_acts acts;
 } fill_args;
@@ -319,16 +317,6 @@ static void test_pack_sizes(void **state) {
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 64), 0);
 }
 
-static int setup(void **state) {
-    (void)state;
-    return team_create(1, &team, NULL) == LLMQ_OK ? 0 : -1;
-}
-static int teardown(void **state) {
-    (void)state;
-    team_destroy(team);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_q8),         cmocka_unit_test(test_q8_exact),
@@ -336,5 +324,5 @@ int main(void) {
         cmocka_unit_test(test_embed),      cmocka_unit_test(test_traffic),
         cmocka_unit_test(test_pack_sizes),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, make_team, drop_team);
 }

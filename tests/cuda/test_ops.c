@@ -6,8 +6,6 @@
 #include "core/mem.h"
 #include "cpu/kv.h"
 
-static llmq_team *team;
-
 /* fn(what) in every order: results must not depend on it. */
 typedef struct result {
     float *first;
@@ -198,21 +196,11 @@ static void test_layers(void **state) {
     for (size_t i = 0; i < N_LAYERS; i++) check_layer(&layers[i]);
 }
 
-static int setup(void **state) {
-    (void)state;
-    return team_create(1, &team, NULL) == LLMQ_OK ? 0 : -1;
-}
-static int teardown(void **state) {
-    (void)state;
-    team_destroy(team);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rms_norm),
         cmocka_unit_test(test_elements),
         cmocka_unit_test(test_layers),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, make_team, drop_team);
 }
