@@ -6,6 +6,7 @@
  *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
  * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
  * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
+ *     is_halves           no codes: F16
  *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
@@ -74,7 +75,7 @@ __device__ __forceinline__ void pair_to_floats(uint32_t pair, float (&s)[2]) {
 /* What the types with one f16 scale for 32 columns share; `tile` has it as d. */
 struct scale_of_32 {
     static constexpr int columns = 64, group = 32;
-    static constexpr bool has_mins = false;
+    static constexpr bool has_mins = false, is_halves = false;
     template <class T> __device__ static __forceinline__ void scales(const T &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.d, j), s);
     }
@@ -113,7 +114,7 @@ struct weights_q4_0
 
 struct weights_q4_1 {
     static constexpr int columns = 64, bytes = 640, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = true;
+    static constexpr bool has_mins = true, is_halves = false;
     struct tile {
         uint4 q, dm;
     };
@@ -175,7 +176,7 @@ struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
 
 struct weights_q4_k {
     static constexpr int columns = 256, bytes = 2368, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = true;
+    static constexpr bool has_mins = true, is_halves = false;
     struct tile {
         uint4 q[4], sc[2]; /* sc: a word a group */
         uint2 d;
@@ -206,7 +207,7 @@ struct weights_q4_k {
 
 struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's complement, in the upper part of a byte */
     static constexpr int columns = 256, bytes = 3360, unit = 4, unit_f16 = 4, group = 16;
-    static constexpr bool has_mins = false;
+    static constexpr bool has_mins = false, is_halves = false;
     struct tile {
         uint4 q[4];
         uint2 high[4];
@@ -237,6 +238,23 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
     }
 };
 
+struct weights_f16 {
+    static constexpr int columns = 64, bytes = 2048, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = false, is_halves = true;
+    struct tile {
+        uint4 a[4]; /* of both halves of both groups */
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> a = as<const uint4>(p) + lane;
+        return {{load_once(a), load_once(a + 32), load_once(a + 64), load_once(a + 96)}};
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        UNROLL
+        for (int i = 0; i < 8; i++) a[i / 4][i % 4] = word_of(w.a[2 * j + i / 4], i % 4);
+    }
+    __device__ static __forceinline__ void scales(const tile &, int, float (&s)[2]) { s[0] = s[1] = 1.0f; }
+};
+
 /* f of the struct of a type; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a matrix). */
 template <class F> void with_weights(llmq_type type, F f) {
     switch (type) {
@@ -244,6 +262,7 @@ template <class F> void with_weights(llmq_type type, F f) {
     case LLMQ_TYPE_Q4_1: return f(weights_q4_1());
     case LLMQ_TYPE_IQ4_NL: return f(weights_iq4_nl());
     case LLMQ_TYPE_Q8_0: return f(weights_q8_0());
+    case LLMQ_TYPE_F16: return f(weights_f16());
     case LLMQ_TYPE_Q4_K: return f(weights_q4_k());
     case LLMQ_TYPE_Q6_K: return f(weights_q6_k());
     default: return;

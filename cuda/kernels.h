@@ -18,13 +18,16 @@ typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
 
 /* ---- weights: the layout of cuda/layout.h, made on the host */
 
-/* Bytes of a packed matrix; 0 if the type has no layout or cols is no multiple of its block. */
-size_t cuda_pack_bytes(llmq_type type, int64_t rows, int64_t cols);
-/* Native rows (at `row_bytes` from each other) to packed; the values are exactly the file's. Host memory. */
-void cuda_pack(llmq_type type, int64_t rows, int64_t cols, const void *native, int64_t row_bytes, void *packed);
+/* The type that a matrix has on the device: its own if cuda/layout.h has it, F16 otherwise. */
+llmq_type cuda_packed_type(llmq_type native);
+/* Bytes of a packed matrix of that type; 0 if cols is no multiple of its block. */
+size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols);
+/* Native rows (host memory, without gaps, at any address) to packed. A type with a layout keeps the file's values
+ * exactly; others are rounded to f16, and values that are too large for it are LLMQ_E_NUMERIC. */
+llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err);
 
 typedef struct cuda_matrix {
-    llmq_type type;
+    llmq_type type; /* packed */
     int64_t rows, cols;
     const void *packed; /* 256-byte aligned */
     const float *bias;  /* [rows] or NULL */
@@ -40,7 +43,7 @@ void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, v
 void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
 
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]), weights unpacked on the fly. q8: 4-bit weights, 8-bit
- * activations (W4A8), sums of 32 exact; f16: W4A16. */
+ * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16. */
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 void cuda_matvec_f16(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 

@@ -25,6 +25,7 @@
  *  Q4_1    64            640     512 nibbles          d, d, m, m of group 0; of group 1
  *  IQ4_NL  64            576     512 nibbles          as Q4_0
  *  Q8_0    64            1088    1024 bytes           as Q4_0
+ *  F16     64            2048    2048 halves          none. Any type without a layout of its own becomes this
  *  Q4_K    256           2368    2048 nibbles         for 4 groups 4 bytes: sc, sc, mn, mn; after all g the other 4
  *                                                     groups; after all g: d, d, dmin, dmin
  *  Q6_K    256           3360    2048 nibbles,        for 8 groups of 16 columns 2 signed bytes: sc, sc; after all g
@@ -34,6 +35,7 @@
     X(Q4_1, 64, 640)                                                                                                   \
     X(IQ4_NL, 64, 576)                                                                                                 \
     X(Q8_0, 64, 1088)                                                                                                  \
+    X(F16, 64, 2048)                                                                                                   \
     X(Q4_K, 256, 2368)                                                                                                 \
     X(Q6_K, 256, 3360)
 

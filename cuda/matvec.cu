@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     matvec(gptr<const uint8_t> weights, ACTS x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows,
            int n_tiles) {
     constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead, GROUPS = W::columns / 32;
-    static_assert(TILES * 4 <= WARPS && TILES <= 2 && (!W::has_mins || W::unit == 1), "as the code below has it");
+    static_assert(TILES * 4 <= WARPS && TILES <= 2 && (!W::has_mins || W::unit_f16 == 1), "as the code below has it");
     SHARED(float, part, WARPS *TILES * 128);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.x * TILES * TILE_ROWS;
     const int64_t row_bytes = static_cast<int64_t>(n_tiles) * W::bytes; /* of a row of tiles */
@@ -177,7 +177,10 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     if (i >= 4 * TILES || row >= rows || token >= x.n_tok) return;
     float sum = 0;
     for (int w = 0; w < WARPS; w++) sum += part[(w * TILES * 4 + i) * 32 + lane];
-    sum *= 1.0f / (ACTS::integers ? W::unit : W::unit_f16);
+    if constexpr (ACTS::integers)
+        sum *= 1.0f / W::unit;
+    else
+        sum *= 1.0f / W::unit_f16;
     y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
@@ -266,8 +269,11 @@ void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *
 }
 
 template <class ACTS> void matvec_of(gpu_stream *stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
-    with_weights(w->type,
-                 [&](auto type) { launch_matvec<decltype(type)>(reinterpret_cast<stream_t>(stream), w, x, y, ldy); });
+    with_weights(w->type, [&](auto type) {
+        using weights = decltype(type);
+        if constexpr (!(ACTS::integers && weights::is_halves))
+            launch_matvec<weights>(reinterpret_cast<stream_t>(stream), w, x, y, ldy);
+    });
 }
 
 } // namespace

@@ -11,7 +11,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 }
 
 /* ---- embedding: rows of a packed matrix. grid (parts of a row, tokens); a thread takes the columns that one lane
- * holds of one tile (cuda/layout.h). */
+ * holds of one tile (cuda/layout.h). Levels are exact in f16. */
 
 template <class W>
 __global__ void __launch_bounds__(THREADS)
@@ -23,19 +23,20 @@ __global__ void __launch_bounds__(THREADS)
     const typename W::tile w = W::load(table + tile * W::bytes, row % 8 * 4 + t);
     UNROLL
     for (int j = 0; j < W::columns / 32; j++) {
-        uint32_t a[4];
-        W::codes(w, j, a);
+        uint32_t a[2][4];
+        W::halves(w, j, a);
         UNROLL
         for (int half = 0; half < 2; half++) {
             float s[2], m[2] = {0, 0};
             W::scales(w, W::group == 32 ? j : 2 * j + half, s);
             if constexpr (W::has_mins) W::mins(w, j, m);
-            const uint32_t codes = high ? a[2 * half + 1] : a[2 * half];
             const float scale = high ? s[1] : s[0], min = high ? m[1] : m[0];
+            const uint32_t even = high ? a[half][1] : a[half][0], odd = high ? a[half][3] : a[half][2];
+            const float level[4] = {h2_low(even), h2_low(odd), h2_high(even), h2_high(odd)};
+            UNROLL
             for (int e = 0; e < 4; e++) {
                 const int64_t column = static_cast<int64_t>(n) * W::columns + 32 * j + 16 * half + 4 * t + e;
-                const int level = static_cast<int8_t>(codes >> 8 * e) / W::unit;
-                if (column < cols) y[blockIdx.y * cols + column] = scale * static_cast<float>(level) + min;
+                if (column < cols) y[blockIdx.y * cols + column] = scale * (level[e] * (1.0f / W::unit_f16)) + min;
             }
         }
     }

@@ -1,8 +1,10 @@
 /* Native rows to the tiles of cuda/layout.h, type by type, through unpack of types/: codes and scales are the file's.
  */
+#include <math.h>
 #include <string.h>
 
 #include "core/half.h"
+#include "core/mem.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
 #include "types/type.h"
@@ -27,9 +29,14 @@ static int64_t tiles_of(int64_t n, int64_t each) {
     return (n + each - 1) / each;
 }
 
-size_t cuda_pack_bytes(llmq_type type, int64_t rows, int64_t cols) {
-    const tile_layout *l = layout_of(type);
-    if (!l || rows < 1 || cols < 1 || cols % type_info(type)->block_len) return 0;
+llmq_type cuda_packed_type(llmq_type native) {
+    return layout_of(native) ? native : LLMQ_TYPE_F16;
+}
+
+size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols) {
+    const tile_layout *l = layout_of(packed_type);
+    if (!l || rows < 1 || cols < 1) return 0;
+    if (packed_type != LLMQ_TYPE_F16 && cols % type_info(packed_type)->block_len) return 0;
     return (size_t)(tiles_of(rows, TILE_ROWS) * tiles_of(cols, l->columns) * l->bytes);
 }
 
@@ -149,20 +156,75 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     }
 }
 
-void cuda_pack(llmq_type type, int64_t rows, int64_t cols, const void *native, int64_t row_bytes, void *packed) {
-    const tile_layout *l = layout_of(type);
-    const llmq_type_info *info = type_info(type);
-    uint8_t *out = packed;
+static void pack_quantized(const tile_layout *l, int64_t rows, int64_t cols, const uint8_t *data, uint8_t *out) {
+    const llmq_type_info *info = type_info(l->type);
+    int64_t row_bytes = type_row_bytes(l->type, cols);
     for (int64_t r = 0; r < rows; r += TILE_ROWS) {
         for (int64_t c = 0; c < cols; c += l->columns, out += l->bytes) {
             int64_t left = cols - c < l->columns ? cols - c : l->columns;
             open_tile t;
             memset(&t, 0, sizeof t);
             for (int row = 0; row < TILE_ROWS && r + row < rows; row++)
-                open_row(info,
-                         (const uint8_t *)native + (r + row) * row_bytes + c / info->block_len * info->block_bytes,
+                open_row(info, data + (r + row) * row_bytes + c / info->block_len * info->block_bytes,
                          left / info->block_len, &t, row);
             close_tile(&t, l, out);
         }
     }
+}
+
+/* Rows as f16, cols padded to tiles with zeros: x (TILE_ROWS, padded). */
+static llmq_status rows_to_f16(llmq_type type, int64_t rows, int64_t cols, const uint8_t *data, int64_t padded,
+                               void *native, float *wide, uint16_t *x, llmq_err *err) {
+    int64_t row_bytes = type_row_bytes(type, cols);
+    memset(x, 0, (size_t)(TILE_ROWS * padded) * sizeof *x);
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(native, data + r * row_bytes, (size_t)row_bytes); /* rows of a file lie at any address */
+        type_to_f32(type, native, wide, cols);
+        for (int64_t c = 0; c < cols; c++) {
+            x[r * padded + c] = f32_to_f16(wide[c]);
+            if (isfinite(wide[c]) && fabsf(wide[c]) >= 65520.0f)
+                return llmq_fail(err, LLMQ_E_NUMERIC,
+                                 "a weight of %g is too large for f16, which the GPU multiplies with; use --device cpu",
+                                 (double)wide[c]);
+        }
+    }
+    return LLMQ_OK;
+}
+
+static void put_halves(const uint16_t *x, int64_t padded, int64_t column, uint8_t *out) {
+    static const int first[4] = {0, 0, 1, 1}; /* of the column pairs of a[0..3]: 0 and 2, or 1 and 3 */
+    for (int part = 0; part < 4; part++)
+        for (int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < 4; i++) {
+                const uint16_t *row = x + (lane / 4 + 8 * (i & 1)) * padded + column + 16 * part + lane % 4 * 4;
+                memcpy(out + part * 512 + lane * 16 + i * 4, row + first[i], 2);
+                memcpy(out + part * 512 + lane * 16 + i * 4 + 2, row + first[i] + 2, 2);
+            }
+}
+
+static llmq_status pack_f16(llmq_type type, int64_t rows, int64_t cols, const uint8_t *data, uint8_t *out,
+                            llmq_err *err) {
+    const tile_layout *l = layout_of(LLMQ_TYPE_F16);
+    int64_t padded = tiles_of(cols, l->columns) * l->columns, row_bytes = type_row_bytes(type, cols);
+    llmq_status status = LLMQ_OK;
+    uint16_t *x = mem_alloc((size_t)padded, TILE_ROWS * sizeof *x);
+    float *wide = mem_alloc((size_t)cols, sizeof *wide);
+    void *native = mem_alloc((size_t)row_bytes, 1);
+    if (!x || !wide || !native) LLMQ_TRY_GOTO(mem_error(err, (size_t)padded * 40, "packing weights for the GPU"));
+    for (int64_t r = 0; r < rows; r += TILE_ROWS) {
+        int64_t n = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+        LLMQ_TRY_GOTO(rows_to_f16(type, n, cols, data + r * row_bytes, padded, native, wide, x, err));
+        for (int64_t c = 0; c < padded; c += l->columns, out += l->bytes) put_halves(x, padded, c, out);
+    }
+done:
+    mem_free(x);
+    mem_free(wide);
+    mem_free(native);
+    return status;
+}
+
+llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err) {
+    if (cuda_packed_type(native) == LLMQ_TYPE_F16) return pack_f16(native, rows, cols, data, packed, err);
+    pack_quantized(layout_of(native), rows, cols, data, packed);
+    return LLMQ_OK;
 }

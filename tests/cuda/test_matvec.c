@@ -8,9 +8,11 @@
 #include "cpu/layout.h"
 #include "types/type.h"
 
-static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL,
-                                  LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K, LLMQ_TYPE_Q6_K};
+/* Those with a layout of their own come first, then some that become f16. */
+static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K,
+                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16,  LLMQ_TYPE_F32,    LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K};
 #define N_TYPES (sizeof types / sizeof *types)
+#define N_QUANTIZED 6
 
 typedef struct problem {
     llmq_type type;
@@ -37,9 +39,15 @@ static void random_block(const llmq_type_info *info, uint8_t *block, bool exact)
 
 static problem make_problem(llmq_type type, int64_t rows, int64_t cols, int n_tok, bool bias, bool exact) {
     const llmq_type_info *info = type_info(type);
-    int64_t blocks = rows * cols / info->block_len;
-    problem p = {type, rows, cols, n_tok, malloc((size_t)(blocks * info->block_bytes)), NULL, NULL};
-    for (int64_t b = 0; b < blocks; b++) random_block(info, p.native + b * info->block_bytes, exact);
+    int64_t bytes = type_row_bytes(type, cols) * rows;
+    problem p = {type, rows, cols, n_tok, malloc((size_t)bytes), NULL, NULL};
+    if (type_is_float(info)) {
+        float *w = random_floats((size_t)(rows * cols), -1, 1);
+        info->from_f32(w, p.native, rows * cols);
+        free(w);
+    }
+    for (int64_t b = 0; !type_is_float(info) && b < bytes; b += info->block_bytes)
+        random_block(info, p.native + b, exact);
     p.x = random_floats((size_t)(n_tok * cols), -2, 2);
     if (exact)
         for (int64_t i = 0; i < n_tok * cols; i++) p.x[i] = i % 32 == 7 ? 127.0f : (float)((int)(rng_u32() % 15) - 7);
@@ -82,12 +90,14 @@ static double *rounded_f16(const problem *p) {
     return x;
 }
 
-/* want and the sum of magnitudes of every product (n_tok, rows) */
+/* want and the sum of magnitudes of every product (n_tok, rows), weights as the device has them */
 static void reference(const problem *p, const double *x, double *want, double *mag) {
     int64_t row_bytes = type_row_bytes(p->type, p->cols);
     float *w = malloc((size_t)p->cols * sizeof *w);
     for (int64_t r = 0; r < p->rows; r++) {
         type_to_f32(p->type, p->native + r * row_bytes, w, p->cols);
+        if (cuda_packed_type(p->type) == LLMQ_TYPE_F16)
+            for (int64_t c = 0; c < p->cols; c++) w[c] = f16_to_f32(f32_to_f16(w[c]));
         for (int t = 0; t < p->n_tok; t++) {
             double sum = p->bias ? (double)p->bias[r] : 0, m = fabs(sum);
             for (int64_t c = 0; c < p->cols; c++) {
@@ -112,17 +122,19 @@ typedef struct on_gpu {
 } on_gpu;
 
 static on_gpu put_on_gpu(const problem *p, bool f16) {
-    size_t bytes = cuda_pack_bytes(p->type, p->rows, p->cols);
+    llmq_type type = cuda_packed_type(p->type);
+    size_t bytes = cuda_pack_bytes(type, p->rows, p->cols);
+    llmq_err err;
     assert_true(bytes > 0);
     void *packed = malloc(bytes);
-    cuda_pack(p->type, p->rows, p->cols, p->native, type_row_bytes(p->type, p->cols), packed);
+    if (cuda_pack(p->type, p->rows, p->cols, p->native, packed, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     on_gpu g = {.f16 = f16, .packed = input_of("weights", packed, bytes)};
     free(packed);
     if (p->bias) g.bias = input_of("bias", p->bias, (size_t)p->rows * sizeof(float));
     g.x = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
     g.acts = output_of("activations", (f16 ? cuda_acts_f16_bytes : cuda_acts_q8_bytes)(p->n_tok, p->cols));
     g.y = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
-    g.w = (cuda_matrix){p->type, p->rows, p->cols, g.packed, g.bias};
+    g.w = (cuda_matrix){type, p->rows, p->cols, g.packed, g.bias};
     return g;
 }
 
@@ -186,13 +198,14 @@ static const struct shape {
 
 static problem problem_of(llmq_type type, const struct shape *s, bool exact) {
     int64_t unit = type_info(type)->block_len, blocks = unit == 32 ? s->blocks : (s->blocks + 7) / 8;
+    if (type_is_float(type_info(type))) unit = 1, blocks = 27 * s->blocks + 1;
     return make_problem(type, s->rows, blocks * unit, s->n_tok, s->bias && !exact, exact);
 }
 
 /* Groups of 32 are summed in integers; the few f32 sums over groups are what the CPU's kernels have too. */
 static void test_q8(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++)
+    for (size_t i = 0; i < N_QUANTIZED; i++)
         for (size_t k = 0; k < N_SHAPES; k++) {
             problem p = problem_of(types[i], &shapes[k], false);
             check(&p, false, 1e-6);
@@ -203,7 +216,7 @@ static void test_q8(void **state) {
 /* No rounding anywhere: equal. */
 static void test_q8_exact(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++)
+    for (size_t i = 0; i < N_QUANTIZED; i++)
         for (size_t k = 0; k < N_SHAPES; k += 2) {
             problem p = problem_of(types[i], &shapes[k], true);
             check(&p, false, 0);
@@ -257,9 +270,10 @@ static void test_odd_activations(void **state) {
 static void test_embed(void **state) {
     (void)state;
     for (size_t i = 0; i < N_TYPES; i++) {
-        problem p = make_problem(types[i], 37, type_info(types[i])->block_len * 3, 5, false, false);
+        problem p = problem_of(types[i], &(struct shape){37, 24, 5, false}, false);
         const int32_t tokens[5] = {36, 0, 7, 8, 19};
         on_gpu g = put_on_gpu(&p, false);
+        float tol = cuda_packed_type(p.type) == LLMQ_TYPE_F16 ? 5e-4f : 1e-6f;
         int32_t *ids = input_of("tokens", tokens, sizeof tokens);
         size_t n = (size_t)(5 * p.cols);
         float *y = output_of("embedding", n * sizeof *y), *got = malloc(n * sizeof *got),
@@ -269,7 +283,7 @@ static void test_embed(void **state) {
         for (int t = 0; t < 5; t++) {
             type_to_f32(p.type, p.native + tokens[t] * type_row_bytes(p.type, p.cols), row, p.cols);
             for (int64_t c = 0; c < p.cols; c++)
-                if (fabsf(got[t * p.cols + c] - row[c]) > 1e-6f * (1 + fabsf(row[c])))
+                if (fabsf(got[t * p.cols + c] - row[c]) > tol * (tol < 1e-5f ? 1 + fabsf(row[c]) : fabsf(row[c])))
                     fail_msg("%s: token %d column %d is %g, expected %g", type_info(p.type)->name, t, (int)c,
                              (double)got[t * p.cols + c], (double)row[c]);
         }
@@ -282,10 +296,11 @@ static void test_embed(void **state) {
 /* Weights are read in whole sectors, once, and nothing meets in a bank of shared memory. */
 static void test_traffic(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++) {
+    for (size_t i = 0; i < N_QUANTIZED + 1; i++) {
+        bool f16 = types[i] == LLMQ_TYPE_F16;
         problem p = make_problem(types[i], 32, 1024, 8, false, false);
         float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);
-        on_gpu g = put_on_gpu(&p, false);
+        on_gpu g = put_on_gpu(&p, f16);
         emu_set_order(EMU_FORWARD, 0);
         emu_count(true);
         run(&p, &g, y, "traffic");
@@ -313,7 +328,17 @@ static void test_pack_sizes(void **state) {
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 17, 96), 4 * 576);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q6_K, 16, 512), 2 * 3360);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 16, 65), 0);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_F16, 16, 64), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_F16, 17, 65), 4 * 2048);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_K, 16, 256), 0);
+    assert_int_equal(cuda_packed_type(LLMQ_TYPE_Q5_K), LLMQ_TYPE_F16);
+    assert_int_equal(cuda_packed_type(LLMQ_TYPE_Q4_K), LLMQ_TYPE_Q4_K);
+    float large = 7e4f;
+    uint8_t packed[2048];
+    llmq_err err;
+    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 1, 1, &large, packed, &err), LLMQ_E_NUMERIC);
+    mem_fail_after(2);
+    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 1, 1, &large, packed, &err), LLMQ_E_MEMORY);
+    mem_fail_after(0);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 64), 0);
 }
 
