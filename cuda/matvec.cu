@@ -120,7 +120,8 @@ __device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], f
  * has to have room for, which bounds the registers. Chosen by instruction counts (scripts/check_cuda_code.py), not by
  * running it: UNTUNED. */
 template <class W> struct plan {
-    static constexpr int row_tiles = W::columns == 64 ? 2 : 1, ahead = W::columns == 64 ? 2 : 1, blocks = 3;
+    static constexpr bool small = W::columns == 64; /* of tiles */
+    static constexpr int row_tiles = small ? 2 : 1, ahead = small && W::bytes < 2048 ? 2 : 1, blocks = 3;
 };
 
 /* weights (row tiles, n_tiles, W::bytes), y (n_tok, ldy), bias [rows] or NULL. A block has plan::row_tiles * 16 rows.

@@ -27,7 +27,7 @@ GATES = {
     r"matvec<weights_q4_1, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q8_0, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
-    r"matvec<weights_f16, *acts_f16": (80, {WIDE: 20, r"HMMA\.16816": 16}, SLOW),
+    r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
     r"attend_part": (64, {r"LDGSTS\.E\.BYPASS\.128": 1, r"LDS\.128": 3}, ["F2F"]),
     r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
 }
