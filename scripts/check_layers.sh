@@ -10,7 +10,7 @@ allowed() {
     core) echo "" ;;
     types) echo "core" ;;
     tokenizer) echo "core" ;;
-    formats | quant | cpu) echo "types core" ;;
+    formats | quant | cpu | cuda) echo "types core" ;;
     report | affine) echo "core" ;;
     engine) echo "report quant tokenizer formats types core" ;;
     train) echo "engine quant tokenizer formats types core" ;;
@@ -26,7 +26,7 @@ fault() {
     faults=$((faults + 1))
 }
 
-for room in include core types tokenizer formats quant cpu affine report engine train api cli server examples; do
+for room in include core types tokenizer formats quant cpu cuda affine report engine train api cli server examples; do
     [ -d "$room" ] || continue
     while IFS=: read -r file line text; do
         target=${text#*[\"<]}
@@ -46,7 +46,7 @@ for room in include core types tokenizer formats quant cpu affine report engine 
         *" $folder "*) ;;
         *) fault "$file:$line: $room may not include $folder/ (\"$target\")" ;;
         esac
-    done < <(grep -rnE --include='*.[ch]' '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' "$room" || true)
+    done < <(grep -rnE --include='*.[ch]' --include='*.cpp' --include='*.cu' --include='*.cuh' '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' "$room" || true)
 done
 
 library=(core types tokenizer formats quant cpu affine report engine train api)
@@ -71,7 +71,7 @@ done < <(code '(^|[^[:alnum:]_])(v?f?printf|f?puts|f?putc|putchar|exit|_[eE]xit|
 # Files that have grown past what can be read.
 while read -r lines file; do
     [ "$file" = total ] || [ "$lines" -le 1200 ] || fault "$file: $lines lines; a file stops at 1200"
-done < <(git ls-files '*.c' '*.h' | xargs -r wc -l)
+done < <(git ls-files '*.c' '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r wc -l)
 
 [ "$faults" -eq 0 ] || { echo "check_layers: $faults faults in $arrows includes" >&2; exit 1; }
 echo "check_layers: $arrows includes, all allowed"

@@ -3,12 +3,12 @@
 # is there. usage: scripts/setup.sh
 set -euo pipefail
 
-packages=(gcc libc6-dev cmake ninja-build pkg-config libopenblas-dev libpcre2-dev libutf8proc-dev libjansson-dev libedit-dev
+packages=(gcc g++ libc6-dev cmake ninja-build pkg-config libopenblas-dev libpcre2-dev libutf8proc-dev libjansson-dev libedit-dev
     libcmocka-dev python3 python3-venv xz-utils git)
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     missing=()
-    for tool in cc cmake ninja pkg-config python3 git; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+    for tool in cc c++ cmake ninja pkg-config python3 git; do command -v "$tool" >/dev/null || missing+=("$tool"); done
     if command -v pkg-config >/dev/null; then
         for module in libpcre2-8 libutf8proc jansson openblas libedit cmocka; do
             pkg-config --exists "$module" || missing+=("$module")

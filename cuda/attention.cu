@@ -1,0 +1,214 @@
+/* Attention of few queries over a long cache (decode). Keys are split in parts of 128: a block has one part, one head
+ * of the cache with all the query heads that share it, and one token; so each key and value is read once for its group
+ * of heads. A second kernel puts the parts together in their order. All sums are f32. */
+#include "cuda/kernels.h"
+#include "cuda/ptx.cuh"
+
+namespace {
+
+constexpr int KEYS = 128;     /* of a part; a thread each */
+constexpr int HEADS_MOST = 4; /* query heads that are worked on at a time */
+
+struct attention_args {
+    gptr<const float> q;
+    gptr<const uint16_t> k, v;
+    gptr<const int32_t> pos;
+    gptr<float> out, parts;
+    int64_t ldq, n_ctx, window;
+    int n_head, n_head_kv, head_dim, n_parts;
+    float scale;
+};
+
+/* A part's result for one head and token: maximum, sum, then head_dim sums. */
+__device__ __forceinline__ int64_t part_at(const attention_args &a, int token, int head, int part) {
+    return (static_cast<int64_t>(token * a.n_head + head) * a.n_parts + part) * (a.head_dim + 2);
+}
+
+/* A row of keys in shared memory is 16 bytes longer than its data: eight lanes that read 16 bytes at the same place of
+ * their rows then meet all banks once. */
+__device__ __host__ __forceinline__ int key_stride(int head_dim) {
+    return head_dim + 8;
+}
+
+__device__ __forceinline__ void fetch_keys(const attention_args &a, int head_kv, int first, int n_keys,
+                                           sptr<uint16_t> keys) {
+    const int chunks = a.head_dim / 8;
+    for (int i = threadIdx.x; i < n_keys * chunks; i += KEYS) {
+        const int key = i / chunks, c = i % chunks;
+        cp_async_16(keys + (key * key_stride(a.head_dim) + c * 8),
+                    a.k + ((static_cast<int64_t>(head_kv) * a.n_ctx + first + key) * a.head_dim + c * 8));
+    }
+    cp_async_commit();
+}
+
+/* scores[h] += q[h] . key of this thread, for HEADS_MOST heads; q in shared memory, all lanes read the same of it. */
+__device__ __forceinline__ void dot_heads(sptr<const uint16_t> key, sptr<const float> q, int head_dim, int n_heads,
+                                          float (&scores)[HEADS_MOST]) {
+    for (int d = 0; d < head_dim; d += 8) {
+        const uint4 k = as<const uint4>(key + d)[0];
+        const float kf[8] = {h2_low(k.x), h2_high(k.x), h2_low(k.y), h2_high(k.y),
+                             h2_low(k.z), h2_high(k.z), h2_low(k.w), h2_high(k.w)};
+        UNROLL
+        for (int h = 0; h < HEADS_MOST; h++) {
+            if (h >= n_heads) break;
+            const float4 x = as<const float4>(q + (h * head_dim + d))[0],
+                         y = as<const float4>(q + (h * head_dim + d + 4))[0];
+            scores[h] = fmaf(x.x, kf[0], fmaf(x.y, kf[1], fmaf(x.z, kf[2], fmaf(x.w, kf[3], scores[h]))));
+            scores[h] = fmaf(y.x, kf[4], fmaf(y.y, kf[5], fmaf(y.z, kf[6], fmaf(y.w, kf[7], scores[h]))));
+        }
+    }
+}
+
+__device__ __forceinline__ float block_max(float x, sptr<float> part) {
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(WARP_ALL, x, step));
+    __syncthreads(); /* the last result has been read */
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    return fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
+}
+__device__ __forceinline__ float block_sum(float x, sptr<float> part) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(WARP_ALL, x, step);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+/* out[h][d] = sum over keys of p[h][key] * v[key][d]. Threads take pairs of dims and every slices-th key. */
+__device__ __forceinline__ void add_values(const attention_args &a, gptr<const uint16_t> v, sptr<const float> p,
+                                           int n_keys, int n_heads, sptr<float> sums) {
+    const int pairs = a.head_dim / 2, slices = KEYS / pairs;
+    const int pair = threadIdx.x % pairs, slice = threadIdx.x / pairs;
+    float acc[HEADS_MOST][2] = {};
+    if (slice < slices) {
+        for (int key = slice; key < n_keys; key += slices) {
+            const uint32_t two = as<const uint32_t>(v + static_cast<int64_t>(key) * a.head_dim)[pair];
+            const float v0 = h2_low(two), v1 = h2_high(two);
+            UNROLL
+            for (int h = 0; h < HEADS_MOST; h++) {
+                if (h >= n_heads) break;
+                const float weight = p[h * KEYS + key];
+                acc[h][0] = fmaf(weight, v0, acc[h][0]);
+                acc[h][1] = fmaf(weight, v1, acc[h][1]);
+            }
+        }
+        for (int h = 0; h < n_heads; h++) {
+            sums[(slice * HEADS_MOST + h) * a.head_dim + 2 * pair] = acc[h][0];
+            sums[(slice * HEADS_MOST + h) * a.head_dim + 2 * pair + 1] = acc[h][1];
+        }
+    }
+    __syncthreads();
+}
+
+/* grid (parts, n_head_kv, tokens), 128 threads. Dynamic shared memory: keys, later the slices of values (cuda_attention
+ * has the size). */
+__global__ void __launch_bounds__(KEYS) attend_part(attention_args a) {
+    DYNAMIC_SHARED(uint16_t, keys);
+    SHARED(float, q, HEADS_MOST * 256);
+    SHARED(float, p, HEADS_MOST *KEYS);
+    SHARED(float, warps, KEYS / 32);
+    const int part = blockIdx.x, head_kv = blockIdx.y, token = blockIdx.z, i = threadIdx.x;
+    const int64_t last = a.pos[0] + token;
+    const int64_t oldest = a.window > 0 && last + 1 > a.window ? last + 1 - a.window : 0;
+    const int64_t begin = max(oldest, static_cast<int64_t>(part) * KEYS);
+    const int64_t end = min(last + 1, static_cast<int64_t>(part + 1) * KEYS);
+    const int n_keys = end > begin ? static_cast<int>(end - begin) : 0, first = static_cast<int>(begin);
+    const int group = a.n_head / a.n_head_kv;
+
+    for (int h0 = 0; h0 < group; h0 += HEADS_MOST) {
+        const int n_heads = min(HEADS_MOST, group - h0), head = head_kv * group + h0;
+        fetch_keys(a, head_kv, first, n_keys, keys);
+        for (int d = i; d < n_heads * a.head_dim; d += KEYS)
+            q[d] = a.q[token * a.ldq + head * a.head_dim + d] * a.scale;
+        cp_async_wait<0>();
+        __syncthreads();
+
+        float scores[HEADS_MOST] = {};
+        if (i < n_keys) dot_heads(keys + i * key_stride(a.head_dim), q, a.head_dim, n_heads, scores);
+        for (int h = 0; h < n_heads; h++) {
+            const float most = block_max(i < n_keys ? scores[h] : -INFINITY, warps);
+            const float weight = i < n_keys ? expf(scores[h] - most) : 0.0f;
+            const float sum = block_sum(weight, warps);
+            p[h * KEYS + i] = weight;
+            if (i == 0) {
+                gptr<float> result = a.parts + part_at(a, token, head + h, part);
+                result[0] = most;
+                result[1] = sum;
+            }
+        }
+        __syncthreads(); /* p is there, and nobody reads keys any more */
+
+        sptr<float> sums = as<float>(keys);
+        add_values(a, a.v + (static_cast<int64_t>(head_kv) * a.n_ctx + first) * a.head_dim, p, n_keys, n_heads, sums);
+        const int slices = KEYS / (a.head_dim / 2);
+        for (int d = i; d < n_heads * a.head_dim; d += KEYS) {
+            const int h = d / a.head_dim, dim = d % a.head_dim;
+            float sum = 0;
+            for (int s = 0; s < slices; s++) sum += sums[(s * HEADS_MOST + h) * a.head_dim + dim];
+            a.parts[part_at(a, token, head + h, part) + 2 + dim] = sum;
+        }
+        __syncthreads(); /* the next heads' keys go where the sums are */
+    }
+}
+
+/* grid (n_head, tokens): parts that hold no key of this token have maximum -infinity. NaN scores stay NaN. */
+__global__ void __launch_bounds__(128) attend_merge(attention_args a) {
+    const int head = blockIdx.x, token = blockIdx.y;
+    float most = -INFINITY, sum = 0;
+    for (int part = 0; part < a.n_parts; part++) {
+        const float m = a.parts[part_at(a, token, head, part)];
+        if (!(m <= most)) most = m;
+    }
+    for (int part = 0; part < a.n_parts; part++) {
+        gptr<const float> result = a.parts + part_at(a, token, head, part);
+        if (result[1] != 0.0f) sum += result[1] * expf(result[0] - most);
+    }
+    for (int d = threadIdx.x; d < a.head_dim; d += 128) {
+        float o = 0;
+        for (int part = 0; part < a.n_parts; part++) {
+            gptr<const float> result = a.parts + part_at(a, token, head, part);
+            if (result[1] != 0.0f) o = fmaf(result[2 + d], expf(result[0] - most), o);
+        }
+        a.out[(static_cast<int64_t>(token) * a.n_head + head) * a.head_dim + d] = o / sum;
+    }
+}
+
+int parts_of(const cuda_attn *a) {
+    return static_cast<int>((a->n_keys + KEYS - 1) / KEYS);
+}
+
+size_t shared_bytes(int head_dim) {
+    const size_t keys = static_cast<size_t>(KEYS * key_stride(head_dim)) * sizeof(uint16_t);
+    const size_t slices = static_cast<size_t>(KEYS / (head_dim / 2) * HEADS_MOST * head_dim) * sizeof(float);
+    return keys > slices ? keys : slices;
+}
+
+} // namespace
+
+size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok) {
+    return static_cast<size_t>(n_tok * a->n_head) * static_cast<size_t>(parts_of(a)) *
+           static_cast<size_t>(kv->head_dim + 2) * sizeof(float);
+}
+
+void cuda_attention(gpu_stream *stream, const cuda_attn *attn, const float *q, int64_t ldq, const cuda_kv *kv,
+                    int n_tok, float *out, void *scratch) {
+    attention_args a = {device_pointer(q),
+                        device_pointer(static_cast<const uint16_t *>(kv->k)),
+                        device_pointer(static_cast<const uint16_t *>(kv->v)),
+                        device_pointer(attn->pos),
+                        device_pointer(out),
+                        device_pointer(static_cast<float *>(scratch)),
+                        ldq,
+                        kv->n_ctx,
+                        attn->window,
+                        attn->n_head,
+                        kv->n_head_kv,
+                        kv->head_dim,
+                        parts_of(attn),
+                        attn->scale};
+    const unsigned tokens = static_cast<unsigned>(n_tok), parts = static_cast<unsigned>(a.n_parts);
+    const stream_t s = reinterpret_cast<stream_t>(stream);
+    LAUNCH(attend_part, dim3(parts, static_cast<unsigned>(kv->n_head_kv), tokens), KEYS, shared_bytes(kv->head_dim), s,
+           a);
+    LAUNCH(attend_merge, dim3(static_cast<unsigned>(attn->n_head), tokens), 128, 0, s, a);
+}

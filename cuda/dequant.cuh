@@ -1,0 +1,272 @@
+/* The weight types inside a kernel: one struct each, loading what a lane needs of a tile (cuda/layout.h) and taking it
+ * apart. All have
+ *     columns, bytes      of a tile
+ *     tile                a lane's part of it, in registers
+ *     load(p, lane)       p: the tile's first byte
+ *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
+ * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
+ * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
+ *     is_halves           no codes: F16
+ *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
+#ifndef LLMQ_CUDA_DEQUANT_CUH
+#define LLMQ_CUDA_DEQUANT_CUH
+
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "cuda/ptx.cuh"
+
+/* A byte as a float without the slow conversion unit: 2^23 + byte, minus 2^23. */
+__device__ __forceinline__ float byte_to_float(uint32_t word, int byte) {
+    return __uint_as_float(prmt(word, 0x4b000000u, 0x7540u | static_cast<uint32_t>(byte))) - 8388608.0f;
+}
+/* A signed one: 128 is added first. */
+__device__ __forceinline__ float sbyte_to_float(uint32_t word, int byte) {
+    return __uint_as_float(prmt(word ^ 0x80808080u, 0x4b000000u, 0x7540u | static_cast<uint32_t>(byte))) - 8388736.0f;
+}
+
+/* Unsigned nibbles of rows g and g + 8. */
+__device__ __forceinline__ void nibbles_to_bytes(uint32_t row0, uint32_t row8, uint32_t (&a)[4]) {
+    a[0] = row0 & 0x0f0f0f0fu;
+    a[1] = row8 & 0x0f0f0f0fu;
+    a[2] = row0 >> 4 & 0x0f0f0f0fu;
+    a[3] = row8 >> 4 & 0x0f0f0f0fu;
+}
+
+/* Two nibbles at a time become f16 (ptx.md 6): 0x6400 | n is 1024 + n, and 0x6400 | 16 n is 1024 + 16 n. FLIP 8 turns
+ * the nibbles' upper bit over: two's complement becomes level + 8. */
+template <int FLIP>
+__device__ __forceinline__ void nibbles_to_halves(uint32_t row0, uint32_t row8, uint32_t (&a)[2][4]) {
+    constexpr uint32_t low = 0x64006400u + FLIP * 0x10001u, high = 0x64006400u + FLIP * 0x100010u;
+    constexpr uint32_t low_bias = low, high_bias = FLIP ? 0xd480d480u : 0xd400d400u; /* 1024 + FLIP; -(64 + FLIP) */
+    constexpr uint32_t sixteenth = 0x2c002c00u;
+    UNROLL
+    for (int row = 0; row < 2; row++) {
+        const uint32_t q = row ? row8 : row0, odd = q >> 8;
+        a[0][row] = h2_sub(lop3<0x6a>(q, 0x000f000fu, low), low_bias);
+        a[1][row] = h2_fma(lop3<0x6a>(q, 0x00f000f0u, high), sixteenth, high_bias);
+        a[0][row + 2] = h2_sub(lop3<0x6a>(odd, 0x000f000fu, low), low_bias);
+        a[1][row + 2] = h2_fma(lop3<0x6a>(odd, 0x00f000f0u, high), sixteenth, high_bias);
+    }
+}
+
+/* Signed bytes to f16: bytes 0 and 2, bytes 1 and 3 of each word. 128 is added, and 1024 + 128 subtracted. */
+__device__ __forceinline__ void bytes_to_halves(const uint32_t (&bytes)[4], uint32_t (&a)[2][4]) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint32_t b = bytes[i] ^ 0x80808080u;
+        a[i / 2][i % 2] = h2_sub(prmt(b, 0x64646464u, 0x4240u), 0x64806480u);
+        a[i / 2][i % 2 + 2] = h2_sub(prmt(b, 0x64646464u, 0x4341u), 0x64806480u);
+    }
+}
+
+__device__ __forceinline__ uint32_t word_of(const uint4 &v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+__device__ __forceinline__ uint32_t word_of(const uint2 &v, int i) {
+    return i == 0 ? v.x : v.y;
+}
+
+/* Two scales of a word of f16. */
+__device__ __forceinline__ void pair_to_floats(uint32_t pair, float (&s)[2]) {
+    s[0] = h2_low(pair);
+    s[1] = h2_high(pair);
+}
+
+/* What the types with one f16 scale for 32 columns share; `tile` has it as d. */
+struct scale_of_32 {
+    static constexpr int columns = 64, group = 32;
+    static constexpr bool has_mins = false, is_halves = false;
+    template <class T> __device__ static __forceinline__ void scales(const T &w, int j, float (&s)[2]) {
+        pair_to_floats(word_of(w.d, j), s);
+    }
+};
+
+/* `halves` of types whose codes are bytes to begin with. */
+template <class W> struct halves_from_bytes {
+    template <class T> __device__ static __forceinline__ void halves(const T &w, int j, uint32_t (&a)[2][4]) {
+        uint32_t bytes[4];
+        W::codes(w, j, bytes);
+        bytes_to_halves(bytes, a);
+    }
+};
+
+struct weights_q4_0
+    : scale_of_32 { /* nibbles in two's complement: in the upper half of a byte they are 16 times the level */
+    static constexpr int bytes = 576, unit = 16, unit_f16 = 1;
+    struct tile {
+        uint4 q;
+        uint2 d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        return {load_once(as<const uint4>(p) + lane), load_once(as<const uint2>(p + 512) + lane / 4)};
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        const uint32_t row0 = word_of(w.q, 2 * j), row8 = word_of(w.q, 2 * j + 1);
+        a[0] = row0 << 4 & 0xf0f0f0f0u;
+        a[1] = row8 << 4 & 0xf0f0f0f0u;
+        a[2] = row0 & 0xf0f0f0f0u;
+        a[3] = row8 & 0xf0f0f0f0u;
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<8>(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
+    }
+};
+
+struct weights_q4_1 {
+    static constexpr int columns = 64, bytes = 640, unit = 1, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = true, is_halves = false;
+    struct tile {
+        uint4 q, dm;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        return {load_once(as<const uint4>(p) + lane), load_once(as<const uint4>(p + 512) + lane / 4)};
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        nibbles_to_bytes(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<0>(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
+        pair_to_floats(word_of(w.dm, 2 * j), s);
+    }
+    __device__ static __forceinline__ void mins(const tile &w, int j, float (&m)[2]) {
+        pair_to_floats(word_of(w.dm, 2 * j + 1), m);
+    }
+};
+
+/* Sixteen levels in four words; eight of them are one prmt away, and bit 3 of each nibble picks from the two results.
+ * (prmt would take bit 3 as "repeat the sign", so it is masked off first.) */
+struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
+    static constexpr int bytes = 576, unit = 1, unit_f16 = 1;
+    using tile = weights_q4_0::tile;
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
+    __device__ static __forceinline__ uint32_t levels(uint32_t nibbles, uint32_t pick) {
+        /* -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113 */
+        uint32_t low = prmt(0xbfad9881u, 0xf6eaddcfu, nibbles), high = prmt(0x26190d01u, 0x71594535u, nibbles);
+        return prmt(low, high, pick);
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        for (int row = 0; row < 2; row++) {
+            uint32_t q = word_of(w.q, 2 * j + row), nibbles = q & 0x77777777u;
+            uint32_t pick = (q & 0x88888888u) >> 1 | 0x32103210u;
+            a[row] = levels(nibbles, pick);
+            a[row + 2] = levels(nibbles >> 16, pick >> 16);
+        }
+    }
+};
+
+struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
+    static constexpr int bytes = 1088, unit = 1, unit_f16 = 1;
+    struct tile {
+        uint4 q[2];
+        uint2 d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> q = as<const uint4>(p) + lane;
+        return {{load_once(q), load_once(q + 32)}, load_once(as<const uint2>(p + 1024) + lane / 4)};
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        a[0] = w.q[j].x;
+        a[1] = w.q[j].y;
+        a[2] = w.q[j].z;
+        a[3] = w.q[j].w;
+    }
+};
+
+struct weights_q4_k {
+    static constexpr int columns = 256, bytes = 2368, unit = 1, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = true, is_halves = false;
+    struct tile {
+        uint4 q[4], sc[2]; /* sc: a word a group */
+        uint2 d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> q = as<const uint4>(p) + lane, sc = as<const uint4>(p + 2048) + lane / 4;
+        return {{load_once(q), load_once(q + 32), load_once(q + 64), load_once(q + 96)},
+                {load_once(sc), load_once(sc + 8)},
+                load_once(as<const uint2>(p + 2304) + lane / 4)};
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        nibbles_to_bytes(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        nibbles_to_halves<0>(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
+        uint32_t sc = word_of(w.sc[j / 4], j % 4);
+        s[0] = h2_low(w.d.x) * byte_to_float(sc, 0);
+        s[1] = h2_high(w.d.x) * byte_to_float(sc, 1);
+    }
+    __device__ static __forceinline__ void mins(const tile &w, int j, float (&m)[2]) {
+        uint32_t sc = word_of(w.sc[j / 4], j % 4);
+        m[0] = -h2_low(w.d.y) * byte_to_float(sc, 2);
+        m[1] = -h2_high(w.d.y) * byte_to_float(sc, 3);
+    }
+};
+
+struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's complement, in the upper part of a byte */
+    static constexpr int columns = 256, bytes = 3360, unit = 4, unit_f16 = 4, group = 16;
+    static constexpr bool has_mins = false, is_halves = false;
+    struct tile {
+        uint4 q[4];
+        uint2 high[4];
+        uint4 sc[2]; /* two bytes a group of 16 */
+        uint32_t d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> q = as<const uint4>(p) + lane, sc = as<const uint4>(p + 3072) + lane / 4;
+        gptr<const uint2> high = as<const uint2>(p + 2048) + lane;
+        return {{load_once(q), load_once(q + 32), load_once(q + 64), load_once(q + 96)},
+                {load_once(high), load_once(high + 32), load_once(high + 64), load_once(high + 96)},
+                {load_once(sc), load_once(sc + 8)},
+                load_once(as<const uint32_t>(p + 3328) + lane / 4)};
+    }
+    /* bits 2..5: the nibble, bits 6 and 7: the pair */
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        const uint32_t row0 = word_of(w.q[j / 2], j % 2 * 2), row8 = word_of(w.q[j / 2], j % 2 * 2 + 1);
+        const uint32_t high = word_of(w.high[j / 2], j % 2);
+        a[0] = (row0 << 2 & 0x3c3c3c3cu) | (high << 6 & 0xc0c0c0c0u);
+        a[1] = (row8 << 2 & 0x3c3c3c3cu) | (high << 4 & 0xc0c0c0c0u);
+        a[2] = (row0 >> 2 & 0x3c3c3c3cu) | (high << 2 & 0xc0c0c0c0u);
+        a[3] = (row8 >> 2 & 0x3c3c3c3cu) | (high & 0xc0c0c0c0u);
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int half, float (&s)[2]) {
+        uint32_t sc = word_of(w.sc[half / 8], half % 8 / 2);
+        s[0] = h2_low(w.d) * sbyte_to_float(sc, half % 2 * 2);
+        s[1] = h2_high(w.d) * sbyte_to_float(sc, half % 2 * 2 + 1);
+    }
+};
+
+struct weights_f16 {
+    static constexpr int columns = 64, bytes = 2048, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = false, is_halves = true;
+    struct tile {
+        uint4 a[4]; /* of both halves of both groups */
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> a = as<const uint4>(p) + lane;
+        return {{load_once(a), load_once(a + 32), load_once(a + 64), load_once(a + 96)}};
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        UNROLL
+        for (int i = 0; i < 8; i++) a[i / 4][i % 4] = word_of(w.a[2 * j + i / 4], i % 4);
+    }
+    __device__ static __forceinline__ void scales(const tile &, int, float (&s)[2]) { s[0] = s[1] = 1.0f; }
+};
+
+/* f of the struct of a type; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a matrix). */
+template <class F> void with_weights(llmq_type type, F f) {
+    switch (type) {
+    case LLMQ_TYPE_Q4_0: return f(weights_q4_0());
+    case LLMQ_TYPE_Q4_1: return f(weights_q4_1());
+    case LLMQ_TYPE_IQ4_NL: return f(weights_iq4_nl());
+    case LLMQ_TYPE_Q8_0: return f(weights_q8_0());
+    case LLMQ_TYPE_F16: return f(weights_f16());
+    case LLMQ_TYPE_Q4_K: return f(weights_q4_k());
+    case LLMQ_TYPE_Q6_K: return f(weights_q6_k());
+    default: return;
+    }
+}
+
+#endif

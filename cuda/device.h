@@ -1,0 +1,26 @@
+/* Device memory and streams, for C. Two bodies: device.cu (the CUDA runtime) and emu/device.cpp. */
+#ifndef LLMQ_CUDA_DEVICE_H
+#define LLMQ_CUDA_DEVICE_H
+
+#include "cuda/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* 256-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */
+llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err);
+void gpu_free(void *p);
+/* Host to device and back, in the order of the default stream; both return when the host's memory may be reused. */
+llmq_status gpu_upload(void *to, const void *from, size_t bytes, llmq_err *err);
+llmq_status gpu_download(void *to, const void *from, size_t bytes, llmq_err *err);
+/* No kernel writes this buffer from now on: the emulator sees to it. */
+void gpu_seal(const void *p);
+/* Waits for all that was queued; here errors of launches and kernels come to light. */
+llmq_status gpu_wait(llmq_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

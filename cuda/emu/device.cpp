@@ -1,0 +1,45 @@
+/* cuda/device.h on the emulator: device addresses are host addresses of known buffers. */
+#include "cuda/device.h"
+
+#include <cstring>
+
+#include "cuda/emu/block.h"
+
+llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *) {
+    *out = emu::memory_create(what, bytes)->data;
+    return LLMQ_OK;
+}
+
+void gpu_free(void *p) {
+    if (emu::buffer *b = p ? emu::memory_find(p) : nullptr) emu::memory_destroy(b);
+}
+
+static llmq_status check(const emu::buffer *b, const void *at, size_t bytes, llmq_err *err) {
+    size_t offset = b ? static_cast<size_t>(static_cast<const uint8_t *>(at) - b->data) : 0;
+    if (b && offset <= b->bytes && bytes <= b->bytes - offset) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_ARG, "%zu bytes do not fit into %s", bytes, b ? b->name.c_str() : "no buffer");
+}
+
+llmq_status gpu_upload(void *to, const void *from, size_t bytes, llmq_err *err) {
+    emu::buffer *b = emu::memory_find(to);
+    LLMQ_TRY(check(b, to, bytes, err));
+    memcpy(to, from, bytes);
+    memset(b->state.data() + (static_cast<uint8_t *>(to) - b->data), emu::WRITTEN, bytes);
+    return LLMQ_OK;
+}
+
+llmq_status gpu_download(void *to, const void *from, size_t bytes, llmq_err *err) {
+    LLMQ_TRY(check(emu::memory_find(from), from, bytes, err));
+    memcpy(to, from, bytes);
+    return LLMQ_OK;
+}
+
+void gpu_seal(const void *p) {
+    emu::memory_find(p)->read_only = true;
+}
+
+llmq_status gpu_wait(llmq_err *err) {
+    emu_report report;
+    if (!emu_take_report(&report)) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_IO, "%s", report.text);
+}

@@ -1,0 +1,94 @@
+/* Launchers of the CUDA kernels, for C. Pointers are device addresses (gpu_* of cuda/device.h), sizes are checked by
+ * the caller, launches are queued on a stream and return at once; a failed launch shows at gpu_wait. Dims vocabulary
+ * and conventions of the ops: core/backend.h. */
+#ifndef LLMQ_CUDA_KERNELS_H
+#define LLMQ_CUDA_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "core/tensor.h" /* C's own headers say nothing of C++ */
+
+typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
+
+/* ---- weights: the layout of cuda/layout.h, made on the host */
+
+/* The type that a matrix has on the device: its own if cuda/layout.h has it, F16 otherwise. */
+llmq_type cuda_packed_type(llmq_type native);
+/* Bytes of a packed matrix of that type; 0 if cols is no multiple of its block. */
+size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols);
+/* Native rows (host memory, without gaps, at any address) to packed. A type with a layout keeps the file's values
+ * exactly; others are rounded to f16, and values that are too large for it are LLMQ_E_NUMERIC. */
+llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err);
+
+typedef struct cuda_matrix {
+    llmq_type type; /* packed */
+    int64_t rows, cols;
+    const void *packed; /* 256-byte aligned */
+    const float *bias;  /* [rows] or NULL */
+} cuda_matrix;
+
+/* ---- activations of n_tok <= 8 tokens, x (n_tok, cols) */
+
+size_t cuda_acts_q8_bytes(int n_tok, int64_t cols);
+size_t cuda_acts_f16_bytes(int n_tok, int64_t cols);
+/* 8 bits, one scale for 32: the same bits as the CPU's. Non-finite inputs make their group's scale non-finite. */
+void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
+/* f16: magnitudes from 65520 on become infinite. */
+void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
+
+/* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]), weights unpacked on the fly. q8: 4-bit weights, 8-bit
+ * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16. */
+void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
+void cuda_matvec_f16(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
+
+/* ---- the small ops, f32 */
+
+/* y (n_tok, cols): rows of a packed matrix */
+void cuda_embed(gpu_stream *stream, const cuda_matrix *table, const int32_t *tokens, int n_tok, float *y);
+/* Rows of n floats, stride apart; y may be x. */
+void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float eps, float *y, int64_t n_rows,
+                   int64_t n, int64_t stride);
+void cuda_add(gpu_stream *stream, float *y, const float *x, int64_t n);
+void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float *y, int64_t n); /* y may be gate */
+
+/* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. */
+typedef struct cuda_kv {
+    uint16_t *k, *v;
+    int64_t n_ctx;
+    int n_head_kv, head_dim;
+} cuda_kv;
+
+/* Rotates q (n_tok, ldq) in place; rotates k, and writes k and v to the cache at *pos.. (device memory: a captured
+ * graph stays valid). cos_sin (n_ctx, n_rot / 2, 2) by position. */
+typedef struct cuda_rope {
+    int n_head, n_rot;
+    bool neox;
+    const float *cos_sin;
+    const int32_t *pos;
+} cuda_rope;
+void cuda_rope_store(gpu_stream *stream, const cuda_rope *r, float *q, int64_t ldq, const float *k, int64_t ldk,
+                     const float *v, int64_t ldv, int n_tok, const cuda_kv *kv);
+
+/* Attention of n_tok queries at *pos.. over the cache: keys are split, each part gives its maximum, sum and output, a
+ * second kernel puts them together. n_keys: at least *pos + n_tok, known to the host; window 0: none. */
+typedef struct cuda_attn {
+    int n_head;
+    float scale;
+    int64_t window, n_keys;
+    const int32_t *pos;
+} cuda_attn;
+size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok);
+void cuda_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
+                    float *out, void *scratch);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
