@@ -1,0 +1,814 @@
+#!/usr/bin/env python3
+"""What rotations and stronger codebooks would gain at 2 and 3 bits: the study behind docs/two-bits.md.
+
+usage: study_codebooks.py gauss                                     distortion of each codebook on Gaussian numbers
+       study_codebooks.py proxy MODEL --text T --judge J [...]      tr(E H E') / tr(W H W') of some layers, by site
+       study_codebooks.py model MODEL --text T --grid G -o OUT      the whole model through one grid, layer after layer
+       study_codebooks.py model ... --steps N [--qat]               then scales (and codes) trained by KL, as --tune and --qat do
+       study_codebooks.py decode                                    instructions per weight of the decoders (llvm-mca)
+
+MODEL is a Hugging Face folder of a Llama or Qwen3 decoder. OUT is such a folder in F16 whose weights are the dequantized
+ones (rotated back), so that `llmq perplexity OUT --base MODEL` judges it. T is read from its beginning, J too.
+
+A grid is written BITS-CODE-GROUP[-SCALE], for example 2-int-32, 2-nl-64-8, 3-tcq8-row:
+  int    signed integers times a scale (what llmq stores now in groups)   asym  integers times a scale, plus an offset
+  nl     the 2^BITS levels that suit Gaussian numbers best (Lloyd-Max)    q2k   as Q2_K: 16 weights share a scale and a minimum of 4 bits
+  e8p    QuIP#'s lattice code: 65,536 points of E8 + 1/4, 8 rows at once  vq2, vq4  k-means, 2 or 4 rows at once, 2^(BITS*d) points
+  tcqL   trellis: a value is looked up by the last L bits of a stream of BITS a weight that ends where it began
+         (32 weights a ring; tcqL.T: T weights), tables trained on Gaussian numbers
+GROUP is 32, 64, ... columns of a row that share a scale, or "row". SCALE is 16 (F16, the default), or 8 or 4: integers of
+that size times one F16 a row. Codes of several weights run down a column, over neighbouring rows, so that error feedback
+from column to column stays exact: a whole column of them shares one importance.
+
+Rotations (--rotate): none; fold: the residual stream and V/O, which cost nothing at run time (except that a tied head is no
+longer tied); full: every matrix from both sides by random orthogonal matrices, an upper bound that needs transforms at run time.
+
+Solver of all grids alike: LDLQ feedback, columns in the order of the diagonal, then sweeps over the codes and a refit of the
+scales, as in docs/quantization.md. Needs numpy and numba, --steps also torch, "decode" clang and llvm-mca; LLMQ=build/llmq for tokens."""
+import argparse
+import functools
+import json
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+import numba
+import numpy as np
+
+F32, LLMQ = np.float32, os.environ.get("LLMQ", "build/llmq")
+
+
+# ---------------------------------------------------------------- the model
+
+def read_safetensors(path):
+    raw = np.memmap(path, np.uint8, "r")
+    head = struct.unpack("<Q", raw[:8].tobytes())[0]
+    out = {}
+    for name, t in json.loads(raw[8:8 + head].tobytes()).items():
+        if name == "__metadata__":
+            continue
+        lo, hi = (8 + head + o for o in t["data_offsets"])
+        part = raw[lo:hi]
+        if t["dtype"] == "BF16":
+            value = (part.view(np.uint16).astype(np.uint32) << 16).view(F32)
+        else:
+            value = part.view({"F16": np.float16, "F32": F32}[t["dtype"]]).astype(F32)
+        out[name] = value.reshape(t["shape"])
+    return out
+
+
+def write_safetensors(path, tensors):
+    head, offset = {}, 0
+    for name, v in tensors.items():
+        head[name] = {"dtype": "F16", "shape": list(v.shape), "data_offsets": [offset, offset + 2 * v.size]}
+        offset += 2 * v.size
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for v in tensors.values():
+            f.write(v.astype(np.float16).tobytes())
+
+
+class Model:
+    """Weights in float32 and the forward pass of one layer, with a visitor at every site of weights."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.cfg = json.loads((self.folder / "config.json").read_text())
+        self.t = read_safetensors(self.folder / "model.safetensors")
+        c = self.cfg
+        self.heads, self.kv = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
+        self.hd = c.get("head_dim") or c["hidden_size"] // self.heads
+        self.layers, self.eps = c["num_hidden_layers"], c["rms_norm_eps"]
+        theta = c.get("rope_theta") or c.get("rope_parameters", {}).get("rope_theta", 10000.0)
+        self.freq = 1.0 / theta ** (np.arange(0, self.hd, 2) / self.hd)
+
+    def tokens(self, text, ctx, count):
+        """count // ctx windows of ctx tokens from the beginning of the text."""
+        data = pathlib.Path(text).read_bytes()[:count * 12]  # no tokenizer makes fewer than one token of 12 bytes of prose
+        done = subprocess.run([LLMQ, "tokenize", self.folder], input=data, capture_output=True, check=True)
+        ids = json.loads(done.stdout)
+        n = min(count, len(ids)) // ctx
+        return np.array(ids[:n * ctx]).reshape(n, ctx)
+
+    def name(self, i, role):
+        return f"model.layers.{i}.{'mlp' if role in ('gate', 'up', 'down') else 'self_attn'}.{role}_proj.weight"
+
+    def norm(self, x, name):
+        return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + F32(self.eps)) * self.t[name]
+
+    def rope(self, x):
+        angle = np.arange(x.shape[1])[:, None] * self.freq[None, :]
+        cos, sin = np.cos(angle).astype(F32)[:, None], np.sin(angle).astype(F32)[:, None]
+        a, b = np.split(x, 2, -1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def layer(self, i, x, visit):
+        """x (windows, tokens, width) after layer i. visit(i, roles, inputs) returns the weights to go on with."""
+        p, (n, T, _) = f"model.layers.{i}.", x.shape
+        flat = lambda v: v.reshape(n * T, -1)
+        h = flat(self.norm(x, p + "input_layernorm.weight"))
+        q, k, v = (h @ w.T for w in visit(i, ("q", "k", "v"), h))
+        q, k, v = q.reshape(n, T, self.heads, -1), k.reshape(n, T, self.kv, -1), v.reshape(n, T, self.kv, -1)
+        if p + "self_attn.q_norm.weight" in self.t:
+            q, k = self.norm(q, p + "self_attn.q_norm.weight"), self.norm(k, p + "self_attn.k_norm.weight")
+        q, k = self.rope(q), self.rope(k)
+        mask = np.triu(np.full((T, T), -np.inf, F32), 1)
+        o = np.empty_like(q)
+        for w in range(n):
+            for g in range(self.heads):
+                s = q[w, :, g] @ k[w, :, g * self.kv // self.heads].T / F32(np.sqrt(self.hd)) + mask
+                s = np.exp(s - s.max(-1, keepdims=True))
+                o[w, :, g] = (s / s.sum(-1, keepdims=True)) @ v[w, :, g * self.kv // self.heads]
+        o = flat(o)
+        x = x + (o @ visit(i, ("o",), o)[0].T).reshape(x.shape)
+        h = flat(self.norm(x, p + "post_attention_layernorm.weight"))
+        g, u = (h @ w.T for w in visit(i, ("gate", "up"), h))
+        h = g / (1 + np.exp(-g)) * u
+        return x + (h @ visit(i, ("down",), h)[0].T).reshape(x.shape)
+
+
+def gram(x, mean=0.0):
+    """X'X / tokens; mean counts the inputs' mean so many times more, as llmq's solver does."""
+    mu = x.mean(0)
+    return x.T @ x / F32(len(x)) + F32(mean) * np.outer(mu, mu)
+
+
+# ---------------------------------------------------------------- rotations
+
+@functools.lru_cache(None)
+def orthogonal(n, seed):
+    """A random orthogonal matrix."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
+    return (q * np.sign(np.diag(r))).astype(F32)
+
+
+def rotation(kind, m, i, role):
+    """(Qout, Qin, gain): the grid sees Qout W diag(gain) Qin'. None stands for the identity."""
+    rows, cols = m.t[m.name(i, role)].shape
+    if kind == "none":
+        return None, None, None
+    if kind == "full":
+        salt = 1000 * i + 10 * ("q", "k", "v", "o", "gate", "up", "down").index(role)
+        return orthogonal(rows, salt), orthogonal(cols, salt + 1), None
+    stream, head = orthogonal(m.cfg["hidden_size"], 7), orthogonal(m.hd, 8)
+    ln = "input_layernorm" if role in "qkv" else "post_attention_layernorm"
+    gain = m.t[f"model.layers.{i}.{ln}.weight"] if role in ("q", "k", "v", "gate", "up") else None
+    qin = stream if gain is not None else np.kron(np.eye(m.heads, dtype=F32), head) if role == "o" else None
+    qout = stream if role in ("o", "down") else np.kron(np.eye(m.kv, dtype=F32), head) if role == "v" else None
+    return qout, qin, gain
+
+
+def rotated(w, h, rot):
+    qout, qin, gain = rot
+    if gain is not None:
+        w, h = w * gain, h / np.outer(gain, gain)
+    if qin is not None:
+        w, h = w @ qin.T, qin @ h @ qin.T
+    return (w if qout is None else qout @ w), h
+
+
+def unrotated(w, rot):
+    qout, qin, gain = rot
+    w = w if qout is None else qout.T @ w
+    w = w if qin is None else w @ qin
+    return w if gain is None else w / gain
+
+
+# ---------------------------------------------------------------- codebooks: encode(u, w) returns the values nearest to u (weights w)
+
+class Scalar:
+    unit = 1
+
+    def __init__(self, levels):
+        self.levels = np.asarray(levels, F32)
+        self.cuts = (self.levels[1:] + self.levels[:-1]) / 2
+
+    def encode(self, u, w):
+        return self.levels[np.searchsorted(self.cuts, u)]
+
+
+@functools.lru_cache(None)
+def lloyd_max(bits):
+    x = np.sort(np.random.default_rng(1).standard_normal(400_000))
+    levels = np.quantile(x, (np.arange(2 ** bits) + 0.5) / 2 ** bits)
+    for _ in range(300):
+        which = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+        levels = np.bincount(which, x) / np.bincount(which)
+    return Scalar((levels - levels[::-1]) / 2)
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def nearest(u, w, points, out):
+    for i in numba.prange(len(u)):
+        best, at = np.float32(np.inf), 0
+        for p in range(len(points)):
+            d = np.float32(0)
+            for j in range(points.shape[1]):
+                d += w[i, j] * (u[i, j] - points[p, j]) ** 2
+            if d < best:
+                best, at = d, p
+        out[i] = at
+
+
+class Vector:
+    """Points of d dimensions, found by looking at all of them."""
+
+    def __init__(self, points):
+        self.points, self.unit = np.ascontiguousarray(points, F32), points.shape[1]
+
+    def index(self, u, w):
+        out = np.empty(len(u), np.int64)
+        nearest(u, w, self.points, out)
+        return out
+
+    def encode(self, u, w):
+        u, w = u.reshape(-1, self.unit), w.reshape(-1, self.unit)
+        return self.points[self.index(u, w)].reshape(-1)
+
+
+@functools.lru_cache(None)
+def kmeans(bits, d):
+    """Points for Gaussian numbers. One table for all matrices: per matrix they would cost 0.05 to 0.4 bits a weight here."""
+    rng = np.random.default_rng(2)
+    n = 2 ** (bits * d)
+    x = rng.standard_normal((max(40_000, 40 * n), d)).astype(F32)
+    v, ones = Vector(x[:n].copy()), np.ones_like(x)
+    for _ in range(25):
+        at = v.index(x, ones)
+        count = np.bincount(at, minlength=n)
+        sums = np.stack([np.bincount(at, x[:, j], n) for j in range(d)], 1)
+        v.points[count > 0] = (sums / np.maximum(count, 1)[:, None])[count > 0]
+    return v
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def e8p_nearest(u, w, table, odd, out):
+    for i in numba.prange(len(u)):
+        best = np.float32(np.inf)
+        for shift in (np.float32(0.25), np.float32(-0.25)):
+            a, minus = np.empty(8, np.float32), 0
+            for j in range(8):
+                z = u[i, j] - shift
+                minus ^= z < 0
+                a[j] = abs(z)
+            for p in range(256):
+                d, flip, flip_at = np.float32(0), np.float32(np.inf), 0
+                for j in range(8):
+                    d += w[i, j] * (a[j] - table[p, j]) ** 2
+                    f = 4 * w[i, j] * a[j] * table[p, j]  # what the other sign of one coordinate costs
+                    if f < flip:
+                        flip, flip_at = f, j
+                wrong = minus != odd[p]
+                if wrong:
+                    d += flip
+                if d < best:
+                    best = d
+                    for j in range(8):
+                        s = (u[i, j] - shift < 0) != (wrong and j == flip_at)
+                        out[i, j] = shift + (-table[p, j] if s else table[p, j])
+
+
+class E8P:
+    """Halves of odd integers with an even sum, shifted by 1/4 both ways: 256 patterns of magnitudes, 7 signs, the shift."""
+    unit, stretch = 8, 1.0
+
+    def __init__(self):
+        def patterns(n, left):
+            if n == 0:
+                return [()]
+            return [(v,) + rest for v, cost in ((0.5, 0), (1.5, 2), (2.5, 6)) if cost <= left for rest in patterns(n - 1, left - cost)]
+        rows = sorted(patterns(8, 10), key=lambda r: (sum(v * v for v in r), r))[:256]  # all 227 up to norm 10, and 29 of norm 12
+        self.table = np.array(rows, F32)
+        self.odd = self.table.sum(1).astype(np.int64) % 2 == 1
+        x = np.random.default_rng(3).standard_normal(80_000).astype(F32)
+        tries = [(np.mean((self.raw(x * g, np.ones_like(x)) / g - x) ** 2), g) for g in np.arange(0.9, 1.35, 0.025).astype(F32)]
+        self.stretch = min(tries)[1]
+
+    def raw(self, u, w):
+        out = np.empty((len(u) // 8, 8), F32)
+        e8p_nearest(u.reshape(-1, 8), w.reshape(-1, 8), self.table, self.odd, out)
+        return out.reshape(-1)
+
+    def encode(self, u, w):
+        return self.raw(u * self.stretch, w) / self.stretch
+
+
+@numba.njit(fastmath=True, cache=True)
+def viterbi_pass(u, w, table, bits, cost, next_cost, least, back, first, last, states):
+    """One run over a sequence; first < 0: begins anywhere, last < 0: ends anywhere. states[t]: the bits that value t is looked up by."""
+    S, J, C = len(table), len(table) >> bits, 1 << bits
+    for s in range(S):
+        cost[s] = 0 if first < 0 or s == first else np.float32(1e30)
+    for t in range(len(u)):
+        for j in range(J):
+            least[j] = cost[j]
+            back[t, j] = 0
+        for p in range(1, C):
+            for j in range(J):
+                better = cost[p * J + j] < least[j]
+                least[j] = cost[p * J + j] if better else least[j]
+                back[t, j] = p if better else back[t, j]
+        for j in range(J):
+            for c in range(C):
+                s = j * C + c
+                e = u[t] - table[s]
+                next_cost[s] = least[j] + w[t] * e * e
+        cost, next_cost = next_cost, cost
+    s = last
+    if last < 0:
+        s = 0
+        for i in range(S):
+            if cost[i] < cost[s]:
+                s = i
+    for t in range(len(u) - 1, -1, -1):
+        states[t] = s
+        s = back[t, s >> bits] * J + (s >> bits)
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def viterbi_rings(u, w, table, bits, out):
+    """Each row of u is a ring: a free run from half way round finds the state at the seam, a second one keeps it at both ends."""
+    n, T = u.shape
+    S = len(table)
+    for i in numba.prange(n):
+        cost, next_cost, least = np.empty(S, np.float32), np.empty(S, np.float32), np.empty(S >> bits, np.float32)
+        back, states = np.empty((T, S >> bits), np.uint8), np.empty(T, np.int64)
+        half = T // 2
+        viterbi_pass(np.roll(u[i], half), np.roll(w[i], half), table, bits, cost, next_cost, least, back, -1, -1, states)
+        seam = states[half - 1]
+        viterbi_pass(u[i], w[i], table, bits, cost, next_cost, least, back, seam, seam, states)
+        for t in range(T):
+            out[i, t] = states[t]
+
+
+class Trellis:
+    def __init__(self, bits, L, T):
+        self.bits, self.unit = bits, T
+        rng = np.random.default_rng(4)
+        # Start: each state's C successors, which differ in the last bits, take one value from each C-th part of the numbers.
+        C = 1 << bits
+        spread = np.sort(rng.standard_normal(2 ** L)).reshape(C, -1)
+        for part in spread:
+            rng.shuffle(part)
+        self.table = np.ascontiguousarray(spread.T.reshape(-1), F32)
+        x = rng.standard_normal((max(400, (300 << L) // T), T)).astype(F32) if L < 12 else rng.standard_normal((1000, T)).astype(F32)
+        for _ in range(25 if L < 12 else 4):
+            at = self.states(x, np.ones_like(x)).reshape(-1)
+            count, sums = np.bincount(at, minlength=2 ** L), np.bincount(at, x.reshape(-1), 2 ** L)
+            self.table = np.where(count > 0, (sums + self.table) / (count + 1), self.table).astype(F32)
+        step = np.abs(self.table).max() / 127  # a kernel looks up bytes
+        self.table = (np.round(self.table / step) * step).astype(F32)
+
+    def states(self, u, w):
+        out = np.empty(u.shape, np.int64)
+        viterbi_rings(u, w, self.table, self.bits, out)
+        return out
+
+    def encode(self, u, w):
+        shape = (-1, self.unit)
+        return self.table[self.states(u.reshape(shape), w.reshape(shape))].reshape(-1)
+
+
+@functools.lru_cache(None)
+def codebook(bits, name):
+    if name == "int":
+        return Scalar(np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+    if name in ("asym", "q2k"):
+        return Scalar(np.arange(2 ** bits))
+    if name == "nl":
+        return lloyd_max(bits)
+    if name == "e8p" and bits == 2:
+        return E8P()
+    if name.startswith("vq"):
+        return kmeans(bits, int(name[2:]))
+    if name.startswith("tcq"):
+        L, _, T = name[3:].partition(".")
+        return Trellis(bits, int(L), int(T or 32))
+    sys.exit(f"no codebook {name} of {bits} bits")
+
+
+# ---------------------------------------------------------------- grids: a codebook and its scales
+
+def f16(x):
+    return x.astype(np.float16).astype(F32)
+
+
+class Grid:
+    def __init__(self, text):
+        parts = text.split("-")
+        self.text, self.bits, self.code = text, int(parts[0]), parts[1]
+        self.group = 0 if parts[2] == "row" else int(parts[2])
+        self.scale_bits = int(parts[3]) if len(parts) > 3 else 16
+        self.book = codebook(self.bits, self.code)
+        self.scalar = isinstance(self.book, Scalar)
+        self.offset = self.code in ("asym", "q2k")
+
+    def bpw(self, rows, cols):
+        """Bits of a weight, everything that a file would hold counted, tables that are the same for all matrices not."""
+        group = self.group or cols
+        if self.code == "q2k":
+            return self.bits + 8 / group + 32 / 192
+        return self.bits + self.scale_bits * (1 + self.offset) / group + (16 / cols if self.scale_bits < 16 else 0)
+
+    def fit(self, w, importance):
+        """Scales and offsets, both of w's shape, for codes that are chosen later."""
+        n, m = w.shape
+        g = self.group or m
+        x, imp = w.reshape(n, m // g, g), np.broadcast_to(importance.reshape(1, m // g, g), (n, m // g, g))
+        t = np.zeros((n, m // g), F32)
+        if not self.scalar:
+            s = np.sqrt(np.mean(x * x, -1))
+        elif self.offset:
+            s, t = self.search_offset(x, imp)
+        else:
+            s = self.search(x, imp)
+        s, t = self.stored(s, t)
+        wide = lambda v: np.repeat(v, g, 1)
+        return wide(s), wide(t)
+
+    def search(self, x, imp):
+        levels = self.book.levels
+        top = np.abs(x).max(-1) / np.abs(levels).max()
+        best, keep = np.full(top.shape, np.inf, F32), top
+        signs = (1, -1) if abs(levels[0]) != levels[-1] else (1,)
+        for f in np.linspace(0.35, 1.3, 20):
+            for sign in signs:
+                s = np.where(top == 0, 1, F32(f * sign) * top)[..., None]
+                for _ in range(2):  # the best scale for the codes, then the codes again
+                    c = self.book.encode(x / s, None)
+                    s = (np.sum(imp * c * x, -1) / np.maximum(np.sum(imp * c * c, -1), 1e-20))[..., None]
+                    s = np.where(np.abs(s) < 1e-12, 1e-12, s)
+                e = np.sum(imp * (self.book.encode(x / s, None) * s - x) ** 2, -1)
+                keep, best = np.where(e < best, s[..., 0], keep), np.minimum(e, best)
+        return keep
+
+    def search_offset(self, x, imp):
+        lo, hi = x.min(-1), x.max(-1)
+        best, ks, kt = np.full(lo.shape, np.inf, F32), hi - lo, lo
+        for f in np.linspace(0.4, 1.1, 15):
+            mid, s = (lo + hi) / 2, np.maximum(F32(f) * (hi - lo), 1e-12) / (2 ** self.bits - 1)
+            t = mid - s * (2 ** self.bits - 1) / 2
+            for _ in range(2):
+                c = self.book.encode((x - t[..., None]) / s[..., None], None)
+                w0, w1, w2 = imp.sum(-1), (imp * c).sum(-1), (imp * c * c).sum(-1)
+                y0, y1 = (imp * x).sum(-1), (imp * c * x).sum(-1)
+                det = w0 * w2 - w1 * w1
+                ok = det > 1e-6 * w0 * w2
+                s, t = np.where(ok, (w0 * y1 - w1 * y0) / np.where(ok, det, 1), s), np.where(ok, (w2 * y0 - w1 * y1) / np.where(ok, det, 1), t)
+                s = np.maximum(s, 1e-12)
+            e = np.sum(imp * (self.book.encode((x - t[..., None]) / s[..., None], None) * s[..., None] + t[..., None] - x) ** 2, -1)
+            better = e < best
+            ks, kt, best = np.where(better, s, ks), np.where(better, t, kt), np.minimum(e, best)
+        return ks, kt
+
+    def stored(self, s, t):
+        """As a file holds them."""
+        if self.code == "q2k":  # 4-bit scales and minimums, super-blocks of 192 (256 does not divide the rows here)
+            sup = lambda v: np.repeat(np.maximum(v.reshape(len(v), -1, 12).max(-1), 1e-12) / 15, 12, 1)
+            low = np.maximum(-t, 0)
+            ds, dt = f16(sup(s)), f16(sup(low))
+            return np.maximum(np.round(s / ds), 1) * ds, -np.round(low / np.maximum(dt, 1e-12)) * dt
+        if self.scale_bits == 16:
+            return f16(s), f16(t)
+        top = 2 ** self.scale_bits - 1
+        d = f16(np.maximum(np.abs(s).max(1, keepdims=True), 1e-12) / top)
+        return np.maximum(np.round(np.abs(s) / d), 1) * d * np.sign(s), t
+
+
+# ---------------------------------------------------------------- the solver; all matrices here are (columns, rows): a column is contiguous
+
+def ldlq(Wt, St, Tt, H, encode, width=32):
+    """Codes' values (columns, rows), columns in the order they have, by error feedback."""
+    m, n = Wt.shape
+    R = np.linalg.cholesky(H[::-1, ::-1].astype(np.float64))[::-1, ::-1]  # H = R R', R upper
+    A = (R / np.diag(R)).astype(F32)
+    E, C = np.zeros((m, n), F32), np.zeros((m, n), F32)
+    for b in range(0, m, width):
+        e = min(b + width, m)
+        base = Wt[b:e] - A[:b, b:e].T @ E[:b]
+        for k in range(b, e):
+            target = base[k - b] - A[b:k, k] @ E[b:k]
+            C[k] = encode((target - Tt[k]) / St[k], St[k] * St[k])
+            E[k] = C[k] * St[k] + Tt[k] - Wt[k]
+    return C
+
+
+def sweep(Wt, St, Tt, H, C, encode, unit, width=32):
+    """Every column once more, given all others; a ring or a vector of codes changes only for the better."""
+    m, n = Wt.shape
+    G = H @ (C * St + Tt - Wt)
+    for b in range(0, m, width):
+        e = min(b + width, m)
+        D = np.zeros((e - b, n), F32)
+        for k in range(b, e):
+            value = C[k] * St[k] + Tt[k]
+            target = value - (G[k] + H[b:k, k] @ D[:k - b]) / H[k, k]
+            new = encode((target - Tt[k]) / St[k], St[k] * St[k])
+            moved = new * St[k] + Tt[k]
+            gain = ((value - target) ** 2 - (moved - target) ** 2).reshape(-1, unit).sum(1)
+            new = np.where(np.repeat(gain > 0, unit), new, C[k])
+            D[k - b] = (new - C[k]) * St[k]
+            C[k] = new
+        G += H[:, b:e] @ D
+    return C
+
+
+def refit(Wt, St, Tt, H, C, groups, offset):
+    """Scales (and offsets) given the codes, group after group (Gauss-Seidel)."""
+    E = C * St + Tt - Wt
+    G = H @ E
+    for cols in groups:
+        for x, numbers in ((C[cols], St), (np.ones_like(C[cols]), Tt))[:1 + offset]:
+            hx = H[:, cols] @ x
+            step = -(x * G[cols]).sum(0) / np.maximum((x * hx[cols]).sum(0), 1e-20)
+            numbers[cols] += step
+            G += hx * step
+    return St, Tt
+
+
+def solve(w, H, grid, damp=0.1, sweeps=1, refits=True):
+    """A dict with the codes' values C, scales S and offsets T, all (rows, columns), so that the new weights are C * S + T."""
+    n, m = w.shape
+    H = H + F32(damp * np.mean(np.diag(H))) * np.eye(m, dtype=F32)
+    S, T = grid.fit(w, np.diag(H))
+    order = np.argsort(-np.diag(H), kind="stable")
+    back = np.argsort(order)
+    Hp = np.ascontiguousarray(H[order][:, order])
+    take = lambda x: np.ascontiguousarray(x.T[order])
+    Wt, St, Tt = take(w), take(S), take(T)
+    C = ldlq(Wt, St, Tt, Hp, grid.book.encode)
+    size = grid.group or m
+    groups = [back[g:g + size] for g in range(0, m, size)]
+    if grid.scale_bits < 16 or grid.code == "q2k":  # only the row's number may move: the integers are chosen
+        groups = [np.arange(m)]
+    for _ in range(sweeps):
+        if refits and grid.code != "q2k":
+            if grid.scale_bits < 16:
+                unit = np.abs(St).max(0)
+                ratio = St / unit
+                one, _ = refit(Wt, np.broadcast_to(unit, St.shape).copy(), Tt, Hp, C * ratio, groups, False)
+                St = ratio * f16(one[:1])
+            else:
+                St, Tt = refit(Wt, St, Tt, Hp, C, groups, grid.offset)
+                St, Tt = f16(St), f16(Tt)
+            St = np.where(np.abs(St) < 1e-12, F32(1e-12), St)
+        C = sweep(Wt, St, Tt, Hp, C, grid.book.encode, grid.book.unit)
+    give = lambda x: np.ascontiguousarray(x[back].T)
+    return {"C": give(C), "S": give(St), "T": give(Tt)}
+
+
+def value(q):
+    return q["C"] * q["S"] + q["T"]
+
+
+def error(w, v, H):
+    e = v - w
+    return float(np.sum((e @ H) * e) / np.sum((w @ H) * w))
+
+
+# ---------------------------------------------------------------- training
+
+def torch_forward(m, weights, norms, ids):
+    """Logits (windows, tokens, vocabulary); weights and norms by name."""
+    import torch
+    import torch.nn.functional as F
+    n, T = ids.shape
+    x = weights["model.embed_tokens.weight"][ids]
+    angle = torch.arange(T)[:, None] * torch.tensor(m.freq, dtype=torch.float32)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    norm = lambda v, name: v * torch.rsqrt((v * v).mean(-1, keepdim=True) + m.eps) * norms[name]
+
+    def rope(v):
+        a, b = v.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).transpose(1, 2)
+    for i in range(m.layers):
+        p, w = f"model.layers.{i}.", lambda role: weights[m.name(i, role)]
+        h = norm(x, p + "input_layernorm.weight")
+        q, k, v = (F.linear(h, w(r)).view(n, T, -1, m.hd) for r in "qkv")
+        if p + "self_attn.q_norm.weight" in norms:
+            q, k = norm(q, p + "self_attn.q_norm.weight"), norm(k, p + "self_attn.k_norm.weight")
+        many = lambda z: z.repeat_interleave(m.heads // m.kv, 1)
+        o = F.scaled_dot_product_attention(rope(q), many(rope(k)), many(v.transpose(1, 2)), is_causal=True)
+        x = x + F.linear(o.transpose(1, 2).reshape(n, T, -1), w("o"))
+        h = norm(x, p + "post_attention_layernorm.weight")
+        x = x + F.linear(F.silu(F.linear(h, w("gate"))) * F.linear(h, w("up")), w("down"))
+    return F.linear(norm(x, "model.norm.weight"), weights.get("lm_head.weight", weights["model.embed_tokens.weight"]))
+
+
+class Trained:
+    """A quantized matrix whose scales, and with qat whose codes, follow gradients; codes straight through (docs/tuning.md)."""
+
+    def __init__(self, q, rot, grid, qat):
+        import torch
+        self.grid, self.shape = grid, q["C"].shape
+        t = lambda v: None if v is None else torch.tensor(v)
+        self.S, self.T, self.C = t(q["S"]), t(q["T"]), t(q["C"])
+        self.rot = tuple(t(v) for v in rot)
+        n, m = self.shape
+        free = grid.scale_bits == 16 and grid.code != "q2k"  # else the integers stay and only rows move
+        self.groups = m // grid.group if grid.group and free else 1
+        self.factor = torch.zeros(n, self.groups, 1, requires_grad=True)
+        self.row = torch.zeros(n, 1, 1, requires_grad=True)
+        self.shift = torch.zeros(n, self.groups, 1, requires_grad=grid.offset)
+        self.Z = self.C.clone().requires_grad_(qat)
+
+    def codes(self):
+        import torch
+        if not self.Z.requires_grad:
+            return self.C
+        with torch.no_grad():  # down the columns, as the solver has them
+            z = self.Z.t().contiguous().numpy().reshape(-1)
+            ones = np.ones_like(z)
+            c = torch.from_numpy(self.grid.book.encode(z, ones).reshape(self.shape[1], -1)).t()
+        return self.Z + (c - self.Z.detach())
+
+    def weight(self):
+        n, m = self.shape
+        split = lambda v: v.reshape(n, self.groups, -1)
+        S = split(self.S) * (self.factor + self.row).exp()
+        w = (split(self.codes()) * S + split(self.T) + self.shift * split(self.S)).reshape(n, m)
+        qout, qin, gain = self.rot
+        w = w if qout is None else qout.t() @ w
+        w = w if qin is None else w @ qin
+        return w if gain is None else w / gain
+
+
+def train(m, teacher, kept, grid, a):
+    """Settings of llmq's --tune and --qat; the best state by windows held out is kept. Writes m.t."""
+    import torch
+    import torch.nn.functional as F
+    ids = torch.from_numpy(m.tokens(a.text, a.ctx, a.train_tokens))
+    held, ids = ids[-6:], ids[:-6]
+    tensor = lambda v: torch.tensor(v)
+    full = {k: tensor(v) for k, v in teacher.items()}
+    norms = {k: tensor(v).requires_grad_() for k, v in teacher.items() if v.ndim == 1}
+    mats = {k: Trained(q, rot, grid, a.qat) for k, (q, rot) in kept.items()}
+    scales = [p for w in mats.values() for p in (w.factor, w.row, w.shift) if p.requires_grad]
+    codes = [w.Z for w in mats.values() if w.Z.requires_grad]
+    opt = torch.optim.Adam([{"params": scales, "lr": a.lr}, {"params": list(norms.values()), "lr": a.lr},
+                            {"params": codes, "lr": a.code * 2.0 ** (2 - grid.bits)}], betas=(0.9, 0.95))
+    warm = 10 if a.qat else 5
+    plan = torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda s: min((s + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * max(0, s - warm) / max(1, a.steps - warm))))
+
+    def kl(batch, weights):
+        with torch.no_grad():
+            p = F.log_softmax(torch_forward(m, full, full, batch), -1)
+        return F.kl_div(F.log_softmax(torch_forward(m, weights, norms, batch), -1), p, log_target=True, reduction="none").sum(-1).mean()
+
+    def state():
+        with torch.no_grad():
+            w = {**full, **{k: v.weight() for k, v in mats.items()}}
+            return kl(held, w).item(), {**{k: v.numpy().copy() for k, v in w.items()}, **{k: v.numpy().copy() for k, v in norms.items()}}
+    best, start = state(), time.time()
+    print(f"held out before: KL {best[0]:.4f}", file=sys.stderr)
+    for step in range(a.steps):
+        batch = ids[[(3 * step + j) * 7 % len(ids) for j in range(3)]]
+        loss = kl(batch, {**full, **{k: v.weight() for k, v in mats.items()}})
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        plan.step()
+        if (step + 1) % max(1, a.steps // 10) == 0:
+            now = state()
+            best = min(best, now, key=lambda s: s[0])
+            print(f"step {step + 1}: KL {loss.item():.4f}, held out {now[0]:.4f}, {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    m.t.update(best[1])
+
+
+# ---------------------------------------------------------------- commands
+
+def cmd_gauss(a):
+    x = np.random.default_rng(9).standard_normal(192 * 400).astype(F32)
+    print("| bits | code | mean squared error | dB | bits lost against the bound |\n|---|---|--:|--:|--:|")
+    for bits in (2, 3):
+        for name in a.codes.split(","):
+            if name == "e8p" and bits != 2 or bits == 3 and name == "vq4" and not a.slow:
+                continue
+            book = codebook(bits, name)
+            if name == "int":  # its best step
+                e = min(np.mean((book.encode(x / s, None) * s - x) ** 2) for s in np.arange(0.3, 1.3, 0.02).astype(F32))
+            else:
+                e = np.mean((book.encode(x, np.ones_like(x)) - x) ** 2)
+            print(f"| {bits} | {name} | {e:.4f} | {-10 * np.log10(e):.2f} | {bits + np.log2(e) / 2:.3f} |", flush=True)
+
+
+def hessians(m, windows, layers):
+    """Gram matrices of the sites of some layers of the full-precision model: {(layer, role): H}."""
+    out, x = {}, m.t["model.embed_tokens.weight"][windows]
+
+    def visit(i, roles, h):
+        if i in layers:
+            out.update({(i, r): H for H in [gram(h)] for r in roles})
+        return [m.t[m.name(i, r)] for r in roles]
+    for i in range(max(layers) + 1):
+        x = m.layer(i, x, visit)
+    return out
+
+
+def cmd_proxy(a):
+    m = Model(a.model)
+    layers = [int(v) for v in a.layers.split(",")]
+    cal, judge = (hessians(m, m.tokens(t, a.ctx, a.tokens), layers) for t in (a.text, a.judge))
+    roles = ("q", "k", "v", "o", "gate", "up", "down")
+    print("| rotation | grid | bits | " + " | ".join(roles) + " | mean | mean, calibration text | s |\n|" + "---|" * 13, flush=True)
+    for grid in [Grid(g) for g in a.grid]:
+        for kind in a.rotate.split(","):
+            start, rows, seen, bits, weights = time.time(), [], [], 0, 0
+            for r in roles:
+                e = []
+                for i in layers:
+                    w, rot = m.t[m.name(i, r)], rotation(kind, m, i, r)
+                    q = solve(*rotated(w, cal[i, r], rot), grid, sweeps=a.sweeps, refits=not a.no_refit)
+                    v = unrotated(value(q), rot)
+                    e.append(error(w, v, judge[i, r]))
+                    seen.append(error(w, v, cal[i, r]))
+                    bits, weights = bits + grid.bpw(*w.shape) * w.size, weights + w.size
+                rows.append(np.mean(e))
+            print(f"| {kind} | {grid.text} | {bits / weights:.2f} | " + " | ".join(f"{v:.4f}" for v in rows)
+                  + f" | {np.mean(rows):.4f} | {np.mean(seen):.4f} | {time.time() - start:.0f} |", flush=True)
+
+
+def quantize_model(m, a, grid, kept):
+    """All layers in order; every site sees what the quantized weights before it give. Fills kept with {name: (codes and
+    scales, rotation)}, writes m.t and returns the bits a weight."""
+    x = m.t["model.embed_tokens.weight"][m.tokens(a.text, a.ctx, a.tokens)]
+    bits, weights, start = 0, 0, time.time()
+
+    def visit(i, roles, h):
+        nonlocal bits, weights
+        H = gram(h, mean=2.0)
+        for name, rot in [(m.name(i, r), rotation(a.rotate, m, i, r)) for r in roles]:
+            w = m.t[name]
+            q = solve(*rotated(w, H, rot), grid, sweeps=a.sweeps, refits=not a.no_refit)
+            kept[name], m.t[name] = (q, rot), unrotated(value(q), rot)
+            bits, weights = bits + grid.bpw(*w.shape) * w.size, weights + w.size
+        return [m.t[m.name(i, r)] for r in roles]
+    for i in range(m.layers):
+        x = m.layer(i, x, visit)
+        print(f"layer {i + 1}/{m.layers}, {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    return bits / weights
+
+
+def write_model(m, out):
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for f in m.folder.glob("*.json"):
+        shutil.copy(f, out)
+    cfg = json.loads((out / "config.json").read_text())
+    cfg["torch_dtype"] = "float16"
+    (out / "config.json").write_text(json.dumps(cfg, indent=1))
+    write_safetensors(out / "model.safetensors", m.t)
+
+
+def cmd_model(a):
+    m, grid, kept = Model(a.model), Grid(a.grid[0]), {}
+    teacher = dict(m.t)
+    bits = quantize_model(m, a, grid, kept)
+    if a.steps:
+        train(m, teacher, kept, grid, a)
+    write_model(m, a.out)
+    print(f"{a.grid[0]} {a.rotate}: {bits:.3f} bits a weight inside the layers, {a.out}")
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = ap.add_subparsers(required=True)
+    p = sub.add_parser("gauss")
+    p.add_argument("--codes", default="int,nl,vq2,vq4,e8p,tcq6,tcq7,tcq8,tcq10,tcq12.192")
+    p.add_argument("--slow", action="store_true")
+    p.set_defaults(run=cmd_gauss)
+    for name, run in (("proxy", cmd_proxy), ("model", cmd_model)):
+        p = sub.add_parser(name)
+        p.add_argument("model")
+        p.add_argument("--text", required=True, help="calibration text")
+        p.add_argument("--grid", action="append", required=True)
+        p.add_argument("--rotate", default="none", help="none, fold or full (proxy: a list)")
+        p.add_argument("--tokens", type=int, default=8192)
+        p.add_argument("--ctx", type=int, default=512)
+        p.add_argument("--sweeps", type=int, default=1, help="passes of refit and sweep after the feedback")
+        p.add_argument("--no-refit", action="store_true")
+        if name == "proxy":
+            p.add_argument("--judge", required=True, help="another text, whose Gram matrices weigh the errors")
+            p.add_argument("--layers", default="0,9,19,29")
+        if name == "model":
+            p.add_argument("-o", "--out", required=True)
+            p.add_argument("--steps", type=int, default=0, help="steps of training after the solver")
+            p.add_argument("--qat", action="store_true", help="train codes, too")
+            p.add_argument("--train-tokens", type=int, default=65536)
+            p.add_argument("--lr", type=float, default=0.0007)
+            p.add_argument("--code", type=float, default=0.02, help="rate of codes, in levels of 2 bits")
+        p.set_defaults(run=run)
+    a = ap.parse_args()
+    a.run(a)
+
+
+if __name__ == "__main__":
+    main()
