@@ -334,15 +334,18 @@ def viterbi_pass(u, w, table, bits, cost, next_cost, least, back, first, last, s
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def viterbi_rings(u, w, table, bits, out):
-    """Each row of u is a ring: a free run from half way round finds the state at the seam, a second one keeps it at both ends."""
+    """Each row of u is a ring: a free run over more than one turn finds the state at the seam, a second one keeps it at both ends."""
     n, T = u.shape
     S = len(table)
     for i in numba.prange(n):
         cost, next_cost, least = np.empty(S, np.float32), np.empty(S, np.float32), np.empty(S >> bits, np.float32)
-        back, states = np.empty((T, S >> bits), np.uint8), np.empty(T, np.int64)
-        half = T // 2
-        viterbi_pass(np.roll(u[i], half), np.roll(w[i], half), table, bits, cost, next_cost, least, back, -1, -1, states)
-        seam = states[half - 1]
+        pad = min(T, 32)
+        longer, weights = np.empty(T + 2 * pad, np.float32), np.empty(T + 2 * pad, np.float32)
+        for t in range(T + 2 * pad):
+            longer[t], weights[t] = u[i, (t - pad) % T], w[i, (t - pad) % T]
+        back, states = np.empty((T + 2 * pad, S >> bits), np.uint8), np.empty(T + 2 * pad, np.int64)
+        viterbi_pass(longer, weights, table, bits, cost, next_cost, least, back, -1, -1, states)
+        seam = states[pad - 1]
         viterbi_pass(u[i], w[i], table, bits, cost, next_cost, least, back, seam, seam, states)
         for t in range(T):
             out[i, t] = states[t]
@@ -351,18 +354,17 @@ def viterbi_rings(u, w, table, bits, out):
 class Trellis:
     def __init__(self, bits, L, T):
         self.bits, self.unit = bits, T
-        rng = np.random.default_rng(4)
-        # Start: each state's C successors, which differ in the last bits, take one value from each C-th part of the numbers.
-        C = 1 << bits
-        spread = np.sort(rng.standard_normal(2 ** L)).reshape(C, -1)
-        for part in spread:
-            rng.shuffle(part)
-        self.table = np.ascontiguousarray(spread.T.reshape(-1), F32)
-        x = rng.standard_normal((max(400, (300 << L) // T), T)).astype(F32) if L < 12 else rng.standard_normal((1000, T)).astype(F32)
-        for _ in range(25 if L < 12 else 4):
+        # Start: the 2^BITS states that follow one another's state, and those that lead to the same one, get values far apart.
+        C, S = 1 << bits, 1 << L
+        state = np.arange(S)
+        low, high, middle = state % C, state >> (L - bits), (state >> bits) % max(1, S >> (2 * bits))
+        rank = np.argsort(np.argsort((low + high) % C * (S >> bits) + low * (S >> (2 * bits)) + middle, kind="stable"))
+        self.table = np.sort(np.random.default_rng(4).standard_normal(64 * S)).reshape(S, 64).mean(1)[rank].astype(F32)
+        x = np.random.default_rng(5).standard_normal((60_000 // T if L < 12 else 600, T)).astype(F32)
+        for _ in range(40 if L < 12 else 5):
             at = self.states(x, np.ones_like(x)).reshape(-1)
-            count, sums = np.bincount(at, minlength=2 ** L), np.bincount(at, x.reshape(-1), 2 ** L)
-            self.table = np.where(count > 0, (sums + self.table) / (count + 1), self.table).astype(F32)
+            count, sums = np.bincount(at, minlength=S), np.bincount(at, x.reshape(-1), S)
+            self.table = ((sums + self.table) / (count + 1)).astype(F32)
         step = np.abs(self.table).max() / 127  # a kernel looks up bytes
         self.table = (np.round(self.table / step) * step).astype(F32)
 
