@@ -155,8 +155,7 @@ def rotation(kind, m, i, role):
     if kind == "none":
         return None, None, None
     if kind == "full":
-        salt = 1000 * i + 10 * ("q", "k", "v", "o", "gate", "up", "down").index(role)
-        return orthogonal(rows, salt), orthogonal(cols, salt + 1), None
+        return orthogonal(rows, 1), orthogonal(cols, 2), None
     stream, head = orthogonal(m.cfg["hidden_size"], 7), orthogonal(m.hd, 8)
     ln = "input_layernorm" if role in "qkv" else "post_attention_layernorm"
     gain = m.t[f"model.layers.{i}.{ln}.weight"] if role in ("q", "k", "v", "gate", "up") else None
@@ -300,60 +299,59 @@ class E8P:
         return self.raw(u * self.stretch, w) / self.stretch
 
 
-@numba.njit(fastmath=True, cache=True)
-def viterbi_pass(u, w, table, bits, cost, next_cost, least, back, first, last, states):
-    """One run over a sequence; first < 0: begins anywhere, last < 0: ends anywhere. states[t]: the bits that value t is looked up by."""
-    S, J, C = len(table), len(table) >> bits, 1 << bits
-    for s in range(S):
-        cost[s] = 0 if first < 0 or s == first else np.float32(1e30)
-    for t in range(len(u)):
-        for j in range(J):
-            least[j] = cost[j]
-            back[t, j] = 0
-        for p in range(1, C):
+@functools.lru_cache(None)
+def viterbi(bits, L):
+    """rings(u, w, table, out): the states out of the cheapest walk for each row of u, which is a ring. bits and L are constants of
+    the compiled code."""
+    S, C, J = 1 << L, 1 << bits, 1 << (L - bits)
+
+    @numba.njit(fastmath=True)
+    def walk(u, w, table, cost, least, first, last, states):
+        """first < 0: begins anywhere; last < 0: ends anywhere. states[t]: the bits that value t is looked up by. cost (T + 1, S)."""
+        for s in range(S):
+            cost[0, s] = 0 if first < 0 or s == first else np.float32(1e30)
+        for t in range(len(u)):
+            before, after, ut, wt = cost[t], cost[t + 1], u[t], w[t]
             for j in range(J):
-                better = cost[p * J + j] < least[j]
-                least[j] = cost[p * J + j] if better else least[j]
-                back[t, j] = p if better else back[t, j]
-        for j in range(J):
-            for c in range(C):
-                s = j * C + c
-                e = u[t] - table[s]
-                next_cost[s] = least[j] + w[t] * e * e
-        cost, next_cost = next_cost, cost
-    s = last
-    if last < 0:
-        s = 0
-        for i in range(S):
-            if cost[i] < cost[s]:
-                s = i
-    for t in range(len(u) - 1, -1, -1):
-        states[t] = s
-        s = back[t, s >> bits] * J + (s >> bits)
+                least[j] = min(before[j], before[J + j])
+            for p in range(2, C):
+                for j in range(J):
+                    least[j] = min(least[j], before[p * J + j])
+            for j in range(J):
+                for c in range(C):
+                    e = ut - table[j * C + c]
+                    after[j * C + c] = least[j] + wt * e * e
+        s = last if last >= 0 else np.argmin(cost[len(u)])
+        for t in range(len(u) - 1, -1, -1):
+            states[t] = s
+            j, best = s >> bits, 0
+            for p in range(1, C):
+                if cost[t, p * J + j] < cost[t, best * J + j]:
+                    best = p
+            s = best * J + j
 
-
-@numba.njit(parallel=True, fastmath=True, cache=True)
-def viterbi_rings(u, w, table, bits, out):
-    """Each row of u is a ring: a free run over more than one turn finds the state at the seam, a second one keeps it at both ends."""
-    n, T = u.shape
-    S = len(table)
-    for i in numba.prange(n):
-        cost, next_cost, least = np.empty(S, np.float32), np.empty(S, np.float32), np.empty(S >> bits, np.float32)
+    @numba.njit(parallel=True, fastmath=True)
+    def rings(u, w, table, out):
+        """A free walk over more than one turn finds the state at the seam, a second one keeps it at both ends."""
+        n, T = u.shape
         pad = min(T, 32)
-        longer, weights = np.empty(T + 2 * pad, np.float32), np.empty(T + 2 * pad, np.float32)
-        for t in range(T + 2 * pad):
-            longer[t], weights[t] = u[i, (t - pad) % T], w[i, (t - pad) % T]
-        back, states = np.empty((T + 2 * pad, S >> bits), np.uint8), np.empty(T + 2 * pad, np.int64)
-        viterbi_pass(longer, weights, table, bits, cost, next_cost, least, back, -1, -1, states)
-        seam = states[pad - 1]
-        viterbi_pass(u[i], w[i], table, bits, cost, next_cost, least, back, seam, seam, states)
-        for t in range(T):
-            out[i, t] = states[t]
+        for i in numba.prange(n):
+            longer, weights = np.empty(T + 2 * pad, np.float32), np.empty(T + 2 * pad, np.float32)
+            for t in range(T + 2 * pad):
+                longer[t], weights[t] = u[i, (t - pad) % T], w[i, (t - pad) % T]
+            cost, least = np.empty((T + 2 * pad + 1, S), np.float32), np.empty(J, np.float32)
+            states = np.empty(T + 2 * pad, np.int64)
+            walk(longer, weights, table, cost, least, -1, -1, states)
+            seam = states[pad - 1]
+            walk(u[i], w[i], table, cost, least, seam, seam, states)
+            for t in range(T):
+                out[i, t] = states[t]
+    return rings
 
 
 class Trellis:
     def __init__(self, bits, L, T):
-        self.bits, self.unit = bits, T
+        self.rings, self.unit = viterbi(bits, L), T
         # Start: the 2^BITS states that follow one another's state, and those that lead to the same one, get values far apart.
         C, S = 1 << bits, 1 << L
         state = np.arange(S)
@@ -370,7 +368,7 @@ class Trellis:
 
     def states(self, u, w):
         out = np.empty(u.shape, np.int64)
-        viterbi_rings(u, w, self.table, self.bits, out)
+        self.rings(u, w, self.table, out)
         return out
 
     def encode(self, u, w):
@@ -438,17 +436,14 @@ class Grid:
     def search(self, x, imp):
         levels = self.book.levels
         top = np.abs(x).max(-1) / np.abs(levels).max()
-        best, keep = np.full(top.shape, np.inf, F32), top
+        best, keep = np.full(top.shape, -1, F32), top
         signs = (1, -1) if abs(levels[0]) != levels[-1] else (1,)
-        for f in np.linspace(0.35, 1.3, 20):
+        for f in np.linspace(0.35, 1.25, 16):
             for sign in signs:
-                s = np.where(top == 0, 1, F32(f * sign) * top)[..., None]
-                for _ in range(2):  # the best scale for the codes, then the codes again
-                    c = self.book.encode(x / s, None)
-                    s = (np.sum(imp * c * x, -1) / np.maximum(np.sum(imp * c * c, -1), 1e-20))[..., None]
-                    s = np.where(np.abs(s) < 1e-12, 1e-12, s)
-                e = np.sum(imp * (self.book.encode(x / s, None) * s - x) ** 2, -1)
-                keep, best = np.where(e < best, s[..., 0], keep), np.minimum(e, best)
+                c = self.book.encode(x / np.where(top == 0, 1, F32(f * sign) * top)[..., None], None)
+                xc, cc = np.sum(imp * c * x, -1), np.maximum(np.sum(imp * c * c, -1), 1e-20)
+                gain = xc * xc / cc  # what the best scale for these codes takes off the error
+                keep, best = np.where(gain > best, xc / cc, keep), np.maximum(gain, best)
         return keep
 
     def search_offset(self, x, imp):
@@ -457,7 +452,7 @@ class Grid:
         for f in np.linspace(0.4, 1.1, 15):
             mid, s = (lo + hi) / 2, np.maximum(F32(f) * (hi - lo), 1e-12) / (2 ** self.bits - 1)
             t = mid - s * (2 ** self.bits - 1) / 2
-            for _ in range(2):
+            for _ in range(1):
                 c = self.book.encode((x - t[..., None]) / s[..., None], None)
                 w0, w1, w2 = imp.sum(-1), (imp * c).sum(-1), (imp * c * c).sum(-1)
                 y0, y1 = (imp * x).sum(-1), (imp * c * x).sum(-1)
