@@ -775,6 +775,133 @@ def cmd_model(a):
     print(f"{a.grid[0]} {a.rotate}: {bits:.3f} bits a weight inside the layers, {a.out}")
 
 
+# What the inner loop of a matrix-vector product would be, on 8-bit activations (a: 4 columns a dword), AVX-512 with VBMI and VNNI.
+# Every loop ends one group of 32 columns, its sums scaled into f32, so that all of them do the same work besides decoding.
+DECODERS = r"""
+#include <immintrin.h>
+#include <stdint.h>
+#define BEGIN __asm volatile("# LLVM-MCA-BEGIN");
+#define END __asm volatile("# LLVM-MCA-END");
+#define LOAD(p) _mm512_loadu_si512(p)
+#define DP(acc, v, a) acc = _mm512_dpbusd_epi32(acc, v, _mm512_set1_epi32(a))
+static inline __m512 flush(__m512 y, __m512i acc, const void *scales) {
+    __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256(scales));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), s, y);
+}
+/* 16 rows x 32 columns, 4 bits: 512 weights a turn */
+void int4(float *out, const uint8_t *w, const int *a, int64_t n) {
+    __m512 y = _mm512_setzero_ps();
+    __m512i low = _mm512_set1_epi8(15);
+    for (int64_t i = 0; i < n; i++, w += 288, a += 9) { BEGIN
+        __m512i acc = _mm512_set1_epi32(a[8]), acc2 = _mm512_setzero_si512();
+        for (int j = 0; j < 4; j++) {
+            __m512i d = LOAD(w + 64 * j);
+            DP(acc, _mm512_and_si512(d, low), a[j]);
+            DP(acc2, _mm512_and_si512(_mm512_srli_epi16(d, 4), low), a[4 + j]);
+        }
+        y = flush(y, _mm512_add_epi32(acc, acc2), w + 256);
+    END }
+    _mm512_storeu_ps(out, y);
+}
+/* 16 rows x 32 columns, 2 bits, any 4 levels (table repeated, so that higher bits of an index do not matter): 512 weights a turn */
+void level2(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y = _mm512_setzero_ps();
+    __m512i table = LOAD(t);
+    for (int64_t i = 0; i < n; i++, w += 160, a += 9) { BEGIN
+        __m512i acc = _mm512_set1_epi32(a[8]), acc2 = _mm512_setzero_si512();
+        for (int j = 0; j < 2; j++) {
+            __m512i d = LOAD(w + 64 * j);
+            DP(acc, _mm512_permutexvar_epi8(d, table), a[4 * j]);
+            DP(acc2, _mm512_permutexvar_epi8(_mm512_srli_epi16(d, 2), table), a[4 * j + 1]);
+            DP(acc, _mm512_permutexvar_epi8(_mm512_srli_epi16(d, 4), table), a[4 * j + 2]);
+            DP(acc2, _mm512_permutexvar_epi8(_mm512_srli_epi16(d, 6), table), a[4 * j + 3]);
+        }
+        y = flush(y, _mm512_add_epi32(acc, acc2), w + 128);
+    END }
+    _mm512_storeu_ps(out, y);
+}
+/* tcq7, 2 bits: rings of 32 rows of a column; 32 rows x 8 columns are 64 bytes. vpermb brings each pair of rows its two bytes of 4
+   columns, vpmultishiftqb cuts the windows of 7 bits, vpermi2b looks them up among 128: 1024 weights a turn */
+void trellis7(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y0 = _mm512_setzero_ps(), y1 = y0;
+    __m512i t0 = LOAD(t), t1 = LOAD(t + 64), at[4] = {LOAD(t + 128), LOAD(t + 192), LOAD(t + 256), LOAD(t + 320)}, cut = LOAD(t + 384);
+    for (int64_t i = 0; i < n; i++, w += 320, a += 9) { BEGIN
+        __m512i acc0 = _mm512_set1_epi32(a[8]), acc1 = acc0;
+        for (int j = 0; j < 4; j++) {
+            __m512i d = LOAD(w + 64 * j);
+            for (int c = 0; c < 2; c++) {
+                __m512i x = _mm512_multishift_epi64_epi8(cut, _mm512_permutexvar_epi8(at[2 * c], d));
+                DP(acc0, _mm512_permutex2var_epi8(t0, x, t1), a[2 * j + c]);
+                x = _mm512_multishift_epi64_epi8(cut, _mm512_permutexvar_epi8(at[2 * c + 1], d));
+                DP(acc1, _mm512_permutex2var_epi8(t0, x, t1), a[2 * j + c]);
+            }
+        }
+        y0 = flush(y0, acc0, w + 256), y1 = flush(y1, acc1, w + 288);
+    END }
+    _mm512_storeu_ps(out, y0), _mm512_storeu_ps(out + 16, y1);
+}
+/* 1MAD of QTIP with 16-bit windows: value = the sum of the bytes of state * m + b, so the product of bytes needs no table: 512 weights */
+void mad16(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y = _mm512_setzero_ps();
+    __m512i at[4] = {LOAD(t), LOAD(t + 64), LOAD(t + 128), LOAD(t + 192)}, shift = LOAD(t + 256), window = _mm512_set1_epi32(65535);
+    __m512i m = _mm512_set1_epi32(34038481), b = _mm512_set1_epi32(76625530);
+    for (int64_t i = 0; i < n; i++, w += 160, a += 33) { BEGIN
+        __m512i acc = _mm512_set1_epi32(a[32]), acc2 = _mm512_setzero_si512();
+        _Pragma("unroll") for (int k = 0; k < 32; k++) {
+            __m512i d = LOAD(w + 64 * (k / 16));
+            __m512i s = _mm512_srlv_epi32(_mm512_permutexvar_epi8(at[k % 4], d), shift);
+            __m512i x = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_and_si512(s, window), m), b);
+            if (k & 1) DP(acc, x, a[k]); else DP(acc2, x, a[k]);
+        }
+        y = flush(y, _mm512_add_epi32(acc, acc2), w + 128);
+    END }
+    _mm512_storeu_ps(out, y);
+}
+/* E8P: 16 bits for 8 rows of a column: magnitudes gathered from 256 entries of 8 bytes, 7 signs and their parity, the shift: 512 weights */
+void e8p(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y = _mm512_setzero_ps();
+    __m512i place = LOAD(t), bit = LOAD(t + 64), spread = LOAD(t + 128), one = _mm512_set1_epi64(1), byte = _mm512_set1_epi64(255);
+    for (int64_t i = 0; i < n; i++, w += 160, a += 9) { BEGIN
+        __m512i acc = _mm512_set1_epi32(a[8]), acc2 = _mm512_setzero_si512();
+        _Pragma("unroll") for (int k = 0; k < 8; k++) {
+            __m512i c = _mm512_cvtepu16_epi64(_mm_loadu_si128((const void *)(w + 16 * k)));
+            __m512i mag = _mm512_i64gather_epi64(_mm512_and_si512(c, byte), t + 192, 8);
+            __m512i s = _mm512_srli_epi64(c, 8);
+            __m512i odd = _mm512_and_si512(_mm512_xor_si512(_mm512_popcnt_epi64(s), mag), one);  // the entry's parity: its lowest bit
+            s = _mm512_or_si512(s, _mm512_slli_epi64(odd, 7));
+            __mmask64 minus = _mm512_test_epi8_mask(_mm512_shuffle_epi8(s, spread), bit);
+            __m512i v = _mm512_mask_sub_epi8(mag, minus, _mm512_setzero_si512(), mag);
+            v = _mm512_add_epi8(v, _mm512_shuffle_epi8(_mm512_srli_epi64(c, 15), spread));
+            v = _mm512_permutexvar_epi8(place, v);
+            if (k & 1) DP(acc, v, a[k]); else DP(acc2, v, a[k]);
+        }
+        y = flush(y, _mm512_add_epi32(acc, acc2), w + 128);
+    END }
+    _mm512_storeu_ps(out, y);
+}
+"""
+
+
+def cmd_decode(a):
+    """Counts of the compiled loops, and llvm-mca's cycles on Ice Lake (its tables know no newer Zen)."""
+    with tempfile.TemporaryDirectory() as d:
+        d = pathlib.Path(d)
+        flags = ["-O2", "-funroll-loops", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", "-mavx512vpopcntdq"]
+        print("| decoder | weights a turn | bits | instructions per 64 weights | of these shuffles | cycles per 64, Ice Lake | weights a cycle |"
+              "\n|---|--:|--:|--:|--:|--:|--:|")
+        for name, weights, size in (("int4", 512, 288), ("level2", 512, 160), ("trellis7", 1024, 320), ("mad16", 512, 160), ("e8p", 512, 160)):
+            one = DECODERS.split("/* ")[0] + "".join("/* " + part for part in DECODERS.split("/* ")[1:] if f"void {name}(" in part)
+            (d / "k.c").write_text(one)
+            subprocess.run([a.clang, *flags, "-S", d / "k.c", "-o", d / "k.s"], check=True)
+            done = subprocess.run([a.mca, "-mcpu=icelake-server", "-iterations=100", d / "k.s"], capture_output=True, text=True, check=True)
+            figure = lambda key: float(next(x for x in done.stdout.splitlines() if x.startswith(key)).split(":")[1])
+            body = (d / "k.s").read_text().split("LLVM-MCA-BEGIN")[1].split("LLVM-MCA-END")[0]
+            shuffles = sum(body.count(f"\t{op}") for op in ("vpermb", "vpermi2b", "vpermt2b", "vpmultishiftqb", "vpshufb"))
+            per = 64 / weights
+            print(f"| {name} | {weights} | {8 * size / weights:.2f} | {figure('Instructions') / 100 * per:.1f} | {shuffles * per:.1f} | "
+                  f"{figure('Total Cycles') / 100 * per:.1f} | {weights * 100 / figure('Total Cycles'):.0f} |")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = ap.add_subparsers(required=True)
@@ -782,6 +909,10 @@ def main():
     p.add_argument("--codes", default="int,nl,vq2,vq4,e8p,tcq6,tcq7,tcq8,tcq10,tcq12.192")
     p.add_argument("--slow", action="store_true")
     p.set_defaults(run=cmd_gauss)
+    p = sub.add_parser("decode")
+    p.add_argument("--clang", default="clang")
+    p.add_argument("--mca", default="llvm-mca")
+    p.set_defaults(run=cmd_decode)
     for name, run in (("proxy", cmd_proxy), ("model", cmd_model)):
         p = sub.add_parser(name)
         p.add_argument("model")
