@@ -26,6 +26,7 @@ longer tied); full: every matrix from both sides by random orthogonal matrices, 
 Solver of all grids alike: LDLQ feedback, columns in the order of the diagonal, then sweeps over the codes and a refit of the
 scales, as in docs/quantization.md. Needs numpy and numba, --steps also torch, "decode" clang and llvm-mca; LLMQ=build/llmq for tokens."""
 import argparse
+import ctypes
 import functools
 import json
 import os
@@ -840,6 +841,48 @@ void trellis7(float *out, const uint8_t *w, const int *a, int64_t n, const uint8
     END }
     _mm512_storeu_ps(out, y0), _mm512_storeu_ps(out + 16, y1);
 }
+/* tcq6 the same way: one vpermb looks a window of 6 bits up */
+void trellis6(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y0 = _mm512_setzero_ps(), y1 = y0;
+    __m512i table = LOAD(t), at[4] = {LOAD(t + 128), LOAD(t + 192), LOAD(t + 256), LOAD(t + 320)}, cut = LOAD(t + 384);
+    for (int64_t i = 0; i < n; i++, w += 320, a += 9) { BEGIN
+        __m512i acc0 = _mm512_set1_epi32(a[8]), acc1 = acc0;
+        for (int j = 0; j < 4; j++) {
+            __m512i d = LOAD(w + 64 * j);
+            for (int c = 0; c < 2; c++) {
+                __m512i x = _mm512_multishift_epi64_epi8(cut, _mm512_permutexvar_epi8(at[2 * c], d));
+                DP(acc0, _mm512_permutexvar_epi8(x, table), a[2 * j + c]);
+                x = _mm512_multishift_epi64_epi8(cut, _mm512_permutexvar_epi8(at[2 * c + 1], d));
+                DP(acc1, _mm512_permutexvar_epi8(x, table), a[2 * j + c]);
+            }
+        }
+        y0 = flush(y0, acc0, w + 256), y1 = flush(y1, acc1, w + 288);
+    END }
+    _mm512_storeu_ps(out, y0), _mm512_storeu_ps(out + 16, y1);
+}
+/* tcq4: a code and that of the row above, which is the lane before: two vectors of 16 rows x 16 columns, laid as level2's. The ring
+   closes by valignd. 16 entries, repeated: 1024 weights a turn */
+void trellis4(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m512 y[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512i table = LOAD(t), odd = _mm512_set1_epi8(0x33);
+    for (int64_t i = 0; i < n; i++, w += 320, a += 9) { BEGIN
+        __m512i acc[2] = {_mm512_set1_epi32(a[8]), _mm512_set1_epi32(a[8])};
+        for (int j = 0; j < 2; j++) {
+            __m512i d[2] = {LOAD(w + 128 * j), LOAD(w + 128 * j + 64)};
+            for (int h = 0; h < 2; h++) {
+                __m512i above = _mm512_alignr_epi32(d[h], d[1 - h], 15);
+                __m512i even = _mm512_ternarylogic_epi32(odd, d[h], _mm512_slli_epi16(above, 2), 0xca);
+                __m512i uneven = _mm512_ternarylogic_epi32(odd, _mm512_srli_epi16(d[h], 2), above, 0xca);
+                DP(acc[h], _mm512_permutexvar_epi8(even, table), a[4 * j]);
+                DP(acc[h], _mm512_permutexvar_epi8(uneven, table), a[4 * j + 1]);
+                DP(acc[h], _mm512_permutexvar_epi8(_mm512_srli_epi16(even, 4), table), a[4 * j + 2]);
+                DP(acc[h], _mm512_permutexvar_epi8(_mm512_srli_epi16(uneven, 4), table), a[4 * j + 3]);
+            }
+        }
+        for (int h = 0; h < 2; h++) y[h] = flush(y[h], acc[h], w + 256 + 32 * h);
+    END }
+    _mm512_storeu_ps(out, y[0]), _mm512_storeu_ps(out + 16, y[1]);
+}
 /* 1MAD of QTIP with 16-bit windows: value = the sum of the bytes of state * m + b, so the product of bytes needs no table: 512 weights */
 void mad16(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
     __m512 y = _mm512_setzero_ps();
@@ -882,6 +925,116 @@ void e8p(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t
 """
 
 
+# The same for AVX2, values of 0..63 so that two products add in 16 bits. These run here: their speed is measured, too.
+DECODERS_AVX2 = r"""
+#include <immintrin.h>
+#include <stdint.h>
+#define BEGIN __asm volatile("# LLVM-MCA-BEGIN");
+#define END __asm volatile("# LLVM-MCA-END");
+#define LOAD(p) _mm256_loadu_si256((const void *)(p))
+#define AND(x) _mm256_and_si256(x, low)
+#define LOOK(x) _mm256_shuffle_epi8(table, AND(x))
+#define MUL(v, a) _mm256_maddubs_epi16(v, _mm256_set1_epi32(a))
+#define SUM(acc, p, q) acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_add_epi16(p, q), _mm256_set1_epi16(1)))
+static inline __m256 flush(__m256 y, __m256i acc, const void *scales) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_cvtph_ps(_mm_loadu_si128(scales)), y);
+}
+/* 8 rows x 32 columns, 4 bits: 256 weights a turn */
+void int4(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m256 y = _mm256_setzero_ps();
+    __m256i low = _mm256_set1_epi8(15);
+    for (int64_t i = 0; i < n; i++, w += 144, a += 9) { BEGIN
+        __m256i acc = _mm256_set1_epi32(a[8]);
+        for (int j = 0; j < 4; j++) {
+            __m256i d = LOAD(w + 32 * j);
+            SUM(acc, MUL(AND(d), a[j]), MUL(AND(_mm256_srli_epi16(d, 4)), a[4 + j]));
+        }
+        y = flush(y, acc, w + 128);
+    END }
+    _mm256_storeu_ps(out, y);
+}
+/* 8 rows x 32 columns, 2 bits, any 4 levels: 256 weights a turn */
+void level2(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m256 y = _mm256_setzero_ps();
+    __m256i low = _mm256_set1_epi8(3), table = LOAD(t);
+    for (int64_t i = 0; i < n; i++, w += 80, a += 9) { BEGIN
+        __m256i acc = _mm256_set1_epi32(a[8]);
+        for (int j = 0; j < 2; j++) {
+            __m256i d = LOAD(w + 32 * j);
+            SUM(acc, MUL(LOOK(d), a[4 * j]), MUL(LOOK(_mm256_srli_epi16(d, 2)), a[4 * j + 1]));
+            SUM(acc, MUL(LOOK(_mm256_srli_epi16(d, 4)), a[4 * j + 2]), MUL(LOOK(_mm256_srli_epi16(d, 6)), a[4 * j + 3]));
+        }
+        y = flush(y, acc, w + 64);
+    END }
+    _mm256_storeu_ps(out, y);
+}
+/* tcq4: 32 rows as four vectors of 8; the rows above are a load 4 bytes before, or the end of the ring: 1024 weights a turn */
+void trellis4(float *out, const uint8_t *w, const int *a, int64_t n, const uint8_t *t) {
+    __m256 y[4] = {0};
+    __m256i low = _mm256_set1_epi8(15), odd = _mm256_set1_epi8(0x33), table = LOAD(t);
+    for (int64_t i = 0; i < n; i++, w += 320, a += 9) { BEGIN
+        _Pragma("unroll") for (int h = 0; h < 4; h++) {
+            __m256i acc = _mm256_set1_epi32(a[8]);
+            _Pragma("unroll") for (int j = 0; j < 2; j++) {
+                const uint8_t *p = w + 128 * j + 32 * h;
+                __m256i d = LOAD(p), above;
+                if (h) above = LOAD(p - 4);
+                else above = _mm256_blend_epi32(_mm256_permutevar8x32_epi32(d, _mm256_set_epi32(6, 5, 4, 3, 2, 1, 0, 0)),
+                                                _mm256_castsi128_si256(_mm_loadu_si32(p + 124)), 1);
+                __m256i up = _mm256_slli_epi16(above, 2), down = _mm256_srli_epi16(d, 2);
+                __m256i even = _mm256_xor_si256(up, _mm256_and_si256(odd, _mm256_xor_si256(up, d)));
+                __m256i uneven = _mm256_xor_si256(above, _mm256_and_si256(odd, _mm256_xor_si256(above, down)));
+                SUM(acc, MUL(LOOK(even), a[4 * j]), MUL(LOOK(uneven), a[4 * j + 1]));
+                SUM(acc, MUL(LOOK(_mm256_srli_epi16(even, 4)), a[4 * j + 2]), MUL(LOOK(_mm256_srli_epi16(uneven, 4)), a[4 * j + 3]));
+            }
+            y[h] = flush(y[h], acc, w + 256 + 16 * h);
+        }
+    END }
+    for (int h = 0; h < 4; h++) _mm256_storeu_ps(out + 8 * h, y[h]);
+}
+"""
+
+
+def check_trellis4(lib):
+    """The rings of the AVX2 loop against plain ones: 32 rows x 32 columns, scale 1."""
+    rng = np.random.default_rng(6)
+    codes, table = rng.integers(0, 4, (32, 32)), rng.integers(0, 64, 16).astype(np.uint8)
+    act = rng.integers(-127, 128, 32).astype(np.int8)
+    value = table[codes | np.roll(codes, 1, 0) << 2].astype(np.int64)
+    # byte b of row r's dword in block j: columns 16 j + b + 4 f, field f in bits 2 f
+    packed = sum(codes.reshape(32, 2, 4, 4)[:, :, f] << 2 * f for f in range(4)).transpose(1, 0, 2).astype(np.uint8)
+    block = np.concatenate([packed.reshape(-1), np.ones(32, np.float16).view(np.uint8)])
+    out, a = np.empty(32, F32), np.concatenate([act.view(np.int32), np.zeros(1, np.int32)])
+    lib.trellis4(out.ctypes, np.ascontiguousarray(block).ctypes, a.ctypes, 1, np.tile(table, 2).ctypes)
+    return np.array_equal(out, (value @ act.astype(np.int64)).astype(F32))
+
+
+def decode_avx2(a, d):
+    """Counts, llvm-mca's cycles on Zen 3, and the speed on this machine from the second-level cache, one thread."""
+    (d / "k2.c").write_text(DECODERS_AVX2)
+    flags = [a.clang, "-O2", "-funroll-loops", "-mavx2", "-mfma", "-mf16c"]
+    subprocess.run([*flags, "-shared", "-fPIC", d / "k2.c", "-o", d / "k2.so"], check=True)
+    lib = ctypes.CDLL(str(d / "k2.so"))
+    for f in (lib.int4, lib.level2, lib.trellis4):
+        f.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
+    print(f"\nAVX2; trellis4's rings are right: {check_trellis4(lib)}\n\n| decoder | instructions per 64 weights | weights a ns, measured |\n|---|--:|--:|")
+    for name, weights, size in (("int4", 256, 144), ("level2", 256, 80), ("trellis4", 1024, 320)):
+        one = DECODERS_AVX2.split("/* ")[0] + "".join("/* " + part for part in DECODERS_AVX2.split("/* ")[1:] if f"void {name}(" in part)
+        (d / "k.c").write_text(one)
+        subprocess.run([*flags, "-S", d / "k.c", "-o", d / "k.s"], check=True)
+        done = subprocess.run([a.mca, "-mcpu=znver3", "-iterations=100", d / "k.s"], capture_output=True, text=True, check=True)
+        count = float(next(x for x in done.stdout.splitlines() if x.startswith("Instructions")).split(":")[1]) / 100
+        n = 131072 // size
+        buffer, act, out = np.zeros(n * size + 64, np.uint8), np.zeros(9 * n + 9, np.int32), np.empty(64, F32)
+        call = lambda: getattr(lib, name)(out.ctypes, buffer.ctypes, act.ctypes, n, np.zeros(64, np.uint8).ctypes)
+        best = 1e9
+        for _ in range(3000):  # the least time: the machine may be busy
+            start = time.perf_counter()
+            call()
+            best = min(best, time.perf_counter() - start)
+        print(f"| {name} | {count * 64 / weights:.1f} | {n * weights / best / 1e9:.1f} |")
+
+
 def cmd_decode(a):
     """Counts of the compiled loops, and llvm-mca's cycles on Ice Lake (its tables know no newer Zen)."""
     with tempfile.TemporaryDirectory() as d:
@@ -889,7 +1042,8 @@ def cmd_decode(a):
         flags = ["-O2", "-funroll-loops", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", "-mavx512vpopcntdq"]
         print("| decoder | weights a turn | bits | instructions per 64 weights | of these shuffles | cycles per 64, Ice Lake | weights a cycle |"
               "\n|---|--:|--:|--:|--:|--:|--:|")
-        for name, weights, size in (("int4", 512, 288), ("level2", 512, 160), ("trellis7", 1024, 320), ("mad16", 512, 160), ("e8p", 512, 160)):
+        for name, weights, size in (("int4", 512, 288), ("level2", 512, 160), ("trellis4", 1024, 320), ("trellis6", 1024, 320),
+                                   ("trellis7", 1024, 320), ("mad16", 512, 160), ("e8p", 512, 160)):
             one = DECODERS.split("/* ")[0] + "".join("/* " + part for part in DECODERS.split("/* ")[1:] if f"void {name}(" in part)
             (d / "k.c").write_text(one)
             subprocess.run([a.clang, *flags, "-S", d / "k.c", "-o", d / "k.s"], check=True)
@@ -900,6 +1054,7 @@ def cmd_decode(a):
             per = 64 / weights
             print(f"| {name} | {weights} | {8 * size / weights:.2f} | {figure('Instructions') / 100 * per:.1f} | {shuffles * per:.1f} | "
                   f"{figure('Total Cycles') / 100 * per:.1f} | {weights * 100 / figure('Total Cycles'):.0f} |")
+        decode_avx2(a, d)
 
 
 def main():
