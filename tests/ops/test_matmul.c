@@ -222,31 +222,26 @@ static void test_float(void **state) {
 }
 
 /* Up to MATMUL_ALIKE tokens get the very bits that each gets alone. */
-static void check_alike(llmq_type type, int64_t rows, int64_t cols) {
+static void check_alike(const llmq_backend_ops *ops, llmq_type type, int64_t rows, int64_t cols) {
     void *buffer;
+    llmq_acts a;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
-    float *x = random_floats(MATMUL_ALIKE * cols, -2, 2), *bias = random_floats(rows, -9, 9);
+    float *x = random_floats(MATMUL_ALIKE * cols, -2, 2), *bias = random_floats(rows, -9, 9), *alone[MATMUL_ALIKE];
     int64_t ldy = rows + PAD;
-    for (int isa = 0; isa < N_ISAS; isa++) {
-        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
-        llmq_acts a;
-        float *alone[MATMUL_ALIKE];
-        if (!ops) continue;
-        for (int i = 0; i < MATMUL_ALIKE; i++) {
-            alone[i] = run(ops, &t, 0, bias, x + i * cols, 1, 2, &a);
-            mem_free(a.q8);
-        }
-        for (int64_t n = 2; n <= MATMUL_ALIKE; n++) {
-            float *y = run(ops, &t, 0, bias, x, n, 2, &a);
-            for (int64_t i = 0; i < n; i++)
-                if (memcmp(y + i * ldy, alone[i], (size_t)rows * sizeof *y) != 0)
-                    fail_msg("%s %s %d x %d: token %d of %d differs from what it is alone", ops->isa,
-                             type_info(type)->name, (int)rows, (int)cols, (int)i, (int)n);
-            mem_free(a.q8);
-            free(y);
-        }
-        for (int i = 0; i < MATMUL_ALIKE; i++) free(alone[i]);
+    for (int i = 0; i < MATMUL_ALIKE; i++) {
+        alone[i] = run(ops, &t, 0, bias, x + i * cols, 1, 2, &a);
+        mem_free(a.q8);
     }
+    for (int64_t n = 2; n <= MATMUL_ALIKE; n++) {
+        float *y = run(ops, &t, 0, bias, x, n, 2, &a);
+        for (int64_t i = 0; i < n; i++)
+            if (memcmp(y + i * ldy, alone[i], (size_t)rows * sizeof *y) != 0)
+                fail_msg("%s %s %d x %d: token %d of %d differs from what it is alone", ops->isa, type_info(type)->name,
+                         (int)rows, (int)cols, (int)i, (int)n);
+        mem_free(a.q8);
+        free(y);
+    }
+    for (int i = 0; i < MATMUL_ALIKE; i++) free(alone[i]);
     free(buffer), free(x), free(bias);
 }
 
@@ -254,8 +249,12 @@ static void test_alike(void **state) {
     (void)state;
     for (size_t i = 0; type_at(i); i++) {
         const llmq_type_info *info = type_at(i);
-        check_alike(info->id, 37, type_is_float(info) ? 301 : info->block_len == 32 ? 160 : 512);
-        check_alike(info->id, 50, type_is_float(info) ? 2107 : 1280);
+        for (int isa = 0; isa < 3; isa++) {
+            const llmq_backend_ops *ops = backend_cpu_isa((const char *[]){"c", "avx2", "avx512"}[isa]);
+            if (!ops) continue;
+            check_alike(ops, info->id, 37, type_is_float(info) ? 301 : info->block_len == 32 ? 160 : 512);
+            check_alike(ops, info->id, 50, type_is_float(info) ? 2107 : 1280);
+        }
     }
 }
 
