@@ -124,7 +124,7 @@ for method in --rtn --awq; do
 done
 
 echo "-- tuning block by block"
-tune=(--tune --tune-set blocks=1,steps=6,batch=1,held=2 --tokens 8192 -v)
+tune=(--rtn --tune --tune-set blocks=1,steps=12,batch=1,held=2 --calib-ctx 64 -v)
 quantize -o "$work/b.gguf" "${tune[@]}" -t 1 || fault "tuning block by block"
 for threads in 2 3; do
     quantize -o "$work/a.gguf" "${tune[@]}" -t $threads && cmp -s "$work/a.gguf" "$work/b.gguf" || fault "tuning with $threads threads"
@@ -182,7 +182,7 @@ memory "GPTQ" --gptq --type q4_0 --tokens 4096 -t 1
 memory "AWQ" --awq --type q4_0 --tokens 4096 -t 2
 memory "AWQ before GPTQ" --awq --gptq --type q4_0 --tokens 4096 --calib-ctx 128 -t 1
 memory "--calib self" --calib self --type q4_0 --tokens 512 -t 1
-memory "tuning block by block" --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 -t 2
+memory "tuning block by block" --rtn --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 --calib-ctx 64 -t 2
 memory "--target-size" --target-size 260kB --tokens 1024 --calib-ctx 128 -t 2
 
 mkdir "$work/small"

@@ -249,8 +249,8 @@ static void test_alike(void **state) {
     (void)state;
     for (size_t i = 0; type_at(i); i++) {
         const llmq_type_info *info = type_at(i);
-        for (int isa = 0; isa < 3; isa++) {
-            const llmq_backend_ops *ops = backend_cpu_isa((const char *[]){"c", "avx2", "avx512"}[isa]);
+        for (int isa = 0; isa < N_ISAS; isa++) {
+            const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
             if (!ops) continue;
             check_alike(ops, info->id, 37, type_is_float(info) ? 301 : info->block_len == 32 ? 160 : 512);
             check_alike(ops, info->id, 50, type_is_float(info) ? 2107 : 1280);
