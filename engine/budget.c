@@ -164,6 +164,7 @@ llmq_status pipeline_plan_tuning(pipeline *p, llmq_err *err) {
 llmq_status pipeline_budget_before(pipeline *p, llmq_err *err) {
     int64_t limit = p->params->max_ram, chunk, fixed = (int64_t)(p->base_bytes + SLACK);
     if (limit <= 0 || p->calib.n_windows <= 0) return LLMQ_OK;
+    if (p->params->tune) (void)pipeline_plan_tuning(p, NULL); /* for the least; what is wrong is told later */
     bool fits = fixed + (int64_t)max_size(self_bytes(p), choice_bytes(p, 0)) <= limit;
     for (int halvings = 0; !fits && (chunk = calib_run_chunk(&p->calib, halvings)) > 0; halvings++) {
         p->choice_chunk = chunk;

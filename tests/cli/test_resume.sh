@@ -124,23 +124,28 @@ for method in --rtn --awq; do
 done
 
 echo "-- tuning block by block"
-tune=(--rtn --tune --tune-set blocks=1,steps=12,batch=1,held=2 --calib-ctx 64 -v)
+tune=(--rtn --tune --tune-set blocks=1,steps=8,batch=1,held=2 --calib-ctx 64 -v)
 quantize -o "$work/b.gguf" "${tune[@]}" -t 1 || fault "tuning block by block"
-for threads in 2 3; do
-    quantize -o "$work/a.gguf" "${tune[@]}" -t $threads && cmp -s "$work/a.gguf" "$work/b.gguf" || fault "tuning with $threads threads"
-    rm -f "$work"/a.gguf*
-done
-for layer in 1 2 3; do
-    "$llmq" quantize "$work/model.bin" --type q4_0 -o "$work/a.gguf" "${tune[@]}" -t 2 >"$work/log" 2>&1 &
+# killed_in LAYER: once that layer is trained, and maybe stored; false if the job was over before.
+killed_in() {
+    local pid
+    "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 -o "$work/a.gguf" "${tune[@]}" -t 1 >"$work/log" 2>&1 &
     pid=$!
-    for _ in $(seq 4000); do
-        grep -qa "tuning: layer $layer:" "$work/log" && break
+    for _ in $(seq 2000); do
+        grep -qa "tuning: layer $1:" "$work/log" && break
         [ -d /proc/$pid ] || break
-        sleep 0.005
+        sleep 0.01
     done
-    kill -KILL $pid
+    kill -KILL $pid 2>/dev/null
     wait $pid 2>/dev/null
-    [ ! -e "$work/a.gguf" ] && [ -e "$work/a.gguf.tmp" ] || fault "tuning, kill in layer $layer: not what should be left"
+    [ ! -e "$work/a.gguf" ]
+}
+for layer in 1 2 3; do
+    for _ in $(seq 10); do
+        killed_in $layer && break
+        rm -f "$work"/a.gguf*
+    done
+    [ -e "$work/a.gguf.tmp" ] && [ -e "$work/a.gguf.journal" ] || fault "tuning, kill in layer $layer: not what should be left"
     quantize -o "$work/a.gguf" "${tune[@]}" -t 1 || fault "tuning, going on in layer $layer"
     [ $layer -eq 1 ] || says "going on with tuning after layer" "tuning, going on in layer $layer"
     cmp -s "$work/a.gguf" "$work/b.gguf" || fault "tuning, kill in layer $layer: not the bytes of an undisturbed run"
@@ -182,7 +187,7 @@ memory "GPTQ" --gptq --type q4_0 --tokens 4096 -t 1
 memory "AWQ" --awq --type q4_0 --tokens 4096 -t 2
 memory "AWQ before GPTQ" --awq --gptq --type q4_0 --tokens 4096 --calib-ctx 128 -t 1
 memory "--calib self" --calib self --type q4_0 --tokens 512 -t 1
-memory "tuning block by block" --rtn --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 --calib-ctx 64 -t 2
+memory "tuning block by block" --tune --tune-set blocks=1,steps=2,batch=1,held=1 --type q4_0 --tokens 4096 --calib-ctx 64 -t 1
 memory "--target-size" --target-size 260kB --tokens 1024 --calib-ctx 128 -t 2
 
 mkdir "$work/small"
