@@ -19,6 +19,7 @@ static double few_bits(const char *text, int bits, const char *method, const cha
     p.group = 32;
     p.calib_tokens = 32768;
     p.calib_ctx = 256;
+    p.n_threads = 2;
     p.out = FOLDER;
     p.tune = set != NULL;
     p.tune_codes = codes;
@@ -32,7 +33,7 @@ static double few_bits(const char *text, int bits, const char *method, const cha
 /* What each method is there for. */
 static void methods_pay_at_few_bits(void **state) {
     static const char tune[] = "steps=30,batch=2,held=4,judge=1,lr=0.003";
-    static const char qat[] = "steps=80,batch=2,held=4,judge=2,lr=0.002";
+    static const char qat[] = "steps=160,batch=2,held=8,judge=4,lr=0.002";
     static const char blocks[] = "blocks=1,steps=20,batch=2,held=4,judge=1,lr=0.003";
     char *text = NULL;
     size_t len;
