@@ -142,8 +142,11 @@ llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, cons
 llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_t *tokens_out, size_t n,
                             llmq_err *err) {
     LLMQ_TRY(check_sessions(b, sessions, n, err));
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) { /* all of them before any runs: an error loses no token */
         if (sessions[i]->has_next) LLMQ_TRY(check_token(sessions[i], sessions[i]->next, i, err));
+        if (!sessions[i]->has_next && !sessions[i]->last)
+            return llmq_fail(err, LLMQ_E_ARG, "session %zu of the batch has no text yet; llmq_session_sync it first", i);
+    }
     size_t n_rows = 0;
     for (size_t i = 0; i < n; i++) {
         llmq_session *s = sessions[i];

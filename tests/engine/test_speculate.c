@@ -120,6 +120,8 @@ static void check_model(const char *file, const char *isa, llmq_kv_type kv_type,
             assert_int_equal(all.tokens, GENERATED);
             assert_true(lookup.guessed > 0 && all.guessed > 0);
             assert_int_equal(all.passes + all.accepted, GENERATED - 1); /* the last token is not run */
+            assert_int_equal(llmq_session_set_speculation(s, NULL, NULL), LLMQ_OK); /* the last logits outlive it */
+            assert_memory_equal(llmq_session_logits(s), last, (size_t)model->hp.n_vocab * sizeof *last);
         }
     }
     assert_int_equal(llmq_session_set_speculation(s, &(llmq_speculation_params){.lookup = true, .draft = draft}, NULL), LLMQ_OK);
