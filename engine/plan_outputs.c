@@ -33,6 +33,7 @@ llmq_status pipeline_plan_outputs(pipeline *p, llmq_err *err) {
     llmq_scheme_spec integer = {.bits = params->bits ? params->bits : 4,
                                 .group = params->group ? params->group : DEFAULT_GROUP,
                                 .sym = !params->asym,
+                                .zero_plus_one = params->asym, /* as it is written, so as tuning reads it back */
                                 .damp = params->damp > 0 ? params->damp : 0};
     llmq_scheme_spec bnb = {
         .bits = 4, .group = BNB_BLOCK, .sym = true, .double_quant = params->double_quant, .fp4 = p->method->fp4};

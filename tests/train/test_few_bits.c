@@ -51,7 +51,26 @@ static void methods_pay_at_few_bits(void **state) {
     mem_free(text);
 }
 
+/* Tuning reads back what was written, zero points too. */
+static void zero_points_are_read_back(void **state) {
+    llmq_quant_params p = params("steps=2,batch=1,held=2,judge=1");
+    (void)state;
+    p.type = NULL;
+    p.tokenizer = NULL;
+    p.emit = "gptq";
+    p.asym = true;
+    p.bits = 4;
+    p.group = 32;
+    p.calib_tokens = 2048;
+    p.calib_ctx = 256;
+    p.out = FOLDER;
+    llmq_quant_result r = quantize(TINY, &p);
+    assert_true(r.tune_before < 0.1);
+    llmq_quant_result_clear(&r);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(methods_pay_at_few_bits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(zero_points_are_read_back),
+                                       cmocka_unit_test(methods_pay_at_few_bits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
