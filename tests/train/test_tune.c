@@ -1,5 +1,10 @@
 /* train: --tune on a small model: it follows the source better, whatever the grid and the output; the same bytes for
  * any team and after being stopped at any step. */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "core/file.h"
 #include "core/mem.h"
 #include "quantized.h"
@@ -70,34 +75,66 @@ static void bad_steps_are_undone(void **state) {
     mem_free(plain);
 }
 
+/* Runs a job in a process of its own: what a job may take depends on what its process holds already, and earlier jobs
+ * leave something behind (the sanitizer's quarantine most of all). */
+typedef struct job_result {
+    llmq_status status;
+    int64_t peak, blocks, layers, block_steps, steps;
+    char how[240];
+    llmq_err err;
+} job_result;
+
+static job_result in_own_process(const llmq_quant_params *p) {
+    job_result *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(shared, MAP_FAILED);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        llmq_quant_result r;
+        shared->status = llmq_quantize(STORIES, p, &r, &shared->err);
+        shared->peak = r.planned_peak_bytes;
+        shared->blocks = r.tune_blocks;
+        shared->layers = r.n_layers;
+        shared->block_steps = r.block_steps;
+        shared->steps = r.tune_steps;
+        snprintf(shared->how, sizeof shared->how, "%s", r.tune_how);
+        _exit(0);
+    }
+    int how_it_ended = -1;
+    assert_int_equal(waitpid(child, &how_it_ended, 0), child);
+    assert_true(WIFEXITED(how_it_ended) && WEXITSTATUS(how_it_ended) == 0);
+    job_result r = *shared;
+    munmap(shared, sizeof *shared);
+    return r;
+}
+
+static job_result done_in_own_process(const llmq_quant_params *p) {
+    job_result r = in_own_process(p);
+    if (r.status != LLMQ_OK) fail_msg("%s", r.err.msg);
+    return r;
+}
+
 /* Where the whole model does not fit, layers are tuned one by one; if that is forbidden, it is refused. */
 static void memory_decides(void **state) {
-    llmq_quant_params p = params("steps=2,batch=1,held=1");
-    llmq_quant_result r;
-    llmq_err err = {0};
+    llmq_quant_params p = params("steps=2,batch=4,held=1,blocks=1");
     (void)state;
     p.plan_only = true;
-    p.tune_settings = "steps=2,batch=1,held=1,blocks=1";
-    r = quantize(STORIES, &p); /* its memory counts what the tests before this one left */
-    llmq_quant_result_clear(&r);
-    r = quantize(STORIES, &p);
-    int64_t by_blocks = r.planned_peak_bytes;
-    assert_non_null(strstr(r.tune_how, "blocks=1"));
-    llmq_quant_result_clear(&r);
-    p.tune_settings = "steps=2,batch=1,held=1";
-    r = quantize(STORIES, &p);
-    assert_string_equal(r.tune_how, "the whole model at once");
-    assert_true(by_blocks < r.planned_peak_bytes);
-    p.max_ram = (by_blocks + r.planned_peak_bytes) / 2;
-    llmq_quant_result_clear(&r);
+    job_result by_blocks = done_in_own_process(&p);
+    assert_non_null(strstr(by_blocks.how, "blocks=1"));
+    p.tune_settings = "steps=2,batch=4,held=1";
+    job_result whole = done_in_own_process(&p);
+    assert_string_equal(whole.how, "the whole model at once");
+    assert_true(by_blocks.peak < whole.peak);
+    p.max_ram = (by_blocks.peak + whole.peak) / 2;
     p.plan_only = false;
-    r = quantize(STORIES, &p);
-    assert_non_null(strstr(r.tune_how, "block by block (the whole model at once would take"));
-    assert_true(r.tune_blocks == r.n_layers && r.block_steps == 2 * r.n_layers && r.tune_steps == 0);
-    llmq_quant_result_clear(&r);
-    p.tune_settings = "steps=2,batch=1,held=1,blocks=0";
-    assert_int_equal(llmq_quantize(STORIES, &p, &r, &err), LLMQ_E_ARG);
-    if (!strstr(err.msg, "without blocks=0")) fail_msg("%s", err.msg);
+    job_result r = done_in_own_process(&p);
+    assert_non_null(strstr(r.how, "block by block (the whole model at once would take"));
+    assert_true(r.blocks == r.layers && r.block_steps == 2 * r.layers && r.steps == 0);
+    p.tune_settings = "steps=2,batch=4,held=1,blocks=0";
+    r = in_own_process(&p);
+    assert_int_equal(r.status, LLMQ_E_ARG);
+    if (!strstr(r.err.msg, "without blocks=0")) fail_msg("%s", r.err.msg);
 }
 
 typedef struct stopper {
@@ -216,8 +253,9 @@ static void refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(it_follows_better),     cmocka_unit_test(bad_steps_are_undone),
-                                       cmocka_unit_test(any_team_and_any_stop), cmocka_unit_test(other_outputs),
-                                       cmocka_unit_test(memory_decides),        cmocka_unit_test(refusals)};
+    /* memory_decides comes first: a process that has had a team of threads cannot fork and have another. */
+    const struct CMUnitTest tests[] = {cmocka_unit_test(memory_decides),       cmocka_unit_test(it_follows_better),
+                                       cmocka_unit_test(bad_steps_are_undone), cmocka_unit_test(any_team_and_any_stop),
+                                       cmocka_unit_test(other_outputs),        cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
