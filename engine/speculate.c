@@ -45,20 +45,19 @@ static llmq_status create_draft(const llmq_session *s, llmq_model *draft, specul
     return llmq_session_create(draft, &p, &sp->draft, err);
 }
 
-/* The last logits may be among those of a pass with guesses: they outlive it. */
-static void drop_speculation(llmq_session *s) {
-    if (!s->spec) return;
-    if (s->last && s->last != s->logits) {
-        memcpy(s->logits, s->last, (size_t)s->model->hp.n_vocab * sizeof *s->logits);
-        s->last = s->logits;
-    }
+/* What has been run ahead does not count any more; the token that was handed out and the logits it came from stay. */
+static void stop(llmq_session *s) {
+    const speculation *sp = s->spec;
+    if (!sp) return;
+    size_t n_vocab = (size_t)s->model->hp.n_vocab;
+    for (int i = 0; i < SPEC_ROWS; i++)
+        if (s->last == sp->logits + i * n_vocab) s->last = memcpy(s->logits, s->last, n_vocab * sizeof *s->logits);
     speculation_destroy(s->spec);
     s->spec = NULL;
 }
 
 llmq_status llmq_session_set_speculation(llmq_session *s, const llmq_speculation_params *p, llmq_err *err) {
-    session_forget_next(s);
-    drop_speculation(s);
+    stop(s);
     if (!p || (!p->lookup && !p->draft)) return LLMQ_OK;
     if (p->n_guess < 0 || p->n_guess >= SPEC_ROWS)
         return llmq_fail(err, LLMQ_E_ARG, "n_guess %d: must be 1 to %d, or 0 for %d", p->n_guess, SPEC_ROWS - 1,

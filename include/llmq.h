@@ -182,7 +182,8 @@ typedef struct llmq_speculation_params {
                           must outlive the session. NULL: none */
     int n_guess;       /* tokens guessed at a time, at most; 1 to 7, 0: 7 */
 } llmq_speculation_params;
-/* params NULL, or without lookup and draft: off. Another vocabulary: LLMQ_E_ARG. */
+/* params NULL, or without lookup and draft: off. May be called at any time. Another vocabulary: LLMQ_E_ARG, and it is
+ * off. */
 LLMQ_API llmq_status llmq_session_set_speculation(llmq_session *session, const llmq_speculation_params *params,
                                                   llmq_err *err);
 typedef struct llmq_speculation_stats {

@@ -4,7 +4,8 @@
 
 #include "engine/speculate.h"
 
-static const char path[] = LLMQ_TEST_TMP "/engine_speculate.gguf", other_path[] = LLMQ_TEST_TMP "/engine_speculate2.gguf";
+static const char path[] = LLMQ_TEST_TMP "/engine_speculate.gguf",
+                  other_path[] = LLMQ_TEST_TMP "/engine_speculate2.gguf";
 static const char *const isas[] = {"c", "avx2", "avx512"};
 enum { N_ISAS = sizeof isas / sizeof *isas };
 
@@ -29,21 +30,24 @@ static llmq_model *open_isa(const char *file, const char *isa) {
 static llmq_session *create(llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type) {
     llmq_session *s = NULL;
     llmq_err err = {0};
-    if (llmq_session_create(model, &(llmq_session_params){.n_ctx = n_ctx, .n_threads = 1, .kv_type = kv_type}, &s, &err))
+    if (llmq_session_create(model, &(llmq_session_params){.n_ctx = n_ctx, .n_threads = 1, .kv_type = kv_type}, &s,
+                            &err))
         fail_msg("%s", err.msg);
     return s;
 }
 
 static void speculate(llmq_session *s, bool lookup, llmq_model *draft, int n_guess) {
     llmq_err err = {0};
-    if (llmq_session_set_speculation(s, &(llmq_speculation_params){lookup, draft, n_guess}, &err)) fail_msg("%s", err.msg);
+    if (llmq_session_set_speculation(s, &(llmq_speculation_params){lookup, draft, n_guess}, &err))
+        fail_msg("%s", err.msg);
     s->spec->always = true;
 }
 
 static void test_lookup(void **state) {
     (void)state;
     int32_t out[8];
-    const int32_t nothing[] = {1, 2, 3, 4}, one[] = {7, 7}, two[] = {1, 2, 3, 9, 2, 3, 8, 1, 2, 3}, late[] = {5, 6, 5, 8, 5};
+    const int32_t nothing[] = {1, 2, 3, 4}, one[] = {7, 7}, two[] = {1, 2, 3, 9, 2, 3, 8, 1, 2, 3},
+                  late[] = {5, 6, 5, 8, 5};
     assert_int_equal(speculation_lookup(nothing, 4, 3, out), 0);
     assert_int_equal(speculation_lookup(nothing, 1, 3, out), 0);
     assert_int_equal(speculation_lookup(one, 2, 3, out), 1); /* goes on with its own guesses */
@@ -64,8 +68,8 @@ static void test_lookup(void **state) {
 enum { GENERATED = 60 };
 
 /* What sampling and appending in turn gives; last: the logits after all of it. */
-static void one_by_one(llmq_session *s, const int32_t *prompt, size_t n, const llmq_sampler_params *sampler, int32_t *out,
-                       float *last) {
+static void one_by_one(llmq_session *s, const int32_t *prompt, size_t n, const llmq_sampler_params *sampler,
+                       int32_t *out, float *last) {
     llmq_session_set_sampler(s, sampler);
     llmq_session_truncate(s, 0); /* the prompt's keys and values by one pass, in every run */
     assert_int_equal(llmq_session_sync(s, prompt, n, NULL), LLMQ_OK);
@@ -85,8 +89,8 @@ static void check_same(const char *file, const char *isa, llmq_session *s, const
     for (int i = 0; i < GENERATED; i++) {
         assert_int_equal(llmq_session_next(s, &token, NULL), LLMQ_OK);
         if (token != want[i])
-            fail_msg("%s, %s, temperature %g: token %d is %d, not %d", file, isa, (double)sampler->temperature, i, token,
-                     want[i]);
+            fail_msg("%s, %s, temperature %g: token %d is %d, not %d", file, isa, (double)sampler->temperature, i,
+                     token, want[i]);
         assert_int_equal(llmq_session_n_past(s), n + (size_t)i);
     }
     if (memcmp(llmq_session_logits(s), last, (size_t)s->model->hp.n_vocab * sizeof *last) != 0)
@@ -97,8 +101,13 @@ static void check_model(const char *file, const char *isa, llmq_kv_type kv_type,
     llmq_model *model = open_isa(file, isa), *draft = open_isa(draft_file, isa);
     const llmq_sampler_params samplers[] = {{.temperature = 0, .repeat_penalty = 1},
                                             {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 5},
-                                            {.temperature = 0.7f, .top_k = 20, .top_p = 0.95f, .min_p = 0.02f,
-                                             .repeat_penalty = 1.2f, .repeat_last_n = 16, .seed = 6}};
+                                            {.temperature = 0.7f,
+                                             .top_k = 20,
+                                             .top_p = 0.95f,
+                                             .min_p = 0.02f,
+                                             .repeat_penalty = 1.2f,
+                                             .repeat_last_n = 16,
+                                             .seed = 6}};
     int32_t prompt[24], want[GENERATED];
     size_t n = sizeof prompt / sizeof *prompt;
     for (size_t i = 0; i < n; i++) prompt[i] = (int32_t)(i % 9 * 37 % (size_t)model->hp.n_vocab);
@@ -119,12 +128,13 @@ static void check_model(const char *file, const char *isa, llmq_kv_type kv_type,
             llmq_session_get_speculation_stats(s, &all);
             assert_int_equal(all.tokens, GENERATED);
             assert_true(lookup.guessed > 0 && all.guessed > 0);
-            assert_int_equal(all.passes + all.accepted, GENERATED - 1); /* the last token is not run */
+            assert_int_equal(all.passes + all.accepted, GENERATED - 1);             /* the last token is not run */
             assert_int_equal(llmq_session_set_speculation(s, NULL, NULL), LLMQ_OK); /* the last logits outlive it */
             assert_memory_equal(llmq_session_logits(s), last, (size_t)model->hp.n_vocab * sizeof *last);
         }
     }
-    assert_int_equal(llmq_session_set_speculation(s, &(llmq_speculation_params){.lookup = true, .draft = draft}, NULL), LLMQ_OK);
+    assert_int_equal(llmq_session_set_speculation(s, &(llmq_speculation_params){.lookup = true, .draft = draft}, NULL),
+                     LLMQ_OK);
     check_same(file, isa, s, prompt, n, &samplers[2], want, last); /* as many guesses as pay */
     llmq_session_destroy(plain);
     llmq_session_destroy(s);
@@ -135,13 +145,14 @@ static void check_model(const char *file, const char *isa, llmq_kv_type kv_type,
 
 static void test_same_tokens(void **state) {
     (void)state;
-    static const char stories[] = LLMQ_TEST_DATA "/stories260K/stories260K.bin", shipped[] = LLMQ_TEST_DATA "/../../data/tiny",
-                      mistral[] = LLMQ_TEST_DATA "/goldens/mistral", qwen3[] = LLMQ_TEST_DATA "/goldens/qwen3";
+    static const char stories[] = LLMQ_TEST_DATA "/stories260K/stories260K.bin",
+                      shipped[] = LLMQ_TEST_DATA "/../../data/tiny", mistral[] = LLMQ_TEST_DATA "/goldens/mistral",
+                      qwen3[] = LLMQ_TEST_DATA "/goldens/qwen3";
     for (int i = 0; i < N_ISAS; i++) {
         if (!backend_cpu_isa(isas[i])) continue;
         check_model(path, isas[i], LLMQ_KV_F16, other_path);
         check_model(mistral, isas[i], LLMQ_KV_F32, mistral); /* a sliding window */
-        if (i == 0) continue; /* plain C takes seconds for the others */
+        if (i == 0) continue;                                /* plain C takes seconds for the others */
         check_model(qwen3, isas[i], LLMQ_KV_F16, qwen3);
         check_model(stories, isas[i], LLMQ_KV_F16, stories);
         check_model(shipped, isas[i], LLMQ_KV_F16, shipped);
@@ -153,7 +164,8 @@ static void test_same_tokens(void **state) {
 
 enum { LENGTH = 3, CHOICES = 4, OUTCOMES = CHOICES * CHOICES * CHOICES, DRAWS = 4000 };
 
-/* The most probable tokens at this position and their probabilities under `sampler` (top_k CHOICES and a temperature). */
+/* The most probable tokens at this position and their probabilities under `sampler` (top_k CHOICES and a temperature).
+ */
 static void choices(const float *logits, int64_t n_vocab, double temperature, int32_t *ids, double *p) {
     double sum = 0;
     for (int c = 0; c < CHOICES; c++) {
@@ -169,7 +181,8 @@ static void choices(const float *logits, int64_t n_vocab, double temperature, in
 }
 
 /* Probabilities of all continuations of LENGTH tokens, and the ids of each. */
-static void enumerate(llmq_model *model, const int32_t *prompt, size_t n, double temperature, double *p, int32_t (*ids)[LENGTH]) {
+static void enumerate(llmq_model *model, const int32_t *prompt, size_t n, double temperature, double *p,
+                      int32_t (*ids)[LENGTH]) {
     llmq_session *s = create(model, 64, LLMQ_KV_F32);
     int32_t text[64];
     memcpy(text, prompt, n * sizeof *text);
@@ -238,8 +251,9 @@ static void test_distribution(void **state) {
         speculate(s, kind == 0, kind ? draft : NULL, 3);
         for (int d = 0; d < DRAWS; d++) {
             int32_t text[LENGTH];
-            llmq_session_set_sampler(s, &(llmq_sampler_params){.temperature = 3, .top_k = CHOICES, .top_p = 1, .repeat_penalty = 1,
-                                                               .seed = (uint64_t)d});
+            llmq_session_set_sampler(
+                s, &(llmq_sampler_params){
+                       .temperature = 3, .top_k = CHOICES, .top_p = 1, .repeat_penalty = 1, .seed = (uint64_t)d});
             assert_int_equal(llmq_session_sync(s, prompt, n, NULL), LLMQ_OK);
             for (int i = 0; i < LENGTH; i++) assert_int_equal(llmq_session_next(s, &text[i], NULL), LLMQ_OK);
             int o = 0;
@@ -252,7 +266,8 @@ static void test_distribution(void **state) {
         if (stats.accepted < DRAWS / 20 || stats.guessed < stats.accepted + DRAWS / 20) /* both are to happen often */
             fail_msg("%lld of %lld guesses were right", (long long)stats.accepted, (long long)stats.guessed);
         double x = chi_square(p, count), freedom = OUTCOMES - 1;
-        if (x > freedom + 4 * sqrt(2 * freedom)) fail_msg("%s: chi square %.1f at %g", kind ? "draft" : "lookup", x, freedom);
+        if (x > freedom + 4 * sqrt(2 * freedom))
+            fail_msg("%s: chi square %.1f at %g", kind ? "draft" : "lookup", x, freedom);
         count[0] += DRAWS / 20; /* the statistic sees one outcome of 64 that comes too often */
         assert_true(chi_square(p, count) > 2 * freedom);
         llmq_session_destroy(s);
@@ -307,6 +322,33 @@ static void test_leaving(void **state) {
     llmq_session_destroy(s);
     llmq_session_destroy(fresh);
     llmq_model_close(model);
+}
+
+/* On and off in the middle of a text. */
+static void test_switching(void **state) {
+    (void)state;
+    llmq_model *model = open_isa(path, "c"), *draft = open_isa(other_path, "c");
+    const llmq_sampler_params sampler = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 8};
+    const int32_t prompt[] = {1, 2, 3, 1, 2, 3};
+    int32_t want[GENERATED], token;
+    float last[TINY_VOCAB];
+    llmq_session *plain = create(model, 80, LLMQ_KV_F32), *s = create(model, 80, LLMQ_KV_F32);
+    one_by_one(plain, prompt, 6, &sampler, want, last);
+    llmq_session_set_sampler(s, &sampler);
+    assert_int_equal(llmq_session_sync(s, prompt, 6, NULL), LLMQ_OK);
+    for (int i = 0; i < GENERATED; i++) {
+        if (i % 6 == 1) speculate(s, i % 4 == 1, i % 4 == 1 ? NULL : draft, 5);
+        if (i % 6 == 4) assert_int_equal(llmq_session_set_speculation(s, NULL, NULL), LLMQ_OK);
+        assert_non_null(llmq_session_logits(s));
+        assert_int_equal(llmq_session_next(s, &token, NULL), LLMQ_OK);
+        assert_int_equal(token, want[i]);
+    }
+    assert_int_equal(llmq_session_set_speculation(s, NULL, NULL), LLMQ_OK);
+    assert_memory_equal(llmq_session_logits(s), last, sizeof last);
+    llmq_session_destroy(plain);
+    llmq_session_destroy(s);
+    llmq_model_close(model);
+    llmq_model_close(draft);
 }
 
 static void test_full_context(void **state) {
@@ -381,9 +423,9 @@ static void test_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lookup),  cmocka_unit_test(test_same_tokens),  cmocka_unit_test(test_distribution),
-        cmocka_unit_test(test_leaving), cmocka_unit_test(test_full_context), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_lookup),   cmocka_unit_test(test_same_tokens), cmocka_unit_test(test_distribution),
+        cmocka_unit_test(test_leaving),  cmocka_unit_test(test_switching),   cmocka_unit_test(test_full_context),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
