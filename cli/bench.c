@@ -25,7 +25,7 @@ static const opt_def bench_defs[] = {
                  "numbers of generated tokens (default 128; 0: none)"),
     OPT_ROW_INTS("--depth", "-d", "N,...", bench_opts, depth, 0, 1 << 24,
                  "tokens in the cache before each test (default 0)"),
-    OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, 1 << 16,
+    OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, 1 << 12,
                  "sequences that generate at once (default 1)"),
     OPT_ROW_INT("--repetitions", "-r", "N", bench_opts, repeats, 1, MAX_REPEATS,
                 "timed repetitions of each test (default 5)"),
@@ -356,7 +356,11 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
     if (rc == CLI_GO_ON && (opts.lookup || opts.draft) && !opts.file)
         rc = opt_bad(cmd, "--lookup and --draft need a text to go on with: -f TEXT");
-    if (rc == CLI_GO_ON && only_zeros(&opts.prompt) && only_zeros(&opts.gen))
+    if (rc == CLI_GO_ON && opts.file && (opts.batch.n || opts.depth.n))
+        rc = opt_bad(cmd, "-f TEXT is one sequence that goes on with the text: leave out --batch and --depth");
+    if (rc == CLI_GO_ON && (opts.lookup || opts.draft) && only_zeros(&opts.gen))
+        rc = opt_bad(cmd, "--lookup and --draft guess what -n generates: -n 0 leaves nothing to guess");
+    if (rc == CLI_GO_ON && (opts.prompt.n ? only_zeros(&opts.prompt) : opts.file != NULL) && only_zeros(&opts.gen))
         rc = opt_bad(cmd, "-p 0 -n 0 leave nothing to measure");
     if (rc != CLI_GO_ON) goto done;
     b.out.repeats = opts.repeats;
@@ -389,7 +393,8 @@ const cli_command cmd_bench = {
         "the other) as llama-bench does: a warm-up, then -r timed repetitions, mean and standard deviation. -p, -n, "
         "--depth and --batch take lists. With --batch (tg128 x8) one pass over the weights gives each of several "
         "sequences a token, and speeds count all of them. With -f generation goes on with a text, and --lookup and "
-        "--draft measure it once more with guessed tokens; that these change no token is checked.\n"
+        "--draft measure it once more with guessed tokens; that these change no token is checked. The time that the text "
+        "itself takes, as a prompt of either model, is not counted.\n"
         "Beside each speed stands the part of the machine's limit that it comes to, measured in the same run with the "
         "same threads: for generation the read bandwidth (the best of plain and prefetching loops over large and small "
         "pages), used by weights and cache; for prompts the rate of 8-bit multiply-adds, used by the layers' matrices.",
