@@ -26,6 +26,7 @@ llmq_status llmq_quantize(const char *path, const llmq_quant_params *params, llm
 void llmq_quant_result_clear(llmq_quant_result *result) {
     if (!result) return;
     mem_free(result->rows);
+    mem_free(result->inputs);
     *result = (llmq_quant_result){0};
 }
 

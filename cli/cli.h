@@ -60,6 +60,8 @@ const char *cli_bytes(double bytes, char buf[32]);
 const char *cli_clock(double seconds, char buf[32]);
 /* "12,345" */
 const char *cli_count(int64_t n, char buf[32]);
+/* The memory table at a context, with a line for the file as it is. */
+void cli_print_memory(int64_t n_params, int64_t kv_bytes_per_token, int64_t n_ctx, int64_t file_bytes);
 /* path as a shell word: quoted only where it must be. */
 const char *cli_quote(const char *path, char *buf, size_t cap);
 

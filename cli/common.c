@@ -237,3 +237,23 @@ const char *cli_quote(const char *path, char *buf, size_t cap) {
     buf[o] = '\0';
     return buf;
 }
+
+static void print_memory_row(const char *name, double weights, double kv, const char *kv_name) {
+    char a[32], b[32], c[32], cache[48];
+    snprintf(cache, sizeof cache, "%s (%s)", cli_bytes(kv, b), kv_name);
+    printf("%-18s %12s %22s %12s\n", name, cli_bytes(weights, a), cache, cli_bytes(weights + kv, c));
+}
+
+void cli_print_memory(int64_t n_params, int64_t kv_bytes_per_token, int64_t n_ctx, int64_t file_bytes) {
+    llmq_memory_row rows[LLMQ_MEMORY_ROWS];
+    char label[48];
+    snprintf(label, sizeof label, "KV cache at %lld", (long long)n_ctx);
+    printf("%-18s %12s %22s %12s\n", "memory", "weights", label, "both");
+    llmq_memory_table(n_params, kv_bytes_per_token, n_ctx, rows);
+    for (int i = 0; i < LLMQ_MEMORY_ROWS; i++) {
+        char name[32];
+        snprintf(name, sizeof name, rows[i].bits < 16 ? "%s (%.4g bits)" : "%s", rows[i].name, rows[i].bits);
+        print_memory_row(name, (double)rows[i].weights, (double)rows[i].kv, rows[i].kv_name);
+    }
+    print_memory_row("this file", (double)file_bytes, (double)kv_bytes_per_token * (double)n_ctx, "f16");
+}

@@ -25,16 +25,6 @@ static const opt_def inspect_defs[] = {
     OPT_ROW_END,
 };
 
-/* Rows of the memory table: bits of a weight, and of a cached number where such a cache exists. */
-static const struct {
-    const char *name, *key;
-    double weight_bits, kv_bits; /* kv_bits 0: no such cache */
-} memory_rows[] = {{"FP32", "fp32", 32, 32},
-                   {"FP16", "fp16", 16, 16},
-                   {"INT8 (8.5 bits)", "int8", 8.5, 8.5},
-                   {"4-bit (4.5 bits)", "int4", 4.5, 0}};
-enum { N_MEMORY_ROWS = sizeof memory_rows / sizeof *memory_rows };
-
 typedef struct type_sum {
     int64_t tensors, params, bytes;
 } type_sum;
@@ -58,22 +48,25 @@ static void sum_types(const llmq_model *model, type_sum sums[LLMQ_TYPE_COUNT]) {
 static double bits_per(int64_t bytes, int64_t params) {
     return params > 0 ? 8.0 * (double)bytes / (double)params : 0;
 }
-static double kv_bytes(const llmq_model_info *m, int64_t ctx, double bits) {
-    return (double)m->kv_bytes_per_token * (double)ctx * bits / 16;
-}
-
 /* ---- JSON */
+
+static json_t *memory_row_json(int64_t weights, int64_t kv, const char *kv_name) {
+    return json_pack("{s:I, s:I, s:s, s:I}", "weights", (json_int_t)weights, "kv", (json_int_t)kv, "kv_type", kv_name,
+                     "both", (json_int_t)(weights + kv));
+}
 
 static json_t *memory_json(const llmq_model_info *m, int64_t ctx) {
     json_t *memory = json_object();
-    for (int i = 0; i < N_MEMORY_ROWS; i++) {
-        json_t *row = json_object();
-        json_object_set_new(row, "weights",
-                            json_integer((json_int_t)((double)m->n_params * memory_rows[i].weight_bits / 8)));
-        if (memory_rows[i].kv_bits)
-            json_object_set_new(row, "kv", json_integer((json_int_t)kv_bytes(m, ctx, memory_rows[i].kv_bits)));
-        json_object_set_new(memory, memory_rows[i].key, row);
+    llmq_memory_row rows[LLMQ_MEMORY_ROWS];
+    llmq_memory_table(m->n_params, m->kv_bytes_per_token, ctx, rows);
+    for (int i = 0; i < LLMQ_MEMORY_ROWS; i++) {
+        json_t *row = memory_row_json(rows[i].weights, rows[i].kv, rows[i].kv_name);
+        json_object_set_new(row, "bits", cli_json_real(rows[i].bits));
+        json_object_set_new(memory, rows[i].key, row);
     }
+    json_t *file = memory_row_json(m->weight_bytes, m->kv_bytes_per_token * ctx, "f16");
+    json_object_set_new(file, "bits", cli_json_real(bits_per(m->weight_bytes, m->n_params)));
+    json_object_set_new(memory, "file", file);
     return memory;
 }
 
@@ -140,6 +133,7 @@ static int print_json(const llmq_model *model, const llmq_model_info *m, const t
     set_text(doc, "tokenizer", m->tokenizer);
     set_text(doc, "chat_template", m->chat_template);
     set_text(doc, "quantization", m->quantization);
+    set_text(doc, "activations", m->activations);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         json_object_set_new(doc, numbers[i].key, json_integer(numbers[i].value));
     json_object_set_new(doc, "rope_theta", cli_json_real(m->rope_theta));
@@ -160,22 +154,6 @@ static int print_json(const llmq_model *model, const llmq_model_info *m, const t
 }
 
 /* ---- text */
-
-static void print_memory(const llmq_model_info *m, int64_t ctx) {
-    char a[32], b[32], c[32], label[48];
-    snprintf(label, sizeof label, "KV cache at %lld", (long long)ctx);
-    printf("\n%-18s %12s %20s %12s\n", "memory", "weights", label, "both");
-    for (int i = 0; i < N_MEMORY_ROWS; i++) {
-        double weights = (double)m->n_params * memory_rows[i].weight_bits / 8;
-        /* There is no 4-bit cache: such a model usually runs beside one at 16 bits. */
-        double kv = kv_bytes(m, ctx, memory_rows[i].kv_bits ? memory_rows[i].kv_bits : 16);
-        printf("%-18s %12s %20s %12s\n", memory_rows[i].name, cli_bytes(weights, a), cli_bytes(kv, b),
-               cli_bytes(weights + kv, c));
-    }
-    double kv = kv_bytes(m, ctx, 16);
-    printf("%-18s %12s %20s %12s\n", "this file", cli_bytes((double)m->weight_bytes, a), cli_bytes(kv, b),
-           cli_bytes((double)m->weight_bytes + kv, c));
-}
 
 static void print_types(const type_sum *sums) {
     char bytes[32], params[32];
@@ -231,10 +209,14 @@ static int print_text(const llmq_model *model, const llmq_model_info *m, const t
     if (m->quantization)
         printf("quantized     %s; %lld matrices rounded to a type that llmq runs\n", m->quantization,
                (long long)m->n_rounded);
+    if (m->activations)
+        printf("activations   8 bits inside the layers, %s\n",
+               strcmp(m->activations, "dynamic") ? "in ranges found when quantizing" : "a scale for each token");
     printf("generation    reads %s of weights a token; the f16 cache grows by %s a token\n",
            cli_bytes((double)m->bytes_per_token, a), cli_bytes((double)m->kv_bytes_per_token, b));
     print_types(sums);
-    print_memory(m, o->ctx);
+    putchar('\n');
+    cli_print_memory(m->n_params, m->kv_bytes_per_token, o->ctx, m->weight_bytes);
     if (o->tensors) print_tensors(model);
     if (o->meta) print_meta(model);
     return EXIT_OK;
@@ -333,7 +315,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_model_get_info(model, &info);
     type_sum sums[LLMQ_TYPE_COUNT] = {{0}};
     sum_types(model, sums);
-    if (!opts.ctx) opts.ctx = info.n_ctx_train > 0 && info.n_ctx_train < 4096 ? info.n_ctx_train : 4096;
+    if (!opts.ctx) opts.ctx = llmq_memory_ctx(info.n_ctx_train);
     rc = opts.json ? print_json(model, &info, sums, &opts) : print_text(model, &info, sums, &opts);
     llmq_model_close(model);
     return rc;
@@ -345,7 +327,7 @@ const cli_command cmd_inspect = {
     .summary = "what is in a model file",
     .about = "Prints architecture, tokenizer, storage types, bits per weight, and the memory that weights and KV cache "
              "take at 32, "
-             "16, 8 and 4 bits.",
+             "16, 8, 4, 3 and 2 bits.",
     .examples = "  llmq inspect model.gguf --ctx 8192\n  llmq inspect ./SmolLM2-135M-Instruct --tensors --json\n"
                 "  llmq inspect ./model-gptq --for vllm,transformers && upload ./model-gptq\n",
     .run = run,

@@ -8,7 +8,8 @@
 #include "cli/cli.h"
 
 typedef struct quantize_opts {
-    int gptq, rtn, hqq, nf4, fp4, awq, act_order, plan, force, no_resume, asym, double_quant, tune, tune_codes, qat;
+    int gptq, rtn, hqq, nf4, fp4, awq, int8_dynamic, int8_static, smooth, act_order, plan, force, no_resume, asym,
+        double_quant, tune, tune_codes, qat;
     int64_t max_ram;
     const char *method, *type, *out, *emit, *report_json, *report, *policy;
     int64_t bits, tokens, calib_ctx, seed, group, shard_bytes, target_bytes;
@@ -29,8 +30,12 @@ static const opt_def quantize_defs[] = {
                  "AWQ: inputs that matter are scaled up before rounding, and the op before them down; alone, or with "
                  "--gptq (or another method) after it"),
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn, hqq, nf4, fp4"),
-    OPT_ROW_LATER("--int8-dynamic", "INT8 with dynamic activations comes later; --type q8_0 is there"),
-    OPT_ROW_LATER("--int8-static", "INT8 with static activations comes later; --type q8_0 is there"),
+    OPT_ROW_FLAG("--int8-dynamic", NULL, quantize_opts, int8_dynamic, 1,
+                 "8-bit rows with one scale each, run on inputs that are quantized as they come, a scale for each "
+                 "token; by plain rounding, or with --gptq, --hqq or --awq (--emit gguf, ct)"),
+    OPT_ROW_FLAG("--int8-static", NULL, quantize_opts, int8_static, 1,
+                 "the same, but inputs are quantized in ranges that the calibration text gives: no range is computed "
+                 "while the model runs"),
     OPT_ROW_HEAD("tuning"),
     OPT_ROW_FLAG(
         "--tune", NULL, quantize_opts, tune, 1,
@@ -85,8 +90,10 @@ static const opt_def quantize_defs[] = {
         "weight=diag|pivot, order=static|group|none, acts=q8|f32"),
     OPT_ROW_INT("--seed", NULL, "N", quantize_opts, seed, 0, 9e18,
                 "for choices made at random: the text of --calib self (default 0)"),
-    OPT_ROW_LATER("--smooth", "INT8 with smoothing comes later"),
-    OPT_ROW_LATER("--no-smooth", "INT8 with smoothing comes later"),
+    OPT_ROW_FLAG("--smooth", NULL, quantize_opts, smooth, 1,
+                 "INT8: outliers of inputs go over into weights (SmoothQuant), where that is measured to help "
+                 "(the default)"),
+    OPT_ROW_FLAG("--no-smooth", NULL, quantize_opts, smooth, 0, "INT8: they stay where they are"),
     OPT_ROW_HEAD("calibration"),
     OPT_ROW_TEXTS("--calib", NULL, "FILE[:WEIGHT]", quantize_opts, calib,
                   "text to calibrate with, or .jsonl of chat messages, which go through the model's template, or self: "
@@ -149,7 +156,11 @@ static int check_method(const cli_command *cmd, quantize_opts *o) {
     }
     if (o->method && chosen) return opt_bad(cmd, "one method, please: --method %s and --%s", o->method, chosen);
     if (!known) return opt_bad(cmd, "--method '%s': this version has gptq, rtn, hqq, nf4 and fp4", o->method);
-    if (!o->method) o->method = chosen ? chosen : o->awq ? "rtn" : "gptq";
+    if (o->int8_dynamic && o->int8_static)
+        return opt_bad(cmd, "one of the two, please: --int8-dynamic and --int8-static exclude each other");
+    if (o->smooth >= 0 && !o->int8_static && !o->int8_dynamic)
+        return opt_bad(cmd, "--smooth and --no-smooth are for --int8-dynamic and --int8-static");
+    if (!o->method) o->method = chosen ? chosen : o->awq || o->int8_dynamic || o->int8_static ? "rtn" : "gptq";
     return CLI_GO_ON;
 }
 
@@ -213,6 +224,33 @@ static void print_sizes(const llmq_quant_result *r, bool planned) {
            r->n_outputs > 1 ? " (the first output)" : "", r->matrix_bits_per_weight);
 }
 
+/* INT8 in fixed ranges: how much of the work runs so, and what does not. */
+static void print_inputs(const llmq_quant_result *r) {
+    double all = 0, fixed = 0;
+    size_t smoothed = 0;
+    for (size_t i = 0; i < r->n_inputs; i++) {
+        all += (double)r->inputs[i].macs;
+        fixed += r->inputs[i].kept ? 0 : (double)r->inputs[i].macs;
+        smoothed += r->inputs[i].alpha > 0;
+    }
+    if (!r->n_inputs) return;
+    printf("ranges     %.2f %% of the layers' multiply-adds in fixed ranges of inputs; %zu of %zu inputs smoothed\n",
+           100 * fixed / all, smoothed, r->n_inputs);
+    for (size_t i = 0; i < r->n_inputs; i++)
+        if (r->inputs[i].kept)
+            printf("             layer %d %s kept in higher precision: %s\n", r->inputs[i].layer, r->inputs[i].site,
+                   r->inputs[i].note);
+}
+
+/* Of the first output where there are several: its tensors, as they were written. */
+static void print_memory(const llmq_quant_result *r) {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < r->n_rows; i++) bytes += r->rows[i].bytes;
+    putchar('\n');
+    cli_print_memory(r->f32_bytes / 4, r->kv_bytes_per_token, r->memory_ctx, bytes);
+    putchar('\n');
+}
+
 static void print_forecast(const llmq_quant_result *r) {
     char a[32], b[32];
     if (r->tune_how[0]) printf("tuning     %s\n", r->tune_how);
@@ -249,6 +287,7 @@ static void print_summary(const llmq_quant_result *r) {
         if (r->dropped_tokens) printf(", %s dropped for numbers that are not finite", cli_count(r->dropped_tokens, b));
         putchar('\n');
     }
+    print_inputs(r);
     if (r->tune_blocks)
         printf(
             "tuned      %s\n           %lld layers, %lld steps: mean error of a layer's outputs on text held out %.5f "
@@ -262,6 +301,7 @@ static void print_summary(const llmq_quant_result *r) {
     printf("took       %.1f s, peak memory %s besides mapped files (%.1f s and %s were planned)\n", r->seconds,
            cli_bytes((double)r->peak_bytes, a), r->planned_seconds, cli_bytes((double)r->planned_peak_bytes, b));
     print_fallbacks(r);
+    print_memory(r);
     printf("next       %s chat %s\n", cli_quote(cli_program(), tok, sizeof tok),
            cli_quote(r->main_out, path, sizeof path));
 }
@@ -300,7 +340,7 @@ static const char *join_command(int argc, char **argv, char *buf, size_t cap) {
 
 static int run(const cli_command *cmd, int argc, char **argv) {
     char command[4096];
-    quantize_opts opts = {.act_order = -1, .damp = -1, .seed = -1};
+    quantize_opts opts = {.act_order = -1, .smooth = -1, .damp = -1, .seed = -1};
     common_opts common = {0};
     const opt_set sets[] = {{quantize_defs, &opts}, {common_defs, &common}};
     const char *path;
@@ -315,6 +355,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     cli_progress_init(&progress, NULL, common.quiet);
     params.method = opts.method;
     params.awq = opts.awq;
+    params.int8 = opts.int8_dynamic ? LLMQ_INT8_DYNAMIC : opts.int8_static ? LLMQ_INT8_STATIC : LLMQ_INT8_OFF;
+    params.no_smooth = opts.smooth == 0;
     params.bits = (int)opts.bits;
     params.type = opts.type;
     params.emit = opts.emit;
@@ -362,6 +404,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
         putchar('\n');
         if (result.out[0]) printf("to write   %s\n", result.out);
         print_sizes(&result, true);
+        print_memory(&result);
         print_forecast(&result);
     } else {
         print_summary(&result);
@@ -383,6 +426,7 @@ const cli_command cmd_quantize = {
     .examples = "  llmq quantize ./SmolLM2-135M-Instruct --gptq\n"
                 "  llmq quantize model-f16.gguf --type q4_0 --calib text.txt --tokens 65536 -o small.gguf\n"
                 "  llmq quantize ./SmolLM2-135M-Instruct --gptq --group 64 --emit gguf,gptq,ct -o small\n"
+                "  llmq quantize ./SmolLM2-135M-Instruct --int8-dynamic --emit gguf,ct -o int8\n"
                 "  llmq quantize model-f16.gguf --rtn --type q8_0 --keep 'blk.0.*=f16' --plan\n",
     .run = run,
 };

@@ -16,20 +16,23 @@
 #include "core/tensor.h"
 
 /* In what form a weight wants its activations. */
-typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16 } llmq_act_form;
+typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_FORMS } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
 #define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */
 #define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
+
+#define INT8_MAX_COLS 65536 /* 128 * 255 times so many stay below 2^31 */
 
 /* A matrix made ready for matmul: a view of native rows, or an interleaved copy made at load (then the native rows are
  * no longer read by matmul). Fields behind `layout` belong to the backend. */
 typedef struct llmq_weight {
     llmq_tensor native; /* as stored; data may be NULL after weight_prepare for a repacked weight */
     int64_t rows, cols;
-    llmq_act_form act; /* what matmul reads from llmq_acts */
-    const float *bias; /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
-    int layout;        /* backend's own */
-    void *packed;      /* owned; NULL when native rows are used */
+    llmq_act_form act;    /* what matmul reads from llmq_acts, */
+    llmq_act_range range; /* INT8: in this range */
+    const float *bias;    /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
+    int layout;           /* backend's own */
+    void *packed;         /* owned; NULL when native rows are used */
     size_t packed_bytes;
 } llmq_weight;
 
@@ -44,6 +47,8 @@ typedef struct llmq_acts {
     const float *x; /* (n_tok, cols), always set */
     void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
     void *bf16;     /* likewise */
+    void *int8;     /* likewise, in `range`, which is set before */
+    llmq_act_range range;
 } llmq_acts;
 
 /* One layer's KV cache. Layout is the backend's own: kv_bytes tells the size of K or of V. */
@@ -142,12 +147,17 @@ typedef struct llmq_adam {
 } llmq_adam;
 
 typedef struct llmq_backend_ops {
-    const char *isa; /* "c", "avx2", "avx512" */
+    const char *isa;          /* "c", "avx2", "avx512" */
     const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:
      * LLMQ_E_UNSUPPORTED. The native data must stay readable unless w->packed was made. flags: PREP_BF16. */
     llmq_status (*weight_prepare)(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err);
+    /* The same for a Q8_0 matrix of at most INT8_MAX_COLS columns whose rows have one scale each (all blocks of a row
+     * the same d): inputs are taken as ACT_INT8, one integer sum runs over the whole row. LLMQ_E_UNSUPPORTED: it is no
+     * such matrix. NULL: the backend has no such product. */
+    llmq_status (*weight_prepare_int8)(llmq_weight *w, const llmq_tensor *t, llmq_act_range range, llmq_team *team,
+                                       llmq_err *err);
     void (*weight_release)(llmq_weight *w);
 
     /* ---- activations */

@@ -16,6 +16,12 @@ typedef struct llmq_tensor {
     const void *data;              /* NULL in a plan (a tensor yet to be written) */
 } llmq_tensor;
 
+/* How the inputs of a matrix become integers from -128 to 127: x = scale * (q - zero). */
+typedef struct llmq_act_range {
+    float scale; /* 0: each token has its own, its largest magnitude / 127.5, and zero is 0 */
+    int32_t zero;
+} llmq_act_range;
+
 static inline int64_t tensor_numel(const llmq_tensor *t) {
     return t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
 }

@@ -97,7 +97,8 @@ enum {
 #define X(type, bits, group, two_level, mins, codebook, zero) LAYOUT_##type,
     CPU_LAYOUTS(X)
 #undef X
-        LAYOUT_BF16 /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
+        LAYOUT_BF16, /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
+    LAYOUT_INT8      /* int8.h */
 };
 
 typedef struct cpu_layout {
@@ -107,7 +108,7 @@ typedef struct cpu_layout {
     int zero; /* subtracted from codes (codebook: added to levels to make them unsigned) */
 } cpu_layout;
 
-const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and LAYOUT_BF16 */
+const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE, LAYOUT_BF16 and LAYOUT_INT8 */
 
 static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
     return cols / 32 * l->bits * 64;

@@ -15,6 +15,7 @@
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
 #include "cpu/inline.h"
+#include "cpu/int8.h"
 #include "cpu/layout.h"
 #include "types/type.h"
 
@@ -445,6 +446,7 @@ static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_Q8) fill_q8(worker, a);
     if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
+    if (form == ACT_INT8) int8_fill_avx512(worker, a);
 }
 
 /* ---- entries */
@@ -454,7 +456,9 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!cpu_layout_of(w->layout))
+    if (w->layout == LAYOUT_INT8)
+        int8_matmul_avx512(worker, w, a, y, ldy);
+    else if (!cpu_layout_of(w->layout))
         dense_matmul_avx512(worker, w, a, y, ldy);
     else if (a->n_tok <= ACT_FEW)
         matmul_few(worker, w, a, y, ldy);
@@ -464,6 +468,7 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
 
 void cpu_fill_matmul_avx512(llmq_backend_ops *ops) {
     ops->weight_prepare = weight_prepare;
+    ops->weight_prepare_int8 = int8_pack;
     ops->weight_release = cpu_weight_release;
     ops->acts_bytes = cpu_acts_bytes;
     ops->acts_fill = acts_fill;

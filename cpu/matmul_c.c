@@ -7,6 +7,7 @@
 #include "core/half.h"
 #include "core/mem.h"
 #include "cpu/cpu.h"
+#include "cpu/int8.h"
 #include "cpu/layout.h"
 #include "types/type.h"
 
@@ -22,6 +23,7 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     if (form == ACT_Q8) return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
     if (form == ACT_BF16) return (size_t)(n_tok * act_bf16_stride(cols)) * 2;
+    if (form == ACT_INT8) return int8_acts_bytes(n_tok, cols);
     return 0;
 }
 
@@ -71,6 +73,7 @@ void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_Q8) fill_q8(worker, a);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
+    if (form == ACT_INT8) int8_fill_c(worker, a);
 }
 
 /* ---- matmul */
@@ -156,6 +159,10 @@ static void row_quantized(const llmq_weight *w, const llmq_type_info *info, cons
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const llmq_type_info *info = type_info(w->native.type);
     int64_t row_bytes = type_row_bytes(w->native.type, w->cols), begin, end;
+    if (w->act == ACT_INT8) {
+        int8_matmul_c(worker, w, a, y, ldy);
+        return;
+    }
     worker_range(worker, w->rows, 16, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         const char *row = (const char *)w->native.data + r * row_bytes;
@@ -169,6 +176,7 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops) {
     ops->weight_prepare = weight_prepare;
+    ops->weight_prepare_int8 = int8_prepare_c;
     ops->weight_release = cpu_weight_release;
     ops->acts_bytes = cpu_acts_bytes;
     ops->acts_fill = acts_fill;

@@ -35,8 +35,7 @@ static size_t layer_bytes(const pipeline *p, size_t first, size_t last) {
             if (pipeline_is_solved(p, i)) {
                 size_t q = 0, packed = (size_t)p->result->rows[i].bytes;
                 const llmq_type_info *grid = outputs_grid(&p->spec, p->ex, i, 0);
-                if (in_pass && pipeline_runs_packed(p, grid))
-                    in_pass = rows * (size_t)type_row_bytes(grid->id, (int64_t)cols);
+                if (in_pass) in_pass = rows * (size_t)type_row_bytes(pipeline_pass_type(p, grid), (int64_t)cols);
                 for (size_t k = 0; (grid = outputs_grid(&p->spec, p->ex, i, k)) != NULL; k++)
                     q = max_size(q, quantized_bytes(grid, rows, cols));
                 most = max_size(most, ready + floats + q + method_bytes(p, rows, cols));
@@ -118,7 +117,8 @@ static size_t tune_bytes(pipeline *p, bool mapped) {
 
 /* The most of what comes before the layers, of them, and of what comes behind. */
 static int64_t peak_bytes(pipeline *p, int64_t chunk, int64_t choice_chunk, bool mapped) {
-    size_t before = max_size(max_size(self_bytes(p), choice_bytes(p, choice_chunk)), tune_bytes(p, mapped));
+    size_t before = max_size(max_size(self_bytes(p), choice_bytes(p, choice_chunk)),
+                             max_size(tune_bytes(p, mapped), pipeline_ranges_bytes(p)));
     return (int64_t)(p->base_bytes + SLACK + max_size(before, layers_bytes(p, chunk, mapped)));
 }
 

@@ -12,9 +12,9 @@
 
 /* What one window passes through on its way to a site's inputs. */
 typedef struct lane {
-    float *x;         /* (ctx, wide) inputs of the matrices before the site */
-    void *q8, *bf16;  /* x in other forms */
-    float *a, *b, *c; /* (ctx, .) q k v, or gate up, or a block's output in a */
+    float *x;               /* (ctx, wide) inputs of the matrices before the site */
+    void *q8, *bf16, *int8; /* x in other forms */
+    float *a, *b, *c;       /* (ctx, .) q k v, or gate up, or a block's output in a */
     llmq_kv kv;
     void *scratch;         /* of attention */
     llmq_calib_work spent; /* seconds, of what takes much time alone */
@@ -36,6 +36,8 @@ struct llmq_calib_run {
     bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
     bool allow_q8;
+    calib_watch_fn *watch;
+    void *watcher;
     llmq_calib_work spent;  /* seconds of the team */
     double *sums;           /* [wide] of a site's inputs over all tokens */
     float *in;              /* (chunk, cols of the site) inputs of the site's matrices */
@@ -63,6 +65,7 @@ typedef struct pass {
     llmq_calib_run *run;
     llmq_site_id site;
     float *gram;
+    bool wanted;         /* inputs of the site are, beyond what the passes keep */
     int64_t begin, n;    /* tokens of the chunk */
     double gram_seconds; /* worker 0's */
     _Atomic int64_t dropped;
@@ -109,7 +112,8 @@ static void drop_bad_rows(const span *s, const part *p, float *x, int64_t cols) 
 
 /* The lane's x as ops take it. */
 static llmq_acts inputs(const span *s, int64_t cols) {
-    return (llmq_acts){.n_tok = s->n, .cols = cols, .x = s->l->x, .q8 = s->l->q8, .bf16 = s->l->bf16};
+    return (llmq_acts){
+        .n_tok = s->n, .cols = cols, .x = s->l->x, .q8 = s->l->q8, .bf16 = s->l->bf16, .int8 = s->l->int8};
 }
 
 static void norm_part(const span *s, const part *p, llmq_role gain, float *to) {
@@ -125,15 +129,16 @@ static void norm_part(const span *s, const part *p, llmq_role gain, float *to) {
 static void fill_part(const span *s, const part *p, const llmq_role *roles) {
     const llmq_calib_run *run = s->run;
     llmq_acts acts = inputs(s, run->w[*roles]->cols);
-    bool q8 = false, bf16 = false;
+    bool wanted[ACT_FORMS] = {false};
     for (; *roles != ROLE_COUNT; roles++) {
-        const llmq_weight *other = run->instead[*roles].w;
-        q8 = q8 || run->w[*roles]->act == ACT_Q8 || (other && other->act == ACT_Q8);
-        bf16 = bf16 || run->w[*roles]->act == ACT_BF16 || (other && other->act == ACT_BF16);
+        const llmq_weight *own = run->w[*roles], *other = run->instead[*roles].w;
+        wanted[own->act] = true;
+        if (own->act == ACT_INT8) acts.range = own->range;
+        if (other) wanted[other->act] = true;
     }
     LLMQ_ASSERT(s->n >= ACT_WHOLE * p->as.n || p->as.n == 1);
-    if (q8) run->model->ops->acts_fill(&p->as, &acts, ACT_Q8);
-    if (bf16) run->model->ops->acts_fill(&p->as, &acts, ACT_BF16);
+    for (int form = 0; form < ACT_FORMS; form++)
+        if (wanted[form]) run->model->ops->acts_fill(&p->as, &acts, (llmq_act_form)form);
 }
 
 /* The lane's x, for the weights of roles. */
@@ -214,7 +219,7 @@ static void attend(const llmq_worker *w, const span *s) {
 }
 
 static void pass_qkv(const llmq_worker *w, const span *s) {
-    if (!s->p->gram) return;
+    if (!s->p->wanted) return;
     for (part p = no_part; next_part(w, s, &p);) norm_part(s, &p, ROLE_ATTN_NORM, s->in);
     worker_barrier(w);
 }
@@ -238,7 +243,7 @@ static void pass_o(const llmq_worker *w, const span *s) {
 }
 
 static void pass_gate_up(const llmq_worker *w, const span *s) {
-    close_block(w, s, ROLE_O, s->run->q_dim, s->p->gram ? ROLE_FFN_NORM : ROLE_COUNT);
+    close_block(w, s, ROLE_O, s->run->q_dim, s->p->wanted ? ROLE_FFN_NORM : ROLE_COUNT);
 }
 
 static void pass_down(const llmq_worker *w, const span *s) {
@@ -335,6 +340,11 @@ static void add_spent(llmq_calib_run *run, const pass *p, double seconds) {
     run->spent.of[CALIB_FLOATS] += seconds > p->gram_seconds ? seconds - p->gram_seconds : 0;
 }
 
+void calib_run_watch(llmq_calib_run *run, calib_watch_fn *watch, void *user) {
+    run->watch = watch;
+    run->watcher = user;
+}
+
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8) {
     run->mean_weight = mean;
     run->allow_q8 = allow_q8;
@@ -349,7 +359,7 @@ static void weigh_mean(const llmq_calib_run *run, int64_t cols, int64_t n_tokens
 
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
     int64_t cols = calib_site_cols(&run->model->hp, site);
-    pass p = {.run = run, .site = site, .gram = gram};
+    pass p = {.run = run, .site = site, .gram = gram, .wanted = gram || run->watch};
     if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
     if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
@@ -359,6 +369,7 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
         p.gram_seconds = 0;
         team_run(run->team, pass_worker, &p);
         add_spent(run, &p, time_seconds() - start);
+        if (run->watch && site < SITE_COUNT) run->watch(run->watcher, run->in, p.begin, p.n, cols, run->bad + p.begin);
         llmq_calib_work done = calib_site_work(&run->model->hp, run->calib->ctx, site, gram != NULL);
         for (int k = 0; k < CALIB_KINDS; k++) done.of[k] *= (double)p.n;
         if (!run->tick(run->user, &done)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
@@ -460,7 +471,7 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 7, N_OF_LANE = 9 };
+enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 7, N_OF_LANE = 10 };
 
 /* For the widest site: narrower ones take no more. */
 static size_t gram_scratch_bytes(const llmq_calib_run *run) {
@@ -489,6 +500,7 @@ static void list_lane(const llmq_calib_run *run, lane *l, block blocks[N_OF_LANE
     const block list[N_OF_LANE] = {{(void **)&l->x, (size_t)(ctx * run->wide), sizeof(float)},
                                    {&l->q8, ops->acts_bytes(ACT_Q8, ctx, run->wide), 1},
                                    {&l->bf16, ops->acts_bytes(ACT_BF16, ctx, run->wide), 1},
+                                   {&l->int8, ops->acts_bytes(ACT_INT8, ctx, run->wide), 1},
                                    {(void **)&l->a, (size_t)(ctx * run->wide), sizeof(float)},
                                    {(void **)&l->b, (size_t)(ctx * max64(run->kv_dim, hp->n_ff)), sizeof(float)},
                                    {(void **)&l->c, (size_t)(ctx * run->kv_dim), sizeof(float)},

@@ -22,7 +22,7 @@ typedef struct self_writer {
     float *x, *norm, *q, *k, *v, *mixed; /* (n, .) mixed: attention's outputs */
     float *gate, *up, *delta, *logits;   /* (n, .) */
     float *cos_sin, *turn;               /* (ctx, n_rot), (n, n_rot) */
-    void *q8, *bf16, *scratch;
+    void *q8, *bf16, *int8, *scratch;
     llmq_attn attn;
     llmq_sampler samplers[STREAMS];
     llmq_status status[STREAMS];
@@ -35,9 +35,10 @@ typedef struct self_writer {
 static void multiply(const llmq_worker *w, const self_writer *s, const float *x, const llmq_weight *const *weights,
                      float *const *y) {
     const llmq_backend_ops *ops = s->model->ops;
-    llmq_acts acts = {.n_tok = s->n, .cols = weights[0]->cols, .x = x, .q8 = s->q8, .bf16 = s->bf16};
-    bool filled[3] = {[ACT_F32] = true};
+    llmq_acts acts = {.n_tok = s->n, .cols = weights[0]->cols, .x = x, .q8 = s->q8, .bf16 = s->bf16, .int8 = s->int8};
+    bool filled[ACT_FORMS] = {[ACT_F32] = true};
     for (int i = 0; weights[i]; i++) {
+        if (weights[i]->act == ACT_INT8) acts.range = weights[i]->range;
         if (!filled[weights[i]->act]) ops->acts_fill(w, &acts, weights[i]->act);
         filled[weights[i]->act] = true;
     }
@@ -184,7 +185,7 @@ typedef struct block {
     void *p; /* the address of a pointer */
     size_t n, size;
 } block;
-enum { N_BLOCKS = 18 };
+enum { N_BLOCKS = 19 };
 
 /* Of K or V, one layer and one window. */
 static size_t kv_bytes(const llmq_model *model, int64_t ctx) {
@@ -222,6 +223,7 @@ static void list_blocks(self_writer *s, int n_workers, block blocks[N_BLOCKS]) {
                                   {&s->turn, n * (size_t)hp->n_rot, f},
                                   {&s->q8, ops->acts_bytes(ACT_Q8, STREAMS, wide), 1},
                                   {&s->bf16, ops->acts_bytes(ACT_BF16, STREAMS, wide), 1},
+                                  {&s->int8, ops->acts_bytes(ACT_INT8, STREAMS, wide), 1},
                                   {&s->scratch, ops->attn_scratch_bytes(&s->attn, n_workers), 1}};
     memcpy(blocks, list, sizeof list);
 }

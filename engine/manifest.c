@@ -59,6 +59,8 @@ static void add_settings(const pipeline *p, json_t *manifest) {
     const llmq_quant_params *params = p->params;
     json_object_set_new(manifest, "method", json_string(p->method->name));
     if (params->awq) json_object_set_new(manifest, "awq", json_true());
+    if (params->int8) json_object_set_new(manifest, "int8", json_string(pipeline_int8_name(p)));
+    if (params->int8) json_object_set_new(manifest, "smooth", json_boolean(!params->no_smooth));
     if (outputs_have_folder(&p->spec))
         json_object_set_new(manifest, "emit",
                             json_pack("{s:s, s:i, s:I, s:b, s:b, s:I}", "outputs", p->spec.emit, "bits",

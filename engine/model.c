@@ -1,5 +1,6 @@
 /* Opening a model: container -> tokenizer -> hyper-parameters -> tensors bound by role -> weights made ready. */
 #include "engine/model.h"
+#include "engine/int8.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -264,6 +265,18 @@ static llmq_status prepare_weight(llmq_model *model, const llmq_tensor *t, llmq_
     return LLMQ_OK;
 }
 
+/* A matrix inside a layer; one that is not of 8-bit rows is multiplied as in any other model. */
+static llmq_status prepare_matrix(llmq_model *model, int64_t l, llmq_role role, llmq_weight *w, llmq_team *team,
+                                  llmq_err *err) {
+    const llmq_tensor *t = model->layer_tensors[l].by_role[role];
+    if (!int8_runs(model, t)) return prepare_weight(model, t, w, team, err);
+    LLMQ_TRY(source_load(model->source, t, false, err));
+    llmq_status status = model->ops->weight_prepare_int8(w, t, int8_input(model, l, role), team, err);
+    if (status == LLMQ_E_UNSUPPORTED) return prepare_weight(model, t, w, team, err);
+    if (status == LLMQ_OK && w->packed) source_release(model->source, t);
+    return status;
+}
+
 static llmq_status prepare_layer(llmq_model *model, int64_t l, llmq_team *team, llmq_err *err) {
     const llmq_layer_tensors *lt = &model->layer_tensors[l];
     llmq_layer *layer = &model->layers[l];
@@ -282,7 +295,7 @@ static llmq_status prepare_layer(llmq_model *model, int64_t l, llmq_team *team, 
                    {ROLE_Q_NORM, &layer->q_norm},
                    {ROLE_K_NORM, &layer->k_norm}};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
-        LLMQ_TRY(prepare_weight(model, lt->by_role[matrices[i].role], matrices[i].w, team, err));
+        LLMQ_TRY(prepare_matrix(model, l, matrices[i].role, matrices[i].w, team, err));
         if (matrices[i].bias != ROLE_COUNT)
             LLMQ_TRY(load_role_vector(model, lt, matrices[i].bias, &matrices[i].w->bias, err));
     }
@@ -380,6 +393,7 @@ static void fill_info(llmq_model *model) {
         info->n_rounded = model->source->quant->n_rounded;
     }
     info->main_type = LLMQ_TYPE_NONE;
+    info->activations = int8_describe(model);
     info->n_vocab = hp->n_vocab ? hp->n_vocab : model->tok ? tokenizer_n_vocab(model->tok) : 0;
     info->n_embd = hp->n_embd;
     info->n_layer = hp->n_layer;
@@ -416,6 +430,7 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     LLMQ_TRY(hparams_read(src, name, embd ? embd->dims[1] : 0, &model->hp, err));
     model->rope_neox = src->naming == NAMING_HF || model->arch->gguf_neox;
     LLMQ_TRY(bind_tensors(model, err));
+    LLMQ_TRY(int8_read(model, err));
     LLMQ_TRY(load_freq_factors(model, err));
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,

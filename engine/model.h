@@ -49,6 +49,8 @@ struct llmq_model {
     bool rope_neox;                         /* order of q/k rows in this source */
     const float
         *freq_factors; /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
+    /* How matrices of 8-bit rows inside layers take the inputs of each site (int8.h); NULL: no model of that kind. */
+    const llmq_act_range *int8_inputs; /* [n_layer * SITE_COUNT] */
     /* Made ready for running (NULL/zero when opened with no_weights): */
     llmq_layer *layers;
     const float *output_norm; /* [n_embd] */

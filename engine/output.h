@@ -35,6 +35,9 @@ llmq_status output_hf_open(const llmq_outputs_spec *spec, const char *name, cons
 llmq_status output_hf_plan_bytes(const llmq_outputs_spec *spec, const char *name, const llmq_export *ex, int64_t *bytes,
                                  llmq_err *err);
 const llmq_scheme_spec *output_scheme_spec(const llmq_outputs_spec *spec, const char *name);
+/* The same for matrix `index` of ex. */
+llmq_scheme_spec output_matrix_spec(const llmq_outputs_spec *spec, const char *name, const llmq_export *ex,
+                                    size_t index);
 
 #define HF_FILES_MARK "written_by" /* in the config.json of a folder with nothing quantized: --force may replace it */
 /* hf_files.c: config.json and all that lies beside the weights. scheme NULL: all tensors are of the type `plain`. */

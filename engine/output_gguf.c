@@ -1,5 +1,6 @@
 /* A GGUF file as an output: matrices packed in the file's order of rows. Beside Hugging Face folders of an integer
- * scheme it holds the same codes and scales as they do. */
+ * scheme, and in INT8 models, it holds the codes and scales of an integer grid: a minimum is -scale * zero rounded to
+ * F16. */
 #include <string.h>
 
 #include "engine/output.h"
@@ -17,17 +18,6 @@ typedef struct pack_job {
     uint8_t *bytes;          /* in the file's */
 } pack_job;
 
-/* Row r of a matrix on an integer grid as blocks of a type with the same levels: a group's scale goes to each of its
- * blocks, codes are what they were. A minimum is -scale * zero rounded to F16. */
-static void repack_row(const llmq_quantized *q, int64_t r, const llmq_type_info *type, uint8_t *bytes) {
-    const llmq_grid *groups = q->grids + r * type_blocks(q->type, q->cols);
-    const uint8_t *codes = q->codes + r * q->cols;
-    for (int64_t at = 0; at < q->cols; at += type->block_len, bytes += type->block_bytes) {
-        llmq_grid grid = groups[at / q->type->block_len];
-        type->pack(&grid, codes + at, bytes);
-    }
-}
-
 static void pack_worker(const llmq_worker *w, void *arg) {
     const pack_job *job = arg;
     const llmq_type_info *type = type_info(job->ex->tensors[job->index].type);
@@ -38,7 +28,7 @@ static void pack_worker(const llmq_worker *w, void *arg) {
         if (job->q->type == type)
             quantized_pack_row(job->q, from, job->bytes + r * row_bytes);
         else
-            repack_row(job->q, from, type, job->bytes + r * row_bytes);
+            quantized_pack_row_as(job->q, from, type, job->bytes + r * row_bytes);
     }
 }
 

@@ -8,9 +8,12 @@
 typedef struct hf_output {
     llmq_output base;
     const llmq_scheme *scheme; /* NULL: none */
+    const char *name;
+    llmq_outputs_spec outputs; /* the run's */
     llmq_scheme_spec spec;
-    llmq_type plain; /* of tensors that are not the scheme's */
-    llmq_export *hf; /* parallel to base.ex */
+    char (*token_names)[TENSOR_MAX_NAME]; /* spec's */
+    llmq_type plain;                      /* of tensors that are not the scheme's */
+    llmq_export *hf;                      /* parallel to base.ex */
     char *dir;
     llmq_st_writer *writer;
     llmq_st_tensor *tensors; /* n_tensors */
@@ -31,7 +34,8 @@ static bool is_split(const hf_output *o, size_t i) {
 
 static int members_of(const hf_output *o, size_t i, llmq_scheme_member members[SCHEME_MAX_MEMBERS]) {
     const llmq_tensor *t = &o->hf->tensors[i];
-    return o->scheme->members(&o->spec, tensor_rows(t), tensor_cols(t), members);
+    llmq_scheme_spec spec = output_matrix_spec(&o->outputs, o->name, o->hf, i);
+    return o->scheme->members(&spec, tensor_rows(t), tensor_cols(t), members);
 }
 
 static llmq_status add_member(const llmq_tensor *t, const llmq_scheme_member *member, llmq_st_tensor *out,
@@ -79,8 +83,26 @@ static void hf_free(hf_output *o) {
     export_destroy(o->hf);
     mem_free(o->tensors);
     mem_free(o->first);
+    mem_free(o->token_names);
+    mem_free((void *)(uintptr_t)o->spec.token_names);
     mem_free(o->dir);
     mem_free(o);
+}
+
+/* Matrices without a fixed range in a model that has some. */
+static llmq_status name_tokens(hf_output *o, llmq_err *err) {
+    if (!o->scheme || !o->spec.act_static) return LLMQ_OK;
+    const char **names = mem_alloc(o->hf->n, sizeof *names);
+    o->spec.token_names = names;
+    o->token_names = mem_alloc(o->hf->n, sizeof *o->token_names);
+    if (!names || !o->token_names) return mem_error(err, o->hf->n * sizeof *o->token_names, o->name);
+    for (size_t i = 0; i < o->hf->n; i++) {
+        if (!is_split(o, i) || output_matrix_spec(&o->outputs, o->name, o->hf, i).input.scale > 0) continue;
+        size_t n = o->spec.n_token_names++;
+        names[n] = strcpy(o->token_names[n], o->hf->tensors[i].name);
+        o->token_names[n][strlen(names[n]) - strlen(".weight")] = 0;
+    }
+    return LLMQ_OK;
 }
 
 static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, const llmq_export *ex, hf_output **out,
@@ -88,6 +110,8 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
     hf_output *o = mem_zalloc(1, sizeof *o);
     if (!o) return mem_error(err, sizeof *o, name);
     o->base.ex = ex;
+    o->name = name;
+    o->outputs = *spec;
     o->plain = LLMQ_TYPE_F16;
     if (!strcmp(name, "hf")) {
         o->plain = spec->plain;
@@ -98,6 +122,7 @@ static llmq_status hf_create(const llmq_outputs_spec *spec, const char *name, co
     }
     llmq_status status = export_create_hf(ex->model, &o->hf, err);
     for (size_t i = 0; status == LLMQ_OK && i < o->hf->n; i++) status = export_set_type(o->hf, i, o->plain, err);
+    if (status == LLMQ_OK) status = name_tokens(o, err);
     if (status == LLMQ_OK) status = make_directory(o, err);
     if (status == LLMQ_OK)
         *out = o;
@@ -172,7 +197,8 @@ static llmq_status put_members(hf_output *o, size_t index, const llmq_quantized 
     void *data[SCHEME_MAX_MEMBERS] = {NULL};
     int n;
     LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
-    LLMQ_TRY_GOTO(o->scheme->split(&o->spec, q, data, err));
+    llmq_scheme_spec spec = output_matrix_spec(&o->outputs, o->name, o->hf, index);
+    LLMQ_TRY_GOTO(o->scheme->split(&spec, q, data, err));
     for (int k = 0; k < n; k++)
         LLMQ_TRY_GOTO(st_writer_put(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
 done:
@@ -188,7 +214,8 @@ static llmq_status get_members(hf_output *o, size_t index, llmq_quantized *q, ll
     LLMQ_TRY_GOTO(alloc_members(o, index, members, data, &n, err));
     for (int k = 0; k < n; k++)
         LLMQ_TRY_GOTO(st_writer_get(o->writer, o->first[index] + (size_t)k, data[k], (size_t)members[k].bytes, 0, err));
-    LLMQ_TRY_GOTO(scheme_join(o->scheme, &o->spec, o->hf->tensors[index].name, data, q, err));
+    llmq_scheme_spec spec = output_matrix_spec(&o->outputs, o->name, o->hf, index);
+    LLMQ_TRY_GOTO(scheme_join(o->scheme, &spec, o->hf->tensors[index].name, data, q, err));
 done:
     for (int k = 0; k < SCHEME_MAX_MEMBERS; k++) mem_free(data[k]);
     return status;

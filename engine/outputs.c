@@ -77,11 +77,13 @@ size_t outputs_count(const llmq_outputs_spec *spec) {
 }
 
 bool outputs_have_integer(const llmq_outputs_spec *spec) {
-    return outputs_emits(spec, "gptq") || outputs_emits(spec, "awq") || outputs_emits(spec, "ct");
+    return spec->integer.act_quant || outputs_emits(spec, "gptq") || outputs_emits(spec, "awq") ||
+           outputs_emits(spec, "ct");
 }
 
 bool outputs_have_folder(const llmq_outputs_spec *spec) {
-    return outputs_have_integer(spec) || outputs_emits(spec, "bnb");
+    return outputs_emits(spec, "gptq") || outputs_emits(spec, "awq") || outputs_emits(spec, "ct") ||
+           outputs_emits(spec, "bnb");
 }
 
 const char *outputs_first(const llmq_outputs_spec *spec) {
@@ -95,6 +97,14 @@ llmq_type outputs_integer_type(const llmq_scheme_spec *integer) {
 
 const llmq_scheme_spec *output_scheme_spec(const llmq_outputs_spec *spec, const char *name) {
     return !strcmp(name, "bnb") ? &spec->bnb : &spec->integer;
+}
+
+llmq_scheme_spec output_matrix_spec(const llmq_outputs_spec *spec, const char *name, const llmq_export *ex,
+                                    size_t index) {
+    llmq_scheme_spec s = *output_scheme_spec(spec, name);
+    const llmq_export_entry *entry = &ex->entries[index];
+    if (s.act_static) s.input = spec->inputs[entry->layer * SITE_COUNT + arch_rule(ex->model->arch, entry->role)->site];
+    return s;
 }
 
 /* ---- grids and sizes ---- */
@@ -147,7 +157,8 @@ int64_t outputs_tensor_bytes(const llmq_outputs_spec *spec, const llmq_export *e
     int64_t bytes = 0;
     if (!strcmp(name, "gguf")) return t->bytes;
     if (!is_inside(ex, index)) return tensor_numel(t) * 2;
-    int n = scheme_find(name)->members(output_scheme_spec(spec, name), tensor_rows(t), tensor_cols(t), members);
+    llmq_scheme_spec own = output_matrix_spec(spec, name, ex, index);
+    int n = scheme_find(name)->members(&own, tensor_rows(t), tensor_cols(t), members);
     for (int i = 0; i < n; i++) bytes += members[i].bytes;
     return bytes;
 }

@@ -17,10 +17,11 @@ typedef struct llmq_outputs_spec {
     const char *emit;         /* "gguf", "gptq,ct", ...: NULL is gguf; "hf", alone: nothing is quantized */
     const char *out;          /* the file, the folder, or for several the folder above them */
     const char *gguf_name;    /* for several: of the GGUF file in OUT/gguf/ */
-    llmq_scheme_spec integer; /* of gptq, awq and ct, and then of the GGUF file too */
+    llmq_scheme_spec integer; /* of gptq, awq and ct, and then of the GGUF file too; with act_quant always */
     llmq_scheme_spec bnb;
-    llmq_type plain;     /* of hf: F32, F16 or BF16, of every tensor */
-    int64_t shard_bytes; /* of safetensors files; 0: one file */
+    const llmq_act_range *inputs; /* (n_layer, SITE_COUNT) of integer.act_static; borrowed */
+    llmq_type plain;              /* of hf: F32, F16 or BF16, of every tensor */
+    int64_t shard_bytes;          /* of safetensors files; 0: one file */
     bool force;
     bool resume; /* OUT.tmp of a run with the same directory is there and goes on; what it holds stays */
 } llmq_outputs_spec;
@@ -29,7 +30,7 @@ typedef struct llmq_outputs_spec {
 llmq_status outputs_check_emit(const char *emit, llmq_err *err);
 bool outputs_emits(const llmq_outputs_spec *spec, const char *name);
 size_t outputs_count(const llmq_outputs_spec *spec);
-/* gptq, awq or ct is among them: one integer grid for all that can have it. */
+/* INT8, or gptq, awq or ct is among them: one integer grid for all that can have it. */
 bool outputs_have_integer(const llmq_outputs_spec *spec);
 /* Something else than a GGUF file is: matrices inside layers must all be quantized. */
 bool outputs_have_folder(const llmq_outputs_spec *spec);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/half.h"
+#include "engine/int8_ranges.h"
 #include "engine/pipeline.h"
 #include "engine/quant_report.h"
 #include "report/report.h"
@@ -67,9 +68,10 @@ typedef struct matrix_job {
     const llmq_tensor *src;
     float *w; /* (rows, cols) in the source's order of rows */
     llmq_quantized *q;
-    uint8_t *ready;      /* rows of what q means in the source's order: q's own type, or bf16 */
-    int64_t ready_bytes; /* of a row */
-    float *scratch;      /* (workers, cols) */
+    uint8_t *ready;       /* rows of what q means in the source's order: */
+    llmq_type ready_type; /* blocks of q's levels, or bf16 */
+    int64_t ready_bytes;  /* of a row */
+    float *scratch;       /* (workers, cols) */
 } matrix_job;
 
 static void decode_worker(const llmq_worker *w, void *arg) {
@@ -98,7 +100,7 @@ static void ready_worker(const llmq_worker *w, void *arg) {
     for (int64_t r = begin; r < end; r++) {
         uint8_t *to = job->ready + r * job->ready_bytes;
         if (!job->scratch) {
-            quantized_pack_row(job->q, r, to);
+            quantized_pack_row_as(job->q, r, type_info(job->ready_type), to);
             continue;
         }
         float *row = job->scratch + w->id * cols;
@@ -107,12 +109,10 @@ static void ready_worker(const llmq_worker *w, void *arg) {
     }
 }
 
-/* Packed blocks are multiplied by the kernels that inference uses, faster than bf16; grids that only Hugging Face
- * schemes store have none. */
+/* Packed blocks are multiplied by the kernels that inference uses, faster than bf16. */
 static llmq_status keep_for_pass(pipeline *p, matrix_job *job, llmq_err *err) {
     llmq_role role = p->ex->entries[job->index].role;
-    const llmq_type_info *t = job->q->type;
-    llmq_type type = pipeline_runs_packed(p, t) ? t->id : LLMQ_TYPE_BF16;
+    llmq_type type = job->ready_type = pipeline_pass_type(p, job->q->type);
     job->ready_bytes = type_row_bytes(type, job->q->cols);
     size_t bytes = (size_t)(job->q->rows * job->ready_bytes);
     if (type == LLMQ_TYPE_BF16) {
@@ -265,7 +265,11 @@ static llmq_status make_ready(pipeline *p, size_t index, llmq_err *err) {
         view.bytes = tensor_rows(&view) * type_row_bytes(view.type, tensor_cols(&view));
     }
     llmq_weight *w = &p->ready[role];
-    LLMQ_TRY(p->model->ops->weight_prepare(w, &view, PREP_BF16, p->team, err));
+    llmq_status status = LLMQ_E_UNSUPPORTED;
+    if (p->params->int8 && p->ready_data[role] && view.type == LLMQ_TYPE_Q8_0 && p->model->ops->weight_prepare_int8)
+        status = p->model->ops->weight_prepare_int8(w, &view, pipeline_input_range(p, index), p->team, err);
+    if (status == LLMQ_E_UNSUPPORTED) status = p->model->ops->weight_prepare(w, &view, PREP_BF16, p->team, err);
+    if (status != LLMQ_OK) return status;
     if (w->packed) {
         mem_free(p->ready_data[role]);
         p->ready_data[role] = NULL;
@@ -306,7 +310,7 @@ static llmq_status transform_before(pipeline *p, int layer, size_t first, size_t
         llmq_role role = p->ex->entries[i].role;
         llmq_site_id site = arch_rule(p->model->arch, role)->site;
         const float *changed = transform_vector(p->transform, role);
-        if (changed) calib_run_vector(p->run, role, changed);
+        if (changed && p->run) calib_run_vector(p->run, role, changed);
         if (!p->ex->entries[i].matrix || !(reports[site].before > 0)) continue;
         p->result->rows[i].awq_alpha = reports[site].alpha;
         p->result->rows[i].awq_ratio = reports[site].after / reports[site].before;
@@ -494,6 +498,7 @@ static llmq_status create_transform(pipeline *p, llmq_err *err) {
                                     .tick = pipeline_tick_dense,
                                     .tick_search = tick_search,
                                     .user = p};
+    if (p->ranges) return transform_create_given(&params, p->ranges->scales, &p->transform, err);
     int64_t chunk = p->memory.chunk ? p->memory.chunk : calib_run_chunk(&p->calib, 0), n = transform_tokens(&p->calib);
     params.memory.chunk = chunk < n ? chunk : n;
     params.memory.lender = p->run;
@@ -505,7 +510,8 @@ llmq_status pipeline_create_calibration(pipeline *p, llmq_err *err) {
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
-    return p->params->awq ? create_transform(p, err) : LLMQ_OK;
+    bool scaled = p->params->awq || (p->ranges && !p->params->no_smooth);
+    return scaled ? create_transform(p, err) : LLMQ_OK;
 }
 
 /* The extra pass of a job with a target, also for a plan alone. */
@@ -529,7 +535,7 @@ static llmq_status measure_costs(pipeline *p, llmq_err *err) {
     if (p->self_tokens > 0) LLMQ_TRY(probe_self(p, err));
     probe_source(p);
     LLMQ_TRY(probe_tensors(p, err));
-    double own = p->params->plan_only ? 0 : forecast_self(p);
+    double own = p->params->plan_only ? 0 : forecast_self(p) + forecast_ranges(p);
     expect(p, own + (pipeline_has_target(p) ? forecast_choice(p) : 0) + forecast_layers(p, NULL));
     return LLMQ_OK;
 }
@@ -537,9 +543,9 @@ static llmq_status measure_costs(pipeline *p, llmq_err *err) {
 /* The whole job: what is done already took its time, and a plan leaves out what does not help it. */
 static void set_planned_seconds(pipeline *p) {
     double stages[LLMQ_STAGE_COUNT], rest = forecast_layers(p, stages);
-    if (p->params->plan_only) rest += forecast_self(p) + forecast_source(p);
+    if (p->params->plan_only) rest += forecast_self(p) + forecast_source(p) + forecast_ranges(p);
     p->result->planned_seconds = time_seconds() - p->start + 1e-9 * (rest + p->costs.tune);
-    if (p->params->plan_only) stages[LLMQ_STAGE_CALIBRATION] += forecast_self(p);
+    if (p->params->plan_only) stages[LLMQ_STAGE_CALIBRATION] += forecast_self(p) + forecast_ranges(p);
     stages[LLMQ_STAGE_TUNE] += p->costs.tune;
     for (int s = 0; s < LLMQ_STAGE_COUNT; s++)
         if (stages[s] > 0)
@@ -633,6 +639,8 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     r->calib_tokens = p->calib.n_windows * p->calib.ctx;
     if (pipeline_has_target(p)) LLMQ_TRY(choose_types(p, err));
     if (params->tune) LLMQ_TRY(check_tuning(p, err));
+    LLMQ_TRY(pipeline_find_ranges(p, err));
+    end_stage(p, LLMQ_STAGE_CALIBRATION);
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     LLMQ_TRY(pipeline_budget(p, err));
@@ -669,6 +677,11 @@ llmq_status job_quantize_with(const char *path, const llmq_quant_params *params,
     mean_errors(result);
     result->seconds = time_seconds() - p.start;
     result->peak_bytes = mem_peak();
+    if (p.ranges && !params->plan_only) {
+        result->inputs = p.ranges->inputs;
+        result->n_inputs = p.ranges->n_layer * SITE_COUNT;
+        p.ranges->inputs = NULL;
+    }
     if (status == LLMQ_OK) status = write_reports(&p, path, &reports, err);
     out_abort(reports.json);
     out_abort(reports.html);
@@ -680,12 +693,15 @@ llmq_status job_quantize_with(const char *path, const llmq_quant_params *params,
     calib_clear(&p.calib);
     export_destroy(p.ex);
     policy_rules_clear(&p.rules);
+    int8_ranges_destroy(p.ranges);
     model_close(p.model);
     team_destroy(p.team);
     if (status != LLMQ_OK) {
         mem_free(result->rows);
+        mem_free(result->inputs);
         result->rows = NULL;
-        result->n_rows = 0;
+        result->inputs = NULL;
+        result->n_rows = result->n_inputs = 0;
     }
     return status;
 }

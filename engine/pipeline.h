@@ -5,6 +5,7 @@
 
 #include "engine/calib_run.h"
 #include "engine/export.h"
+#include "engine/int8.h"
 #include "engine/jobs.h"
 #include "engine/journal.h"
 #include "engine/outputs.h"
@@ -54,7 +55,8 @@ typedef struct pipeline {
     llmq_calib calib;
     int64_t self_tokens; /* of it that the model writes */
     llmq_calib_run *run;
-    llmq_transform *transform; /* NULL: layers are quantized as they are */
+    llmq_transform *transform;  /* NULL: layers are quantized as they are */
+    struct int8_ranges *ranges; /* of inputs, and their smoothing; NULL: pipeline_finds_ranges is false */
     llmq_quant_result *result;
     llmq_policy_rules rules;
     float *gram;                             /* the largest site's (cols, cols) */
@@ -92,6 +94,23 @@ void pipeline_plan_row(const pipeline *p, size_t index, llmq_quant_row *row);
 llmq_status pipeline_name_outputs(pipeline *p, const char *stem, const char *method, llmq_type type, char *out,
                                   size_t cap, llmq_err *err);
 
+/* ---- int8_job.c: params->int8 */
+
+const char *pipeline_int8_name(const pipeline *p); /* "int8-dynamic", "int8-static", NULL: neither */
+bool pipeline_finds_ranges(const pipeline *p);     /* of inputs, or their smoothing, in a pass before the layers */
+/* What it cannot be asked for with; after spec is set. Then the types: rules may keep matrices as floats, not on other
+ * grids. */
+llmq_status pipeline_check_int8(const pipeline *p, llmq_err *err);
+llmq_status pipeline_check_int8_kept(const pipeline *p, llmq_type type, llmq_err *err);
+/* What says so in the GGUF file's metadata, and nothing of what the source was. After ex is there. */
+llmq_status pipeline_plan_int8(pipeline *p, llmq_err *err);
+/* Static: p->ranges, and all that follows from them. With calib, before the manifest. */
+llmq_status pipeline_find_ranges(pipeline *p, llmq_err *err);
+double forecast_ranges(const pipeline *p);
+size_t pipeline_ranges_bytes(const pipeline *p);
+/* Of a solved matrix's input; scale 0: each token its own. */
+llmq_act_range pipeline_input_range(const pipeline *p, size_t index);
+
 /* ---- plan.c */
 
 /* Fills ex and result->rows: the whole directory of what will be written. *type_out: the type of the matrices inside
@@ -106,8 +125,8 @@ bool pipeline_is_quantized(llmq_type type);
 /* The method works on matrices inside layers that leave float for a quantized type (or one quantized type for
  * another). */
 bool pipeline_is_solved(const pipeline *p, size_t index);
-/* A solved matrix on this grid is multiplied in its own blocks by the calibration's forward pass; else in bf16. */
-bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid);
+/* The type in which the calibration's forward pass multiplies a solved matrix on this grid: its own blocks, or BF16. */
+llmq_type pipeline_pass_type(const pipeline *p, const llmq_type_info *grid);
 /* Calibration tokens run through the model: for the method, or for what comes before it. */
 bool pipeline_calibrates(const pipeline *p);
 /* The job needs calibration text: for that, for the choice of types, or for tuning. */

@@ -36,16 +36,19 @@ bool pipeline_is_quantized(llmq_type type) {
 bool pipeline_is_solved(const pipeline *p, size_t i) {
     const llmq_export_entry *entry = &p->ex->entries[i];
     if (outputs_have_folder(&p->spec)) return entry->matrix && entry->layer >= 0;
+    if (p->params->int8 && entry->matrix && entry->layer >= 0) return pipeline_is_quantized(p->ex->tensors[i].type);
     return entry->matrix && entry->layer >= 0 && pipeline_is_quantized(p->ex->tensors[i].type) &&
            p->ex->tensors[i].type != entry->src->type;
 }
 
-bool pipeline_runs_packed(const pipeline *p, const llmq_type_info *grid) {
-    return p->solver.q8 && !grid->ragged;
+llmq_type pipeline_pass_type(const pipeline *p, const llmq_type_info *grid) {
+    if (!p->solver.q8) return LLMQ_TYPE_BF16;
+    if (!grid->ragged) return grid->id;
+    return p->params->int8 ? LLMQ_TYPE_Q8_0 : LLMQ_TYPE_BF16; /* grids of folders have no kernels of their own */
 }
 
 bool pipeline_needs_text(const pipeline *p) {
-    return pipeline_calibrates(p) || pipeline_has_target(p) || p->params->tune;
+    return pipeline_calibrates(p) || pipeline_has_target(p) || p->params->tune || pipeline_finds_ranges(p);
 }
 
 bool pipeline_calibrates(const pipeline *p) {
@@ -130,6 +133,8 @@ static void plan_sizes(const pipeline *p, llmq_quant_result *r) {
         matrix_bytes += r->rows[i].bytes;
         matrix_weights += tensor_numel(t);
     }
+    r->kv_bytes_per_token = p->model->info.kv_bytes_per_token;
+    r->memory_ctx = llmq_memory_ctx(p->model->hp.n_ctx_train);
     r->f32_bytes = weights * 4;
     r->f16_bytes = weights * 2;
     r->in_bytes = p->model->source->file_bytes;
@@ -165,6 +170,7 @@ llmq_status pipeline_plan(pipeline *p, llmq_type *type_out, llmq_err *err) {
                           .n_keep = p->rules.n};
     LLMQ_TRY(policy_check(&policy, err));
     LLMQ_TRY(export_create(p->model, &p->ex, err));
+    LLMQ_TRY(pipeline_plan_int8(p, err));
     p->result->rows = mem_zalloc(p->ex->n, sizeof *p->result->rows);
     if (!p->result->rows) return mem_error(err, p->ex->n * sizeof *p->result->rows, "the plan");
     p->result->n_rows = p->ex->n;
@@ -201,8 +207,10 @@ llmq_status pipeline_output_path(pipeline *p, const char *path, llmq_type type, 
     char *dot = strrchr(stem, '.');
     if (!file_is_dir(stem) && dot > path_base(stem)) *dot = 0;
     char label[64];
-    bool both = p->params->awq && strcmp(method_label(p), "awq") != 0;
-    snprintf(label, sizeof label, "%s%s%s", both ? "awq-" : "", method_label(p),
+    bool both = p->params->awq && strcmp(method_label(p), "awq") != 0, plain = !strcmp(method_label(p), "rtn");
+    const char *int8 = pipeline_int8_name(p);
+    snprintf(label, sizeof label, "%s%s%s%s%s", both ? "awq-" : "", int8 && plain ? "" : method_label(p),
+             int8 && !plain ? "-" : "", int8 ? int8 : "",
              !p->params->tune        ? ""
              : p->params->tune_codes ? "-qat"
                                      : "-tune");

@@ -14,6 +14,12 @@
 static llmq_status check_grid_options(const pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     bool integer = outputs_have_integer(&p->spec);
+    if (params->int8 && (params->group || params->asym || (params->bits && params->bits != 8)))
+        return llmq_fail(err, LLMQ_E_ARG, "--%s: it has symmetric 8-bit weights with one scale a row; leave out %s",
+                         pipeline_int8_name(p),
+                         params->group  ? "--group"
+                         : params->asym ? "--asym"
+                                        : "--bits");
     if (!integer && params->group)
         return llmq_fail(err, LLMQ_E_ARG,
                          "--group %d is for --emit gptq, awq and ct; a GGUF type has a block of its own, bnb has %d",
@@ -35,6 +41,9 @@ llmq_status pipeline_plan_outputs(pipeline *p, llmq_err *err) {
                                 .sym = !params->asym,
                                 .zero_plus_one = params->asym, /* as it is written, so as tuning reads it back */
                                 .damp = params->damp > 0 ? params->damp : 0};
+    if (params->int8)
+        integer = (llmq_scheme_spec){
+            .bits = 8, .group = -1, .sym = true, .act_quant = true, .act_static = params->int8 == LLMQ_INT8_STATIC};
     llmq_scheme_spec bnb = {
         .bits = 4, .group = BNB_BLOCK, .sym = true, .double_quant = params->double_quant, .fp4 = p->method->fp4};
     p->spec = (llmq_outputs_spec){.emit = emit,
@@ -48,6 +57,7 @@ llmq_status pipeline_plan_outputs(pipeline *p, llmq_err *err) {
             err, LLMQ_E_ARG,
             "--%s is the grid of --emit %s and of nothing else; with --emit %s take --gptq, --rtn or --hqq",
             p->method->name, p->method->emit, emit);
+    LLMQ_TRY(pipeline_check_int8(p, err));
     return check_grid_options(p, err);
 }
 
@@ -83,7 +93,7 @@ llmq_status pipeline_folder_type(const pipeline *p, llmq_type *out, llmq_err *er
 }
 
 llmq_status pipeline_check_folders(const pipeline *p, llmq_type type, llmq_err *err) {
-    if (!outputs_have_folder(&p->spec)) return LLMQ_OK;
+    if (!outputs_have_folder(&p->spec)) return pipeline_check_int8_kept(p, type, err);
     bool gguf = outputs_emits(&p->spec, "gguf");
     for (size_t i = 0; i < p->ex->n; i++) {
         const llmq_tensor *t = &p->ex->tensors[i];

@@ -73,9 +73,10 @@ typedef struct rehearsal {
 static llmq_type pass_type(const pipeline *p, const llmq_hparams *hp) {
     for (size_t i = 0; i < p->ex->n; i++) {
         const llmq_type_info *grid = pipeline_is_solved(p, i) ? outputs_grid(&p->spec, p->ex, i, 0) : NULL;
-        if (!grid || !pipeline_runs_packed(p, grid)) continue;
-        int64_t len = grid->block_len;
-        if (hp->n_embd % len == 0 && hp->n_ff % len == 0 && hp->n_head * hp->head_dim % len == 0) return grid->id;
+        llmq_type type = grid ? pipeline_pass_type(p, grid) : LLMQ_TYPE_BF16;
+        if (type == LLMQ_TYPE_BF16) continue;
+        int64_t len = type_info(type)->block_len;
+        if (hp->n_embd % len == 0 && hp->n_ff % len == 0 && hp->n_head * hp->head_dim % len == 0) return type;
     }
     return LLMQ_TYPE_BF16;
 }
@@ -200,7 +201,7 @@ done:
 
 llmq_status probe_passes(pipeline *p, llmq_err *err) {
     if (pipeline_calibrates(p)) LLMQ_TRY(time_passes(p, false, p->costs.pass, err));
-    bool dense = p->params->awq || pipeline_has_target(p) || p->params->tune;
+    bool dense = p->params->awq || pipeline_has_target(p) || p->params->tune || pipeline_finds_ranges(p);
     return dense ? time_passes(p, true, p->costs.dense_pass, err) : LLMQ_OK;
 }
 

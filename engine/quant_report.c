@@ -34,6 +34,40 @@ static json_t *tuning_json(const llmq_quant_result *r) {
                      "block_error_after", measured(blocks ? r->block_after : -1));
 }
 
+static json_t *memory_row(int64_t weights, int64_t kv, const char *kv_name) {
+    return json_pack("{s:I, s:I, s:s}", "weights", (json_int_t)weights, "kv", (json_int_t)kv, "kv_type", kv_name);
+}
+
+/* What the model takes in each kind of number, and what was written: of the first output where there are several. */
+static json_t *memory_json(const llmq_quant_result *r) {
+    json_t *memory = json_pack("{s:I}", "ctx", (json_int_t)r->memory_ctx);
+    llmq_memory_row rows[LLMQ_MEMORY_ROWS];
+    int64_t bytes = 0;
+    llmq_memory_table(r->f32_bytes / 4, r->kv_bytes_per_token, r->memory_ctx, rows);
+    for (int i = 0; i < LLMQ_MEMORY_ROWS; i++)
+        json_object_set_new(memory, rows[i].key, memory_row(rows[i].weights, rows[i].kv, rows[i].kv_name));
+    for (size_t i = 0; i < r->n_rows; i++) bytes += r->rows[i].bytes;
+    json_object_set_new(memory, "file", memory_row(bytes, r->kv_bytes_per_token * r->memory_ctx, "f16"));
+    return memory;
+}
+
+/* Inputs in fixed ranges; what was not measured is null. */
+static json_t *inputs_json(const llmq_quant_result *r) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < r->n_inputs; i++) {
+        const llmq_quant_input *in = &r->inputs[i];
+        double low = (double)in->scale * (-128 - in->zero), high = (double)in->scale * (127 - in->zero);
+        json_array_append_new(
+            list, json_pack("{s:i, s:s, s:b, s:f, s:f, s:f, s:i, s:f, s:f, s:o, s:f, s:o, s:o, s:o, s:I, s:o}", "layer",
+                            in->layer, "site", in->site, "kept", (int)in->kept, "min", (double)in->min, "max",
+                            (double)in->max, "scale", (double)in->scale, "zero", in->zero, "low", low, "high", high,
+                            "observer", text(in->observer), "alpha", in->alpha, "error", measured(in->error),
+                            "plain_error", measured(in->plain_error), "token_error", measured(in->token_error), "macs",
+                            (json_int_t)in->macs, "note", text(in->note)));
+    }
+    return list;
+}
+
 static json_t *report_json(const char *source, const llmq_quant_params *params, const llmq_quant_result *r) {
     json_t *rows = json_array();
     for (size_t i = 0; i < r->n_rows; i++) {
@@ -57,7 +91,13 @@ static json_t *report_json(const char *source, const llmq_quant_params *params, 
         json_decref(rows);
         return NULL;
     }
+    json_object_set_new(root, "memory", memory_json(r));
     json_object_set_new(root, "awq", json_boolean(params->awq));
+    json_object_set_new(root, "activations",
+                        text(params->int8 == LLMQ_INT8_STATIC    ? "int8, fixed ranges"
+                             : params->int8 == LLMQ_INT8_DYNAMIC ? "int8, a scale for each token"
+                                                                 : NULL));
+    if (r->n_inputs) json_object_set_new(root, "inputs", inputs_json(r));
     json_object_set_new(root, "calib_tokens", json_integer(r->calib_tokens));
     json_object_set_new(root, "dropped_tokens", json_integer(r->dropped_tokens));
     if (params->tune) json_object_set_new(root, "tuning", tuning_json(r));

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "quant/hessian.h"
+#include "engine/site.h"
 
 #define TRANSFORM_TOKENS 8192 /* that scales are found on: they are fewer numbers than weights */
 #define SEARCH_STEPS 18       /* candidates tried, about */
@@ -26,14 +26,8 @@ llmq_status scales_channels(const llmq_model *model, llmq_site_id site, int64_t 
     return LLMQ_OK;
 }
 
-/* The site that a role's matrix reads, SITE_NONE for what is none. */
-static llmq_site_id site_of(const llmq_model *model, llmq_role role) {
-    const llmq_arch_rule *rule = arch_rule(model->arch, role);
-    return rule ? rule->site : SITE_NONE;
-}
-
 bool scales_touch(const llmq_model *model, const llmq_layer_scales *scales, llmq_role role) {
-    llmq_site_id in = site_of(model, role), out = arch_fold_site(model->arch, role);
+    llmq_site_id in = site_of_role(model, role), out = arch_fold_site(model->arch, role);
     return (in != SITE_NONE && scales->s[in]) || (out != SITE_NONE && scales->s[out]);
 }
 
@@ -52,7 +46,7 @@ static void scale_columns(const llmq_model *model, llmq_site_id site, const floa
 
 void scales_apply(const llmq_model *model, const llmq_layer_scales *scales, llmq_role role, int64_t rows, int64_t cols,
                   float *values) {
-    llmq_site_id in = site_of(model, role), out = arch_fold_site(model->arch, role);
+    llmq_site_id in = site_of_role(model, role), out = arch_fold_site(model->arch, role);
     if (in != SITE_NONE && scales->s[in]) scale_columns(model, in, scales->s[in], rows, cols, values);
     if (out == SITE_NONE || !scales->s[out]) return;
     bool matrix = arch_role_is_matrix(role);
@@ -63,8 +57,9 @@ void scales_apply(const llmq_model *model, const llmq_layer_scales *scales, llmq
 
 struct llmq_transform {
     llmq_transform_params params;
-    llmq_calib part;     /* evenly spaced windows of the calibration's */
-    llmq_calib_run *run; /* of those, one layer at a time */
+    const llmq_layer_scales *given; /* [n_layer] scales that were found before; else NULL, and: */
+    llmq_calib part;                /* evenly spaced windows of the calibration's */
+    llmq_calib_run *run;            /* of those, one layer at a time */
     llmq_layer_scales scales;
     float *vec[ROLE_COUNT];        /* changed gains and biases */
     llmq_weight ready[ROLE_COUNT]; /* full-precision weights on their way through a pass */
@@ -91,6 +86,15 @@ double transform_search_work(int64_t rows, int64_t cols, bool feedback, int n_wo
 /* Window of the calibration that is window i of the part. */
 static int64_t part_window(const llmq_transform *t, int64_t i) {
     return i * t->params.calib->n_windows / t->part.n_windows;
+}
+
+llmq_status transform_create_given(const llmq_transform_params *params, const llmq_layer_scales *layers,
+                                   llmq_transform **out, llmq_err *err) {
+    llmq_transform *t = *out = mem_zalloc(1, sizeof *t);
+    if (!t) return mem_error(err, sizeof *t, "a transform");
+    t->params = *params;
+    t->given = layers;
+    return LLMQ_OK;
 }
 
 llmq_status transform_create(const llmq_transform_params *params, llmq_transform **out, llmq_err *err) {
@@ -125,17 +129,10 @@ static void forget_layer(llmq_transform *t) {
     }
 }
 
-static void release_ready(llmq_transform *t) {
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        if (t->ready[role].rows) t->params.model->ops->weight_release(&t->ready[role]);
-        memset(&t->ready[role], 0, sizeof t->ready[role]);
-    }
-}
-
 void transform_destroy(llmq_transform *t) {
     if (!t) return;
     forget_layer(t);
-    release_ready(t);
+    site_release(t->params.model, t->ready);
     calib_run_destroy(t->run);
     mem_free(t->part.tokens);
     mem_free(t);
@@ -153,33 +150,6 @@ const float *transform_vector(const llmq_transform *t, llmq_role role) {
 typedef struct layer_range {
     size_t first, last; /* entries of ex */
 } layer_range;
-
-/* Something will be rounded, and nothing would be rounded only because of the scales: what is quantized already and
- * copied stays out of it. Floats that are kept are scaled as well as their type can. */
-static bool site_wants_scales(const llmq_transform *t, layer_range range, llmq_site_id site) {
-    const llmq_transform_params *params = &t->params;
-    bool wanted = false;
-    for (size_t i = range.first; i < range.last; i++) {
-        llmq_role role = params->ex->entries[i].role;
-        bool reads = site_of(params->model, role) == site;
-        if (!reads && arch_fold_site(params->model->arch, role) != site) continue;
-        bool solved = params->grid(params->user, i) != NULL;
-        if (!solved && !type_is_float(type_info(params->ex->tensors[i].type))) return false;
-        wanted = wanted || (reads && solved);
-    }
-    return wanted && params->model->arch->folds[site].into != ROLE_COUNT;
-}
-
-/* Evenly spaced rows of a matrix as floats. */
-static llmq_status sample_rows(const llmq_tensor *src, llmq_team *team, int64_t n, float **out, llmq_err *err) {
-    int64_t rows = tensor_rows(src), cols = tensor_cols(src), row_bytes = type_row_bytes(src->type, cols);
-    float *w = *out = mem_alloc((size_t)(n * cols), sizeof *w);
-    if (!w) return mem_error(err, (size_t)(n * cols) * sizeof *w, src->name);
-    for (int64_t i = 0; i < n; i++)
-        type_to_f32(src->type, (const uint8_t *)src->data + i * rows / n * row_bytes, w + i * cols, cols);
-    llmq_quant_problem check = {.name = src->name, .w = w, .rows = n, .cols = cols, .team = team};
-    return hessian_check_weights(&check, err);
-}
 
 static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_id site, const float *gram,
                                int64_t n_tokens, llmq_site_report *report, llmq_err *err) {
@@ -200,11 +170,10 @@ static llmq_status find_scales(llmq_transform *t, layer_range range, llmq_site_i
     for (size_t i = range.first; i < range.last; i++) {
         const llmq_tensor *src = params->ex->entries[i].src;
         const llmq_type_info *grid = params->grid(params->user, i);
-        if (site_of(params->model, params->ex->entries[i].role) != site || !grid) continue;
+        if (site_of_role(params->model, params->ex->entries[i].role) != site || !grid) continue;
         int k = problem.n_matrices++;
         int64_t n = transform_sample_rows(tensor_rows(src));
-        LLMQ_TRY_GOTO(source_load(params->model->source, src, false, err));
-        LLMQ_TRY_GOTO(sample_rows(src, params->team, n, &samples[k], err));
+        LLMQ_TRY_GOTO(site_sample_rows(params->model, src, n, params->team, &samples[k], err));
         matrices[k] = (llmq_site_matrix){.w = samples[k], .n_rows = n, .type = grid};
         n_rows += n;
     }
@@ -236,7 +205,7 @@ size_t transform_layer_bytes(const llmq_export *ex, size_t first, size_t last) {
         size_t weights = 0, samples = 0;
         for (size_t i = first; i < last; i++) {
             const llmq_tensor *t = &ex->tensors[i];
-            if (site_of(ex->model, ex->entries[i].role) != (llmq_site_id)site) continue;
+            if (site_of_role(ex->model, ex->entries[i].role) != (llmq_site_id)site) continue;
             size_t rows = (size_t)transform_sample_rows(tensor_rows(t));
             weights += (size_t)tensor_numel(t) * 2;
             samples += 3 * rows * (size_t)tensor_cols(t) * sizeof(float);
@@ -245,19 +214,6 @@ size_t transform_layer_bytes(const llmq_export *ex, size_t first, size_t last) {
         most = samples > most ? samples : most;
     }
     return most;
-}
-
-static llmq_status prepare_site(llmq_transform *t, layer_range range, llmq_site_id site, llmq_err *err) {
-    const llmq_transform_params *params = &t->params;
-    for (size_t i = range.first; i < range.last; i++) {
-        llmq_role role = params->ex->entries[i].role;
-        if (site_of(params->model, role) != site) continue;
-        LLMQ_TRY(source_load(params->model->source, params->ex->entries[i].src, false, err));
-        LLMQ_TRY(params->model->ops->weight_prepare(&t->ready[role], params->ex->entries[i].src, PREP_BF16,
-                                                    params->team, err));
-        calib_run_weight(t->run, role, &t->ready[role]);
-    }
-    return LLMQ_OK;
 }
 
 static llmq_status change_vectors(llmq_transform *t, layer_range range, llmq_err *err) {
@@ -275,25 +231,46 @@ static llmq_status change_vectors(llmq_transform *t, layer_range range, llmq_err
     return LLMQ_OK;
 }
 
+static llmq_status take_given(llmq_transform *t, int layer, llmq_err *err) {
+    for (int site = 0; site < SITE_COUNT; site++) {
+        const float *s = t->given[layer].s[site];
+        int64_t n;
+        int32_t *channel;
+        if (!s) continue;
+        LLMQ_TRY(scales_channels(t->params.model, (llmq_site_id)site, &n, &channel, err));
+        mem_free(channel);
+        t->scales.s[site] = mem_alloc((size_t)n, sizeof *s);
+        if (!t->scales.s[site]) return mem_error(err, (size_t)n * sizeof *s, "the scales of a site");
+        memcpy(t->scales.s[site], s, (size_t)n * sizeof *s);
+    }
+    return LLMQ_OK;
+}
+
 llmq_status transform_layer(llmq_transform *t, const llmq_calib_run *run, int layer, size_t first, size_t last,
                             float *gram, llmq_site_report *reports, llmq_err *err) {
     llmq_status status = LLMQ_OK;
+    const llmq_transform_params *params = &t->params;
     layer_range range = {first, last};
     forget_layer(t);
     memset(reports, 0, SITE_COUNT * sizeof *reports);
+    if (t->given) {
+        LLMQ_TRY(take_given(t, layer, err));
+        return change_vectors(t, range, err);
+    }
     for (int64_t i = 0; i < t->part.n_windows; i++) calib_run_copy_window(t->run, i, run, part_window(t, i));
     LLMQ_TRY(calib_run_layer(t->run, layer, err));
     for (int site = 0; site < SITE_COUNT; site++) {
         int64_t n_tokens;
-        bool wanted = site_wants_scales(t, range, (llmq_site_id)site);
+        bool wanted = site_may_scale(params->ex, first, last, (llmq_site_id)site, params->grid, params->user);
         LLMQ_TRY_GOTO(calib_run_site(t->run, (llmq_site_id)site, wanted ? gram : NULL, &n_tokens, err));
-        release_ready(t);
+        site_release(params->model, t->ready);
         if (wanted) LLMQ_TRY_GOTO(find_scales(t, range, (llmq_site_id)site, gram, n_tokens, &reports[site], err));
-        if (site != SITE_DOWN) LLMQ_TRY_GOTO(prepare_site(t, range, (llmq_site_id)site, err));
+        if (site != SITE_DOWN)
+            LLMQ_TRY_GOTO(site_prepare(params->model, layer, (llmq_site_id)site, t->run, t->ready, params->team, err));
         mem_note_peak();
     }
     LLMQ_TRY_GOTO(change_vectors(t, range, err));
 done:
-    release_ready(t);
+    site_release(params->model, t->ready);
     return status;
 }

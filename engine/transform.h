@@ -1,5 +1,6 @@
 /* Transforms of a layer before it is quantized: scales of its sites' inputs, found by AWQ on a part of the calibration
- * tokens with the layer's full-precision weights, and taken up by the op before each site (engine/arch: folds). */
+ * tokens with the layer's full-precision weights (or given: INT8's smoothing), and taken up by the op before each site
+ * (engine/arch: folds). */
 #ifndef LLMQ_ENGINE_TRANSFORM_H
 #define LLMQ_ENGINE_TRANSFORM_H
 
@@ -44,6 +45,10 @@ typedef struct llmq_transform_params {
 } llmq_transform_params;
 
 llmq_status transform_create(const llmq_transform_params *params, llmq_transform **out, llmq_err *err);
+/* Scales that were found before, [n_layer], borrowed: transform_layer then needs neither run nor gram. Of params model,
+ * ex and team are read. */
+llmq_status transform_create_given(const llmq_transform_params *params, const llmq_layer_scales *layers,
+                                   llmq_transform **out, llmq_err *err);
 void transform_destroy(llmq_transform *t); /* NULL allowed */
 /* Finds the scales of a layer, entries [first, last) of ex. run: the calibration's, where the layer begins; its tokens
  * stay as they are. gram: room for the largest site's. reports [SITE_COUNT]: after 0 where nothing was searched. */

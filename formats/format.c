@@ -234,6 +234,10 @@ bool source_exact(const llmq_source *src, const llmq_tensor *t) {
     return !src->format->exact || src->format->exact(src, t);
 }
 
+bool source_input(const llmq_source *src, const llmq_tensor *t, llmq_act_range *out) {
+    return src->format->input && src->format->input(src, t, out);
+}
+
 void source_release(const llmq_source *src, const llmq_tensor *tensor) {
     if (src->format->release) src->format->release(src, tensor);
     const uint8_t *p = tensor->data;

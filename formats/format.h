@@ -11,6 +11,12 @@
 #include "core/meta.h"
 #include "core/tensor.h"
 
+/* Metadata of models whose matrices of 8-bit rows take 8-bit inputs (engine/int8.h): "dynamic" or "static"; then for
+ * each site of each layer its range: scales (0: none, each token has its own) and zero points. */
+#define FORMAT_INT8_KEY "llmq.int8.activations"
+#define FORMAT_INT8_SCALES "llmq.int8.input_scale"
+#define FORMAT_INT8_ZEROS "llmq.int8.input_zero"
+
 typedef struct llmq_source llmq_source;
 typedef struct llmq_format llmq_format;
 
@@ -51,6 +57,8 @@ struct llmq_format {
     llmq_status (*load)(llmq_source *src, const llmq_tensor *t, bool keep, llmq_err *err);
     void (*release)(const llmq_source *src, const llmq_tensor *t);
     bool (*exact)(const llmq_source *src, const llmq_tensor *t);
+    /* Where containers say how each matrix takes its inputs, else NULL; see source_input. */
+    bool (*input)(const llmq_source *src, const llmq_tensor *t, llmq_act_range *out);
     void (*close)(llmq_source *src); /* frees owned only; maps, tensors and meta are freed by source_close */
 };
 
@@ -68,6 +76,8 @@ bool source_has_file(const llmq_source *src, const char *path);
 llmq_status source_load(llmq_source *src, const llmq_tensor *t, bool keep, llmq_err *err);
 /* The tensor's values are those of the container; false: they were rounded to its type. */
 bool source_exact(const llmq_source *src, const llmq_tensor *t);
+/* The container itself says in what range the matrix takes 8-bit inputs (scale 0: each token in its own). */
+bool source_input(const llmq_source *src, const llmq_tensor *t, llmq_act_range *out);
 /* The pages behind a tensor may leave memory (they can be read again; after source_load where that is needed). */
 void source_release(const llmq_source *src, const llmq_tensor *tensor);
 

@@ -350,4 +350,5 @@ const llmq_format format_safetensors = {.name = "huggingface",
                                         .load = schemes_load,
                                         .release = schemes_release,
                                         .exact = schemes_exact,
+                                        .input = schemes_input,
                                         .close = schemes_close};

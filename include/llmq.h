@@ -59,10 +59,27 @@ typedef struct llmq_model_info {
     int64_t matrix_params, matrix_bytes; /* matrices inside the layers only */
     bool tied_head;
     llmq_type main_type;        /* storage type of most of the matrices' parameters */
+    const char *activations;    /* "dynamic" or "static": inputs of matrices with 8-bit rows are 8-bit integers, with a
+                                   scale for each token or one that was found when quantizing; NULL: no such model */
     int64_t kv_bytes_per_token; /* with an f16 cache */
     int64_t bytes_per_token;    /* weight bytes read to generate one token */
 } llmq_model_info;
 LLMQ_API void llmq_model_get_info(const llmq_model *model, llmq_model_info *out);
+
+/* The memory that a model takes in FP32, FP16, INT8, 4, 3 and 2 bits, in this order: scales and minimums of the
+ * smallest storage type of each count; below 8 bits the cache is an f16 one. */
+#define LLMQ_MEMORY_ROWS 6
+#define LLMQ_MEMORY_CTX 4096
+typedef struct llmq_memory_row {
+    const char *key, *name; /* "int8", "INT8". Static */
+    const char *kv_name;    /* of the cache: "f32", "f16", "q8_0". Static */
+    double bits;            /* of a weight: 8.5 */
+    int64_t weights, kv;    /* bytes */
+} llmq_memory_row;
+LLMQ_API void llmq_memory_table(int64_t n_params, int64_t kv_bytes_per_token, int64_t n_ctx,
+                                llmq_memory_row rows[LLMQ_MEMORY_ROWS]);
+/* The context that tables are made for unless a user says otherwise: the model's own, at most LLMQ_MEMORY_CTX. */
+LLMQ_API int64_t llmq_memory_ctx(int64_t n_ctx_train);
 
 typedef struct llmq_tensor_info {
     const char *name;

@@ -54,8 +54,8 @@ typedef void llmq_log_fn(void *user, llmq_log_level level, const char *line);
 /* Sets the process-wide log receiver; NULL (the default) drops all lines. */
 LLMQ_API void llmq_log_set(llmq_log_fn *fn, void *user);
 
-/* n_threads of whatever computes: 0 for the physical cores this process may use, or up to so many. An explicit number is
- * obeyed even where there are fewer processors. */
+/* n_threads of whatever computes: 0 for the physical cores this process may use, or up to so many. An explicit number
+ * is obeyed even where there are fewer processors. */
 #define LLMQ_THREADS_MAX 512
 
 /* Progress of long work: done of total units (total 0: unknown), what is being done, seconds left (< 0: unknown).

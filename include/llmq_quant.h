@@ -8,11 +8,19 @@
 extern "C" {
 #endif
 
+/* Matrices inside the layers with 8-bit rows of one scale each, run on 8-bit inputs. */
+typedef enum llmq_int8 {
+    LLMQ_INT8_OFF,
+    LLMQ_INT8_DYNAMIC, /* each token's inputs are quantized as they come: one scale a token */
+    LLMQ_INT8_STATIC   /* in ranges that the calibration text gave */
+} llmq_int8;
+
 typedef struct llmq_quant_params {
     const char *method; /* "gptq", "rtn" */
     bool awq; /* before the method: scale each matrix's inputs by AWQ, the op before takes the scales up. With "rtn"
                  this is AWQ itself */
-    int bits; /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
+    llmq_int8 int8;    /* with emit "gguf" and "ct"; bits, type, group and asym are then not given */
+    int bits;          /* 2, 3, 4, 8: picks the default type when type is NULL; 0: 4 */
     const char *type;  /* "q4_0", ...: every matrix inside the layers; NULL: the best measured one of `bits` whose block
                           divides the rows */
     const char *emit;  /* what is written, a list of "gguf", "gptq", "awq", "ct", "bnb"; NULL: gguf. One: OUT is that
@@ -41,6 +49,7 @@ typedef struct llmq_quant_params {
     const char *out; /* NULL: STEM-METHOD-TYPE.gguf (or -gptq, ...) beside the source; METHOD is awq or awq-METHOD with
                         awq */
     bool force;      /* overwrite OUT */
+    bool no_smooth;  /* with int8: do not look for scales that take outliers from inputs into weights */
     bool tune; /* after the method: train scales and norms to follow the full-precision model (KL divergence over the
                   calibration text); codes stay */
     bool tune_codes;           /* with tune: codes too, by straight-through estimation; quantization-aware training */
@@ -80,6 +89,25 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
     int64_t n_tokens;   /* calibration tokens that counted for it; 0: no calibration */
 } llmq_quant_row;
 
+/* The input of matrices of a layer in an INT8 model. Errors are those of
+ * the matrices' outputs on a sample of the calibration text: a mean of squares over squares, rounding of weights
+ * included. */
+typedef struct llmq_quant_input {
+    int layer;
+    const char *site; /* "qkv", "o", "gate_up", "down". Static */
+    bool kept;        /* in higher precision: a scale for each token, or floats; note says why */
+    float min, max;   /* seen, after smoothing */
+    float scale;      /* x = scale * (q - zero), q from -128 to 127 */
+    int zero;
+    const char *observer; /* whose range is used: "min-max", "percentile", "mse", "entropy"; NULL: none. Static */
+    double alpha;         /* exponent of smoothing; 0: none */
+    double error;         /* in the range, or where there is none (scale 0) with a scale for each token */
+    double plain_error;   /* the same without smoothing */
+    double token_error;   /* with a scale for each token */
+    int64_t macs;         /* multiply-adds for a token */
+    char note[120];
+} llmq_quant_input;
+
 /* What a job spends its time on. */
 typedef enum llmq_quant_stage {
     LLMQ_STAGE_OPEN,        /* reading the model's directory, planning */
@@ -99,8 +127,12 @@ typedef struct llmq_quant_result {
     size_t n_outputs;
     llmq_quant_row *rows; /* n_rows */
     size_t n_rows;
+    llmq_quant_input *inputs; /* n_inputs: LLMQ_INT8_STATIC, or with smoothing; after the job */
+    size_t n_inputs;
     int64_t f32_bytes, f16_bytes;  /* the whole model at 32 and 16 bits */
     int64_t in_bytes, out_bytes;   /* files */
+    int64_t kv_bytes_per_token;    /* of an f16 cache: for llmq_memory_table, */
+    int64_t memory_ctx;            /* at this context */
     double bits_per_weight;        /* all tensors of the written file */
     double matrix_bits_per_weight; /* matrices inside the layers */
     double mean_error, mean_rtn_error;

@@ -17,12 +17,12 @@ static const char style[] =
     "overflow-wrap:anywhere}th.n,td.n{text-align:right;overflow-wrap:normal;white-space:nowrap}thead "
     "th,caption{color:var(--dim);font-weight:500;"
     "text-align:left}.bar{height:.8rem;background:var(--bar);border-radius:2px;min-width:1px}"
-    "td.w{width:40%}code,pre{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere;white-space:pre-wrap}"
+    "td.w{width:30%}code,pre{font:13px/1.5 ui-monospace,monospace;overflow-wrap:anywhere;white-space:pre-wrap}"
     ".warn{color:var(--warn)}.dim,.legend{color:var(--dim)}summary{cursor:pointer}.wide{overflow-x:auto}"
     "svg.curves{width:100%;height:auto}svg text{fill:var(--fg);font:11px system-ui,sans-serif}svg "
     ".tick{fill:var(--dim);font-size:10px}svg .head{font-weight:600;font-size:12px}.grid{stroke:var(--line);"
     "stroke-width:1}.own,.rtn{fill:none;stroke:var(--own);stroke-width:1.8}.rtn{stroke:var(--rtn);stroke-dasharray:5 "
-    "3}.dot{fill:var(--own)}\n";
+    "3}.dot,.covered{fill:var(--own)}.kept{fill:var(--warn)}.seen{stroke:var(--fg);stroke-width:1.2}\n";
 
 static void add_row(report_text *t, const char *name, int digits, double value, const char *unit) {
     text_add(t, "<tr><th scope=\"row\">%s</th><td>%.*f %s</td></tr>\n", name, digits, value, unit);
@@ -65,16 +65,39 @@ static void add_bar(report_text *t, const char *name, double value, double most,
              most > 0 ? 100 * value / most : 0);
 }
 
+static void add_memory_row(report_text *t, const char *name, double bits, double weights, double kv,
+                           const char *kv_name, double most) {
+    text_add(t, "<tr><th scope=\"row\">%s</th><td class=\"n\">%.4g</td><td class=\"n\">", name, bits);
+    text_bytes(t, weights);
+    text_add(t, "</td><td class=\"n\">");
+    text_bytes(t, kv);
+    text_add(t, " (%s)</td><td class=\"n\">", kv_name);
+    text_bytes(t, weights + kv);
+    text_add(t, "</td><td class=\"w\"><div class=\"bar\" style=\"width:%.1f%%\"></div></td></tr>\n",
+             most > 0 ? 100 * (weights + kv) / most : 0);
+}
+
+/* The last line is measured: the tensors of the first output, as they lie in it. */
 static void add_sizes(report_text *t, const llmq_report_facts *f) {
     const llmq_quant_result *r = f->result;
-    double f32 = (double)r->f32_bytes;
-    text_add(t, "<h2>Sizes</h2>\n<table><thead><tr><th scope=\"col\">model</th><th scope=\"col\" "
-                "class=\"n\">bytes</th><td></td></tr></thead><tbody>\n");
-    add_bar(t, "FP32", f32, f32, false);
-    add_bar(t, "FP16", (double)r->f16_bytes, f32, false);
-    add_bar(t, "INT8 (8.5 bits)", f32 * 8.5 / 32, f32, false);
-    add_bar(t, "this file", (double)r->out_bytes, f32, false);
-    text_add(t, "</tbody></table>\n");
+    llmq_memory_row rows[LLMQ_MEMORY_ROWS];
+    double bytes = 0, kv = (double)r->kv_bytes_per_token * (double)r->memory_ctx;
+    llmq_memory_table(r->f32_bytes / 4, r->kv_bytes_per_token, r->memory_ctx, rows);
+    for (size_t i = 0; i < r->n_rows; i++) bytes += (double)r->rows[i].bytes;
+    double most = (double)rows[0].weights + (double)rows[0].kv;
+    text_add(
+        t,
+        "<h2>Sizes</h2>\n<table><thead><tr><th scope=\"col\">memory</th><th scope=\"col\" class=\"n\">bits</th><th "
+        "scope=\"col\" class=\"n\">weights</th><th scope=\"col\" class=\"n\">KV cache at %lld</th><th "
+        "scope=\"col\" class=\"n\">both</th><td></td></tr></thead><tbody>\n",
+        (long long)r->memory_ctx);
+    for (int i = 0; i < LLMQ_MEMORY_ROWS; i++)
+        add_memory_row(t, rows[i].name, rows[i].bits, (double)rows[i].weights, (double)rows[i].kv, rows[i].kv_name,
+                       most);
+    add_memory_row(t, "this file", r->bits_per_weight, bytes, kv, "f16", most);
+    text_add(t, "</tbody></table>\n<p>%s: ", r->n_outputs > 1 ? "All outputs" : "The whole file");
+    text_bytes(t, (double)r->out_bytes);
+    text_add(t, ".</p>\n");
 }
 
 static void add_types(report_text *t, const llmq_quant_result *r) {
@@ -221,6 +244,7 @@ llmq_status report_html(const llmq_report_facts *facts, char **out, size_t *len_
     text_add(&t, "<h2>Errors by layer</h2>\n");
     page_curves(&t, facts);
     text_add(&t, "\n");
+    page_ranges(&t, facts);
     add_notes(&t, facts->result);
     add_calibration(&t, facts->result);
     add_times(&t, facts->result);

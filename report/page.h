@@ -7,5 +7,7 @@
 
 /* curves.c */
 void page_curves(report_text *t, const llmq_report_facts *facts);
+/* ranges.c: nothing where the model's inputs are not of 8 bits. */
+void page_ranges(report_text *t, const llmq_report_facts *facts);
 
 #endif

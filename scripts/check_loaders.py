@@ -15,6 +15,9 @@ Of each loaded model:
            bound what it can say: `expected` is the plain model's difference when its matrices and inputs are rounded to that
   generic  bnb, whose kernel on processors with bf16 always computes in that: the loaded model without that kernel, in f32, beside the plain
            model of its weights unrounded; `f16_costs` is how far that is from llmq's
+--emit also takes int8-dynamic and int8-static: compressed-tensors folders of 8-bit weights whose inputs are quantized, too. Their `own` is
+beside llmq's run of the same folder with inputs quantized as the folder says. The two programs' inputs differ in their last bits, so a
+few are rounded to the neighbouring integer: `expected` is what embeddings that are 1e-6 off cost the loaded model itself.
 scripts/check_loaders.sh makes the environment."""
 import argparse
 import importlib.metadata
@@ -28,7 +31,8 @@ import tempfile
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than the few tokens here
 TOKENS = [504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30, 657, 314, 253, 1191, 282, 1215]
 PACKAGES = ["torch", "transformers", "gptqmodel", "optimum", "compressed-tensors", "bitsandbytes", "safetensors"]
-LOADERS = {"gptq": ["GPTQModel", "transformers"], "awq": ["GPTQModel", "transformers"], "ct": ["transformers"],
+INT8 = ("int8-dynamic", "int8-static")
+LOADERS = {"int8-dynamic": ["transformers"], "int8-static": ["transformers"], "gptq": ["GPTQModel", "transformers"], "awq": ["GPTQModel", "transformers"], "ct": ["transformers"],
            "bnb": ["transformers"]}
 F32_LIMIT = 1e-3  # of log-probabilities: two programs that sum the same f32 products in another order
 OWN_LIMIT = 2  # times what that precision is expected to cost, and F32_LIMIT more
@@ -77,7 +81,8 @@ def dtypes(scheme, loader):
 def dequantized(module):
     """The module's matrix in f32, (outputs, inputs), as the program that loaded it dequantizes it; None: not quantized."""
     import torch
-    if hasattr(module, "weight_packed"):
+    weight = getattr(module, "weight", None)
+    if hasattr(module, "weight_packed") or (hasattr(module, "weight_scale") and weight.dtype == torch.int8):
         from compressed_tensors.compressors import BaseCompressor
         state = {name: p.detach() for name, p in module.named_parameters() if name.startswith("weight")}
         scheme = module.quantization_scheme
@@ -216,30 +221,47 @@ def difference(a, b):
     return max(diffs) if all(d == d for d in diffs) else float("inf")
 
 
-def check(scheme, loader, folder, reference, want, want_greedy, greedy):
+def nudged(model, tokens):
+    """The log-probabilities of a model whose embeddings are 1e-6 off."""
     import torch
+    table = model.get_input_embeddings().weight
+    torch.manual_seed(0)
+    with torch.no_grad():
+        table.mul_(1 + 1e-6 * torch.randn_like(table))
+    return scores(model, tokens, 0)[0]
+
+
+def check(llmq, scheme, loader, folder, reference, tokens_in, greedy):
+    import torch
+    want, want_greedy = ours(llmq, reference, tokens_in, greedy)
     exact_dtype, dtype = dtypes(scheme, loader)
     model = load(scheme, loader, folder, exact_dtype)
     theirs, quantized, kinds = all_weights(model)  # before the first run, which may repack them
     row = {"kernel": ",".join(kinds), "quantized": len(quantized), **compare_weights(llmq_weights(reference), theirs, scheme)}
     if scheme == "bnb":
         from bitsandbytes.functional import has_avx512bf16
-        exact = scores(plain_model(folder, theirs), TOKENS, 0)[0]
-        row["generic"] = difference(exact, scores(generic(model), TOKENS, 0)[0])
+        exact = scores(plain_model(folder, theirs), tokens_in, 0)[0]
+        row["generic"] = difference(exact, scores(generic(model), tokens_in, 0)[0])
         row["f16_costs"] = difference(exact, want)
         theirs = {name: w.half().float() for name, w in theirs.items()}
     if scheme == "bnb" or dtype != exact_dtype:
         model = load(scheme, loader, folder, dtype)
-    got, tokens = scores(model, TOKENS, greedy)
+    got, tokens = scores(model, tokens_in, greedy)
+    if scheme in INT8:
+        row["expected"] = difference(got, nudged(model, tokens_in))
     if scheme == "bnb" and has_avx512bf16():
         dtype = torch.bfloat16
     row["computes_in"] = str(dtype).split(".")[-1]
     whole = next(model.parameters()).dtype == dtype
     del model
     plain = plain_model(folder, theirs)
-    row["f32"] = difference(want, scores(plain, TOKENS, 0)[0])
+    row["f32"] = difference(want, scores(plain, tokens_in, 0)[0])
+    if scheme in INT8:
+        row["rounding_inputs_costs"] = difference(want, got)
+        want, want_greedy = ours(llmq, folder, tokens_in, greedy)
+    else:
+        row["expected"] = difference(want, rounded_scores(plain, quantized, dtype, whole, tokens_in))
     row["own"] = difference(want, got)
-    row["expected"] = difference(want, rounded_scores(plain, quantized, dtype, whole, TOKENS))
     row["same_greedy"] = sum(a == b for a, b in zip(want_greedy, tokens))
     row["ok"] = (not row["weights_that_differ"] and not row["unmatched"] and row["quantized"] > 0
                  and max(row["f32"], row.get("generic", 0)) <= F32_LIMIT
@@ -252,7 +274,7 @@ def main():
     p.add_argument("llmq")
     p.add_argument("model")
     p.add_argument("--group", default="64")
-    p.add_argument("--emit", default="gptq,awq,ct,bnb")
+    p.add_argument("--emit", default="gptq,awq,ct,bnb,int8-dynamic,int8-static")
     p.add_argument("--greedy", type=int, default=8)
     p.add_argument("--work", help="folder to keep the models in")
     p.add_argument("--json", help="write the figures there")
@@ -264,19 +286,21 @@ def main():
     work = args.work or tempfile.mkdtemp(prefix="llmq-loaders-")
     os.makedirs(work, exist_ok=True)
     rows, failed = [], False
+    with open(os.path.join(args.model, "config.json")) as f:
+        vocab = json.load(f)["vocab_size"]
+    tokens = [t % vocab for t in TOKENS]
     print("  ".join(f"{k} {v}" for k, v in versions().items()))
     for scheme in args.emit.split(","):
         folder = os.path.join(work, scheme)
-        group = [] if scheme == "bnb" else ["--group", args.group]
-        run(args.llmq, "quantize", args.model, *(more or ["--rtn"]), "--emit", scheme, *group, "-o", folder, "--force",
-            "--quiet")
+        group = [] if scheme == "bnb" or scheme in INT8 else ["--group", args.group]
+        emit = ["--" + scheme, "--emit", "ct"] if scheme in INT8 else ["--emit", scheme]
+        run(args.llmq, "quantize", args.model, *(more or ["--rtn"]), *emit, *group, "-o", folder, "--force", "--quiet")
         reference = os.path.join(work, scheme + "-f32.gguf")
         run(args.llmq, "convert", folder, "--type", "f32", "-o", reference, "--force", "--quiet")
-        want, want_greedy = ours(args.llmq, reference, TOKENS, args.greedy)
         for loader in LOADERS[scheme]:
             row = {"scheme": scheme, "loader": loader}
             try:
-                row |= check(scheme, loader, folder, reference, want, want_greedy, args.greedy)
+                row |= check(args.llmq, scheme, loader, folder, reference, tokens, args.greedy)
             except Exception as e:  # a loader that is absent or refuses is a result, too
                 row["error"] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:300]
                 row["ok"] = False

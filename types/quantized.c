@@ -70,6 +70,14 @@ void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst) {
     for (int64_t b = 0; b < n_blocks; b++) t->pack(grid + b, codes + b * t->block_len, bytes + b * t->block_bytes);
 }
 
+void quantized_pack_row_as(const llmq_quantized *q, int64_t r, const llmq_type_info *type, void *dst) {
+    const llmq_grid *groups = q->grids + r * type_blocks(q->type, q->cols);
+    const uint8_t *codes = q->codes + r * q->cols;
+    uint8_t *bytes = dst;
+    for (int64_t at = 0; at < q->cols; at += type->block_len, bytes += type->block_bytes)
+        type->pack(&groups[at / q->type->block_len], codes + at, bytes);
+}
+
 /* The row's part of blocks that need not begin where it does. */
 static void flat_row_to_f32(const llmq_quantized *q, int64_t r, float *dst) {
     int64_t len = q->type->block_len, begin = r * q->cols, end = begin + q->cols;

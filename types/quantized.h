@@ -35,6 +35,9 @@ static inline bool quantized_crosses_rows(const llmq_type_info *type, int64_t co
 void quantized_settle(const llmq_worker *worker, llmq_quantized *q);
 /* Row r as the bytes of its storage type (type_row_bytes). */
 void quantized_pack_row(const llmq_quantized *q, int64_t r, void *dst);
+/* The same of a type with the same levels whose blocks divide the groups: a group's scale (and minimum, rounded as the
+ * type stores it) goes to each of its blocks, codes are what they were. */
+void quantized_pack_row_as(const llmq_quantized *q, int64_t r, const llmq_type_info *type, void *dst);
 /* Row r back to floats [cols]. */
 void quantized_row_to_f32(const llmq_quantized *q, int64_t r, float *dst);
 

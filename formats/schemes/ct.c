@@ -8,6 +8,8 @@
  *   int-quantized    P.weight            I8  [N, K]
  *                    P.weight_scale      F16 [N, 1] or [1]
  *                    P.weight_zero_point I8                        reading, asymmetric only
+ *                    P.input_scale       F16 [1]                   inputs in a fixed range only: x = scale * (q - zero)
+ *                    P.input_zero_point  I8 [1]                    where ranges are asymmetric
  *
  * w = scale * (q - zero). Packing is dense (words.h); releases before 0.18 put 32 / b codes in a word and wasted the
  * rest, which is the same for 2, 4 and 8 bits and can be told by the width for the others. Only 4 and 8 bits are
@@ -15,6 +17,7 @@
  *
  * Read from compressors/pack_quantized and naive_quantized; checked against the library's own functions by
  * tests/data/make_schemes.py. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,7 +84,13 @@ static int members(const llmq_scheme_spec *spec, int64_t rows, int64_t cols,
     else
         out[0] = (llmq_scheme_member){suffixes[PACKED], "I32", 2, {rows, words}, rows * words * 4};
     out[1] = (llmq_scheme_member){suffixes[SCALE], "F16", 2, {rows, groups}, rows * groups * 2};
-    if (spec->act_quant) return 2;
+    if (spec->act_quant) {
+        int n = 2;
+        if (spec->input.scale > 0) out[n++] = (llmq_scheme_member){suffixes[INPUT_SCALE], "F16", 1, {1}, 2};
+        if (spec->input.scale > 0 && spec->act_zero)
+            out[n++] = (llmq_scheme_member){suffixes[INPUT_ZERO], "I8", 1, {1}, 1};
+        return n;
+    }
     out[2] = (llmq_scheme_member){suffixes[SHAPE], "I64", 1, {2}, 16};
     if (spec->sym) return 3;
     out[3] = (llmq_scheme_member){suffixes[ZERO], "I32", 2, {zero_words, groups}, zero_words * groups * 4};
@@ -122,6 +131,9 @@ static llmq_status split(const llmq_scheme_spec *spec, const llmq_quantized *q, 
     }
     if (spec->act_quant) {
         for (int64_t i = 0; i < q->rows * q->cols; i++) ((uint8_t *)data[0])[i] = q->codes[i] ^ 0x80;
+        uint16_t scale = f32_to_f16(spec->input.scale);
+        if (spec->input.scale > 0) memcpy(data[2], &scale, 2);
+        if (spec->input.scale > 0 && spec->act_zero) *(int8_t *)data[3] = (int8_t)spec->input.zero;
         return LLMQ_OK;
     }
     split_codes(q, spec->bits, data[0]);
@@ -138,23 +150,55 @@ static json_t *weights_config(const llmq_scheme_spec *spec) {
                      "observer_kwargs", "block_structure");
 }
 
-static json_t *inputs_config(const llmq_scheme_spec *spec) {
+static json_t *inputs_config(const llmq_scheme_spec *spec, bool fixed) {
     if (!spec->act_quant) return json_null();
-    return json_pack("{s:i, s:s, s:b, s:s, s:n, s:b, s:n, s:n, s:{}, s:n}", "num_bits", 8, "type", "int", "symmetric",
-                     1, "strategy", "token", "group_size", "dynamic", 1, "actorder", "observer", "observer_kwargs",
+    return json_pack("{s:i, s:s, s:b, s:s, s:n, s:b, s:n, s:o, s:{}, s:n}", "num_bits", 8, "type", "int", "symmetric",
+                     !fixed || !spec->act_zero, "strategy", fixed ? "tensor" : "token", "group_size", "dynamic", !fixed,
+                     "actorder", "observer", fixed ? json_string("minmax") : json_null(), "observer_kwargs",
                      "block_structure");
+}
+
+static json_t *group_config(const llmq_scheme_spec *spec, json_t *targets, bool fixed) {
+    return json_pack("{s:o, s:o, s:o, s:n}", "targets", targets, "weights", weights_config(spec), "input_activations",
+                     inputs_config(spec, fixed), "output_activations");
+}
+
+/* All matrices in one group, but those by name whose inputs are in no fixed range. */
+static json_t *groups_config(const llmq_scheme_spec *spec) {
+    json_t *groups = json_object(), *names = json_array();
+    json_object_set_new(groups, "group_0", group_config(spec, json_pack("[s]", "Linear"), spec->act_static));
+    for (size_t i = 0; i < spec->n_token_names; i++) json_array_append_new(names, json_string(spec->token_names[i]));
+    if (spec->n_token_names)
+        json_object_set_new(groups, "group_1", group_config(spec, names, false));
+    else
+        json_decref(names);
+    return groups;
 }
 
 /* Its reader refuses keys that it does not know: nothing of llmq's own can be added. */
 static json_t *config(const llmq_scheme_spec *spec) {
-    return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:n, s:{s:{s:[s], s:o, s:o, s:n}}}", "quant_method",
-                     "compressed-tensors", "format", spec->act_quant ? "int-quantized" : "pack-quantized",
-                     "quantization_status", "compressed", "ignore", "lm_head", "kv_cache_scheme",
-                     "global_compression_ratio", "config_groups", "group_0", "targets", "Linear", "weights",
-                     weights_config(spec), "input_activations", inputs_config(spec), "output_activations");
+    return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:n, s:o}", "quant_method", "compressed-tensors", "format",
+                     spec->act_quant ? "int-quantized" : "pack-quantized", "quantization_status", "compressed",
+                     "ignore", "lm_head", "kv_cache_scheme", "global_compression_ratio", "config_groups",
+                     groups_config(spec));
 }
 
 /* ---- reading ---- */
+
+static bool word_is(const json_t *object, const char *key, const char *word) {
+    const json_t *j = json_get(object, key);
+    return json_is_string(j) && !strcmp(json_string_value(j), word);
+}
+
+/* Inputs of 8 bits: symmetric with a scale for each token, or in a fixed range. */
+static bool inputs_are_int8(const json_t *inputs, bool *fixed) {
+    const json_t *bits = json_get(inputs, "num_bits"), *dynamic = json_get(inputs, "dynamic");
+    if (!json_is_integer(bits) || json_integer_value(bits) != 8) return false;
+    if (json_get(inputs, "type") && !word_is(inputs, "type", "int")) return false;
+    *fixed = !json_is_true(dynamic);
+    if (*fixed) return word_is(inputs, "strategy", "tensor") && (!dynamic || json_is_false(dynamic));
+    return word_is(inputs, "strategy", "token") && !json_is_false(json_get(inputs, "symmetric"));
+}
 
 static llmq_status read_group(const json_t *group, const char *file, llmq_scheme_spec *spec, llmq_err *err) {
     const json_t *weights = json_get(group, "weights");
@@ -178,6 +222,9 @@ static llmq_status read_group(const json_t *group, const char *file, llmq_scheme
     spec->bits = spec->bits == -1 || spec->bits == (int)bits ? (int)bits : 0;
     spec->group = size > 0 ? size : -1;
     spec->sym = spec->sym && sym;
+    bool fixed = false;
+    spec->act_quant = spec->act_quant && inputs_are_int8(json_get(group, "input_activations"), &fixed);
+    spec->act_static = spec->act_static || fixed;
     return LLMQ_OK;
 }
 
@@ -197,10 +244,10 @@ static llmq_status read_config(const json_t *config, const char *file, llmq_sche
         return llmq_fail(err, LLMQ_E_FORMAT, "%s: quantization_config has no config_groups", file);
     spec->bits = -1;
     spec->sym = true;
+    spec->act_quant = !strcmp(format, "int-quantized");
     json_object_foreach((json_t *)(uintptr_t)groups, name, group) LLMQ_TRY(read_group(group, file, spec, err));
     if (spec->bits == -1)
         return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: quantization_config quantizes no weights", file);
-    spec->act_quant = !strcmp(format, "int-quantized");
     return LLMQ_OK;
 }
 
@@ -282,6 +329,23 @@ static llmq_status read_zero_shape(llmq_scheme_matrix *m, llmq_err *err) {
                        m->n_groups, err);
 }
 
+/* One number each. Without a scale each token has its own range. */
+static llmq_status read_input(llmq_scheme_matrix *m, llmq_err *err) {
+    const llmq_tensor *s = m->members[INPUT_SCALE], *z = m->members[INPUT_ZERO];
+    if (!m->spec.act_quant || !s) return LLMQ_OK;
+    bool is_float = s->type == LLMQ_TYPE_F16 || s->type == LLMQ_TYPE_BF16 || s->type == LLMQ_TYPE_F32;
+    if (!is_float || tensor_numel(s) != 1 || (z && (z->type != MEMBER_I8 || tensor_numel(z) != 1)))
+        return llmq_fail(err, LLMQ_E_FORMAT,
+                         "%s: %s: its input_scale or input_zero_point is not one number: the file is damaged", m->file,
+                         m->name);
+    scheme_floats(s, 0, 1, &m->input.scale);
+    if (!(m->input.scale > 0) || !isfinite(m->input.scale))
+        return llmq_fail(err, LLMQ_E_FORMAT, "%s: %s: input_scale is %g, must be positive: the file is damaged",
+                         m->file, m->name, (double)m->input.scale);
+    if (z) m->input.zero = *(const int8_t *)z->data;
+    return LLMQ_OK;
+}
+
 static llmq_status read_group_of(llmq_scheme_matrix *m, llmq_err *err) {
     const llmq_tensor *t = m->members[GROUP_OF];
     if (!t || m->n_groups == 1) return LLMQ_OK;
@@ -310,6 +374,7 @@ static llmq_status open_matrix(llmq_scheme_matrix *m, llmq_err *err) {
     }
     LLMQ_TRY(read_scale_shape(m, err));
     LLMQ_TRY(read_zero_shape(m, err));
+    LLMQ_TRY(read_input(m, err));
     return read_group_of(m, err);
 }
 

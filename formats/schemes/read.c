@@ -288,11 +288,11 @@ static void describe(owned *o) {
     else
         n += snprintf(quant->text + n, sizeof quant->text - (size_t)n, "groups of %lld",
                       (long long)(o->spec.group > 0 ? o->spec.group : m->group));
-    snprintf(quant->text + n, sizeof quant->text - (size_t)n, "%s%s",
+    snprintf(quant->text + n, sizeof quant->text - (size_t)n, "%s%s%s",
              m->levels ? ""
              : sym     ? ", symmetric"
                        : ", asymmetric",
-             act_order ? ", act-order" : "");
+             act_order ? ", act-order" : "", o->spec.act_quant ? ", inputs of 8 bits" : "");
     if (quant->n_rounded)
         snprintf(
             quant->note, sizeof quant->note,
@@ -320,7 +320,8 @@ llmq_status schemes_attach(llmq_source *src, llmq_err *err) {
     if (!o->n_matrices) return LLMQ_OK;
     describe(o);
     src->quant = &o->quant;
-    return LLMQ_OK;
+    if (!o->spec.act_quant) return LLMQ_OK;
+    return meta_set_str(src->meta, FORMAT_INT8_KEY, o->spec.act_static ? "static" : "dynamic", err);
 }
 
 void schemes_close(llmq_source *src) {
@@ -430,4 +431,11 @@ void schemes_release(const llmq_source *src, const llmq_tensor *t) {
 bool schemes_exact(const llmq_source *src, const llmq_tensor *t) {
     const matrix *x = matrix_of(src, t);
     return !x || !x->rounded;
+}
+
+bool schemes_input(const llmq_source *src, const llmq_tensor *t, llmq_act_range *out) {
+    const matrix *x = matrix_of(src, t);
+    if (!x || !x->m.spec.act_quant) return false;
+    *out = x->m.input;
+    return true;
 }

@@ -16,6 +16,7 @@ llmq_status schemes_load(llmq_source *src, const llmq_tensor *t, bool keep, llmq
 void schemes_release(const llmq_source *src, const llmq_tensor *t);
 /* False where the values were rounded. */
 bool schemes_exact(const llmq_source *src, const llmq_tensor *t);
+bool schemes_input(const llmq_source *src, const llmq_tensor *t, llmq_act_range *out); /* the format's input */
 void schemes_close(llmq_source *src);
 
 #endif

@@ -13,14 +13,19 @@
 
 /* What the matrices of one model have in common. */
 typedef struct llmq_scheme_spec {
-    int bits;           /* 2, 3, 4, 8 (reading ct: 1 to 8; 0: not the same for all matrices) */
-    int64_t group;      /* weights of a row that share a scale; -1: the whole row. bnb: the block */
-    bool sym;           /* no zero points (the levels are centred) */
-    bool double_quant;  /* bnb: the scales are quantized too */
-    bool fp4;           /* bnb: FP4 instead of NF4 */
-    bool zero_plus_one; /* gptq: zeros are stored as they are (checkpoint_format gptq_v2), not less one (v1) */
-    bool act_quant;     /* ct: int-quantized (int8 weights of whole rows, activations quantized at run time) */
-    double damp;        /* gptq, writing: goes on record in config.json; 0: nothing to say */
+    int bits;             /* 2, 3, 4, 8 (reading ct: 1 to 8; 0: not the same for all matrices) */
+    int64_t group;        /* weights of a row that share a scale; -1: the whole row. bnb: the block */
+    bool sym;             /* no zero points (the levels are centred) */
+    bool double_quant;    /* bnb: the scales are quantized too */
+    bool fp4;             /* bnb: FP4 instead of NF4 */
+    bool zero_plus_one;   /* gptq: zeros are stored as they are (checkpoint_format gptq_v2), not less one (v1) */
+    bool act_quant;       /* ct: int-quantized (int8 weights of whole rows, 8-bit inputs of all matrices), */
+    bool act_static;      /* in fixed ranges, at least some; else each token's in a range of its own */
+    bool act_zero;        /* the fixed ranges have zero points */
+    llmq_act_range input; /* writing: of the matrix at hand */
+    const char *const *token_names; /* writing: n_token_names matrices ("P") that are not in fixed ranges after all */
+    size_t n_token_names;
+    double damp; /* gptq, writing: goes on record in config.json; 0: nothing to say */
 } llmq_scheme_spec;
 
 /* One tensor of a matrix to write: "P.weight" is stored as P + suffix. */
@@ -47,6 +52,7 @@ typedef struct llmq_scheme_matrix {
     int32_t *group_of;    /* [cols] by mem_alloc where groups do not follow the order of the columns, else NULL */
     bool flat;            /* groups are counted over the ends of rows; the first of a slab may begin before it */
     int layout;           /* the scheme's own */
+    llmq_act_range input; /* ct, with act_quant */
     int64_t nested_group; /* bnb: scales that share a number of the second level; 0: there is none */
     float nested_offset;  /* bnb */
 } llmq_scheme_matrix;

@@ -116,6 +116,10 @@ bad "-p" bench model.gguf -p 1,x
 bad "nothing to measure" bench model.gguf -p 0 -n 0,0
 bad "--batch" bench model.gguf --batch 0
 bad "-f TEXT" bench model.gguf --lookup
+bad "--batch" bench model.gguf --batch 4097
+bad "one sequence" bench model.gguf -f text --batch 2
+bad "nothing to guess" bench model.gguf -f text -n 0 --lookup
+bad "nothing to measure" bench model.gguf -f text -n 0
 bad "-f TEXT" perplexity model.gguf
 bad "--tokens" score model.gguf
 bad "--tokens" score model.gguf --tokens 1,,2
@@ -141,9 +145,8 @@ bad "nonsense" quantize model.gguf --keep 'blk.*=nonsense'
 bad "32, 64, 128 or -1" quantize model.gguf --group 48
 bad "--shard-size" quantize model.gguf --shard-size 5XB
 bad "--max-ram" quantize model.gguf --max-ram 5XB
-for o in --int8-dynamic --int8-static --smooth; do
-    bad "$o" quantize model.gguf $o
-done
+bad "exclude each other" quantize model.gguf --int8-dynamic --int8-static
+bad "--smooth" quantize model.gguf --no-smooth
 
 section "missing and wrong files"
 mkdir "$work/empty" && head -c 3000 /dev/urandom >"$work/noise.gguf" && : >"$work/nothing.gguf"
@@ -252,6 +255,14 @@ run 0 tokenize "$gguf" && same "ids of nothing" "[]" "$out"
 section "JSON"
 run 0 inspect "$gguf" --json --tensors --meta --ctx 256
 json inspect "doc['n_layer'] == 5 and doc['n_vocab'] == 512 and doc['ctx'] == 256 and len(doc['tensors']) == doc['n_tensors']"
+json "inspect's memory table" "(list(doc['memory']) == ['fp32', 'fp16', 'int8', 'int4', 'int3', 'int2', 'file']
+  and [int(doc['n_params'] * b / 8) for b in (32, 16, 8.5, 4.5, 3.4375, 2.625)] == [doc['memory'][k]['weights'] for k in ('fp32', 'fp16', 'int8', 'int4', 'int3', 'int2')]
+  and doc['memory']['fp32']['kv'] == 2 * doc['memory']['fp16']['kv'] == 512 * doc['kv_bytes_per_token'] and doc['memory']['file']['weights'] == doc['weight_bytes']
+  and all(m['both'] == m['weights'] + m['kv'] for m in doc['memory'].values()))"
+run 0 inspect "$gguf" --ctx 256
+for line in FP32 FP16 'INT8 (8.5 bits)' '4-bit (4.5 bits)' '3-bit (3.438 bits)' '2-bit (2.625 bits)' 'this file'; do
+    grep -qF "$line " "$out" || fault "inspect's memory table has no line '$line'"
+done
 run 0 inspect "$bin" --tokenizer "$tok"
 grep -q 'llama2c' "$out" || fault "inspect does not name the container"
 run 1 inspect "$gguf" --for vllm,llama.cpp --json
@@ -315,7 +326,7 @@ made=$(sed -n 's/^wrote *//p' "$out")
 [ -f "$made" ] || fault "quantize did not say what it wrote"
 [ "$(dirname "$made")" = "$work" ] || fault "the output is not beside the source"
 [ "$(sed -n 's/^next *//p' "$out")" = "$llmq chat $made" ] || fault "quantize does not print the next command"
-for word in size bits error took; do grep -q "^$word " "$out" || fault "quantize prints no line '$word'"; done
+for word in size bits error took memory FP32 INT8 2-bit 'this file'; do grep -q "^$word " "$out" || fault "quantize prints no line '$word'"; done
 run 0 run "$made" -p "Once upon a time" -n 20 --temp 0 -q
 grep -q '^Once upon a time' "$out" || fault "the quantized model does not run"
 run 0 perplexity "$made" -f "$work/text" --ctx 64 --chunks 4 --json -q -t 1 --base "$gguf"
@@ -339,6 +350,13 @@ run 0 quantize "$work/llama.bin" -t 1 --rtn -o "$made" --force --report-json "$w
 grep -q "^</body></html>" "$work/report.html" || fault "--report writes no whole page"
 python3 -m json.tool "$work/report.json" >/dev/null || fault "--report-json wrote no JSON"
 grep -q '"planned_seconds": [0-9]' "$work/report.json" || fault "--report-json does not tell the planned seconds"
+python3 -c 'import json, sys, os
+m, tensors = (lambda d: (d["memory"], d["tensors"]))(json.load(open(sys.argv[1])))
+weights = sum(t["bytes"] for t in tensors)
+assert m["file"]["weights"] == weights and 0 < os.path.getsize(sys.argv[2]) - weights < 30000, (m, weights)
+assert m["fp32"]["weights"] > m["fp16"]["weights"] > m["int8"]["weights"] > m["int4"]["weights"] > m["int3"]["weights"] > m["int2"]["weights"] > 0
+assert m["fp16"]["kv"] == m["ctx"] * 2 * 2 * 5 * 4 * 8' "$work/report.json" "$made" || fault "--report-json has no memory table of the file"
+grep -q '2-bit' "$work/report.html" || fault "--report has no memory table"
 grep -q 'planned time' "$work/report.html" || fault "--report does not tell the planned time"
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
@@ -356,6 +374,18 @@ run 0 perplexity "$work/three" -f "$heldout" --ctx 256 --chunks 6 --json -q -t 1
 json "3 bits of data/tiny" "doc['base_ppl'] < 35 and 0 < doc['kl_mean'] < 0.2 and 0.7 < doc['top1'] < 1 and doc['ppl'] > doc['base_ppl']"
 run 0 run "$work/three" -p "It was a delightful visit" -n 20 --temp 0 -q -t 1
 starts "run on 3 bits of data/tiny" "It was a delightful visit" "$out"
+
+run 0 quantize "$tiny" -t 1 --int8-static --tokens 8192 --calib-ctx 64 -o "$work/int8.gguf" --report "$work/int8.html" --report-json "$work/int8.json" -q
+grep -q '^ranges  *[0-9.]* % of the layers. multiply-adds' "$out" || fault "--int8-static does not tell what runs in fixed ranges"
+grep -q 'class="covered"' "$work/int8.html" || fault "--report draws no ranges"
+python3 -c 'import json, sys
+inputs = json.load(open(sys.argv[1]))["inputs"]
+fixed = sum(i["macs"] for i in inputs if not i["kept"])
+assert len(inputs) == 16 and fixed >= 0.95 * sum(i["macs"] for i in inputs) and all(i["low"] < i["high"] for i in inputs)' "$work/int8.json" || fault "--report-json does not tell the ranges"
+run 0 inspect "$work/int8.gguf" --json
+json "inspect an INT8 model" "doc['activations'] == 'static' and doc['main_type'] == 'q8_0'"
+run 0 perplexity "$work/int8.gguf" -f "$heldout" --ctx 256 --chunks 4 --json -q -t 1 --base "$tiny"
+json "INT8 of data/tiny" "0 < doc['kl_mean'] < 0.02 and doc['top1'] > 0.9"
 
 section "places that cannot be written"
 fails "$work/no/such" convert "$gguf" -o "$work/no/such/folder.gguf"

@@ -3,7 +3,7 @@
 
 static const char path[] = LLMQ_TEST_TMP "/engine_bad.gguf";
 
-typedef enum change_kind { INT, FLOAT, STRING, ARRAY, REMOVE, DROP, ROWS, COLS, ADD } change_kind;
+typedef enum change_kind { INT, FLOAT, STRING, ARRAY, REMOVE, DROP, ROWS, COLS, ADD, RANGES } change_kind;
 
 typedef struct change {
     change_kind kind;
@@ -56,7 +56,28 @@ static const change changes[] = {
     {ADD, "rope_freqs.weight", 3, NULL, LLMQ_E_FORMAT, "rope_freqs.weight"},
     {ADD, "blk.0.ffn_up.bias", TINY_FF, NULL, LLMQ_E_UNSUPPORTED, "blk.0.ffn_up.bias"},
     {ADD, "blk.0.attn_q.bias", 3, NULL, LLMQ_E_FORMAT, "blk.0.attn_q.bias"},
+    {STRING, "llmq.int8.activations", 0, "magic", LLMQ_E_UNSUPPORTED, "magic"},
+    {STRING, "llmq.int8.activations", 0, "static", LLMQ_E_FORMAT, "llmq.int8.input_scale"},
+    {RANGES, "short", 0.5, NULL, LLMQ_E_FORMAT, "8 numbers"},
+    {RANGES, "NaN", NAN, NULL, LLMQ_E_FORMAT, "cannot be"},
+    {RANGES, "negative", -1, NULL, LLMQ_E_FORMAT, "cannot be"},
+    {RANGES, "zero", 128, NULL, LLMQ_E_FORMAT, "zero 128"},
 };
+
+/* Static INT8 whose ranges are wrong: the last scale, or a zero point of 128, or one too few. */
+static void apply_ranges(tiny_model *t, const change *c) {
+    enum { N = 4 * TINY_LAYERS };
+    float scales[N];
+    int32_t zeros[N] = {0};
+    bool zero = !strcmp(c->name, "zero");
+    size_t n = strcmp(c->name, "short") ? N : N - 1;
+    for (int i = 0; i < N; i++) scales[i] = 0.5f;
+    if (zero) zeros[N - 1] = (int32_t)c->x;
+    else scales[N - 1] = (float)c->x;
+    meta_set_str(t->meta, "llmq.int8.activations", "static", NULL);
+    meta_set_array(t->meta, "llmq.int8.input_scale", META_F32, scales, n, NULL);
+    meta_set_array(t->meta, "llmq.int8.input_zero", META_I32, zeros, n, NULL);
+}
 
 static void apply(tiny_model *t, const change *c) {
     const int32_t two[2] = {4, 4};
@@ -70,6 +91,7 @@ static void apply(tiny_model *t, const change *c) {
     case ROWS: tiny_find(t, c->name)->dims[1] = (int64_t)c->x; break;
     case COLS: tiny_find(t, c->name)->dims[0] = (int64_t)c->x; break;
     case ADD: tiny_add(t, c->name, (int64_t)c->x, 1); break;
+    case RANGES: apply_ranges(t, c); break;
     }
 }
 

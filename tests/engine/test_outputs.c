@@ -412,6 +412,167 @@ static void what_would_be_rounded_is_not_converted(void **state) {
     assert_false(file_exists(OUT) || file_exists(OUT ".tmp"));
 }
 
+/* ---- INT8 ---- */
+
+#define TINY LLMQ_TEST_DATA "/../../data/tiny"
+
+static llmq_quant_params int8_params(llmq_int8 kind) {
+    llmq_quant_params p = params_of("gguf,ct");
+    p.group = 0;
+    p.int8 = kind;
+    p.calib_tokens = 256;
+    return p;
+}
+
+static void int8_quantize(const llmq_quant_params *p, llmq_quant_result *r) {
+    llmq_err err = {0};
+    if (job_quantize(TINY, p, r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+}
+
+/* The last of the logits after a few tokens; the matrices of layers must be run on 8-bit inputs. */
+static float *int8_logits(const char *path, const char *activations, const llmq_act_range **ranges) {
+    llmq_model *m;
+    llmq_session *s;
+    llmq_err err = {0};
+    const int32_t tokens[] = {5, 700, 31, 1200, 9, 44, 1999, 2};
+    llmq_model_params params = {.n_threads = 1};
+    llmq_session_params session;
+    llmq_session_params_default(&session);
+    session.n_threads = 1;
+    session.kv_type = LLMQ_KV_F32;
+    if (model_open(path, &params, &m, &err) != LLMQ_OK) fail_msg("%s: %s", path, err.msg);
+    assert_string_equal(m->info.activations, activations);
+    for (int l = 0; l < (int)m->hp.n_layer; l++) {
+        const llmq_layer *y = &m->layers[l];
+        const llmq_weight *w[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+        for (int i = 0; i < 7; i++) assert_int_equal(w[i]->act, ACT_INT8);
+    }
+    float *x = mem_alloc((size_t)m->hp.n_vocab, sizeof *x);
+    llmq_act_range *copy = mem_alloc((size_t)m->hp.n_layer * SITE_COUNT, sizeof *copy);
+    memcpy(copy, m->int8_inputs, (size_t)m->hp.n_layer * SITE_COUNT * sizeof *copy);
+    *ranges = copy;
+    assert_int_equal(llmq_session_create(m, &session, &s, &err), LLMQ_OK);
+    assert_int_equal(llmq_session_append(s, tokens, 8, &err), LLMQ_OK);
+    memcpy(x, llmq_session_logits(s), (size_t)m->hp.n_vocab * sizeof *x);
+    llmq_session_destroy(s);
+    model_close(m);
+    return x;
+}
+
+static double apart(const float *a, const float *b, int n) {
+    double e = 0, all = 0;
+    for (int i = 0; i < n; i++) e += (double)(a[i] - b[i]) * (double)(a[i] - b[i]), all += (double)a[i] * (double)a[i];
+    return e / all;
+}
+
+/* The file and the folder are the same model, dynamic and static, and close to what they were made from. */
+static void int8_models_run_alike(void **state) {
+    (void)state;
+    enum { VOCAB = 2048, N = 4 * SITE_COUNT };
+    llmq_convert_result converted;
+    llmq_err err = {0};
+    float *last = NULL;
+    for (int kind = LLMQ_INT8_DYNAMIC; kind <= LLMQ_INT8_STATIC; kind++)
+        for (int plain = 0; plain < 2; plain++) {
+            const char *name = kind == LLMQ_INT8_STATIC ? "static" : "dynamic";
+            const llmq_act_range *a, *b, *c;
+            llmq_quant_result r;
+            llmq_quant_params p = int8_params((llmq_int8)kind);
+            p.no_smooth = plain;
+            assert_int_equal(fresh(NULL), 0);
+            int8_quantize(&p, &r);
+            assert_same_layers(gguf_of(OUT), OUT "/ct", plain ? 0 : 2e-3f); /* smoothed norms: F32 and F16 */
+            float *file = int8_logits(gguf_of(OUT), name, &a), *folder = int8_logits(OUT "/ct", name, &b);
+            assert_memory_equal(a, b, N * sizeof *a);
+            assert_true(apart(file, folder, VOCAB) < 3e-3); /* the embedding is Q8_0 in the one and F16 in the other */
+            assert_true(!last || apart(file, last, VOCAB) < 0.06); /* any tokens: some leave the fixed ranges */
+            llmq_convert_params to_gguf = {.n_threads = 1};
+            assert_int_equal(job_convert(OUT "/ct", ROOT "/again.gguf", &to_gguf, &converted, &err), LLMQ_OK);
+            float *again = int8_logits(ROOT "/again.gguf", name, &c);
+            assert_true(apart(again, folder, VOCAB) < 1e-3); /* rows in another order: other sums */
+            assert_memory_equal(a, c, N * sizeof *a);
+            assert_int_equal(r.n_inputs, kind == LLMQ_INT8_STATIC || !plain ? N : 0);
+            for (size_t i = 0; i < r.n_inputs; i++) {
+                assert_true(r.inputs[i].error < 0.02 && r.inputs[i].error <= r.inputs[i].plain_error * 1.0001);
+                assert_true(plain ? r.inputs[i].alpha == 0 : r.inputs[i].alpha >= 0);
+                assert_true(r.inputs[i].kept || (a[i].scale > 0) == (kind == LLMQ_INT8_STATIC));
+                assert_true(a[i].scale == r.inputs[i].scale || r.inputs[i].kept);
+            }
+            mem_free((void *)(uintptr_t)a), mem_free((void *)(uintptr_t)b), mem_free((void *)(uintptr_t)c);
+            mem_free(folder), mem_free(again), mem_free(last);
+            last = file;
+            llmq_quant_result_clear(&r);
+        }
+    mem_free(last);
+}
+
+/* What compressed-tensors reads: the groups, and a scale beside each matrix whose inputs have a fixed range. */
+static void int8_folders_say_what_they_are(void **state) {
+    (void)state;
+    llmq_quant_result r;
+    llmq_quant_params p = int8_params(LLMQ_INT8_STATIC);
+    p.emit = "ct";
+    int8_quantize(&p, &r);
+    json_t *config = read_json(OUT "/config.json"), *quant = json_object_get(config, "quantization_config"),
+           *inputs = json_object_get(json_object_get(json_object_get(quant, "config_groups"), "group_0"), "input_activations");
+    assert_string_equal(json_string_value(json_object_get(quant, "format")), "int-quantized");
+    assert_string_equal(json_string_value(json_object_get(inputs, "strategy")), "tensor");
+    assert_true(json_is_false(json_object_get(inputs, "dynamic")));
+    json_decref(config);
+    char *text;
+    size_t len;
+    assert_int_equal(file_read(OUT "/model.safetensors", 1 << 24, &text, &len, NULL), LLMQ_OK);
+    text[20000] = 0;
+    assert_non_null(strstr(text + 8, "model.layers.0.self_attn.q_proj.input_scale"));
+    mem_free(text);
+    llmq_quant_result_clear(&r);
+}
+
+/* GPTQ's error feedback on rows with one scale: less error than rounding, and the same bytes for any number of threads. */
+static void int8_rows_are_solved(void **state) {
+    (void)state;
+    for (int kind = LLMQ_INT8_DYNAMIC; kind <= LLMQ_INT8_STATIC; kind++)
+        for (int n = 1; n <= 2; n++) {
+            llmq_quant_result r;
+            llmq_quant_params p = int8_params((llmq_int8)kind);
+            p.method = "gptq";
+            p.emit = "gguf";
+            p.n_threads = n;
+            p.force = true;
+            p.out = n == 1 ? ROOT "/one.gguf" : ROOT "/two.gguf";
+            int8_quantize(&p, &r);
+            assert_true(r.mean_error > 0 && r.mean_error < r.mean_rtn_error);
+            llmq_quant_result_clear(&r);
+            if (n == 2) assert_int_equal(system("cmp " ROOT "/one.gguf " ROOT "/two.gguf"), 0);
+        }
+}
+
+static void int8_refusals(void **state) {
+    (void)state;
+    static const char *const keep[] = {"blk.0.*=q4_0"};
+    const struct {
+        const char *says, *emit, *type;
+        int bits, group;
+        bool asym, awq, keep;
+        llmq_int8 kind;
+    } cases[] = {{"only gguf and ct", "gptq,gguf", NULL, 0, 0, 0, 0, 0, LLMQ_INT8_DYNAMIC},
+                 {"stored as q8_0", "gguf", "q4_0", 0, 0, 0, 0, 0, LLMQ_INT8_DYNAMIC},
+                 {"leave out --bits", "gguf", NULL, 4, 0, 0, 0, 0, LLMQ_INT8_DYNAMIC},
+                 {"leave out --group", "ct", NULL, 0, 64, 0, 0, 0, LLMQ_INT8_STATIC},
+                 {"leave out --asym", "ct", NULL, 0, 0, 1, 0, 0, LLMQ_INT8_STATIC},
+                 {"leave out --awq", "gguf", NULL, 0, 0, 0, 1, 0, LLMQ_INT8_STATIC},
+                 {"only as floats", "gguf", NULL, 0, 0, 0, 0, 1, LLMQ_INT8_DYNAMIC}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        llmq_quant_params p = int8_params(cases[i].kind);
+        p.emit = cases[i].emit, p.type = cases[i].type, p.bits = cases[i].bits, p.group = cases[i].group;
+        p.asym = cases[i].asym, p.awq = cases[i].awq, p.keep = keep, p.n_keep = cases[i].keep;
+        llmq_quant_result r;
+        llmq_err err = {0};
+        llmq_status status = job_quantize(TINY, &p, &r, &err);
+        if (status != LLMQ_E_ARG || !strstr(err.msg, cases[i].says)) fail_msg("%zu: status %d, %s", i, status, err.msg);
+    }
+}
+
 static bool stop_early(void *user, double done, double total, const char *what, double left) {
     (void)total, (void)what, (void)left;
     int *calls = user;
@@ -467,6 +628,10 @@ int main(void) {
         cmocka_unit_test_setup(floats_become_a_folder, fresh),
         cmocka_unit_test_setup(floats_of_quantized_weights, fresh),
         cmocka_unit_test_setup(what_would_be_rounded_is_not_converted, fresh),
+        cmocka_unit_test_setup(int8_models_run_alike, fresh),
+        cmocka_unit_test_setup(int8_folders_say_what_they_are, fresh),
+        cmocka_unit_test_setup(int8_rows_are_solved, fresh),
+        cmocka_unit_test_setup(int8_refusals, fresh),
         cmocka_unit_test_setup(stopping_leaves_no_folder, fresh),
         cmocka_unit_test_setup(running_out_of_memory_leaves_nothing, fresh),
     };

@@ -1,5 +1,5 @@
-/* Whole models in every scheme: a golden model's matrices are rounded to the scheme's grid and written as such a folder,
- * and beside it as F32 numbers. What llmq makes of both must be the same model. */
+/* Whole models in every scheme: a golden model's matrices are rounded to the scheme's grid and written as such a
+ * folder, and beside it as F32 numbers. What llmq makes of both must be the same model. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -50,7 +50,8 @@ typedef struct writer {
     size_t n;
 } writer;
 
-static void add(writer *w, const char *name, const char *suffix, const char *dtype, int n_dims, const int64_t *dims, int64_t bytes, void *data) {
+static void add(writer *w, const char *name, const char *suffix, const char *dtype, int n_dims, const int64_t *dims,
+                int64_t bytes, void *data) {
     llmq_st_tensor *t = &w->tensors[w->n];
     *t = (llmq_st_tensor){.dtype = dtype, .n_dims = n_dims, .bytes = bytes};
     int len = (int)strlen(name) - (*suffix ? (int)strlen(".weight") : 0);
@@ -95,7 +96,8 @@ static void add_quantized(writer *quantized, writer *plain, const model_case *c,
     if (s->check(&c->spec, t->name, rows, cols, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     assert_int_equal(quantized_create(grid, rows, cols, &q, NULL), LLMQ_OK);
     for (int64_t i = 0; i < rows * n_blocks; i++) {
-        int64_t at = i / n_blocks * cols + i % n_blocks * grid->block_len, n = type_block_cols(grid, cols, i % n_blocks);
+        int64_t at = i / n_blocks * cols + i % n_blocks * grid->block_len,
+                n = type_block_cols(grid, cols, i % n_blocks);
         type_fit(grid, x + at, NULL, n, &q->grids[i]);
         type_codes(grid, &q->grids[i], x + at, n, q->codes + at);
     }
@@ -103,7 +105,8 @@ static void add_quantized(writer *quantized, writer *plain, const model_case *c,
     for (int i = 0; i < n; i++) data[i] = malloc((size_t)members[i].bytes);
     if (s->split(&c->spec, q, data, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     for (int i = 0; i < n; i++)
-        add(quantized, t->name, members[i].suffix, members[i].dtype, members[i].n_dims, members[i].dims, members[i].bytes, data[i]);
+        add(quantized, t->name, members[i].suffix, members[i].dtype, members[i].n_dims, members[i].dims,
+            members[i].bytes, data[i]);
     for (int64_t r = 0; r < rows; r++) quantized_row_to_f32(q, r, x + r * cols);
     add_floats(plain, t, x);
     quantized_destroy(q);
@@ -172,7 +175,8 @@ static void compare_tensors(const model_case *c, const char *a_path, const char 
         for (int64_t k = 0; k < tensor_numel(x); k++) {
             float u = ((const float *)x->data)[k], v = ((const float *)y->data)[k];
             if (c->n_inexact ? !(fabsf(u - v) <= fabsf(v) / 1024) : u != v)
-                fail_msg("%s, %d bits: %s[%d] is %g, not %g", c->scheme, c->spec.bits, x->name, (int)k, (double)u, (double)v);
+                fail_msg("%s, %d bits: %s[%d] is %g, not %g", c->scheme, c->spec.bits, x->name, (int)k, (double)u,
+                         (double)v);
         }
     }
     source_close(a);
@@ -207,7 +211,11 @@ static void test_every_scheme(void **state) {
             largest = fmax(largest, fabs(plain[k]));
         }
         assert_true(worst < 0.05 * largest); /* activations of 8 bits */
-        if (!(moved < 1e-3 * largest)) fail_msg("%s: the repack moves logits by %g of %g", c->scheme, moved, largest);
+        /* Rows in another order give sums that differ in their last bits, and where a whole row of inputs shares a
+         * scale, one input that is rounded the other way for it shows. */
+        double may_move = c->spec.act_quant ? 0.02 : 1e-3;
+        if (!(moved < may_move * largest))
+            fail_msg("%s: the repack moves logits by %g of %g", c->scheme, moved, largest);
     }
 }
 

@@ -114,6 +114,7 @@ static void check_config(const llmq_scheme *s, const llmq_scheme_spec *spec) {
     assert_int_equal(back.group, spec->group);
     assert_int_equal(back.sym, spec->sym);
     assert_int_equal(back.act_quant, spec->act_quant);
+    assert_int_equal(back.act_static, spec->act_static);
     if (!strcmp(s->name, "gptq")) assert_int_equal(back.zero_plus_one, spec->zero_plus_one || !spec->sym);
     json_decref(config);
 }
@@ -150,6 +151,13 @@ static void test_round_trip(void **state) {
     llmq_scheme_spec w8a8 = {.bits = 8, .group = -1, .sym = true, .act_quant = true};
     const llmq_scheme *ct = scheme_find("ct");
     llmq_quantized *q = random_matrix(ct->grid(&w8a8), 7, 33);
+    check_read_back(ct, &w8a8, q);
+    check_config(ct, &w8a8);
+    static const char *const names[] = {"model.layers.3.mlp.down_proj"};
+    w8a8.act_static = w8a8.act_zero = true; /* inputs in fixed ranges, but of one matrix */
+    w8a8.token_names = names;
+    w8a8.n_token_names = 1;
+    w8a8.input = (llmq_act_range){0.0625f, -11};
     check_read_back(ct, &w8a8, q);
     check_config(ct, &w8a8);
     quantized_destroy(q);

@@ -84,6 +84,26 @@ static void tells_the_result(void **state) {
     mem_free(page);
 }
 
+static void ranges_are_drawn(void **state) {
+    (void)state;
+    llmq_quant_input inputs[3] = {
+        {.layer = 0, .site = "qkv", .min = -3.5f, .max = 4.25f, .scale = 0.03125f, .zero = 5, .observer = "mse", .alpha = 0.55, .error = 0.0012, .macs = 900},
+        {.layer = 0, .site = "down", .kept = true, .min = -800, .max = 17, .scale = 3, .observer = "min-max", .error = 0.3, .macs = 100},
+        {.layer = 1, .site = "qkv", .scale = 0.1f, .observer = "entropy"}};
+    strcpy(inputs[1].note, "outliers: <b>");
+    llmq_quant_result r = {.mean_error = -1, .mean_rtn_error = -1, .inputs = inputs, .n_inputs = 3};
+    char *page = make_page(&r, NULL, NULL, NULL);
+    const char *wanted[] = {"Inputs of 8 bits", "90.00 %", "outliers: &lt;b&gt;", "inputs of gate_up", "seen -3.5 to 4.25, 8 bits cover -4.156 to 3.812 (mse, with a zero point)",
+                            "kept in higher precision", "<rect class=\"covered\"", "<rect class=\"kept\"", "0.55"};
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) holds(page, wanted[i]);
+    assert_null(strstr(page, "nan"));
+    mem_free(page);
+    for (int i = 0; i < 3; i++) inputs[i].scale = 0;
+    page = make_page(&r, NULL, NULL, NULL);
+    holds(page, "Each token has a scale of its own");
+    mem_free(page);
+}
+
 static void nothing_becomes_markup(void **state) {
     (void)state;
     llmq_quant_row rows[1] = {row("<script>alert('1')</script>", "attn_q", 0, 0.1, 0.2)};
@@ -156,7 +176,7 @@ static void text_is_escaped(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(tells_the_result), cmocka_unit_test(nothing_becomes_markup),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(tells_the_result), cmocka_unit_test(ranges_are_drawn), cmocka_unit_test(nothing_becomes_markup),
                                        cmocka_unit_test(odd_results_make_pages), cmocka_unit_test(text_is_escaped)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

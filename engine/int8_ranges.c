@@ -1,0 +1,330 @@
+#include "engine/int8_ranges.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "engine/site.h"
+#include "quant/int8_site.h"
+
+#define RANGE_TOKENS 16384 /* that ranges are found on */
+#define OBSERVED_ONE_OF 4  /* tokens of them that observers of shapes count; all count for the ends */
+#define EVEN_TOKENS 176    /* of a trial, */
+#define LARGEST_TOKENS 16  /* and those with the largest numbers */
+#define SAMPLE_ROWS 64     /* of each matrix */
+#define TRIALS_SMOOTH 11   /* about, of scales; in fixed ranges four of each */
+#define TRIALS_RANGE 14
+#define SLAB 64 /* tokens made floats at a time */
+
+/* Above this error a site is a candidate for being kept, if a scale for each token is at least so much better. */
+#define KEEP_ERROR 0.002
+#define KEEP_GAIN 3.0
+
+static const char *const site_names[SITE_COUNT] = {
+    [SITE_QKV] = "qkv", [SITE_O] = "o", [SITE_GATE_UP] = "gate_up", [SITE_DOWN] = "down"};
+
+/* ---- the result */
+
+llmq_status int8_ranges_create(size_t n_layer, int8_ranges **out, llmq_err *err) {
+    int8_ranges *r = *out = mem_zalloc(1, sizeof *r);
+    if (!r) return mem_error(err, sizeof *r, "ranges of inputs");
+    r->n_layer = n_layer;
+    r->inputs = mem_zalloc(n_layer * SITE_COUNT, sizeof *r->inputs);
+    r->range = mem_zalloc(n_layer * SITE_COUNT, sizeof *r->range);
+    r->scales = mem_zalloc(n_layer, sizeof *r->scales);
+    if (!r->inputs || !r->range || !r->scales)
+        return mem_error(err, n_layer * SITE_COUNT * sizeof *r->inputs, "ranges of inputs");
+    for (size_t i = 0; i < n_layer * SITE_COUNT; i++)
+        r->inputs[i] = (llmq_quant_input){
+            .layer = (int)(i / SITE_COUNT), .site = site_names[i % SITE_COUNT], .kept = true, .error = -1};
+    return LLMQ_OK;
+}
+
+void int8_ranges_destroy(int8_ranges *r) {
+    if (!r) return;
+    for (size_t l = 0; r->scales && l < r->n_layer; l++)
+        for (int site = 0; site < SITE_COUNT; site++) mem_free(r->scales[l].s[site]);
+    mem_free(r->inputs);
+    mem_free(r->range);
+    mem_free(r->scales);
+    mem_free(r);
+}
+
+/* ---- a site's inputs */
+
+typedef struct finder {
+    const int8_ranges_job *job;
+    int8_ranges *r;
+    llmq_calib part; /* evenly spaced windows of the calibration's */
+    llmq_calib_run *run;
+    llmq_weight ready[ROLE_COUNT];
+    uint16_t *in;   /* (tokens, cols) bf16: what most of them are in the pass anyway */
+    float *largest; /* [tokens] magnitude; < 0: left out */
+    float *most;    /* [widest] magnitude of each input */
+    float *x;       /* (sampled tokens, cols) */
+    float *slab;    /* (SLAB, cols) */
+    int64_t n_tok, cols;
+} finder;
+
+static void watch(void *user, const float *in, int64_t begin, int64_t n, int64_t cols, const uint8_t *bad) {
+    finder *f = user;
+    f->cols = cols;
+    f->job->model->ops->to_bf16(in, f->in + begin * cols, n * cols);
+    for (int64_t t = 0; t < n; t++) {
+        float largest = 0;
+        for (int64_t c = 0; c < cols; c++) {
+            float x = fabsf(bf16_to_f32(f->in[(begin + t) * cols + c]));
+            largest = x > largest ? x : largest;
+            f->most[c] = x > f->most[c] ? x : f->most[c];
+        }
+        f->largest[begin + t] = bad[t] ? -1 : largest;
+    }
+}
+
+/* Tokens for trials: evenly spaced, the place within a step going round so that no position of windows is preferred;
+ * then those with the largest numbers. Returns how many are evenly spaced. */
+static int64_t sample_tokens(const finder *f, int64_t *token, int64_t *n_out) {
+    int64_t n = f->n_tok < EVEN_TOKENS ? f->n_tok : EVEN_TOKENS, step = f->n_tok / n;
+    for (int64_t i = 0; i < n; i++) token[i] = i * step + i * 37 % step;
+    *n_out = n;
+    for (int k = 0; k < LARGEST_TOKENS; k++) {
+        int64_t best = -1;
+        for (int64_t t = 0; t < f->n_tok; t++) {
+            bool taken = false;
+            for (int64_t i = n; i < *n_out; i++) taken = taken || token[i] == t;
+            if (!taken && f->largest[t] >= 0 && (best < 0 || f->largest[t] > f->largest[best])) best = t;
+        }
+        if (best >= 0) token[(*n_out)++] = best;
+    }
+    return n;
+}
+
+static void read_tokens(const finder *f, int64_t first, int64_t n, float *x) {
+    f->job->model->ops->from_bf16(f->in + first * f->cols, x, n * f->cols);
+}
+
+/* ---- a site */
+
+static llmq_status observe(finder *f, const int8_problem *p, const float *s, int8_observers *o, llmq_err *err) {
+    for (int64_t t = 0; t < f->n_tok; t += SLAB) {
+        int64_t n = f->n_tok - t < SLAB ? f->n_tok - t : SLAB;
+        read_tokens(f, t, n, f->slab);
+        for (int64_t i = 0; i < n * f->cols; i++) {
+            int64_t c = i % f->cols;
+            f->slab[i] /= s[p->site.channel ? p->site.channel[c] : c];
+        }
+        LLMQ_TRY(int8_observers_add(o, f->slab, n * f->cols, t / SLAB % OBSERVED_ONE_OF == 0, err));
+    }
+    return LLMQ_OK;
+}
+
+/* With everything about the site at hand. */
+static llmq_status find_range(finder *f, const int8_problem *p, bool may_scale, float *s, llmq_quant_input *in,
+                              llmq_act_range *range, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    int8_trial *t = NULL;
+    int8_observers *o = NULL;
+    int8_smooth_report smooth = {0};
+    int8_range_report best;
+    LLMQ_TRY_GOTO(int8_trial_create(p, &t, err));
+    if (f->job->smooth && may_scale)
+        LLMQ_TRY_GOTO(smooth_scales(p, t, s, &smooth, err));
+    else
+        int8_trial_scale(t, NULL);
+    LLMQ_TRY_GOTO(int8_trial_error(t, (llmq_act_range){0}, &in->token_error, err));
+    in->alpha = smooth.alpha;
+    in->plain_error = smooth.alpha > 0 ? smooth.before : in->token_error;
+    in->error = in->token_error;
+    in->kept = false;
+    if (!f->job->fixed) goto done;
+    LLMQ_TRY_GOTO(int8_observers_create(&o, err));
+    LLMQ_TRY_GOTO(observe(f, p, s, o, err));
+    LLMQ_TRY_GOTO(int8_observers_choose(o, t, &best, err));
+    *range = best.range;
+    in->min = best.min;
+    in->max = best.max;
+    in->scale = best.range.scale;
+    in->zero = best.range.zero;
+    in->observer = best.observer;
+    in->error = best.error;
+    if (!(smooth.alpha > 0)) in->plain_error = best.error;
+    in->kept = !isfinite(best.error) || !best.observer;
+    if (in->kept) snprintf(in->note, sizeof in->note, "its outputs could not be measured");
+done:
+    int8_observers_destroy(o);
+    int8_trial_destroy(t);
+    return status;
+}
+
+/* The site's matrices that will be rounded, and tokens; then its range. */
+static llmq_status find_site(finder *f, size_t first, size_t last, llmq_site_id site, llmq_quant_input *in,
+                             llmq_act_range *range, float **scales, llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    const int8_ranges_job *job = f->job;
+    llmq_site_matrix matrices[ROLE_COUNT];
+    float *samples[ROLE_COUNT], *s = NULL;
+    int32_t *channel = NULL;
+    int64_t token[EVEN_TOKENS + LARGEST_TOKENS], rows = 0;
+    int8_problem p = {.site = {.matrices = matrices, .cols = f->cols, .ops = job->model->ops, .team = job->team},
+                      .x = f->x,
+                      .most = f->most,
+                      .fixed = job->fixed};
+    for (size_t i = first; i < last; i++) {
+        const llmq_tensor *src = job->ex->entries[i].src;
+        const llmq_type_info *grid = job->grid(job->user, i);
+        if (site_of_role(job->model, job->ex->entries[i].role) != site) continue;
+        in->macs += tensor_numel(src);
+        if (!grid) continue;
+        int k = p.site.n_matrices++;
+        int64_t n = int8_ranges_rows(tensor_rows(src));
+        LLMQ_TRY_GOTO(site_sample_rows(job->model, src, n, job->team, &samples[k], err));
+        matrices[k] = (llmq_site_matrix){.w = samples[k], .n_rows = n, .type = grid};
+        rows += n;
+    }
+    if (!p.site.n_matrices || f->cols % 32 || f->cols > INT8_MAX_COLS) {
+        snprintf(in->note, sizeof in->note, "its matrices are kept as floats");
+        goto done;
+    }
+    p.n_even = sample_tokens(f, token, &p.n_tok);
+    for (int64_t i = 0; i < p.n_tok; i++) read_tokens(f, token[i], 1, f->x + i * f->cols);
+    LLMQ_TRY_GOTO(scales_channels(job->model, site, &p.site.n_channels, &channel, err));
+    p.site.channel = channel;
+    s = mem_alloc((size_t)p.site.n_channels, sizeof *s);
+    if (!s) LLMQ_TRY_GOTO(mem_error(err, (size_t)p.site.n_channels * sizeof *s, "the scales of a site"));
+    for (int64_t k = 0; k < p.site.n_channels; k++) s[k] = 1;
+    LLMQ_TRY_GOTO(
+        find_range(f, &p, site_may_scale(job->ex, first, last, site, job->grid, job->user), s, in, range, err));
+    if (in->alpha > 0) {
+        *scales = s;
+        s = NULL;
+    }
+    double work = int8_ranges_work(rows, f->cols, f->n_tok, job->fixed, job->smooth, team_size(job->team));
+    if (!job->tick_search(job->user, work)) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
+done:
+    for (int i = 0; i < p.site.n_matrices; i++) mem_free(samples[i]);
+    mem_free(channel);
+    mem_free(s);
+    return status;
+}
+
+/* ---- all of them */
+
+static llmq_status find_layer(finder *f, int layer, size_t first, size_t last, llmq_err *err) {
+    int64_t n_tokens;
+    LLMQ_TRY(calib_run_layer(f->run, layer, err));
+    for (int site = 0; site < SITE_COUNT; site++) {
+        size_t at = (size_t)layer * SITE_COUNT + (size_t)site;
+        memset(f->most, 0, (size_t)calib_site_cols(&f->job->model->hp, (llmq_site_id)site) * sizeof *f->most);
+        LLMQ_TRY(calib_run_site(f->run, (llmq_site_id)site, NULL, &n_tokens, err));
+        site_release(f->job->model, f->ready);
+        LLMQ_TRY(find_site(f, first, last, (llmq_site_id)site, &f->r->inputs[at], &f->r->range[at],
+                           &f->r->scales[layer].s[site], err));
+        LLMQ_TRY(site_prepare(f->job->model, layer, (llmq_site_id)site, f->run, f->ready, f->job->team, err));
+        mem_note_peak();
+    }
+    if (layer + 1 < (int)f->job->model->hp.n_layer) LLMQ_TRY(calib_run_site(f->run, SITE_COUNT, NULL, &n_tokens, err));
+    site_release(f->job->model, f->ready);
+    return LLMQ_OK;
+}
+
+/* The worst sites keep a scale for each token, as far as the share of the work that may be kept allows. */
+static void choose_kept(int8_ranges *r) {
+    double all = 0, kept = 0;
+    size_t n = r->n_layer * SITE_COUNT;
+    for (size_t i = 0; i < n; i++) {
+        all += (double)r->inputs[i].macs;
+        kept += r->inputs[i].kept ? (double)r->inputs[i].macs : 0;
+    }
+    for (;;) {
+        llmq_quant_input *worst = NULL;
+        for (size_t i = 0; i < n; i++) {
+            llmq_quant_input *in = &r->inputs[i];
+            if (in->kept || in->error < KEEP_ERROR || in->error < KEEP_GAIN * in->token_error ||
+                kept + (double)in->macs > INT8_KEPT_SHARE * all)
+                continue;
+            if (!worst || in->error > worst->error) worst = in;
+        }
+        if (!worst) break;
+        worst->kept = true;
+        kept += (double)worst->macs;
+        snprintf(worst->note, sizeof worst->note,
+                 "outliers: %.2g of its outputs is lost in the best range, %.2g with a scale for each token",
+                 worst->error, worst->token_error);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (r->inputs[i].kept) r->range[i] = (llmq_act_range){0};
+}
+
+int64_t int8_ranges_tokens(const llmq_calib *calib) {
+    int64_t most = RANGE_TOKENS / calib->ctx > 0 ? RANGE_TOKENS / calib->ctx : 1;
+    return (calib->n_windows < most ? calib->n_windows : most) * calib->ctx;
+}
+
+int64_t int8_ranges_rows(int64_t rows) {
+    return rows < SAMPLE_ROWS ? rows : SAMPLE_ROWS;
+}
+
+/* Trials round the sampled rows and multiply the sampled tokens by them; observers look at every number. */
+double int8_ranges_work(int64_t rows, int64_t cols, int64_t n_tok, bool fixed, bool smooth, int n_workers) {
+    double cells = (double)rows * (double)cols, seen = (double)n_tok * (double)cols;
+    double trials = fixed ? TRIALS_RANGE + (smooth ? 4 * TRIALS_SMOOTH : 0) : 1 + (smooth ? TRIALS_SMOOTH : 0);
+    return trials * cells * (3.0 + 0.02 * (EVEN_TOKENS + LARGEST_TOKENS)) / n_workers +
+           seen * (fixed ? 4.0 + 12.0 / OBSERVED_ONE_OF : 2.0);
+}
+
+static int64_t widest(const llmq_hparams *hp) {
+    int64_t most = 0;
+    for (int site = 0; site < SITE_COUNT; site++) {
+        int64_t cols = calib_site_cols(hp, (llmq_site_id)site);
+        most = cols > most ? cols : most;
+    }
+    return most;
+}
+
+size_t int8_ranges_bytes(const llmq_export *ex, const llmq_calib *calib) {
+    size_t cols = (size_t)widest(&ex->model->hp), tokens = (size_t)int8_ranges_tokens(calib),
+           sampled = EVEN_TOKENS + LARGEST_TOKENS, rows = 3 * SAMPLE_ROWS;
+    return tokens * (cols * 2 + sizeof(float)) + (2 * sampled + SLAB) * cols * sizeof(float) +
+           rows * cols * (2 * sizeof(float) + 3) + 2 * sampled * rows * sizeof(float) + ((size_t)12 << 20);
+}
+
+static llmq_status create_buffers(finder *f, llmq_err *err) {
+    const llmq_calib *calib = f->job->calib;
+    size_t cols = (size_t)widest(&f->job->model->hp), ctx = (size_t)calib->ctx;
+    f->n_tok = int8_ranges_tokens(calib);
+    f->part = (llmq_calib){.ctx = calib->ctx, .n_windows = f->n_tok / calib->ctx};
+    f->part.tokens = mem_alloc((size_t)f->n_tok, sizeof *f->part.tokens);
+    f->in = mem_alloc((size_t)f->n_tok * cols, sizeof *f->in);
+    f->largest = mem_alloc((size_t)f->n_tok, sizeof *f->largest);
+    f->most = mem_alloc(cols, sizeof *f->most);
+    f->x = mem_alloc((EVEN_TOKENS + LARGEST_TOKENS) * cols, sizeof *f->x);
+    f->slab = mem_alloc(SLAB * cols, sizeof *f->slab);
+    if (!f->part.tokens || !f->in || !f->largest || !f->most || !f->x || !f->slab)
+        return mem_error(err, (size_t)f->n_tok * cols * sizeof *f->in, "inputs of the layers");
+    for (int64_t i = 0; i < f->part.n_windows; i++)
+        memcpy(f->part.tokens + (size_t)i * ctx,
+               calib->tokens + (size_t)(i * calib->n_windows / f->part.n_windows) * ctx, ctx * sizeof *calib->tokens);
+    return calib_run_create(f->job->model, &f->part, f->job->team, f->job->tick, f->job->user, &f->run, err);
+}
+
+llmq_status int8_ranges_find(const int8_ranges_job *job, int8_ranges *r, llmq_err *err) {
+    finder f = {.job = job, .r = r};
+    llmq_status status = create_buffers(&f, err);
+    if (status == LLMQ_OK) calib_run_watch(f.run, watch, &f);
+    for (size_t i = 0, last; i < job->ex->n && status == LLMQ_OK; i = last) {
+        int layer = job->ex->entries[i].layer;
+        for (last = i + 1; last < job->ex->n && job->ex->entries[last].layer == layer;) last++;
+        if (layer < 0) continue;
+        status = find_layer(&f, layer, i, last, err);
+        for (size_t k = i; k < last; k++)
+            if (job->ex->entries[k].src) source_release(job->model->source, job->ex->entries[k].src);
+    }
+    if (status == LLMQ_OK && job->fixed) choose_kept(r);
+    site_release(job->model, f.ready);
+    calib_run_destroy(f.run);
+    void *blocks[] = {f.part.tokens, f.in, f.largest, f.most, f.x, f.slab};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    return status;
+}
