@@ -398,4 +398,5 @@ const cli_command cmd_bench = {
                 "  llmq bench model.gguf -p 32,128,512,2048 -n 0 --plot prompts.svg\n"
                 "  llmq bench model.gguf -f program.c -n 256 --lookup\n",
     .run = run,
+    .gpu = true,
 };

@@ -319,4 +319,5 @@ const cli_command cmd_chat = {
                 "  llmq chat model.gguf --system \"You are terse.\" --temp 0.7 --seed 1\n"
                 "  echo \"Name three rivers.\" | llmq chat model.gguf --temp 0\n",
     .run = run,
+    .gpu = true,
 };

@@ -106,4 +106,5 @@ const cli_command cmd_perplexity = {
     .examples = "  llmq perplexity model.gguf -f wiki.test.raw --chunks 40\n"
                 "  llmq perplexity model-gptq-q4_0.gguf -f wiki.test.raw --base model-f16.gguf --json\n",
     .run = run,
+    .gpu = true,
 };

@@ -128,4 +128,5 @@ const cli_command cmd_run = {
                 "  llmq run stories260K.bin --tokenizer tok512.bin -p \"Once upon a time\" -n 80 --temp 0\n"
                 "  llmq run model.gguf -f question.txt --system \"Answer in one line.\"\n",
     .run = run,
+    .gpu = true,
 };

@@ -8,6 +8,11 @@
 extern "C" {
 #endif
 
+/* Makes device `index` this thread's. LLMQ_E_UNSUPPORTED: no driver, an old one, no such device, too old a device. */
+llmq_status gpu_open(int index, llmq_err *err);
+/* This thread's device; and back to it, in a function that may be called from another thread. */
+int gpu_current(void);
+void gpu_use(int index);
 /* 256-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err);
 void gpu_free(void *p);

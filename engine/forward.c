@@ -210,10 +210,39 @@ static void run(const pass *p) {
     p->f->n_hidden = p->n_out;
 }
 
-void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
-                 int64_t n_out, float *logits) {
+/* ---- on a device, which keeps the hidden states of all tokens of its last run */
+
+static llmq_status run_on_device(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok,
+                                 int64_t pos, int64_t n_out, float *logits, llmq_err *err) {
+    const llmq_device_ops *device = f->model->device;
+    f->n_hidden = 0;
+    LLMQ_TRY(device->run(f->on_device, cache->on_device, tokens, n_tok, pos, err));
+    f->device_row = n_tok - n_out;
+    f->n_hidden = n_out;
+    return logits && n_out > 0 ? device->head(f->on_device, f->device_row, n_out, logits, err) : LLMQ_OK;
+}
+
+/* Rows that follow each other in one sequence are a run; others have runs of their own. */
+static llmq_status rows_on_device(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err) {
+    for (int64_t at = 0, end; at < n; at = end) {
+        for (end = at; end < n && end - at < f->n_batch && rows[end].cache == rows[at].cache &&
+                       rows[end].pos == rows[at].pos + end - at;
+             end++)
+            f->row_tokens[end - at] = rows[end].token;
+        LLMQ_TRY(run_on_device(f, rows[at].cache, f->row_tokens, end - at, rows[at].pos, end - at,
+                               logits + at * f->model->hp.n_vocab, err));
+    }
+    f->n_hidden = 0; /* those of the last run only: not what forward_head promises */
+    return LLMQ_OK;
+}
+
+/* ---- passes */
+
+llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
+                        int64_t n_out, float *logits, llmq_err *err) {
     LLMQ_ASSERT(n_tok >= 1 && n_tok <= f->n_batch && n_out >= 0 && n_out <= n_tok);
     LLMQ_ASSERT(pos + n_tok <= f->n_ctx && pos + n_tok <= cache->n_ctx);
+    if (f->on_device) return run_on_device(f, cache, tokens, n_tok, pos, n_out, logits, err);
     extend_rope(f, pos + n_tok);
     run(&(pass){.f = f,
                 .cache = cache,
@@ -223,11 +252,13 @@ void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, i
                 .n_out = n_out,
                 .rope = f->rope + pos * f->model->hp.n_rot,
                 .logits = logits});
+    return LLMQ_OK;
 }
 
-void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits) {
+llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err) {
     const llmq_hparams *hp = &f->model->hp;
     LLMQ_ASSERT(n >= 1 && n <= f->n_rows);
+    if (f->on_device) return rows_on_device(f, rows, n, logits, err);
     for (int64_t i = 0; i < n; i++) {
         LLMQ_ASSERT(rows[i].pos < f->n_ctx && rows[i].pos < rows[i].cache->n_ctx);
         extend_rope(f, rows[i].pos + 1);
@@ -238,6 +269,7 @@ void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *lo
     }
     run(&(pass){
         .f = f, .rows = rows, .tokens = f->row_tokens, .n_tok = n, .n_out = n, .rope = f->row_rope, .logits = logits});
+    return LLMQ_OK;
 }
 
 static void run_head(const llmq_worker *w, void *arg) {
@@ -246,9 +278,11 @@ static void run_head(const llmq_worker *w, void *arg) {
     head_block(&s, p->f->hidden + p->pos * s.hp->n_embd, p->logits);
 }
 
-void forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits) {
+llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
     LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= f->n_hidden);
+    if (f->on_device) return f->model->device->head(f->on_device, f->device_row + row, n_rows, logits, err);
     team_run(f->team, run_head, &(pass){.f = f, .n_tok = n_rows, .pos = row, .logits = logits});
+    return LLMQ_OK;
 }
 
 /* ---- memory ---- */
@@ -326,12 +360,21 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     f->row_attn = carve(c, (size_t)(f->n_rows * hp->n_layer) * sizeof *f->row_attn);
 }
 
+static llmq_status cache_on_device(const llmq_model *model, llmq_kv_type kv_type, forward_cache *out, llmq_err *err) {
+    out->device = model->device;
+    if (kv_type != LLMQ_KV_F16)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type: on %s the cache is f16; leave the option out",
+                         model->device->name);
+    return model->device->cache_create(model->on_device, out->n_ctx, &out->on_device, &out->bytes, err);
+}
+
 llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type, forward_cache *out,
                                  llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
     size_t one =
         size_align(model->ops->kv_bytes((int)kv_type, n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
     *out = (forward_cache){.n_ctx = n_ctx};
+    if (model->on_device) return cache_on_device(model, kv_type, out, err);
     if (!size_mul(one, 2 * (size_t)hp->n_layer, &out->bytes)) out->bytes = SIZE_MAX;
     out->kv = mem_zalloc((size_t)hp->n_layer, sizeof *out->kv);
     out->block = mem_alloc_lazy(out->bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
@@ -353,8 +396,9 @@ llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv
 }
 
 void forward_cache_destroy(forward_cache *c) {
+    if (c->device) c->device->cache_destroy(c->on_device);
     mem_free(c->kv);
-    mem_free_big(c->block, c->bytes);
+    if (c->block) mem_free_big(c->block, c->bytes);
     *c = (forward_cache){0};
 }
 
@@ -375,19 +419,36 @@ static llmq_status create_buffers(llmq_forward *f, llmq_err *err) {
     return LLMQ_OK;
 }
 
+static llmq_status create_on_device(llmq_forward *f, llmq_err *err) {
+    int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows;
+    size_t rope_bytes = (size_t)f->n_ctx * (size_t)f->model->hp.n_rot * sizeof(float);
+    f->scratch_bytes = (size_t)n * sizeof *f->row_tokens;
+    f->scratch_block = mem_alloc_big(f->scratch_bytes);
+    float *rope = mem_alloc_lazy(rope_bytes);
+    llmq_status status = LLMQ_OK;
+    if (!f->scratch_block || !rope) LLMQ_TRY_GOTO(mem_error(err, rope_bytes, "the RoPE table"));
+    f->row_tokens = f->scratch_block;
+    rope_table(f->model, 0, f->n_ctx, rope);
+    LLMQ_TRY_GOTO(f->model->device->work_create(f->model->on_device, f->n_ctx, n, rope, &f->on_device, err));
+done:
+    if (rope) mem_free_big(rope, rope_bytes);
+    return status;
+}
+
 llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,
                            llmq_forward *out, llmq_err *err) {
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
     *out = (llmq_forward){
         .model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .n_rows = n_rows, .attn_scale = scale};
-    llmq_status status = create_buffers(out, err);
+    llmq_status status = model->on_device ? create_on_device(out, err) : create_buffers(out, err);
     if (status != LLMQ_OK) forward_destroy(out);
     return status;
 }
 
 void forward_destroy(llmq_forward *f) {
+    if (f->on_device) f->model->device->work_destroy(f->on_device);
     mem_free(f->lanes);
-    mem_free_big(f->rope, f->rope_bytes);
-    mem_free_big(f->scratch_block, f->scratch_bytes);
+    if (f->rope) mem_free_big(f->rope, f->rope_bytes);
+    if (f->scratch_block) mem_free_big(f->scratch_block, f->scratch_bytes);
     *f = (llmq_forward){0};
 }

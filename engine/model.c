@@ -306,6 +306,38 @@ done:
     return status;
 }
 
+/* Hands the native rows over; the device keeps a copy of its own. */
+static llmq_status put_on_device(llmq_model *model, llmq_err *err) {
+    const llmq_hparams *hp = &model->hp;
+    llmq_device_layer *layers = mem_zalloc((size_t)hp->n_layer, sizeof *layers);
+    if (!layers) return mem_error(err, (size_t)hp->n_layer * sizeof *layers, "the layers");
+    for (int64_t l = 0; l < hp->n_layer; l++) {
+        const llmq_layer *from = &model->layers[l];
+        layers[l] =
+            (llmq_device_layer){from->attn_norm, from->ffn_norm, from->q_norm, from->k_norm, &from->q,   &from->k,
+                                &from->v,        &from->o,       &from->gate,  &from->up,    &from->down};
+    }
+    llmq_device_desc d = {.n_vocab = hp->n_vocab,
+                          .n_embd = hp->n_embd,
+                          .n_layer = hp->n_layer,
+                          .n_head = hp->n_head,
+                          .n_head_kv = hp->n_head_kv,
+                          .head_dim = hp->head_dim,
+                          .n_ff = hp->n_ff,
+                          .n_rot = hp->n_rot,
+                          .window = hp->window,
+                          .eps = hp->eps,
+                          .rope_neox = model->rope_neox,
+                          .embd = model->by_role[ROLE_TOKEN_EMBD],
+                          .head = &model->head,
+                          .output_norm = model->output_norm,
+                          .layers = layers};
+    llmq_status status = source_load(model->source, d.embd, true, err);
+    if (status == LLMQ_OK) status = model->device->model_create(&d, &model->on_device, err);
+    mem_free(layers);
+    return status;
+}
+
 static llmq_status load_freq_factors(llmq_model *model, llmq_err *err) {
     const llmq_tensor *t = model->by_role[ROLE_ROPE_FREQS];
     int64_t n = model->hp.n_rot / 2;
@@ -421,15 +453,12 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,
                  (long long)tokenizer_n_vocab(model->tok), (long long)model->hp.n_vocab);
     if (!params->no_weights) LLMQ_TRY(prepare_weights(model, params->n_threads, err));
+    if (!params->no_weights && model->device) LLMQ_TRY(put_on_device(model, err));
     return source_load(model->source, model->by_role[ROLE_TOKEN_EMBD], true, err); /* rows are read from it any time */
 }
 
-llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
-    return model_open_with(path, params, backend_cpu(), out, err);
-}
-
-llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
-                            llmq_model **out, llmq_err *err) {
+static llmq_status open_any(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            const llmq_device_ops *device, llmq_model **out, llmq_err *err) {
     llmq_model_params defaults = {0};
     if (!params) params = &defaults;
     *out = NULL;
@@ -437,6 +466,7 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
     if (!model) return mem_error(err, sizeof *model, "a model");
     llmq_status status = LLMQ_OK;
     model->ops = ops;
+    model->device = device;
     model->arena = arena_create();
     if (!model->arena) LLMQ_TRY_GOTO(mem_error(err, 64, "a model"));
     LLMQ_TRY_GOTO(source_open(path, &model->source, err));
@@ -452,8 +482,28 @@ done:
     return status;
 }
 
+llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
+    const llmq_device_ops *device;
+    *out = NULL;
+    LLMQ_TRY(device_select(params ? params->device : NULL, &device, err));
+    return device ? model_open_on(path, params, device, out, err)
+                  : model_open_with(path, params, backend_cpu(), out, err);
+}
+
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            llmq_model **out, llmq_err *err) {
+    return open_any(path, params, ops, NULL, out, err);
+}
+
+/* Plain C's weights are native rows, which is what a device takes. */
+llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
+                          llmq_model **out, llmq_err *err) {
+    return open_any(path, params, backend_cpu_isa("c"), device, out, err);
+}
+
 void model_close(llmq_model *model) {
     if (!model) return;
+    if (model->on_device) model->device->model_destroy(model->on_device);
     for (int64_t l = 0; model->layers && l < model->hp.n_layer; l++) {
         llmq_layer *layer = &model->layers[l];
         llmq_weight *weights[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};

@@ -2,7 +2,7 @@
 #ifndef LLMQ_ENGINE_MODEL_H
 #define LLMQ_ENGINE_MODEL_H
 
-#include "core/backend.h"
+#include "core/device.h"
 #include "core/mem.h"
 #include "engine/arch/arch.h"
 #include "formats/format.h"
@@ -51,8 +51,10 @@ struct llmq_model {
         *freq_factors; /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
     /* Made ready for running (NULL/zero when opened with no_weights): */
     llmq_layer *layers;
-    const float *output_norm; /* [n_embd] */
-    llmq_weight head;         /* (n_vocab, n_embd); of the embedding when tied */
+    const float *output_norm;      /* [n_embd] */
+    llmq_weight head;              /* (n_vocab, n_embd); of the embedding when tied */
+    const llmq_device_ops *device; /* whose passes are run instead of the backend's; NULL: the CPU */
+    llmq_device_model *on_device;
     llmq_model_info info;
 };
 
@@ -61,7 +63,13 @@ llmq_status model_open(const char *path, const llmq_model_params *params, llmq_m
 /* The same for a given backend (tests run every ISA). */
 llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
                             llmq_model **out, llmq_err *err);
+/* The same with its weights on a device: passes run there. */
+llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
+                          llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
+
+/* device.c: the device that --device names, opened; *out NULL for the CPU. */
+llmq_status device_select(const char *spec, const llmq_device_ops **out, llmq_err *err);
 
 /* A small vector of the source (norm, bias) as f32 in the model's arena. */
 llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n, const float **out, llmq_err *err);

@@ -5,6 +5,13 @@
 
 #include "cuda/emu/block.h"
 
+llmq_status gpu_open(int index, llmq_err *err) {
+    return index == 0 ? LLMQ_OK : llmq_fail(err, LLMQ_E_UNSUPPORTED, "the emulator has one device");
+}
+
+int gpu_current(void) { return 0; }
+void gpu_use(int) {}
+
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *) {
     *out = emu::memory_create(what, bytes)->data;
     return LLMQ_OK;

@@ -99,7 +99,7 @@ for c in $commands; do
     bad "--threads" "$c" model.gguf --threads none
     case $c in # what these need besides MODEL is asked for first
     perplexity | score | convert) ;;
-    *) bad "cuda" "$c" model.gguf --device cuda ;;
+    *) bad "cuda" "$c" model.gguf --device cuda:99 ;; # no machine has so many
     esac
 done
 bad "did you mean --temp?" run model.gguf --tmep 1
@@ -108,8 +108,9 @@ bad "--top-p" run model.gguf --top-p 1.5
 bad "--ctx" run model.gguf --ctx -5
 bad "f16|q8_0|f32" chat model.gguf --kv-type q4_0
 bad "--draft" chat model.gguf --draft
-bad "cuda" run model.gguf -p x --device cuda:0
-bad "cpu or auto" run model.gguf -p x --device tpu
+bad "cuda" run model.gguf -p x --device cuda:99
+bad "cuda:N" run model.gguf -p x --device tpu
+bad "cuda:N" run model.gguf -p x --device cuda:x
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x
