@@ -147,12 +147,11 @@ static void test_story(void **state) {
         int32_t token;
         const char *piece;
         size_t piece_len;
-        assert_int_equal(llmq_session_sample(s, &token, NULL), LLMQ_OK);
+        assert_int_equal(llmq_session_next(s, &token, NULL), LLMQ_OK);
         llmq_stream_put(stream, token, &piece, &piece_len);
         assert_true(len + piece_len < sizeof text);
         memcpy(text + len, piece, piece_len);
         len += piece_len;
-        append(s, &token, 1);
     }
     if (strncmp(text, story, sizeof story - 1) != 0) fail_msg("%s", text);
     llmq_free(ids);
@@ -182,6 +181,32 @@ static void test_sessions(void **state) {
     llmq_model_close(model);
 }
 
+/* A batch's sessions, which start alike and go apart, get what a session alone gets. */
+static void test_batch(void **state) {
+    (void)state;
+    int32_t tokens[N_TOKENS];
+    llmq_err err = {0};
+    read_tokens("llama", tokens, N_TOKENS);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, true);
+    llmq_batch *batch = NULL;
+    if (llmq_batch_create(model, 2, &(llmq_session_params){.n_threads = 1}, &batch, &err) != LLMQ_OK)
+        fail_msg("%s", err.msg);
+    llmq_session *both[2] = {llmq_batch_session(batch, 0), llmq_batch_session(batch, 1)}, *alone = open_session(model);
+    for (int i = 0; i < 2; i++) assert_int_equal(llmq_session_sync(both[i], tokens, 10, NULL), LLMQ_OK);
+    const int32_t next[2] = {tokens[10], tokens[15]};
+    assert_int_equal(llmq_batch_append(batch, both, next, 2, NULL), LLMQ_OK);
+    for (int i = 0; i < 2; i++) {
+        llmq_session_truncate(alone, 0);
+        append(alone, tokens, 10);
+        append(alone, &next[i], 1);
+        assert_memory_equal(llmq_session_logits(both[i]), llmq_session_logits(alone),
+                            (size_t)model->hp.n_vocab * sizeof(float));
+    }
+    llmq_session_destroy(alone);
+    llmq_batch_destroy(batch);
+    llmq_model_close(model);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     llmq_err err = {0};
@@ -197,7 +222,8 @@ static void test_refusals(void **state) {
     assert_non_null(strstr(err.msg, "--device cpu"));
     assert_null(m);
     cuda_device_ops.model_destroy(NULL);
-    cuda_device_ops.session_destroy(NULL);
+    cuda_device_ops.cache_destroy(NULL);
+    cuda_device_ops.work_destroy(NULL);
 }
 
 /* Whatever allocation fails, opening gives it back and says so. */
@@ -223,7 +249,8 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_quantized), cmocka_unit_test(test_story),
-        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_refusals),  cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
