@@ -10,25 +10,22 @@ static llmq_status fail_cuda(cudaError_t status, const char *what, llmq_err *err
 
 /* Without a driver the version is 0, and every other call fails with an error that names no cure. */
 llmq_status gpu_open(int index, llmq_err *err) {
-    int driver = 0, count = 0;
+    gpu_facts facts = {};
     cudaDeviceProp device;
-    cudaDriverGetVersion(&driver);
-    if (driver == 0)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--device cuda: this machine has no NVIDIA driver; use --device cpu");
-    if (cudaGetDeviceCount(&count) == cudaErrorInsufficientDriver)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
-                         "--device cuda: the NVIDIA driver is for CUDA %d.%d, and this llmq needs %d.%d; update the driver",
-                         driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    if (index < 0 || index >= count)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--device cuda:%d: this machine has %d CUDA devices", index, count);
+    facts.runtime = CUDART_VERSION;
+    if (cudaDriverGetVersion(&facts.driver) != cudaSuccess) facts.driver = 0;
+    if (facts.driver != 0) {
+        const cudaError_t counted = cudaGetDeviceCount(&facts.count);
+        facts.too_old = counted == cudaErrorInsufficientDriver;
+        if (counted != cudaSuccess) facts.count = 0;
+        if (counted != cudaSuccess && counted != cudaErrorNoDevice) facts.problem = cudaGetErrorString(counted);
+    }
+    LLMQ_TRY(gpu_judge(&facts, index, err));
     cudaError_t status = cudaGetDeviceProperties(&device, index);
-    if (status == cudaSuccess) status = cudaSetDevice(index);
-    if (status != cudaSuccess) return fail_cuda(status, "opening the device", err);
-    if (device.major < 8)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
-                         "--device cuda:%d: %s has compute capability %d.%d, and the kernels need 8.0 (Ampere) or later",
-                         index, device.name, device.major, device.minor);
-    return LLMQ_OK;
+    if (status != cudaSuccess) return fail_cuda(status, "asking the device", err);
+    LLMQ_TRY(gpu_judge_device(index, device.name, device.major, device.minor, err));
+    status = cudaSetDevice(index);
+    return status == cudaSuccess ? LLMQ_OK : fail_cuda(status, "opening the device", err);
 }
 
 int gpu_current(void) {
@@ -41,11 +38,20 @@ void gpu_use(int index) {
     cudaSetDevice(index); /* of a device that was opened: it cannot fail without what follows failing too */
 }
 
+llmq_status gpu_memory(size_t *available, llmq_err *err) {
+    size_t total;
+    const cudaError_t status = cudaMemGetInfo(available, &total);
+    return status == cudaSuccess ? LLMQ_OK : fail_cuda(status, "asking for free memory", err);
+}
+
+/* A failed allocation is no error of the device: the next call must not find it. */
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err) {
     const cudaError_t status = cudaMalloc(out, bytes);
     if (status == cudaSuccess) return LLMQ_OK;
+    *out = nullptr;
     if (status != cudaErrorMemoryAllocation) return fail_cuda(status, what, err);
-    return llmq_fail(err, LLMQ_E_MEMORY, "GPU: no %zu bytes for %s", bytes, what);
+    cudaGetLastError();
+    return gpu_no_memory(what, bytes, err);
 }
 
 void gpu_free(void *p) {

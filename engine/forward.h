@@ -17,11 +17,11 @@ typedef struct forward_lane {
 
 /* Keys and values of one sequence. */
 typedef struct forward_cache {
-    llmq_kv *kv; /* [n_layer] */
+    llmq_kv *kv; /* [model_cpu_layers] */
     void *block;
-    size_t bytes;
+    size_t block_bytes, bytes;    /* bytes: with what is on the device */
     int64_t n_ctx;                /* positions it holds */
-    llmq_device_cache *on_device; /* instead of kv and block, for a model on a device */
+    llmq_device_cache *on_device; /* of the layers on the device */
     const llmq_device_ops *device;
 } forward_cache;
 
@@ -57,7 +57,8 @@ typedef struct llmq_forward {
     int64_t n_hidden;
     void *scratch_block;
     size_t rope_bytes, scratch_bytes;
-    llmq_device_work *on_device; /* of a model on a device: there are no buffers and no hidden states here */
+    llmq_device_work *on_device; /* of a model on a device, which keeps the hidden states that head reads; without
+                                  * layers on the CPU there are no buffers here */
     int64_t device_row;          /* of the last run's tokens: the first of n_hidden */
 } llmq_forward;
 

@@ -297,44 +297,13 @@ static llmq_status prepare_weights(llmq_model *model, int n_threads, llmq_err *e
     if (status != LLMQ_OK) return status;
     model->layers = mem_zalloc((size_t)model->hp.n_layer, sizeof *model->layers);
     if (!model->layers) LLMQ_TRY_GOTO(mem_error(err, (size_t)model->hp.n_layer * sizeof *model->layers, "the layers"));
-    for (int64_t l = 0; l < model->hp.n_layer; l++) LLMQ_TRY_GOTO(prepare_layer(model, l, team, err));
+    for (int64_t l = 0; l < model_cpu_layers(model); l++) LLMQ_TRY_GOTO(prepare_layer(model, l, team, err));
+    if (model->on_device) goto done; /* it has the head */
     const llmq_tensor *norm = model->by_role[ROLE_OUTPUT_NORM], *head = model->by_role[ROLE_OUTPUT];
     LLMQ_TRY_GOTO(model_load_vector(model, norm, model->hp.n_embd, &model->output_norm, err));
     LLMQ_TRY_GOTO(prepare_weight(model, head ? head : model->by_role[ROLE_TOKEN_EMBD], &model->head, team, err));
 done:
     team_destroy(team);
-    return status;
-}
-
-/* Hands the native rows over; the device keeps a copy of its own. */
-static llmq_status put_on_device(llmq_model *model, llmq_err *err) {
-    const llmq_hparams *hp = &model->hp;
-    llmq_device_layer *layers = mem_zalloc((size_t)hp->n_layer, sizeof *layers);
-    if (!layers) return mem_error(err, (size_t)hp->n_layer * sizeof *layers, "the layers");
-    for (int64_t l = 0; l < hp->n_layer; l++) {
-        const llmq_layer *from = &model->layers[l];
-        layers[l] =
-            (llmq_device_layer){from->attn_norm, from->ffn_norm, from->q_norm, from->k_norm, &from->q,   &from->k,
-                                &from->v,        &from->o,       &from->gate,  &from->up,    &from->down};
-    }
-    llmq_device_desc d = {.n_vocab = hp->n_vocab,
-                          .n_embd = hp->n_embd,
-                          .n_layer = hp->n_layer,
-                          .n_head = hp->n_head,
-                          .n_head_kv = hp->n_head_kv,
-                          .head_dim = hp->head_dim,
-                          .n_ff = hp->n_ff,
-                          .n_rot = hp->n_rot,
-                          .window = hp->window,
-                          .eps = hp->eps,
-                          .rope_neox = model->rope_neox,
-                          .embd = model->by_role[ROLE_TOKEN_EMBD],
-                          .head = &model->head,
-                          .output_norm = model->output_norm,
-                          .layers = layers};
-    llmq_status status = source_load(model->source, d.embd, true, err);
-    if (status == LLMQ_OK) status = model->device->model_create(&d, &model->on_device, err);
-    mem_free(layers);
     return status;
 }
 
@@ -421,6 +390,8 @@ static void fill_info(llmq_model *model) {
     info->n_ff = hp->n_ff;
     info->n_ctx_train = hp->n_ctx_train;
     info->rope_theta = hp->rope_base;
+    info->device = model->on_device ? model->device->name : NULL;
+    info->n_device_layers = model->n_on_device;
     info->kv_bytes_per_token = 2 * 2 * hp->n_layer * hp->n_head_kv * hp->head_dim;
     if (model->layer_tensors) fill_tensor_info(model);
 }
@@ -452,8 +423,8 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,
                  (long long)tokenizer_n_vocab(model->tok), (long long)model->hp.n_vocab);
+    if (!params->no_weights && model->device) LLMQ_TRY(device_put(model, params, err));
     if (!params->no_weights) LLMQ_TRY(prepare_weights(model, params->n_threads, err));
-    if (!params->no_weights && model->device) LLMQ_TRY(put_on_device(model, err));
     return source_load(model->source, model->by_role[ROLE_TOKEN_EMBD], true, err); /* rows are read from it any time */
 }
 
@@ -495,10 +466,9 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
     return open_any(path, params, ops, NULL, out, err);
 }
 
-/* Plain C's weights are native rows, which is what a device takes. */
 llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
                           llmq_model **out, llmq_err *err) {
-    return open_any(path, params, backend_cpu_isa("c"), device, out, err);
+    return open_any(path, params, backend_cpu(), device, out, err);
 }
 
 void model_close(llmq_model *model) {

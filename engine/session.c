@@ -18,8 +18,8 @@ llmq_status session_params_check(const llmq_model *model, const llmq_session_par
         return llmq_fail(err, LLMQ_E_ARG,
                          "%s was opened without its weights (vocab_only or no_weights); open it with them to run it",
                          model->info.path);
-    if (!out->n_ctx) out->n_ctx = hp->n_ctx_train < 4096 ? hp->n_ctx_train : 4096;
-    if (!out->n_batch) out->n_batch = 512;
+    if (!out->n_ctx) out->n_ctx = hp->n_ctx_train < SESSION_CTX_USUAL ? hp->n_ctx_train : SESSION_CTX_USUAL;
+    if (!out->n_batch) out->n_batch = SESSION_BATCH_USUAL;
     if (out->n_ctx < 1 || out->n_ctx > 1 << 24)
         return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)out->n_ctx, 1 << 24);
     if (out->n_batch < 1 || out->n_batch > 1 << 16)

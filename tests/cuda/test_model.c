@@ -25,12 +25,14 @@ static void read_tokens(const char *name, int32_t *out, size_t n) {
     json_decref(doc);
 }
 
-static llmq_model *open_model(const char *path, const char *tokenizer, bool on_gpu) {
+enum { ON_CPU = -1, ON_GPU = 0 }; /* or the number of layers on the GPU */
+
+static llmq_model *open_model(const char *path, const char *tokenizer, int gpu_layers) {
     llmq_err err = {0};
     llmq_model *model = NULL;
-    llmq_model_params params = {.tokenizer = tokenizer, .n_threads = 1};
-    llmq_status status = on_gpu ? model_open_on(path, &params, &cuda_device_ops, &model, &err)
-                                : model_open_with(path, &params, backend_cpu_isa("c"), &model, &err);
+    llmq_model_params params = {.tokenizer = tokenizer, .n_threads = 1, .gpu_layers = gpu_layers > 0 ? gpu_layers : 0};
+    llmq_status status = gpu_layers >= 0 ? model_open_on(path, &params, &cuda_device_ops, &model, &err)
+                                         : model_open_with(path, &params, backend_cpu_isa("c"), &model, &err);
     if (status != LLMQ_OK) fail_msg("%s: %s", path, err.msg);
     return model;
 }
@@ -92,8 +94,8 @@ static void same_text(llmq_session *a, llmq_session *b, size_t n, const char *wh
 }
 
 /* The same model on both: the largest difference of any of n positions, and n_text tokens of text that follow. */
-static double compare(const char *path, const int32_t *tokens, size_t n, size_t n_text) {
-    llmq_model *on_gpu = open_model(path, NULL, true), *on_cpu = open_model(path, NULL, false);
+static double compare(const char *path, int gpu_layers, const int32_t *tokens, size_t n, size_t n_text) {
+    llmq_model *on_gpu = open_model(path, NULL, gpu_layers), *on_cpu = open_model(path, NULL, ON_CPU);
     llmq_session *gpu = open_session(on_gpu), *cpu = open_session(on_cpu);
     rows a = all_rows(gpu, tokens, n), b = all_rows(cpu, tokens, n);
     double worst = 0;
@@ -115,7 +117,7 @@ static void test_architectures(void **state) {
         snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, names[i]);
         read_tokens(names[i], tokens, N_TOKENS);
         emu_set_order((emu_order)(i % EMU_ORDERS), 17);
-        double error = compare(path, tokens, N_TOKENS, 12);
+        double error = compare(path, ON_GPU, tokens, N_TOKENS, 12);
         if (!(error <= 5e-3)) fail_msg("%s: logits differ by %.3g of the largest", names[i], error);
     }
     emu_set_order(EMU_FORWARD, 0);
@@ -140,7 +142,7 @@ static void test_quantized(void **state) {
         params.type = types[i];
         params.force = true;
         if (llmq_convert(from, to, &params, NULL, &err) != LLMQ_OK) fail_msg("%s: %s", types[i], err.msg);
-        double error = compare(to, tokens, 10, 6);
+        double error = compare(to, ON_GPU, tokens, 10, 6);
         if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
     }
     remove(from);
@@ -152,7 +154,7 @@ static const char story[] = ", there was a little girl named Lily. She loved to 
 static void test_story(void **state) {
     (void)state;
     llmq_model *model =
-        open_model(LLMQ_TEST_DATA "/stories260K/stories260K.bin", LLMQ_TEST_DATA "/stories260K/tok512.bin", true);
+        open_model(LLMQ_TEST_DATA "/stories260K/stories260K.bin", LLMQ_TEST_DATA "/stories260K/tok512.bin", ON_GPU);
     llmq_session *s = open_session(model);
     llmq_stream *stream = NULL;
     int32_t *ids = NULL;
@@ -184,7 +186,7 @@ static void test_sessions(void **state) {
     (void)state;
     int32_t tokens[N_TOKENS];
     read_tokens("mistral", tokens, N_TOKENS);
-    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/mistral", NULL, true);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/mistral", NULL, ON_GPU);
     llmq_session *s = open_session(model);
     rows first = all_rows(s, tokens, N_TOKENS);
     const float *last = first.logits + (N_TOKENS - 1) * first.n_vocab;
@@ -206,7 +208,7 @@ static void test_batch(void **state) {
     int32_t tokens[N_TOKENS];
     llmq_err err = {0};
     read_tokens("llama", tokens, N_TOKENS);
-    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, true);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
     llmq_batch *batch = NULL;
     if (llmq_batch_create(model, 2, &(llmq_session_params){.n_threads = 1}, &batch, &err) != LLMQ_OK)
         fail_msg("%s", err.msg);
@@ -226,10 +228,99 @@ static void test_batch(void **state) {
     llmq_model_close(model);
 }
 
+/* ---- models of which a part is on the GPU */
+
+/* The same batch, of two sessions that go apart, on both: the first layers' rows run on the CPU together. */
+static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
+    llmq_model *models[2] = {a, b};
+    llmq_batch *batches[2];
+    const int32_t next[2] = {tokens[10], tokens[15]};
+    llmq_session *s[2][2];
+    for (int m = 0; m < 2; m++) {
+        assert_int_equal(
+            llmq_batch_create(models[m], 2, &(llmq_session_params){.n_threads = 1}, &batches[m], NULL), LLMQ_OK);
+        for (int i = 0; i < 2; i++) {
+            s[m][i] = llmq_batch_session(batches[m], i);
+            assert_int_equal(llmq_session_sync(s[m][i], tokens, 10, NULL), LLMQ_OK);
+        }
+        assert_int_equal(llmq_batch_append(batches[m], s[m], next, 2, NULL), LLMQ_OK);
+    }
+    for (int i = 0; i < 2; i++)
+        assert_true(row_error(llmq_session_logits(s[0][i]), llmq_session_logits(s[1][i]), (size_t)a->hp.n_vocab) <= 5e-3);
+    for (int m = 0; m < 2; m++) llmq_batch_destroy(batches[m]);
+}
+
+static void test_some_layers(void **state) {
+    (void)state;
+    static const char *const some[] = {"llama-tied", "llama-bias", "qwen3"};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        int32_t tokens[N_TOKENS];
+        char path[512];
+        snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, some[i]);
+        read_tokens(some[i], tokens, N_TOKENS);
+        double error = compare(path, 1, tokens, N_TOKENS, 12);
+        if (!(error <= 5e-3)) fail_msg("%s: logits differ by %.3g of the largest", some[i], error);
+        llmq_model *part = open_model(path, NULL, 1), *cpu = open_model(path, NULL, ON_CPU);
+        llmq_model_info info;
+        llmq_model_get_info(part, &info);
+        assert_int_equal(info.n_device_layers, 1);
+        assert_true(info.n_layer > 1);
+        same_batch(part, cpu, tokens);
+        llmq_model_close(part), llmq_model_close(cpu);
+    }
+    llmq_model *all = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, 99); /* more than it has */
+    assert_int_equal(all->n_on_device, all->hp.n_layer);
+    llmq_model_close(all);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* As many layers as fit into what is free, which is measured here by what each number of layers takes with a session;
+ * then a session fits beside them. */
+static void test_memory(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_DATA "/goldens/qwen3";
+    llmq_err err = {0};
+    llmq_model *model = NULL;
+    llmq_session *s;
+    size_t need[2];
+    for (int n = 1; n <= 2; n++) {
+        model = open_model(path, NULL, n);
+        assert_int_equal(model->hp.n_layer, 2);
+        s = open_session(model);
+        need[n - 1] = emu_memory_used();
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+    }
+    for (int n = 0; n <= 2; n++) {
+        llmq_model_params params = {.n_threads = 1};
+        emu_set_memory(n == 0 ? need[0] / 2 : need[n - 1] + need[n - 1] / 8); /* a sixteenth stays free */
+        llmq_status status = model_open_on(path, &params, &cuda_device_ops, &model, &err);
+        if (status != (n == 0 ? LLMQ_E_MEMORY : LLMQ_OK)) fail_msg("%d layers of %zu bytes: %s", n, need[0], err.msg);
+        if (status != LLMQ_OK) {
+            assert_non_null(strstr(err.msg, "--device cpu"));
+            continue;
+        }
+        if (model->n_on_device != n) fail_msg("%lld layers instead of %d", (long long)model->n_on_device, n);
+        s = open_session(model);
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+    }
+    emu_set_memory(need[1] - 1); /* what was asked for is tried, and given back where it does not fit */
+    model = open_model(path, NULL, 2);
+    assert_int_equal(llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err), LLMQ_E_MEMORY);
+    assert_non_null(strstr(err.msg, "--gpu-layers"));
+    llmq_model_close(model);
+    emu_set_memory(1000);
+    assert_int_equal(model_open_on(path, &(llmq_model_params){.gpu_layers = 1}, &cuda_device_ops, &model, &err),
+                     LLMQ_E_MEMORY);
+    emu_set_memory(0);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     llmq_err err = {0};
-    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, true);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
     llmq_session *s = NULL;
     llmq_session_params params = {.n_threads = 1, .kv_type = LLMQ_KV_F32};
     assert_int_equal(llmq_session_create(model, &params, &s, &err), LLMQ_E_UNSUPPORTED);
@@ -262,13 +353,15 @@ static void test_out_of_memory(void **state) {
         if (failed) assert_int_equal(status, LLMQ_E_MEMORY);
         llmq_session_destroy(s);
         llmq_model_close(model);
+        assert_int_equal(emu_memory_used(), 0);
     }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_quantized), cmocka_unit_test(test_story),
-        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_some_layers), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
