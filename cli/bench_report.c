@@ -132,11 +132,11 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
     build_commit(commit, sizeof commit);
     json_t *row = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:s}",
-        "build_commit", commit, "build_version", llmq_version(), "backends", b->info.device ? "CUDA" : "CPU", "cpu_isa", llmq_cpu_isa(),
-        "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
+        "build_commit", commit, "build_version", llmq_version(), "backends", b->info.device ? "CUDA" : "CPU", "cpu_isa",
+        llmq_cpu_isa(), "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
         (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params, "n_batch", PREFILL_BATCH,
-        "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", (int)b->info.n_device_layers, "type_k", b->kv_name, "type_v",
-        b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
+        "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", (int)b->info.n_device_layers, "type_k",
+        b->kv_name, "type_v", b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
         (json_int_t)t->n_depth, "n_parallel", (json_int_t)t->n_batch, "test_time", t->when);
     if (!row) return NULL;
     json_object_set_new(row, "avg_ns", json_integer((json_int_t)t->avg_ns));

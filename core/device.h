@@ -16,10 +16,10 @@ typedef struct llmq_device_matrix {
 
 /* Dims as in core/backend.h. */
 typedef struct llmq_device_layer {
-    const float *attn_norm, *ffn_norm;  /* [n_embd] */
-    const float *q_norm, *k_norm;       /* [head_dim] or NULL */
-    llmq_device_matrix q, k, v, o;      /* (n_head*head_dim | n_head_kv*head_dim, n_embd), o (n_embd, ...) */
-    llmq_device_matrix gate, up, down;  /* (n_ff, n_embd), down (n_embd, n_ff) */
+    const float *attn_norm, *ffn_norm; /* [n_embd] */
+    const float *q_norm, *k_norm;      /* [head_dim] or NULL */
+    llmq_device_matrix q, k, v, o;     /* (n_head*head_dim | n_head_kv*head_dim, n_embd), o (n_embd, ...) */
+    llmq_device_matrix gate, up, down; /* (n_ff, n_embd), down (n_embd, n_ff) */
 } llmq_device_layer;
 
 typedef struct llmq_device_desc {

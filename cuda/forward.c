@@ -1,5 +1,5 @@
-/* The layers of a decoder on a GPU: what core/device.h asks for, as a sequence of launches. Up to 8 tokens go through the
- * layers at a time, which is what the decode kernels take; longer runs are cut. */
+/* The layers of a decoder on a GPU: what core/device.h asks for, as a sequence of launches. Up to 8 tokens go through
+ * the layers at a time, which is what the decode kernels take; longer runs are cut. */
 #include <math.h>
 #include <string.h>
 

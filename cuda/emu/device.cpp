@@ -27,7 +27,9 @@ llmq_status gpu_memory(size_t *available, llmq_err *) {
     return LLMQ_OK;
 }
 
-int gpu_current(void) { return 0; }
+int gpu_current(void) {
+    return 0;
+}
 void gpu_use(int) {}
 
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err) {

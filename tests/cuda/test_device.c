@@ -4,7 +4,8 @@
 static void expect(const gpu_facts *facts, int index, const char *problem, const char *cure) {
     llmq_err err = {0};
     assert_int_equal(gpu_judge(facts, index, &err), LLMQ_E_UNSUPPORTED);
-    if (!strstr(err.msg, problem) || !strstr(err.msg, cure)) fail_msg("no '%s' and '%s' in: %s", problem, cure, err.msg);
+    if (!strstr(err.msg, problem) || !strstr(err.msg, cure))
+        fail_msg("no '%s' and '%s' in: %s", problem, cure, err.msg);
 }
 
 static void test_missing(void **state) {

@@ -127,7 +127,7 @@ static void test_architectures(void **state) {
  * way, and these random models make much of it. The first six types have layouts of their own. */
 static void test_quantized(void **state) {
     (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0",   "q4_k", "q6_k",
+    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
                                         "q5_1", "q3_k", "iq4_xs", "bf16", "f16"};
     const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
     tiny_model wide;
@@ -237,8 +237,8 @@ static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
     const int32_t next[2] = {tokens[10], tokens[15]};
     llmq_session *s[2][2];
     for (int m = 0; m < 2; m++) {
-        assert_int_equal(
-            llmq_batch_create(models[m], 2, &(llmq_session_params){.n_threads = 1}, &batches[m], NULL), LLMQ_OK);
+        assert_int_equal(llmq_batch_create(models[m], 2, &(llmq_session_params){.n_threads = 1}, &batches[m], NULL),
+                         LLMQ_OK);
         for (int i = 0; i < 2; i++) {
             s[m][i] = llmq_batch_session(batches[m], i);
             assert_int_equal(llmq_session_sync(s[m][i], tokens, 10, NULL), LLMQ_OK);
@@ -246,7 +246,8 @@ static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
         assert_int_equal(llmq_batch_append(batches[m], s[m], next, 2, NULL), LLMQ_OK);
     }
     for (int i = 0; i < 2; i++)
-        assert_true(row_error(llmq_session_logits(s[0][i]), llmq_session_logits(s[1][i]), (size_t)a->hp.n_vocab) <= 5e-3);
+        assert_true(row_error(llmq_session_logits(s[0][i]), llmq_session_logits(s[1][i]), (size_t)a->hp.n_vocab) <=
+                    5e-3);
     for (int m = 0; m < 2; m++) llmq_batch_destroy(batches[m]);
 }
 
@@ -360,9 +361,8 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_quantized), cmocka_unit_test(test_story),
-        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_some_layers), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_some_layers),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
