@@ -8,6 +8,11 @@ void llmq_model_params_default(llmq_model_params *params) {
     *params = (llmq_model_params){0};
 }
 
+llmq_status llmq_device_check(const char *device, llmq_err *err) {
+    const llmq_device_ops *ops;
+    return device_select(device, &ops, err);
+}
+
 llmq_status llmq_model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
     return model_open(path, params, out, err);
 }

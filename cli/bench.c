@@ -44,7 +44,6 @@ static const opt_def bench_defs[] = {
                  "with -f: once more with guesses from the text itself, and compare the tokens"),
     OPT_ROW_TEXT("--draft", NULL, "MODEL", bench_opts, draft,
                  "with -f: once more with guesses by a small model of the same vocabulary, and compare the tokens"),
-    OPT_ROW_LATER("--gpu-layers", "there is no GPU backend yet"),
     OPT_ROW_END,
 };
 
@@ -403,4 +402,5 @@ const cli_command cmd_bench = {
                 "  llmq bench model.gguf -p 32,128,512,2048 -n 0 --plot prompts.svg\n"
                 "  llmq bench model.gguf -f program.c -n 256 --lookup\n",
     .run = run,
+    .gpu = true,
 };

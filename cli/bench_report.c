@@ -45,7 +45,7 @@ static double bytes_per_pass(const bench_results *b, const bench_test *t) {
 /* Share of the measured read bandwidth that generation used; a prompt reads a weight for many tokens, so it says
  * nothing there, and nor does a pass with guesses. */
 static double bandwidth_share(const bench_results *b, const bench_test *t) {
-    if (!t->n_gen || t->guess || b->bandwidth <= 0) return NAN;
+    if (!t->n_gen || t->guess || b->bandwidth <= 0 || b->info.device) return NAN;
     return t->avg_ts / (double)t->n_batch * bytes_per_pass(b, t) / b->bandwidth;
 }
 
@@ -57,7 +57,7 @@ static bool has_8bit_products(const bench_results *b) {
 /* Share of the measured rate of 8-bit multiply-adds that a prompt's matrices inside the layers used; attention and the
  * head, which only the last token needs, come on top. */
 static double int8_share(const bench_results *b, const bench_test *t) {
-    if (!t->n_prompt || b->int8_rate <= 0 || !has_8bit_products(b)) return NAN;
+    if (!t->n_prompt || b->int8_rate <= 0 || !has_8bit_products(b) || b->info.device) return NAN;
     return t->avg_ts * (double)b->info.matrix_params / b->int8_rate;
 }
 
@@ -65,6 +65,7 @@ static double int8_share(const bench_results *b, const bench_test *t) {
 
 static void print_limits(const bench_results *b) {
     char per_token[32];
+    if (b->info.device) return; /* what was measured is the CPU's */
     printf("\n%s of weights are read for each generated token; read bandwidth measured in this run: %.2f GB/s.\n",
            cli_bytes((double)b->info.bytes_per_token, per_token), b->bandwidth / 1e9);
     if (has_8bit_products(b))
@@ -73,18 +74,30 @@ static void print_limits(const bench_results *b) {
                (double)b->info.matrix_params / 1e6, b->int8_rate / 1e9);
 }
 
+static void backend_name(const bench_results *b, char *out, size_t cap) {
+    const llmq_model_info *info = &b->info;
+    if (!info->device)
+        snprintf(out, cap, "cpu %s", llmq_cpu_isa());
+    else if (info->n_device_layers == info->n_layer)
+        snprintf(out, cap, "%s", info->device);
+    else
+        snprintf(out, cap, "%s %lld of %lld layers, cpu %s", info->device, (long long)info->n_device_layers,
+                 (long long)info->n_layer, llmq_cpu_isa());
+}
+
 static int print_md(const bench_results *b) {
-    char type[96], name[48], bytes[32];
+    char type[96], name[48], bytes[32], backend[96];
     model_type(b, type, sizeof type);
+    backend_name(b, backend, sizeof backend);
     printf("| model | size | params | backend | threads | kv | test | t/s | of the machine |\n");
     printf("|---|--:|--:|---|--:|---|--:|--:|--:|\n");
     for (size_t i = 0; i < b->n_tests; i++) {
         const bench_test *t = &b->tests[i];
         double read = bandwidth_share(b, t), products = int8_share(b, t);
         test_name(t, name, sizeof name);
-        printf("| %s | %s | %.2f M | cpu %s | %d | %s | %s | %.2f ± %.2f | ", type,
-               cli_bytes((double)b->info.weight_bytes, bytes), (double)b->info.n_params / 1e6, llmq_cpu_isa(),
-               b->threads, b->kv_name, name, t->avg_ts, t->stddev_ts);
+        printf("| %s | %s | %.2f M | %s | %d | %s | %s | %.2f ± %.2f | ", type,
+               cli_bytes((double)b->info.weight_bytes, bytes), (double)b->info.n_params / 1e6, backend, b->threads,
+               b->kv_name, name, t->avg_ts, t->stddev_ts);
         if (isfinite(read)) printf("%.0f %% of reads ", 100 * read);
         if (isfinite(products)) printf("%.0f %% of products ", 100 * products);
         if (t->guess) printf("%.2f tokens a pass ", (double)t->guesses.tokens / fmax((double)t->guesses.passes, 1));
@@ -119,11 +132,11 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
     build_commit(commit, sizeof commit);
     json_t *row = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:s}",
-        "build_commit", commit, "build_version", llmq_version(), "backends", "CPU", "cpu_isa", llmq_cpu_isa(),
-        "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
+        "build_commit", commit, "build_version", llmq_version(), "backends", b->info.device ? "CUDA" : "CPU", "cpu_isa",
+        llmq_cpu_isa(), "model_filename", b->info.path, "model_type", type, "model_arch", b->info.arch, "model_size",
         (json_int_t)b->info.weight_bytes, "model_n_params", (json_int_t)b->info.n_params, "n_batch", PREFILL_BATCH,
-        "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", 0, "type_k", b->kv_name, "type_v",
-        b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
+        "n_ubatch", PREFILL_BATCH, "n_threads", b->threads, "n_gpu_layers", (int)b->info.n_device_layers, "type_k",
+        b->kv_name, "type_v", b->kv_name, "n_prompt", (json_int_t)t->n_prompt, "n_gen", (json_int_t)t->n_gen, "n_depth",
         (json_int_t)t->n_depth, "n_parallel", (json_int_t)t->n_batch, "test_time", t->when);
     if (!row) return NULL;
     json_object_set_new(row, "avg_ns", json_integer((json_int_t)t->avg_ns));

@@ -300,6 +300,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     if (rc != CLI_GO_ON) return rc;
     llmq_err err = {0};
     llmq_model *model = NULL;
+    common.ctx = gen.ctx;
     llmq_status status = cli_open(path, &common, &model, &err);
     if (!status) status = chat_session(model, &opts, &gen, &common, &err);
     llmq_model_close(model);
@@ -319,4 +320,5 @@ const cli_command cmd_chat = {
                 "  llmq chat model.gguf --system \"You are terse.\" --temp 0.7 --seed 1\n"
                 "  echo \"Name three rivers.\" | llmq chat model.gguf --temp 0\n",
     .run = run,
+    .gpu = true,
 };

@@ -11,7 +11,8 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 /* ---- options that many commands take */
 typedef struct common_opts {
-    int64_t threads;
+    int64_t threads, gpu_layers;
+    int64_t ctx; /* no option: positions of the session to come, for which cli_open leaves room on a GPU */
     const char *device, *tokenizer;
     int quiet, verbose;
 } common_opts;

@@ -13,8 +13,11 @@ const opt_def common_defs[] = {
     OPT_ROW_HEAD("common options"),
     OPT_ROW_INT("--threads", "-t", "N", common_opts, threads, 0, LLMQ_THREADS_MAX,
                 "threads to compute with (default: physical cores)"),
-    OPT_ROW_TEXT("--device", NULL, "cpu|auto", common_opts, device,
-                 "where to compute (default auto; this version has the CPU only)"),
+    OPT_ROW_TEXT("--device", NULL, "cpu|auto|cuda[:N]", common_opts, device,
+                 "where to compute (default auto, which is the CPU; cuda is experimental: docs/cuda.md)"),
+    OPT_ROW_INT(
+        "--gpu-layers", NULL, "N", common_opts, gpu_layers, 0, 100000,
+        "with --device cuda: run the last N layers on the GPU, the others on the CPU (default: as many as fit)"),
     OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
                  "take the tokenizer from a tokenizer.bin, tokenizer.json or GGUF instead of the model's own"),
     OPT_ROW_FLAG("--quiet", "-q", common_opts, quiet, 1, "no progress, no statistics, no warnings"),
@@ -90,13 +93,15 @@ static void note_crowd(const common_opts *common) {
 }
 
 int cli_start(const cli_command *cmd, common_opts *common) {
+    llmq_err err;
     const char *device = common->device;
-    if (device && strcmp(device, "cpu") && strcmp(device, "auto")) {
-        if (strncmp(device, "cuda", 4) == 0)
-            return opt_bad(cmd, "--device %s: this version of llmq computes on the CPU only; leave the option out",
-                           device);
-        return opt_bad(cmd, "--device '%s': it takes cpu or auto", device);
-    }
+    bool cuda = device && strncmp(device, "cuda", 4) == 0;
+    if (!cmd->gpu && cuda)
+        return opt_bad(cmd, "--device %s: %s computes on the CPU only; leave the option out", device, cmd->name);
+    if (common->gpu_layers && !cuda)
+        return opt_bad(cmd, "--gpu-layers means something with --device cuda only; give both or neither");
+    if (llmq_device_check(device, &err) != LLMQ_OK)
+        return err.status == LLMQ_E_ARG ? opt_bad(cmd, "%s", err.msg) : cli_fail_err(&err);
     note_crowd(common);
     llmq_log_set(receive_log, common);
     return CLI_GO_ON;
@@ -140,6 +145,9 @@ llmq_status cli_open(const char *path, const common_opts *common, llmq_model **o
     llmq_model_params_default(&params);
     params.tokenizer = common->tokenizer;
     params.n_threads = (int)common->threads;
+    params.device = common->device;
+    params.gpu_layers = common->gpu_layers;
+    params.n_ctx = common->ctx;
     return llmq_model_open(path, &params, out, err);
 }
 

@@ -34,7 +34,6 @@ const opt_def gen_defs[] = {
         "itself or its prompt (code, summaries)"),
     OPT_ROW_TEXT("--draft", NULL, "MODEL", gen_opts, draft,
                  "a small model with the same vocabulary guesses tokens that are then checked together: the same text"),
-    OPT_ROW_LATER("--gpu-layers", "there is no GPU backend yet"),
     OPT_ROW_END,
 };
 

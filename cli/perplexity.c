@@ -72,6 +72,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     llmq_ppl_result result = {0};
     cli_progress progress;
     llmq_status status = cli_read_file(opts.file, &text, &len, &err);
+    common.ctx = opts.ctx;
     if (!status) status = cli_open(path, &common, &model, &err);
     if (!status && opts.base) status = cli_open(opts.base, &common, &base, &err);
     if (!status) {
@@ -106,4 +107,5 @@ const cli_command cmd_perplexity = {
     .examples = "  llmq perplexity model.gguf -f wiki.test.raw --chunks 40\n"
                 "  llmq perplexity model-gptq-q4_0.gguf -f wiki.test.raw --base model-f16.gguf --json\n",
     .run = run,
+    .gpu = true,
 };

@@ -106,6 +106,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     gen_result result = {0};
     llmq_status status = get_prompt(cmd, &opts, &prompt, &len, &rc, &err);
     if (status == LLMQ_OK && rc != CLI_GO_ON) return rc;
+    common.ctx = gen.ctx;
     if (status == LLMQ_OK) status = cli_open(path, &common, &model, &err);
     if (status == LLMQ_OK) status = complete(model, &opts, &gen, &common, prompt, len, &result, &err);
     rc = status ? cli_fail_err(&err) : result.stop == GEN_INTERRUPTED ? EXIT_INTERRUPTED : EXIT_OK;
@@ -128,4 +129,5 @@ const cli_command cmd_run = {
                 "  llmq run stories260K.bin --tokenizer tok512.bin -p \"Once upon a time\" -n 80 --temp 0\n"
                 "  llmq run model.gguf -f question.txt --system \"Answer in one line.\"\n",
     .run = run,
+    .gpu = true,
 };

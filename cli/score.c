@@ -157,4 +157,5 @@ const cli_command cmd_score = {
         "after the last token and the greedy continuation, for comparisons with other engines.",
     .examples = "  llmq score model.gguf --tokens 1,403,407 --greedy 8 --json\n",
     .run = run,
+    .gpu = true,
 };

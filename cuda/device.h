@@ -8,7 +8,29 @@
 extern "C" {
 #endif
 
-/* 256-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */
+#define GPU_ALIGN 256 /* of memory */
+
+/* What a machine says about its GPUs. Versions as 1000 * major + 10 * minor. */
+typedef struct gpu_facts {
+    int runtime, driver; /* this program's CUDA, the driver's; driver 0: there is none */
+    bool too_old;        /* the runtime refuses the driver */
+    int count;           /* of devices; 0 also where the runtime says why: */
+    const char *problem; /* or NULL */
+} gpu_facts;
+/* Can device `index` be used? The error names what is missing, and the cure. */
+llmq_status gpu_judge(const gpu_facts *facts, int index, llmq_err *err);
+/* ... and this one, which was found there? */
+llmq_status gpu_judge_device(int index, const char *name, int major, int minor, llmq_err *err);
+
+/* Makes device `index` this thread's. LLMQ_E_UNSUPPORTED: no driver, an old one, no such device, too old a device. */
+llmq_status gpu_open(int index, llmq_err *err);
+/* This thread's device; and back to it, in a function that may be called from another thread. */
+int gpu_current(void);
+void gpu_use(int index);
+/* Bytes that are free now. */
+llmq_status gpu_memory(size_t *available, llmq_err *err);
+/* GPU_ALIGN-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */
+llmq_status gpu_no_memory(const char *what, size_t bytes, llmq_err *err); /* the error */
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err);
 void gpu_free(void *p);
 /* Host to device and back, in the order of the default stream; both return when the host's memory may be reused. */

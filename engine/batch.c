@@ -77,6 +77,7 @@ static void copy_worker(const llmq_worker *w, void *arg) {
 
 int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n) {
     llmq_batch *b = s->batch;
+    if (b->model->on_device) return s->n_past; /* it has no copy from cache to cache */
     int64_t best = s->n_past;
     llmq_session *from = NULL;
     for (int64_t i = 0; i < b->n_sessions; i++) {
@@ -115,10 +116,10 @@ static llmq_status check_token(const llmq_session *s, int32_t token, size_t i, l
 }
 
 /* Runs b->rows[0..n) of these sessions, which are checked. Each keeps its own logits. */
-static void run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n) {
+static llmq_status run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n, llmq_err *err) {
     int64_t n_vocab = b->model->hp.n_vocab;
     float *logits = n == 1 ? sessions[0]->logits : b->logits;
-    forward_rows(&b->fwd, b->rows, (int64_t)n, logits);
+    LLMQ_TRY(forward_rows(&b->fwd, b->rows, (int64_t)n, logits, err));
     for (size_t i = 0; i < n; i++) {
         llmq_session *s = sessions[i];
         session_forget_next(s);
@@ -126,6 +127,7 @@ static void run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n) {
         if (n > 1) memcpy(s->logits, logits + (int64_t)i * n_vocab, (size_t)n_vocab * sizeof *s->logits);
         s->last = s->logits;
     }
+    return LLMQ_OK;
 }
 
 llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, const int32_t *tokens, size_t n,
@@ -135,8 +137,7 @@ llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, cons
         LLMQ_TRY(check_token(sessions[i], tokens[i], i, err));
         b->rows[i] = (forward_row){tokens[i], sessions[i]->n_past, &sessions[i]->cache};
     }
-    run_rows(b, sessions, n);
-    return LLMQ_OK;
+    return run_rows(b, sessions, n, err);
 }
 
 llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_t *tokens_out, size_t n,
@@ -145,7 +146,8 @@ llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_
     for (size_t i = 0; i < n; i++) { /* all of them before any runs: an error loses no token */
         if (sessions[i]->has_next) LLMQ_TRY(check_token(sessions[i], sessions[i]->next, i, err));
         if (!sessions[i]->has_next && !sessions[i]->last)
-            return llmq_fail(err, LLMQ_E_ARG, "session %zu of the batch has no text yet; llmq_session_sync it first", i);
+            return llmq_fail(err, LLMQ_E_ARG, "session %zu of the batch has no text yet; llmq_session_sync it first",
+                             i);
     }
     size_t n_rows = 0;
     for (size_t i = 0; i < n; i++) {
@@ -154,7 +156,7 @@ llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_
         b->rows[n_rows] = (forward_row){s->next, s->n_past, &s->cache};
         b->running[n_rows++] = s;
     }
-    if (n_rows) run_rows(b, b->running, n_rows);
+    if (n_rows) LLMQ_TRY(run_rows(b, b->running, n_rows, err));
     for (size_t i = 0; i < n; i++) {
         LLMQ_TRY(session_draw(sessions[i], &sessions[i]->next, err));
         sessions[i]->has_next = true;

@@ -138,7 +138,8 @@ static llmq_status score_window(ppl_job *job, int64_t chunk, llmq_err *err) {
             LLMQ_TRY(session_run(sessions[i], job->window + at, end - at, n_out, NULL, err));
         for (int64_t row = 0; row < n_rows; row += SESSION_LOGIT_ROWS) {
             int64_t n = n_rows - row < SESSION_LOGIT_ROWS ? n_rows - row : SESSION_LOGIT_ROWS;
-            for (int i = 0; i < n_sessions; i++) forward_head(sessions[i]->fwd, row, n, sessions[i]->logit_rows);
+            for (int i = 0; i < n_sessions; i++)
+                LLMQ_TRY(forward_head(sessions[i]->fwd, row, n, sessions[i]->logit_rows, err));
             team_run(job->session->team, score_rows, &(score_block){job, begin + row, n});
             job->done += n;
         }

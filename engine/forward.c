@@ -191,7 +191,7 @@ static void run_pass(const llmq_worker *w, void *arg) {
     s.pos = p->pos;
     s.ops->embed(&s.me, model->by_role[ROLE_TOKEN_EMBD], p->tokens, p->n_tok, s.x);
     sync_small(&s);
-    for (int64_t l = 0; l < s.hp->n_layer; l++) {
+    for (int64_t l = 0; l < model_cpu_layers(model); l++) {
         bool last = l == s.hp->n_layer - 1;
         attention_block(&s, l, last ? p->n_out : s.n_tok);
         if (s.n_tok > 0) ffn_block(&s, l);
@@ -212,34 +212,76 @@ static void run(const pass *p) {
     p->f->n_hidden = p->n_out;
 }
 
-void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
-                 int64_t n_out, float *logits) {
-    LLMQ_ASSERT(n_tok >= 1 && n_tok <= f->n_batch && n_out >= 0 && n_out <= n_tok);
-    LLMQ_ASSERT(pos + n_tok <= f->n_ctx && pos + n_tok <= cache->n_ctx);
-    extend_rope(f, pos + n_tok);
-    run(&(pass){.f = f,
-                .cache = cache,
-                .tokens = tokens,
-                .n_tok = n_tok,
-                .pos = pos,
-                .n_out = n_out,
-                .rope = f->rope + pos * f->model->hp.n_rot,
-                .logits = logits});
+/* ---- on a device: it goes on where the layers of the CPU end, and keeps the hidden states of its last run. hidden: of
+ * the CPU's layers, NULL if there are none. */
+
+static llmq_status run_on_device(llmq_forward *f, forward_cache *cache, const int32_t *tokens, const float *hidden,
+                                 int64_t n_tok, int64_t pos, int64_t n_out, float *logits, llmq_err *err) {
+    const llmq_device_ops *device = f->model->device;
+    f->n_hidden = 0;
+    LLMQ_TRY(device->run(f->on_device, cache->on_device, tokens, hidden, n_tok, pos, err));
+    f->device_row = n_tok - n_out;
+    f->n_hidden = n_out;
+    return logits && n_out > 0 ? device->head(f->on_device, f->device_row, n_out, logits, err) : LLMQ_OK;
 }
 
-void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits) {
+/* Rows that follow each other in one sequence are a run; others have runs of their own. */
+static llmq_status rows_on_device(llmq_forward *f, const forward_row *rows, const float *hidden, int64_t n,
+                                  float *logits, llmq_err *err) {
+    for (int64_t at = 0, end; at < n; at = end) {
+        for (end = at; end < n && end - at < f->n_batch && rows[end].cache == rows[at].cache &&
+                       rows[end].pos == rows[at].pos + end - at;
+             end++)
+            f->row_tokens[end - at] = rows[end].token;
+        LLMQ_TRY(run_on_device(f, rows[at].cache, f->row_tokens, hidden ? hidden + at * f->model->hp.n_embd : NULL,
+                               end - at, rows[at].pos, end - at, logits + at * f->model->hp.n_vocab, err));
+    }
+    f->n_hidden = 0; /* those of the last run only: not what forward_head promises */
+    return LLMQ_OK;
+}
+
+/* ---- passes */
+
+llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
+                        int64_t n_out, float *logits, llmq_err *err) {
+    bool here = model_cpu_layers(f->model) > 0;
+    LLMQ_ASSERT(n_tok >= 1 && n_tok <= f->n_batch && n_out >= 0 && n_out <= n_tok);
+    LLMQ_ASSERT(pos + n_tok <= f->n_ctx && pos + n_tok <= cache->n_ctx);
+    if (here) {
+        extend_rope(f, pos + n_tok);
+        run(&(pass){.f = f,
+                    .cache = cache,
+                    .tokens = tokens,
+                    .n_tok = n_tok,
+                    .pos = pos,
+                    .n_out = f->on_device ? n_tok : n_out,
+                    .rope = f->rope + pos * f->model->hp.n_rot,
+                    .logits = f->on_device ? NULL : logits});
+    }
+    if (!f->on_device) return LLMQ_OK;
+    return run_on_device(f, cache, tokens, here ? f->hidden : NULL, n_tok, pos, n_out, logits, err);
+}
+
+/* Rows through the layers of the CPU. */
+static void run_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits) {
     const llmq_hparams *hp = &f->model->hp;
-    LLMQ_ASSERT(n >= 1 && n <= f->n_rows);
     for (int64_t i = 0; i < n; i++) {
         LLMQ_ASSERT(rows[i].pos < f->n_ctx && rows[i].pos < rows[i].cache->n_ctx);
         extend_rope(f, rows[i].pos + 1);
         f->row_tokens[i] = rows[i].token;
         memcpy(f->row_rope + i * hp->n_rot, f->rope + rows[i].pos * hp->n_rot, (size_t)hp->n_rot * sizeof(float));
-        for (int64_t l = 0; l < hp->n_layer; l++)
+        for (int64_t l = 0; l < model_cpu_layers(f->model); l++)
             f->row_attn[l * n + i] = (llmq_attn_row){&rows[i].cache->kv[l], rows[i].pos};
     }
     run(&(pass){
         .f = f, .rows = rows, .tokens = f->row_tokens, .n_tok = n, .n_out = n, .rope = f->row_rope, .logits = logits});
+}
+
+llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err) {
+    bool here = model_cpu_layers(f->model) > 0;
+    LLMQ_ASSERT(n >= 1 && n <= f->n_rows);
+    if (here) run_rows(f, rows, n, f->on_device ? NULL : logits);
+    return f->on_device ? rows_on_device(f, rows, here ? f->hidden : NULL, n, logits, err) : LLMQ_OK;
 }
 
 static void run_head(const llmq_worker *w, void *arg) {
@@ -248,9 +290,11 @@ static void run_head(const llmq_worker *w, void *arg) {
     head_block(&s, p->f->hidden + p->pos * s.hp->n_embd, p->logits);
 }
 
-void forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits) {
+llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
     LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= f->n_hidden);
+    if (f->on_device) return f->model->device->head(f->on_device, f->device_row + row, n_rows, logits, err);
     team_run(f->team, run_head, &(pass){.f = f, .n_tok = n_rows, .pos = row, .logits = logits});
+    return LLMQ_OK;
 }
 
 /* ---- memory ---- */
@@ -329,35 +373,54 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     f->row_attn = carve(c, (size_t)(f->n_rows * hp->n_layer) * sizeof *f->row_attn);
 }
 
-llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type, forward_cache *out,
-                                 llmq_err *err) {
+/* K and V of the layers that the CPU runs. */
+static llmq_status cache_here(const llmq_model *model, llmq_kv_type kv_type, forward_cache *out, llmq_err *err) {
     const llmq_hparams *hp = &model->hp;
+    const size_t n = (size_t)model_cpu_layers(model);
     size_t one =
-        size_align(model->ops->kv_bytes((int)kv_type, n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
-    *out = (forward_cache){.n_ctx = n_ctx};
-    if (!size_mul(one, 2 * (size_t)hp->n_layer, &out->bytes)) out->bytes = SIZE_MAX;
-    out->kv = mem_zalloc((size_t)hp->n_layer, sizeof *out->kv);
-    out->block = mem_alloc_lazy(out->bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
-    if (!out->kv || !out->block) {
-        size_t bytes = out->bytes;
-        forward_cache_destroy(out);
-        return mem_error(err, bytes, "the KV cache");
-    }
-    for (int64_t l = 0; l < hp->n_layer; l++) {
-        uint8_t *k = (uint8_t *)out->block + 2 * one * (size_t)l;
+        size_align(model->ops->kv_bytes((int)kv_type, out->n_ctx, (int)hp->n_head_kv, (int)hp->head_dim), MEM_ALIGN);
+    if (!size_mul(one, 2 * n, &out->block_bytes)) out->block_bytes = SIZE_MAX;
+    out->kv = mem_zalloc(n, sizeof *out->kv);
+    out->block = mem_alloc_lazy(out->block_bytes); /* heads lie n_ctx apart: huge pages would all be touched at once */
+    if (!out->kv || !out->block) return mem_error(err, out->block_bytes, "the KV cache");
+    for (size_t l = 0; l < n; l++) {
+        uint8_t *k = (uint8_t *)out->block + 2 * one * l;
         out->kv[l] = (llmq_kv){.k = k,
                                .v = k + one,
                                .type = (int)kv_type,
-                               .n_ctx = n_ctx,
+                               .n_ctx = out->n_ctx,
                                .n_head_kv = (int)hp->n_head_kv,
                                .head_dim = (int)hp->head_dim};
     }
+    out->bytes = out->block_bytes;
     return LLMQ_OK;
 }
 
+static llmq_status cache_on_device(const llmq_model *model, llmq_kv_type kv_type, forward_cache *out, llmq_err *err) {
+    size_t bytes = 0;
+    out->device = model->device;
+    if (kv_type != LLMQ_KV_F16)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type: on %s the cache is f16; leave the option out",
+                         model->device->name);
+    LLMQ_TRY(model->device->cache_create(model->on_device, out->n_ctx, &out->on_device, &bytes, err));
+    out->bytes += bytes;
+    return LLMQ_OK;
+}
+
+llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv_type kv_type, forward_cache *out,
+                                 llmq_err *err) {
+    llmq_status status = LLMQ_OK;
+    *out = (forward_cache){.n_ctx = n_ctx};
+    if (model_cpu_layers(model) > 0) status = cache_here(model, kv_type, out, err);
+    if (status == LLMQ_OK && model->on_device) status = cache_on_device(model, kv_type, out, err);
+    if (status != LLMQ_OK) forward_cache_destroy(out);
+    return status;
+}
+
 void forward_cache_destroy(forward_cache *c) {
+    if (c->device) c->device->cache_destroy(c->on_device);
     mem_free(c->kv);
-    mem_free_big(c->block, c->bytes);
+    if (c->block) mem_free_big(c->block, c->block_bytes);
     *c = (forward_cache){0};
 }
 
@@ -378,19 +441,41 @@ static llmq_status create_buffers(llmq_forward *f, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* What is needed here where all layers are on the device. */
+static llmq_status create_row_tokens(llmq_forward *f, llmq_err *err) {
+    f->scratch_bytes = (size_t)f->n_rows * sizeof *f->row_tokens;
+    f->scratch_block = mem_alloc_big(f->scratch_bytes);
+    if (!f->scratch_block) return mem_error(err, f->scratch_bytes, "activations");
+    f->row_tokens = f->scratch_block;
+    return LLMQ_OK;
+}
+
+static llmq_status create_on_device(llmq_forward *f, llmq_err *err) {
+    int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows;
+    size_t rope_bytes = (size_t)f->n_ctx * (size_t)f->model->hp.n_rot * sizeof(float);
+    float *rope = mem_alloc_lazy(rope_bytes);
+    if (!rope) return mem_error(err, rope_bytes, "the RoPE table");
+    rope_table(f->model, 0, f->n_ctx, rope);
+    llmq_status status = f->model->device->work_create(f->model->on_device, f->n_ctx, n, rope, &f->on_device, err);
+    mem_free_big(rope, rope_bytes);
+    return status;
+}
+
 llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,
                            llmq_forward *out, llmq_err *err) {
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
     *out = (llmq_forward){
         .model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .n_rows = n_rows, .attn_scale = scale};
-    llmq_status status = create_buffers(out, err);
+    llmq_status status = model_cpu_layers(model) > 0 ? create_buffers(out, err) : create_row_tokens(out, err);
+    if (status == LLMQ_OK && model->on_device) status = create_on_device(out, err);
     if (status != LLMQ_OK) forward_destroy(out);
     return status;
 }
 
 void forward_destroy(llmq_forward *f) {
+    if (f->on_device) f->model->device->work_destroy(f->on_device);
     mem_free(f->lanes);
-    mem_free_big(f->rope, f->rope_bytes);
-    mem_free_big(f->scratch_block, f->scratch_bytes);
+    if (f->rope) mem_free_big(f->rope, f->rope_bytes);
+    if (f->scratch_block) mem_free_big(f->scratch_block, f->scratch_bytes);
     *f = (llmq_forward){0};
 }

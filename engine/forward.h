@@ -17,10 +17,12 @@ typedef struct forward_lane {
 
 /* Keys and values of one sequence. */
 typedef struct forward_cache {
-    llmq_kv *kv; /* [n_layer] */
+    llmq_kv *kv; /* [model_cpu_layers] */
     void *block;
-    size_t bytes;
-    int64_t n_ctx; /* positions it holds */
+    size_t block_bytes, bytes;    /* bytes: with what is on the device */
+    int64_t n_ctx;                /* positions it holds */
+    llmq_device_cache *on_device; /* of the layers on the device */
+    const llmq_device_ops *device;
 } forward_cache;
 
 /* Pages are touched only as they are used. */
@@ -55,6 +57,9 @@ typedef struct llmq_forward {
     int64_t n_hidden;
     void *scratch_block;
     size_t rope_bytes, scratch_bytes;
+    llmq_device_work *on_device; /* of a model on a device, which keeps the hidden states that head reads; without
+                                  * layers on the CPU there are no buffers here */
+    int64_t device_row;          /* of the last run's tokens: the first of n_hidden */
 } llmq_forward;
 
 /* Positions below n_ctx, at most n_batch tokens a pass, and at most n_rows (1 or more) in a pass of rows. */
@@ -64,13 +69,13 @@ void forward_destroy(llmq_forward *f); /* zeroed allowed */
 
 /* Runs tokens at positions pos.. of one sequence (all before pos are in the cache). The hidden states of the last n_out
  * tokens are kept for forward_head, the others end at the last layer's K and V. logits (n_out, n_vocab) or NULL:
- * computed in the same region. */
-void forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
-                 int64_t n_out, float *logits);
+ * computed in the same region. Only passes on a device can fail. */
+llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
+                        int64_t n_out, float *logits, llmq_err *err);
 /* Runs rows, one token each, in one pass over the weights. Rows of one sequence are in the order of their positions and
  * see each other. logits (n, n_vocab). Up to MATMUL_ALIKE rows get the bits that forward_run gives them one by one. */
-void forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits);
+llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err);
 /* Logits (n_rows, n_vocab) of rows row.. of the hidden states that the last pass kept. */
-void forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits);
+llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
 
 #endif

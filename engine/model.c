@@ -310,7 +310,8 @@ static llmq_status prepare_weights(llmq_model *model, int n_threads, llmq_err *e
     if (status != LLMQ_OK) return status;
     model->layers = mem_zalloc((size_t)model->hp.n_layer, sizeof *model->layers);
     if (!model->layers) LLMQ_TRY_GOTO(mem_error(err, (size_t)model->hp.n_layer * sizeof *model->layers, "the layers"));
-    for (int64_t l = 0; l < model->hp.n_layer; l++) LLMQ_TRY_GOTO(prepare_layer(model, l, team, err));
+    for (int64_t l = 0; l < model_cpu_layers(model); l++) LLMQ_TRY_GOTO(prepare_layer(model, l, team, err));
+    if (model->on_device) goto done; /* it has the head */
     const llmq_tensor *norm = model->by_role[ROLE_OUTPUT_NORM], *head = model->by_role[ROLE_OUTPUT];
     LLMQ_TRY_GOTO(model_load_vector(model, norm, model->hp.n_embd, &model->output_norm, err));
     LLMQ_TRY_GOTO(prepare_weight(model, head ? head : model->by_role[ROLE_TOKEN_EMBD], &model->head, team, err));
@@ -403,6 +404,8 @@ static void fill_info(llmq_model *model) {
     info->n_ff = hp->n_ff;
     info->n_ctx_train = hp->n_ctx_train;
     info->rope_theta = hp->rope_base;
+    info->device = model->on_device ? model->device->name : NULL;
+    info->n_device_layers = model->n_on_device;
     info->kv_bytes_per_token = 2 * 2 * hp->n_layer * hp->n_head_kv * hp->head_dim;
     if (model->layer_tensors) fill_tensor_info(model);
 }
@@ -435,16 +438,13 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,
                  (long long)tokenizer_n_vocab(model->tok), (long long)model->hp.n_vocab);
+    if (!params->no_weights && model->device) LLMQ_TRY(device_put(model, params, err));
     if (!params->no_weights) LLMQ_TRY(prepare_weights(model, params->n_threads, err));
     return source_load(model->source, model->by_role[ROLE_TOKEN_EMBD], true, err); /* rows are read from it any time */
 }
 
-llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
-    return model_open_with(path, params, backend_cpu(), out, err);
-}
-
-llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
-                            llmq_model **out, llmq_err *err) {
+static llmq_status open_any(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            const llmq_device_ops *device, llmq_model **out, llmq_err *err) {
     llmq_model_params defaults = {0};
     if (!params) params = &defaults;
     *out = NULL;
@@ -452,6 +452,7 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
     if (!model) return mem_error(err, sizeof *model, "a model");
     llmq_status status = LLMQ_OK;
     model->ops = ops;
+    model->device = device;
     model->arena = arena_create();
     if (!model->arena) LLMQ_TRY_GOTO(mem_error(err, 64, "a model"));
     LLMQ_TRY_GOTO(source_open(path, &model->source, err));
@@ -467,8 +468,27 @@ done:
     return status;
 }
 
+llmq_status model_open(const char *path, const llmq_model_params *params, llmq_model **out, llmq_err *err) {
+    const llmq_device_ops *device;
+    *out = NULL;
+    LLMQ_TRY(device_select(params ? params->device : NULL, &device, err));
+    return device ? model_open_on(path, params, device, out, err)
+                  : model_open_with(path, params, backend_cpu(), out, err);
+}
+
+llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
+                            llmq_model **out, llmq_err *err) {
+    return open_any(path, params, ops, NULL, out, err);
+}
+
+llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
+                          llmq_model **out, llmq_err *err) {
+    return open_any(path, params, backend_cpu(), device, out, err);
+}
+
 void model_close(llmq_model *model) {
     if (!model) return;
+    if (model->on_device) model->device->model_destroy(model->on_device);
     for (int64_t l = 0; model->layers && l < model->hp.n_layer; l++) {
         llmq_layer *layer = &model->layers[l];
         llmq_weight *weights[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};

@@ -2,12 +2,14 @@
 #ifndef LLMQ_ENGINE_MODEL_H
 #define LLMQ_ENGINE_MODEL_H
 
-#include "core/backend.h"
+#include "core/device.h"
 #include "core/mem.h"
 #include "engine/arch/arch.h"
 #include "formats/format.h"
 #include "llmq.h"
 #include "tokenizer/tokenizer.h"
+
+enum { SESSION_CTX_USUAL = 4096, SESSION_BATCH_USUAL = 512 }; /* of sessions that ask for nothing else */
 
 typedef enum llmq_rope_scaling { ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LLAMA3 } llmq_rope_scaling;
 
@@ -53,8 +55,11 @@ struct llmq_model {
     const llmq_act_range *int8_inputs; /* [n_layer * SITE_COUNT] */
     /* Made ready for running (NULL/zero when opened with no_weights): */
     llmq_layer *layers;
-    const float *output_norm; /* [n_embd] */
-    llmq_weight head;         /* (n_vocab, n_embd); of the embedding when tied */
+    const float *output_norm;      /* [n_embd] */
+    llmq_weight head;              /* (n_vocab, n_embd); of the embedding when tied */
+    const llmq_device_ops *device; /* which has the last n_on_device layers and the head; NULL: the CPU has all */
+    llmq_device_model *on_device;
+    int64_t n_on_device;
     llmq_model_info info;
 };
 
@@ -63,7 +68,19 @@ llmq_status model_open(const char *path, const llmq_model_params *params, llmq_m
 /* The same for a given backend (tests run every ISA). */
 llmq_status model_open_with(const char *path, const llmq_model_params *params, const llmq_backend_ops *ops,
                             llmq_model **out, llmq_err *err);
+/* The same with weights on a device. */
+llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
+                          llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
+
+/* device.c: the device that --device names, opened; *out NULL for the CPU. */
+llmq_status device_select(const char *spec, const llmq_device_ops **out, llmq_err *err);
+/* Puts params->gpu_layers layers, or as many as fit, on model->device. */
+llmq_status device_put(llmq_model *model, const llmq_model_params *params, llmq_err *err);
+/* Layers 0.. that the backend runs. */
+static inline int64_t model_cpu_layers(const llmq_model *model) {
+    return model->hp.n_layer - model->n_on_device;
+}
 
 /* A small vector of the source (norm, bias) as f32 in the model's arena. */
 llmq_status model_load_vector(llmq_model *model, const llmq_tensor *t, int64_t n, const float **out, llmq_err *err);

@@ -18,8 +18,8 @@ llmq_status session_params_check(const llmq_model *model, const llmq_session_par
         return llmq_fail(err, LLMQ_E_ARG,
                          "%s was opened without its weights (vocab_only or no_weights); open it with them to run it",
                          model->info.path);
-    if (!out->n_ctx) out->n_ctx = hp->n_ctx_train < 4096 ? hp->n_ctx_train : 4096;
-    if (!out->n_batch) out->n_batch = 512;
+    if (!out->n_ctx) out->n_ctx = hp->n_ctx_train < SESSION_CTX_USUAL ? hp->n_ctx_train : SESSION_CTX_USUAL;
+    if (!out->n_batch) out->n_batch = SESSION_BATCH_USUAL;
     if (out->n_ctx < 1 || out->n_ctx > 1 << 24)
         return llmq_fail(err, LLMQ_E_ARG, "--ctx %lld: must be 1 to %d", (long long)out->n_ctx, 1 << 24);
     if (out->n_batch < 1 || out->n_batch > 1 << 16)
@@ -138,20 +138,20 @@ void session_forget_next(llmq_session *s) {
 }
 
 /* After session_check_tokens. */
-static void run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits) {
+static llmq_status run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits, llmq_err *err) {
     session_forget_next(s);
     s->last = NULL;
-    forward_run(s->fwd, &s->cache, tokens, n, s->n_past, n_out, logits);
+    LLMQ_TRY(forward_run(s->fwd, &s->cache, tokens, n, s->n_past, n_out, logits, err));
     memcpy(s->tokens + s->n_past, tokens, (size_t)n * sizeof *tokens);
     s->n_past += n;
+    return LLMQ_OK;
 }
 
 llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits,
                         llmq_err *err) {
     LLMQ_ASSERT(n <= s->fwd->n_batch);
     LLMQ_TRY(session_check_tokens(s, tokens, (size_t)n, s->n_past, err));
-    run(s, tokens, n, n_out, logits);
-    return LLMQ_OK;
+    return run(s, tokens, n, n_out, logits, err);
 }
 
 llmq_status session_need_rows(llmq_session *s, llmq_err *err) {
@@ -164,7 +164,7 @@ llmq_status llmq_session_append(llmq_session *s, const int32_t *tokens, size_t n
     int64_t n_all = (int64_t)n, n_batch = s->fwd->n_batch;
     for (int64_t at = 0; at < n_all; at += n_batch) {
         bool last = n_all - at <= n_batch;
-        run(s, tokens + at, last ? n_all - at : n_batch, last ? 1 : 0, last ? s->logits : NULL);
+        LLMQ_TRY(run(s, tokens + at, last ? n_all - at : n_batch, last ? 1 : 0, last ? s->logits : NULL, err));
     }
     s->last = s->logits;
     return LLMQ_OK;
@@ -195,10 +195,10 @@ llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size
     for (int64_t at = 0; at < n_all; at += s->fwd->n_batch) {
         int64_t end = at + s->fwd->n_batch < n_all ? at + s->fwd->n_batch : n_all, begin = first > at ? first : at;
         int64_t n_out = begin < end ? end - begin : 0;
-        run(s, tokens + at, end - at, n_out, NULL);
+        LLMQ_TRY(run(s, tokens + at, end - at, n_out, NULL, err));
         for (int64_t row = 0; row < n_out; row += SESSION_LOGIT_ROWS) {
             int64_t n_rows = n_out - row < SESSION_LOGIT_ROWS ? n_out - row : SESSION_LOGIT_ROWS;
-            forward_head(s->fwd, row, n_rows, s->logit_rows);
+            LLMQ_TRY(forward_head(s->fwd, row, n_rows, s->logit_rows, err));
             s->last = s->logit_rows + (n_rows - 1) * n_vocab;
             for (int64_t i = 0; i < n_rows && from < n; i++)
                 fn(user, (size_t)(begin + row + i), s->logit_rows + i * n_vocab);

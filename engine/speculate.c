@@ -195,7 +195,7 @@ static llmq_status run_next(llmq_session *s, llmq_err *err) {
     for (int64_t i = 0; i < n; i++) rows[i] = (forward_row){text[i], s->n_past + i, &s->cache};
     double start = time_seconds();
     float *logits = n > 1 ? sp->logits : s->logits;
-    forward_rows(s->fwd, rows, n, logits);
+    LLMQ_TRY(forward_rows(s->fwd, rows, n, logits, err));
     s->last = logits;
     s->n_past++;
     if (!sp) return LLMQ_OK;

@@ -34,9 +34,15 @@ typedef struct llmq_model_params {
     int n_threads;   /* threads for repacking at load; 0: physical cores */
     bool vocab_only; /* open metadata and tokenizer only; weights may be absent */
     bool no_weights; /* open metadata and the tensor directory, prepare no weights for running (inspect, convert) */
+    const char *device; /* where passes are run: NULL, "cpu" or "auto": the CPU; "cuda" or "cuda:N": a GPU. Only sessions
+                         * go there; jobs are done by the CPU. GPUs: experimental, docs/cuda.md */
+    int64_t gpu_layers;  /* on a GPU: so many of the last layers run there, the others on the CPU; 0: as many as fit */
+    int64_t n_ctx;       /* for gpu_layers 0: positions of the session to come, for which memory is left; 0: the usual */
 } llmq_model_params;
 
 LLMQ_API void llmq_model_params_default(llmq_model_params *params);
+/* Can llmq_model_params.device be this? LLMQ_E_UNSUPPORTED says what is missing: a build with CUDA, a driver, a GPU. */
+LLMQ_API llmq_status llmq_device_check(const char *device, llmq_err *err);
 
 /* Opens a GGUF file (the first of a split works for all), a Hugging Face folder, or a llama2.c .bin, and prepares its
  * weights for this machine's CPU. params may be NULL. *out is owned by the caller (llmq_model_close). */
@@ -63,6 +69,8 @@ typedef struct llmq_model_info {
                                    scale for each token or one that was found when quantizing; NULL: no such model */
     int64_t kv_bytes_per_token; /* with an f16 cache */
     int64_t bytes_per_token;    /* weight bytes read to generate one token */
+    const char *device;         /* "cuda": where the last n_device_layers layers and the head are; NULL: nowhere */
+    int64_t n_device_layers;
 } llmq_model_info;
 LLMQ_API void llmq_model_get_info(const llmq_model *model, llmq_model_info *out);
 

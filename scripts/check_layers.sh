@@ -49,7 +49,7 @@ for room in include core types tokenizer formats quant cpu cuda affine report en
     done < <(grep -rnE --include='*.[ch]' --include='*.cpp' --include='*.cu' --include='*.cuh' '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' "$room" || true)
 done
 
-library=(core types tokenizer formats quant cpu affine report engine train api)
+library=(core types tokenizer formats quant cpu cuda affine report engine train api)
 code() { # code PATTERN: FILE:LINE of the library's lines that match, comments and strings left out
     local room
     for room in "${library[@]}"; do

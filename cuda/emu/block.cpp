@@ -143,22 +143,20 @@ static void start_epoch() {
 /* ---- block barriers */
 
 /* Opens barrier `id` if all that it needs are there. */
-static void barrier_try(int id) {
+static void barrier_try(int id, int count) {
+    if (now.at_barrier[id] < (count ? count : now.n_threads - now.n_left) || !now.at_barrier[id]) return;
     std::vector<thread *> there;
     for (int i = 0; i < now.n_threads; i++) {
         thread *t = now.threads[static_cast<size_t>(i)].get();
         if (t->state == waits_for::barrier && t->barrier == id) there.push_back(t);
     }
-    if (there.empty()) return;
     thread *first = there[0];
-    int count = first->barrier_threads, needed = count ? count : now.n_threads - now.n_left;
     for (thread *t : there) {
-        if (t->barrier_threads != count)
+        if (t->barrier_threads != first->barrier_threads)
             return fail_thread(EMU_BARRIER, *t, first, "threads disagree about how many take part in a barrier");
         if (!count && (t->at.line != first->at.line || t->at.file != first->at.file))
             return fail_thread(EMU_BARRIER, *t, first, "the threads of a block wait at different barriers");
     }
-    if (static_cast<int>(there.size()) < needed) return;
     if (!count && now.n_left > 0)
         return fail_thread(EMU_BARRIER, *first, nullptr, "threads of the block have left before this barrier");
     if (count)
@@ -166,6 +164,7 @@ static void barrier_try(int id) {
     else
         start_epoch();
     for (thread *t : there) t->state = waits_for::nothing;
+    now.at_barrier[id] = 0;
 }
 
 void barrier_meet(int id, int count, site at) {
@@ -176,7 +175,8 @@ void barrier_meet(int id, int count, site at) {
     t.barrier_threads = count;
     t.state = waits_for::barrier;
     t.at = at;
-    barrier_try(id);
+    now.at_barrier[id]++;
+    barrier_try(id, count);
     if (t.state != waits_for::nothing || failed()) fiber_yield(false);
 }
 
@@ -187,39 +187,40 @@ static thread *lane_of(int warp, int lane) {
     return number < now.n_threads ? now.threads[static_cast<size_t>(number)].get() : nullptr;
 }
 
+/* Whether another lane that waits may take part in what t waits for; if it should and does not, it is a fault. */
+static bool same_op(const thread &t, const thread &other) {
+    if (!(other.mask >> t.lane() & 1)) return false; /* at an earlier one, without this lane */
+    if (other.op != t.op || other.at.line != t.at.line || other.at.file != t.at.file)
+        fail_thread(EMU_DIVERGED, t, &other, "lanes of one mask are at %s and %s, line %d", t.op->name, other.op->name,
+                    other.at.line);
+    else if (other.mask != t.mask)
+        fail_thread(EMU_MASK, t, &other, "lanes name different masks");
+    return !failed();
+}
+
 /* Executes the operation that `t` waits for if its lanes are all there. */
 static void warp_try(thread &t) {
-    warp_lanes lanes = {0, {}, {}, t.at};
-    bool complete = true;
-    for (int lane = 0; lane < 32; lane++) {
-        if (!(t.mask >> lane & 1)) continue;
-        thread *other = lane_of(t.warp(), lane);
-        if (!other || other->state == waits_for::left) {
-            if (t.op->whole_warp)
-                return fail_thread(EMU_MASK, t, other, "%s needs all 32 lanes, and some have left", t.op->name);
-            continue;
-        }
-        if (other->state != waits_for::warp || !(other->mask >> t.lane() & 1)) { /* elsewhere, and may still come */
-            complete = false;
-            continue;
-        }
-        if (other->op != t.op || other->at.line != t.at.line || other->at.file != t.at.file)
-            return fail_thread(EMU_DIVERGED, t, other, "lanes of one mask are at %s and %s, line %d", t.op->name,
-                               other->op->name, other->at.line);
-        if (other->mask != t.mask) return fail_thread(EMU_MASK, t, other, "lanes name different masks");
-        lanes.mask |= 1u << lane;
-        lanes.operands[lane] = other->operands;
-        lanes.who[lane] = other;
-    }
-    if (!complete) return;
-    if (t.op->execute) t.op->execute(lanes);
-    if (failed()) return;
+    unsigned waiting = now.at_op[t.warp()] & t.mask, others = waiting & ~(1u << t.lane());
+    if (others && !same_op(t, *lane_of(t.warp(), __builtin_ctz(others)))) return;
+    if (t.op->whole_warp && now.gone[t.warp()])
+        return fail_thread(EMU_MASK, t, nullptr, "%s needs all 32 lanes, and some have left", t.op->name);
+    unsigned alive = t.mask & ~now.gone[t.warp()];
+    if (waiting != alive) return; /* some may still come */
+    warp_lanes lanes = {alive, {}, {}, t.at};
     thread *who[32];
     int n = 0;
-    for (thread *w : lanes.who)
-        if (w) who[n++] = w;
+    for (int lane = 0; lane < 32; lane++) {
+        if (!(alive >> lane & 1)) continue;
+        thread *other = lane_of(t.warp(), lane);
+        if (!same_op(t, *other)) return;
+        lanes.operands[lane] = other->operands;
+        lanes.who[lane] = who[n++] = other;
+    }
+    if (t.op->execute) t.op->execute(lanes);
+    if (failed()) return;
     if (t.op->memory) exchange(who, n);
     for (int i = 0; i < n; i++) who[i]->state = waits_for::nothing;
+    now.at_op[t.warp()] &= ~lanes.mask;
 }
 
 void warp_meet(const warp_op &op, unsigned mask, void *operands, site at) {
@@ -231,6 +232,7 @@ void warp_meet(const warp_op &op, unsigned mask, void *operands, site at) {
     t.operands = operands;
     t.state = waits_for::warp;
     t.at = at;
+    now.at_op[t.warp()] |= 1u << t.lane();
     warp_try(t);
     if (t.state != waits_for::nothing || failed()) fiber_yield(false);
 }
@@ -242,11 +244,12 @@ static void leave(thread &t) {
         stop(EMU_MISSING_WAIT, t.copies.front().at, {}, "a thread leaves with a cp.async that it never waited for");
     t.state = waits_for::left;
     now.n_left++;
-    for (int i = 0; i < now.n_threads && !failed(); i++) { /* others may have waited for this one only */
-        thread &other = *now.threads[static_cast<size_t>(i)];
-        if (other.state == waits_for::warp && other.warp() == t.warp() && (other.mask >> t.lane() & 1)) warp_try(other);
+    now.gone[t.warp()] |= 1u << t.lane();
+    for (int lane = 0; lane < 32 && now.at_op[t.warp()] && !failed(); lane++) { /* others may have waited for it only */
+        thread *other = lane_of(t.warp(), lane);
+        if (other && other->state == waits_for::warp && (other->mask >> t.lane() & 1)) warp_try(*other);
     }
-    if (!failed()) barrier_try(0);
+    if (!failed()) barrier_try(0, 0);
 }
 
 static void thread_main() {
@@ -308,6 +311,12 @@ static void start_threads() {
     now.n_threads = static_cast<int>(now.size.x * now.size.y * now.size.z);
     now.n_left = 0;
     now.epoch = 0;
+    std::fill(std::begin(now.at_barrier), std::end(now.at_barrier), 0);
+    std::fill(std::begin(now.at_op), std::end(now.at_op), 0u);
+    for (int warp = 0; warp < 32; warp++) {
+        int lanes = std::clamp(now.n_threads - 32 * warp, 0, 32);
+        now.gone[warp] = lanes == 32 ? 0 : ~0u << lanes;
+    }
     while (static_cast<int>(now.threads.size()) < now.n_threads) {
         now.threads.push_back(std::make_unique<thread>());
         fiber_create(now.threads.back()->stack);

@@ -74,6 +74,9 @@ struct block {
     const char *kernel = "";
     uint32_t run = 0, launch_first_run = 0, epoch = 0;
     int n_threads = 0, n_left = 0;
+    int at_barrier[16] = {};                      /* threads that wait at each */
+    uint32_t at_op[32] = {};                      /* lanes of each warp that wait at an operation */
+    uint32_t gone[32] = {};                       /* lanes of each warp that have left or never were */
     std::vector<std::unique_ptr<thread>> threads; /* kept from block to block; the first n_threads are alive */
     thread *running = nullptr;
     const std::function<void()> *body = nullptr;

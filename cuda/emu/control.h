@@ -6,6 +6,7 @@
 #define LLMQ_CUDA_EMU_CONTROL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -54,6 +55,10 @@ void emu_set_order(emu_order order, uint64_t seed);
  */
 typedef enum emu_tensor_core { EMU_GROUPS_OF_8, EMU_GROUPS_OF_16 } emu_tensor_core; /* sm_80..89: F = 24; later: 25 */
 void emu_set_tensor_core(emu_tensor_core model);
+
+/* Memory of the device, 0: more than there is; and what of it is allocated. */
+void emu_set_memory(size_t bytes);
+size_t emu_memory_used(void);
 
 /* The fault since the last call, if there was one. */
 bool emu_take_report(emu_report *out);

@@ -5,7 +5,38 @@
 
 #include "cuda/emu/block.h"
 
-llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *) {
+llmq_status gpu_open(int index, llmq_err *err) {
+    const gpu_facts facts = {13000, 13000, false, 1, nullptr};
+    return gpu_judge(&facts, index, err);
+}
+
+static constexpr size_t all_memory = size_t{1} << 40;
+static size_t memory_limit = all_memory;
+
+void emu_set_memory(size_t bytes) {
+    memory_limit = bytes ? bytes : all_memory;
+}
+
+size_t emu_memory_used(void) {
+    return emu::memory_used();
+}
+
+llmq_status gpu_memory(size_t *available, llmq_err *) {
+    const size_t used = emu::memory_used();
+    *available = memory_limit > used ? memory_limit - used : 0;
+    return LLMQ_OK;
+}
+
+int gpu_current(void) {
+    return 0;
+}
+void gpu_use(int) {}
+
+llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err) {
+    size_t available;
+    *out = nullptr;
+    LLMQ_TRY(gpu_memory(&available, err));
+    if (bytes > available) return gpu_no_memory(what, bytes, err);
     *out = emu::memory_create(what, bytes)->data;
     return LLMQ_OK;
 }

@@ -62,6 +62,12 @@ buffer *memory_find(const void *host) {
     return address - reinterpret_cast<uint64_t>(b->data) <= b->bytes ? b : nullptr;
 }
 
+size_t memory_used() {
+    size_t sum = 0;
+    for (const auto &entry : registry) sum += entry.second->bytes;
+    return sum;
+}
+
 void shared_reset(buffer *b) {
     memset(b->data, pattern, b->bytes);
     std::fill(b->state.begin(), b->state.end(), uint8_t{0});

@@ -64,6 +64,7 @@ void memory_access(buffer *b, int64_t offset, unsigned size, access kind, site a
 buffer *memory_create(const char *name, size_t bytes);
 void memory_destroy(buffer *b);
 buffer *memory_find(const void *host); /* the buffer that contains or ends at this byte; NULL */
+size_t memory_used();                  /* bytes of all buffers */
 
 /* Shared memory of a block: forget what was in it. */
 void shared_reset(buffer *b);

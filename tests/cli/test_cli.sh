@@ -99,7 +99,8 @@ for c in $commands; do
     bad "--threads" "$c" model.gguf --threads none
     case $c in # what these need besides MODEL is asked for first
     perplexity | score | convert) ;;
-    *) bad "cuda" "$c" model.gguf --device cuda ;;
+    run | chat | bench) fails "cuda" "$c" model.gguf --device cuda:99 ;; # no machine has so many
+    *) bad "CPU only" "$c" model.gguf --device cuda:99 ;;
     esac
 done
 bad "did you mean --temp?" run model.gguf --tmep 1
@@ -108,8 +109,10 @@ bad "--top-p" run model.gguf --top-p 1.5
 bad "--ctx" run model.gguf --ctx -5
 bad "f16|q8_0|f32" chat model.gguf --kv-type q4_0
 bad "--draft" chat model.gguf --draft
-bad "cuda" run model.gguf -p x --device cuda:0
-bad "cpu or auto" run model.gguf -p x --device tpu
+for device in tpu cuda: cuda:x cuda:100 cuda:-1 cuda:0x CUDA ""; do bad "cuda:N" run model.gguf -p x --device "$device"; done
+bad "--device cuda" run model.gguf -p x --gpu-layers 3
+bad "--device cuda" run model.gguf -p x --gpu-layers 3 --device auto
+bad "--gpu-layers" run model.gguf -p x --device cuda --gpu-layers -1
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x
@@ -168,6 +171,25 @@ fails "$work/missing.txt" perplexity "$bin" --tokenizer "$tok" -f "$work/missing
 fails "$work/missing.bin" run "$bin" --tokenizer "$work/missing.bin" -p x
 
 # One thread where two prove nothing: on a machine that others use as well, barriers wait for the scheduler.
+section "devices"
+run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 20 --temp 0 -t 1 && cp "$out" "$work/text" && cp "$err" "$work/noise"
+for device in auto cpu; do
+    run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 20 --temp 0 -t 1 --device $device
+    same "--device $device" "$(cat "$work/text")" "$out"
+    cmp -s "$err" "$work/noise" || fault "--device $device says something"
+done
+# Without a GPU, one line says what is missing (a build with CUDA, a driver, a device) and what to do.
+if "$llmq" score "$bin" --tokens 1 --device cuda >/dev/null 2>&1; then
+    skip "a machine without a GPU: this one has one that llmq can use"
+    fails "counted from 0" run "$bin" -p x --device cuda:99
+else
+    for device in cuda cuda:0 cuda:99; do
+        fails "--device cpu" run "$bin" -p x --device $device
+        fails "--device cpu" score "$bin" --tokens 1 --device $device --gpu-layers 2
+    done
+    fails "--device cpu" perplexity "$bin" -f "$tok" --device cuda
+fi
+
 section "a text, word for word"
 story='Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.'
 run 0 run "$bin" --tokenizer "$tok" -p "Once upon a time" -n 80 --temp 0 -q

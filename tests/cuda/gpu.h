@@ -35,7 +35,7 @@ static inline float *random_floats(size_t n, float lo, float hi) {
 /* Contents NULL: as allocated. An input is sealed. */
 static inline void *on_device(const char *what, const void *contents, size_t bytes, bool input) {
     void *p;
-    llmq_err err;
+    llmq_err err = {0};
     if (gpu_alloc(what, bytes, &p, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     if (contents && gpu_upload(p, contents, bytes, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     if (input) gpu_seal(p);
@@ -50,7 +50,7 @@ static inline void *output_of(const char *what, size_t bytes) {
 
 /* To the host, after the kernels have passed without a fault. */
 static inline void from_device(void *to, const void *from, size_t bytes, const char *what) {
-    llmq_err err;
+    llmq_err err = {0};
     if (gpu_wait(&err) != LLMQ_OK) fail_msg("%s: %s", what, err.msg);
     if (gpu_download(to, from, bytes, &err) != LLMQ_OK) fail_msg("%s: %s", what, err.msg);
 }

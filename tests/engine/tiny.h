@@ -16,7 +16,14 @@
 #include "engine/session.h"
 #include "types/type.h"
 
-enum { TINY_VOCAB = 48, TINY_EMBD = 32, TINY_HEADS = 4, TINY_KV_HEADS = 2, TINY_DIM = 8, TINY_FF = 64, TINY_LAYERS = 2, TINY_MAX_TENSORS = 32 };
+#ifdef TINY_WIDE /* rows that types with blocks of 256 can hold */
+enum { TINY_EMBD = 256, TINY_DIM = 64, TINY_FF = 256 };
+#define TINY_SCALE 0.15f
+#else
+enum { TINY_EMBD = 32, TINY_DIM = 8, TINY_FF = 64 };
+#define TINY_SCALE 1.0f
+#endif
+enum { TINY_VOCAB = 48, TINY_HEADS = 4, TINY_KV_HEADS = 2, TINY_LAYERS = 2, TINY_MAX_TENSORS = 32 };
 
 typedef struct tiny_model {
     llmq_meta *meta;
@@ -72,7 +79,7 @@ static inline void tiny_drop(tiny_model *t, const char *name) {
     memmove(x, x + 1, (size_t)(t->tensors + --t->n - x) * sizeof *x);
 }
 
-/* Fills vectors with ones, matrices with numbers of about +-0.5; value replaces the first number of every tensor if it is not 0. */
+/* Fills vectors with ones, matrices with numbers of up to +-TINY_SCALE / 2; value replaces the first number of every tensor if it is not 0. */
 static void tiny_write(tiny_model *t, const char *path, float value) {
     llmq_gguf_writer *w = NULL;
     llmq_err err = {0};
@@ -83,7 +90,7 @@ static void tiny_write(tiny_model *t, const char *path, float value) {
         float *x = malloc((size_t)n * sizeof *x);
         for (int64_t j = 0; j < n; j++) {
             state = state * 1664525u + 1013904223u;
-            x[j] = t->tensors[i].n_dims == 1 ? 1.0f : (float)(state >> 8) * 0x1p-24f - 0.5f;
+            x[j] = t->tensors[i].n_dims == 1 ? 1.0f : ((float)(state >> 8) * 0x1p-24f - 0.5f) * TINY_SCALE;
         }
         if (value != 0) x[0] = value;
         if (gguf_writer_put(w, i, x, (size_t)n * sizeof *x, 0, &err) != LLMQ_OK) fail_msg("%s", err.msg);

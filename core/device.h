@@ -1,0 +1,70 @@
+/* A device that keeps weights, cache and activations in memory of its own and runs whole passes: one struct of
+ * functions, like llmq_backend_ops, but a coarser one, since nothing goes over the bus between two ops. The engine
+ * describes to it the layers that it is to have, which are the last ones of a model or all of them, and gives it tokens
+ * or the hidden states of the layers before. Not SPMD: one thread calls; models may be shared between sessions, each
+ * used by one thread at a time. Errors of earlier calls may come to light late. */
+#ifndef LLMQ_CORE_DEVICE_H
+#define LLMQ_CORE_DEVICE_H
+
+#include "core/backend.h"
+
+/* Native rows of [output features, input features], read during model_create only, between load and release. */
+typedef struct llmq_device_matrix {
+    const llmq_tensor *w;
+    const float *bias; /* [rows] or NULL */
+} llmq_device_matrix;
+
+/* Dims as in core/backend.h. */
+typedef struct llmq_device_layer {
+    const float *attn_norm, *ffn_norm; /* [n_embd] */
+    const float *q_norm, *k_norm;      /* [head_dim] or NULL */
+    llmq_device_matrix q, k, v, o;     /* (n_head*head_dim | n_head_kv*head_dim, n_embd), o (n_embd, ...) */
+    llmq_device_matrix gate, up, down; /* (n_ff, n_embd), down (n_embd, n_ff) */
+} llmq_device_layer;
+
+typedef struct llmq_device_desc {
+    int64_t n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff, n_rot;
+    int64_t window; /* sliding window, 0: none */
+    float eps;
+    bool rope_neox;
+    const llmq_tensor *embd; /* (n_vocab, n_embd); NULL: the layers before are elsewhere */
+    const llmq_tensor *head; /* (n_vocab, n_embd); may be embd */
+    const float *output_norm;
+    const llmq_device_layer *layers; /* [n_layer] */
+    /* Makes the rows of a matrix be there; lets them go. */
+    llmq_status (*load)(void *user, const llmq_tensor *t, llmq_err *err);
+    void (*release)(void *user, const llmq_tensor *t);
+    void *user;
+} llmq_device_desc;
+
+typedef struct llmq_device_model llmq_device_model;
+typedef struct llmq_device_cache llmq_device_cache; /* keys and values of one sequence */
+typedef struct llmq_device_work llmq_device_work;   /* what passes write besides: one serves several sequences */
+
+typedef struct llmq_device_ops {
+    const char *name; /* "cuda" */
+    /* Device `index` can be used: this thread's next models are made there. LLMQ_E_UNSUPPORTED says what is missing. */
+    llmq_status (*open)(int index, llmq_err *err);
+    /* How many of the last layers fit into the memory that is free now, with the head, one cache of n_ctx positions and
+     * work for n_batch tokens; all of them only if the embedding fits too. May be 0. Reads no rows. */
+    llmq_status (*fit)(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, int64_t *n_layers, llmq_err *err);
+    /* Brings the weights over. LLMQ_E_UNSUPPORTED names what this device cannot do, LLMQ_E_MEMORY what did not fit. */
+    llmq_status (*model_create)(const llmq_device_desc *d, llmq_device_model **out, llmq_err *err);
+    void (*model_destroy)(llmq_device_model *m); /* after its caches and work; NULL allowed, as below */
+    /* n_ctx positions in f16; their bytes. */
+    llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, llmq_device_cache **out, size_t *bytes,
+                                llmq_err *err);
+    void (*cache_destroy)(llmq_device_cache *c);
+    /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. */
+    llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
+                               llmq_device_work **out, llmq_err *err);
+    void (*work_destroy)(llmq_device_work *w);
+    /* Tokens at positions pos.. (all before are in the cache), or, of a model without an embedding, hidden states
+     * (n_tok, n_embd). Keeps the hidden states behind its layers for head. */
+    llmq_status (*run)(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
+                       int64_t n_tok, int64_t pos, llmq_err *err);
+    /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */
+    llmq_status (*head)(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
+} llmq_device_ops;
+
+#endif

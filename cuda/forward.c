@@ -1,0 +1,287 @@
+/* The layers of a decoder on a GPU: what core/device.h asks for, as a sequence of launches. Up to 8 tokens go through
+ * the layers at a time, which is what the decode kernels take; longer runs are cut. */
+#include <math.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "cuda/cuda.h"
+#include "cuda/layout.h"
+#include "cuda/model.h"
+
+struct llmq_device_cache {
+    const llmq_device_model *m;
+    int64_t n_ctx;
+    cuda_kv *kv; /* [n_layer] */
+};
+
+struct llmq_device_work {
+    const llmq_device_model *m;
+    int64_t n_ctx, n_batch;
+    float *rope; /* (n_ctx, n_rot/2, 2) */
+    int32_t *tokens, *pos;
+    float *x;                /* (n_batch, n_embd): the residual stream; the hidden states afterwards */
+    float *norm, *delta;     /* (8, n_embd) */
+    float *q, *k, *v, *attn; /* (8, ...) */
+    float *gate, *up;        /* (8, n_ff) */
+    void *acts_q8, *acts_f16, *attn_scratch;
+    float *logits; /* (8, n_vocab) */
+};
+
+/* ---- caches */
+
+/* Of K or V of one layer. */
+static size_t kv_bytes(const llmq_device_desc *d, int64_t n_ctx) {
+    return size_align((size_t)(n_ctx * d->n_head_kv * d->head_dim) * sizeof(uint16_t), GPU_ALIGN);
+}
+
+static void cache_destroy(llmq_device_cache *c) {
+    if (!c) return;
+    for (int64_t l = 0; c->kv && l < c->m->d.n_layer; l++) {
+        gpu_free(c->kv[l].k);
+        gpu_free(c->kv[l].v);
+    }
+    mem_free(c->kv);
+    mem_free(c);
+}
+
+static llmq_status cache_alloc(llmq_device_cache *c, size_t bytes, llmq_err *err) {
+    const llmq_device_desc *d = &c->m->d;
+    c->kv = mem_zalloc((size_t)d->n_layer, sizeof *c->kv);
+    if (!c->kv) return mem_error(err, (size_t)d->n_layer * sizeof *c->kv, "the KV cache");
+    for (int64_t l = 0; l < d->n_layer; l++) {
+        c->kv[l] = (cuda_kv){.n_ctx = c->n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
+        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].k, err));
+        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].v, err));
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, llmq_device_cache **out, size_t *bytes,
+                                llmq_err *err) {
+    *out = NULL;
+    gpu_use(m->device);
+    llmq_device_cache *c = mem_zalloc(1, sizeof *c);
+    if (!c) return mem_error(err, sizeof *c, "the KV cache");
+    *c = (llmq_device_cache){.m = m, .n_ctx = n_ctx};
+    const size_t one = kv_bytes(&m->d, n_ctx);
+    *bytes = 2 * one * (size_t)m->d.n_layer;
+    llmq_status status = cache_alloc(c, one, err);
+    if (status == LLMQ_OK)
+        *out = c;
+    else
+        cache_destroy(c);
+    return status;
+}
+
+/* ---- what passes write */
+
+static void work_destroy(llmq_device_work *w) {
+    if (!w) return;
+    void *buffers[] = {w->rope, w->tokens, w->pos, w->x,       w->norm,     w->delta,        w->q,     w->k, w->v,
+                       w->attn, w->gate,   w->up,  w->acts_q8, w->acts_f16, w->attn_scratch, w->logits};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) gpu_free(buffers[i]);
+    mem_free(w);
+}
+
+static size_t widest_acts(const llmq_device_desc *d, size_t (*bytes_of)(int, int64_t)) {
+    int64_t cols[] = {d->n_embd, d->n_head * d->head_dim, d->n_ff};
+    size_t most = 0;
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = bytes_of(ACT_TOKENS, cols[i]);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+/* Allocates the buffers that runs write; with w NULL it only adds up their bytes. */
+static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, llmq_device_work *w,
+                                     size_t *sum, llmq_err *err) {
+    int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
+    cuda_kv any = {.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
+    cuda_attn longest = {.n_head = (int)d->n_head, .n_keys = n_ctx};
+    llmq_device_work nowhere = {0}, *to = w ? w : &nowhere;
+    const size_t f32 = sizeof(float), tokens = ACT_TOKENS;
+    const struct {
+        void *out; /* the address of a pointer */
+        size_t bytes;
+    } buffers[] = {
+        {&to->tokens, (size_t)n_batch * sizeof *to->tokens},
+        {&to->pos, sizeof *to->pos},
+        {&to->x, (size_t)(n_batch * d->n_embd) * f32},
+        {&to->norm, tokens * (size_t)d->n_embd * f32},
+        {&to->delta, tokens * (size_t)d->n_embd * f32},
+        {&to->q, tokens * (size_t)q_dim * f32},
+        {&to->k, tokens * (size_t)kv_dim * f32},
+        {&to->v, tokens * (size_t)kv_dim * f32},
+        {&to->attn, tokens * (size_t)q_dim * f32},
+        {&to->gate, tokens * (size_t)d->n_ff * f32},
+        {&to->up, tokens * (size_t)d->n_ff * f32},
+        {&to->acts_q8, widest_acts(d, cuda_acts_q8_bytes)},
+        {&to->acts_f16, widest_acts(d, cuda_acts_f16_bytes)},
+        {&to->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
+        {&to->logits, tokens * (size_t)d->n_vocab * f32},
+    };
+    *sum = 0;
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        void *p = NULL;
+        *sum += size_align(buffers[i].bytes, GPU_ALIGN);
+        if (!w) continue;
+        LLMQ_TRY(gpu_alloc("activations", buffers[i].bytes, &p, err));
+        memcpy(buffers[i].out, &p, sizeof p);
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
+                               llmq_device_work **out, llmq_err *err) {
+    *out = NULL;
+    gpu_use(m->device);
+    llmq_device_work *w = mem_zalloc(1, sizeof *w);
+    if (!w) return mem_error(err, sizeof *w, "activations");
+    *w = (llmq_device_work){.m = m, .n_ctx = n_ctx, .n_batch = n_batch};
+    size_t bytes, rope_bytes = (size_t)(n_ctx * m->d.n_rot) * sizeof *rope;
+    llmq_status status = alloc_activations(&m->d, n_ctx, n_batch, w, &bytes, err);
+    if (status == LLMQ_OK) status = gpu_upload_new("the RoPE table", rope, rope_bytes, &w->rope, err);
+    if (status == LLMQ_OK)
+        *out = w;
+    else
+        work_destroy(w);
+    return status;
+}
+
+/* ---- what fits */
+
+/* A part stays free: for what the driver takes when kernels are first run, and for gaps between buffers. */
+static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, int64_t *n_layers, llmq_err *err) {
+    size_t available, work;
+    *n_layers = 0;
+    LLMQ_TRY(gpu_model_check(d, err));
+    LLMQ_TRY(gpu_memory(&available, err));
+    LLMQ_TRY(alloc_activations(d, n_ctx, n_batch, NULL, &work, err));
+    available -= available / 16;
+    size_t used = work + gpu_matrix_bytes(d->head) + (size_t)(n_ctx * d->n_rot) * sizeof(float);
+    for (int64_t l = d->n_layer - 1; l >= 0; l--) {
+        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(d, n_ctx);
+        if (l == 0 && d->embd != d->head) used += gpu_matrix_bytes(d->embd);
+        if (used > available) break;
+        *n_layers = d->n_layer - l;
+    }
+    return LLMQ_OK;
+}
+
+/* ---- a pass of up to 8 tokens */
+
+/* One input of matrices, in the forms that they asked for so far. */
+typedef struct site {
+    llmq_device_work *w;
+    const float *x; /* (n_tok, cols) */
+    int n_tok;
+    int64_t cols;
+    bool has_q8, has_f16;
+} site;
+
+static void multiply(site *in, const cuda_matrix *matrix, float *y) {
+    llmq_device_work *w = in->w;
+    if (matrix->type == LLMQ_TYPE_F16) {
+        if (!in->has_f16) cuda_acts_f16(NULL, in->x, in->n_tok, in->cols, w->acts_f16);
+        in->has_f16 = true;
+        cuda_matvec_f16(NULL, matrix, w->acts_f16, in->n_tok, y, matrix->rows);
+        return;
+    }
+    if (!in->has_q8) cuda_acts_q8(NULL, in->x, in->n_tok, in->cols, w->acts_q8);
+    in->has_q8 = true;
+    cuda_matvec_q8(NULL, matrix, w->acts_q8, in->n_tok, y, matrix->rows);
+}
+
+static site normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
+    int64_t n = w->m->d.n_embd;
+    cuda_rms_norm(NULL, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
+    return (site){.w = w, .x = w->norm, .n_tok = n_tok, .cols = n};
+}
+
+/* x += o(attention(rope(qkv(norm(x))))), the tokens at positions pos.. (w->pos on the device) */
+static void attention_block(llmq_device_work *w, const cuda_kv *kv, int64_t l, float *x, int n_tok, int64_t pos) {
+    const llmq_device_desc *d = &w->m->d;
+    const gpu_layer *layer = &w->m->layers[l];
+    int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
+    site in = normalized(w, x, layer->attn_norm, n_tok);
+    multiply(&in, &layer->q, w->q);
+    multiply(&in, &layer->k, w->k);
+    multiply(&in, &layer->v, w->v);
+    if (layer->q_norm)
+        cuda_rms_norm(NULL, w->q, layer->q_norm, d->eps, w->q, n_tok * d->n_head, d->head_dim, d->head_dim);
+    if (layer->k_norm)
+        cuda_rms_norm(NULL, w->k, layer->k_norm, d->eps, w->k, n_tok * d->n_head_kv, d->head_dim, d->head_dim);
+    cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, w->pos};
+    cuda_rope_store(NULL, &rope, w->q, q_dim, w->k, kv_dim, w->v, kv_dim, n_tok, kv);
+    cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)d->head_dim), d->window, pos + n_tok, w->pos};
+    cuda_attention(NULL, &attn, w->q, q_dim, kv, n_tok, w->attn, w->attn_scratch);
+    site out = {.w = w, .x = w->attn, .n_tok = n_tok, .cols = q_dim};
+    multiply(&out, &layer->o, w->delta);
+    cuda_add(NULL, x, w->delta, n_tok * d->n_embd);
+}
+
+/* x += down(silu(gate(norm(x))) * up(norm(x))) */
+static void ffn_block(llmq_device_work *w, int64_t l, float *x, int n_tok) {
+    const llmq_device_desc *d = &w->m->d;
+    const gpu_layer *layer = &w->m->layers[l];
+    site in = normalized(w, x, layer->ffn_norm, n_tok);
+    multiply(&in, &layer->gate, w->gate);
+    multiply(&in, &layer->up, w->up);
+    cuda_silu_mul(NULL, w->gate, w->up, w->gate, n_tok * d->n_ff);
+    site act = {.w = w, .x = w->gate, .n_tok = n_tok, .cols = d->n_ff};
+    multiply(&act, &layer->down, w->delta);
+    cuda_add(NULL, x, w->delta, n_tok * d->n_embd);
+}
+
+static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
+                            int64_t n_tok, int64_t pos, llmq_err *err) {
+    LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx && pos + n_tok <= c->n_ctx);
+    const bool embeds = w->m->embd.packed != NULL;
+    LLMQ_ASSERT(embeds || hidden);
+    gpu_use(w->m->device);
+    if (embeds)
+        LLMQ_TRY(gpu_upload(w->tokens, tokens, (size_t)n_tok * sizeof *tokens, err));
+    else
+        LLMQ_TRY(gpu_upload(w->x, hidden, (size_t)(n_tok * w->m->d.n_embd) * sizeof *hidden, err));
+    for (int64_t at = 0; at < n_tok; at += ACT_TOKENS) {
+        int n = (int)(n_tok - at < ACT_TOKENS ? n_tok - at : ACT_TOKENS);
+        int32_t first = (int32_t)(pos + at);
+        float *x = w->x + at * w->m->d.n_embd;
+        LLMQ_TRY(gpu_upload(w->pos, &first, sizeof first, err));
+        if (embeds) cuda_embed(NULL, &w->m->embd, w->tokens + at, n, x);
+        for (int64_t l = 0; l < w->m->d.n_layer; l++) {
+            attention_block(w, &c->kv[l], l, x, n, first);
+            ffn_block(w, l, x, n);
+        }
+    }
+    return gpu_wait(err);
+}
+
+static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
+    const llmq_device_desc *d = &w->m->d;
+    LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
+    gpu_use(w->m->device);
+    for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
+        int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
+        site in = normalized(w, w->x + (row + at) * d->n_embd, w->m->output_norm, n);
+        multiply(&in, &w->m->head, w->logits);
+        LLMQ_TRY(gpu_wait(err));
+        LLMQ_TRY(gpu_download(logits + at * d->n_vocab, w->logits, (size_t)(n * d->n_vocab) * sizeof *logits, err));
+    }
+    return LLMQ_OK;
+}
+
+const llmq_device_ops cuda_device_ops = {
+    .name = "cuda",
+    .open = gpu_open,
+    .fit = fit,
+    .model_create = gpu_model_create,
+    .model_destroy = gpu_model_destroy,
+    .cache_create = cache_create,
+    .cache_destroy = cache_destroy,
+    .work_create = work_create,
+    .work_destroy = work_destroy,
+    .run = work_run,
+    .head = work_head,
+};

@@ -1,0 +1,137 @@
+/* Weights to the GPU: packed on the host, matrix by matrix. */
+#include "cuda/model.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+
+llmq_status gpu_upload_new(const char *what, const void *data, size_t bytes, void *out, llmq_err *err) {
+    void *p = NULL;
+    LLMQ_TRY(gpu_alloc(what, bytes, &p, err));
+    memcpy(out, &p, sizeof p); /* from now on somebody's, even if the upload fails */
+    LLMQ_TRY(gpu_upload(p, data, bytes, err));
+    gpu_seal(p);
+    return LLMQ_OK;
+}
+
+static llmq_status upload_vector(const char *what, const float *x, int64_t n, float **out, llmq_err *err) {
+    *out = NULL;
+    return x ? gpu_upload_new(what, x, (size_t)n * sizeof *x, out, err) : LLMQ_OK;
+}
+
+static cuda_matrix packed_shape(const llmq_tensor *t) {
+    return (cuda_matrix){.type = cuda_packed_type(t->type), .rows = tensor_rows(t), .cols = tensor_cols(t)};
+}
+
+static llmq_status pack_and_upload(const char *what, const llmq_tensor *t, size_t bytes, cuda_matrix *out,
+                                   llmq_err *err) {
+    void *packed = bytes ? mem_alloc_big(bytes) : NULL;
+    if (!packed) return mem_error(err, bytes, "packing weights for the GPU");
+    llmq_status status = cuda_pack(t->type, out->rows, out->cols, t->data, packed, err);
+    if (status == LLMQ_OK) status = gpu_upload_new(what, packed, bytes, &out->packed, err);
+    mem_free_big(packed, bytes);
+    return status;
+}
+
+static llmq_status upload_matrix(const llmq_device_desc *d, const char *what, const llmq_device_matrix *from,
+                                 cuda_matrix *out, llmq_err *err) {
+    *out = packed_shape(from->w);
+    LLMQ_TRY(d->load(d->user, from->w, err));
+    size_t bytes = cuda_pack_bytes(out->type, out->rows, out->cols);
+    LLMQ_TRY(pack_and_upload(what, from->w, bytes, out, err));
+    d->release(d->user, from->w);
+    return upload_vector("bias", from->bias, out->rows, (float **)&out->bias, err);
+}
+
+static llmq_status upload_layer(const llmq_device_desc *d, const llmq_device_layer *from, gpu_layer *to,
+                                llmq_err *err) {
+    const struct {
+        const char *what;
+        const llmq_device_matrix *from;
+        cuda_matrix *to;
+    } matrices[] = {{"q", &from->q, &to->q},         {"k", &from->k, &to->k},          {"v", &from->v, &to->v},
+                    {"o", &from->o, &to->o},         {"gate", &from->gate, &to->gate}, {"up", &from->up, &to->up},
+                    {"down", &from->down, &to->down}};
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+        LLMQ_TRY(upload_matrix(d, matrices[i].what, matrices[i].from, matrices[i].to, err));
+    LLMQ_TRY(upload_vector("norm", from->attn_norm, d->n_embd, &to->attn_norm, err));
+    LLMQ_TRY(upload_vector("norm", from->ffn_norm, d->n_embd, &to->ffn_norm, err));
+    LLMQ_TRY(upload_vector("norm", from->q_norm, d->head_dim, &to->q_norm, err));
+    return upload_vector("norm", from->k_norm, d->head_dim, &to->k_norm, err);
+}
+
+static void drop_matrix(cuda_matrix *w) {
+    gpu_free((void *)w->packed);
+    gpu_free((void *)w->bias);
+}
+
+void gpu_model_destroy(llmq_device_model *m) {
+    if (!m) return;
+    for (int64_t l = 0; m->layers && l < m->d.n_layer; l++) {
+        gpu_layer *layer = &m->layers[l];
+        cuda_matrix *matrices[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};
+        float *norms[] = {layer->attn_norm, layer->ffn_norm, layer->q_norm, layer->k_norm};
+        for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) drop_matrix(matrices[i]);
+        for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) gpu_free(norms[i]);
+    }
+    drop_matrix(&m->head);
+    if (!m->tied) drop_matrix(&m->embd);
+    gpu_free(m->output_norm);
+    mem_free(m->layers);
+    mem_free(m);
+}
+
+llmq_status gpu_model_check(const llmq_device_desc *d, llmq_err *err) {
+    if (d->head_dim % 8 || d->head_dim > 256 || d->n_rot % 2 || d->n_rot > d->head_dim)
+        return llmq_fail(
+            err, LLMQ_E_UNSUPPORTED,
+            "heads of %lld dimensions: the GPU's attention takes multiples of 8 up to 256; use --device cpu",
+            (long long)d->head_dim);
+    if (d->n_vocab > INT32_MAX || d->n_ff > INT32_MAX)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "a matrix of more than 2^31 rows; use --device cpu");
+    return LLMQ_OK;
+}
+
+static llmq_status upload_model(const llmq_device_desc *d, llmq_device_model *m, llmq_err *err) {
+    m->layers = mem_zalloc((size_t)d->n_layer, sizeof *m->layers);
+    if (!m->layers) return mem_error(err, (size_t)d->n_layer * sizeof *m->layers, "the layers");
+    for (int64_t l = 0; l < d->n_layer; l++) LLMQ_TRY(upload_layer(d, &d->layers[l], &m->layers[l], err));
+    LLMQ_TRY(upload_vector("norm", d->output_norm, d->n_embd, &m->output_norm, err));
+    LLMQ_TRY(upload_matrix(d, "head", &(llmq_device_matrix){.w = d->head}, &m->head, err));
+    m->tied = d->head == d->embd;
+    if (m->tied)
+        m->embd = m->head;
+    else if (d->embd)
+        LLMQ_TRY(upload_matrix(d, "embedding", &(llmq_device_matrix){.w = d->embd}, &m->embd, err));
+    return LLMQ_OK;
+}
+
+llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out, llmq_err *err) {
+    *out = NULL;
+    LLMQ_TRY(gpu_model_check(d, err));
+    llmq_device_model *m = mem_zalloc(1, sizeof *m);
+    if (!m) return mem_error(err, sizeof *m, "a model");
+    m->device = gpu_current();
+    m->d = *d;
+    llmq_status status = upload_model(d, m, err);
+    m->d.layers = NULL, m->d.embd = NULL, m->d.head = NULL, m->d.output_norm = NULL, m->d.user = NULL;
+    if (status == LLMQ_OK)
+        *out = m;
+    else
+        gpu_model_destroy(m);
+    return status;
+}
+
+/* ---- sizes */
+
+size_t gpu_matrix_bytes(const llmq_tensor *t) {
+    const cuda_matrix w = packed_shape(t);
+    return size_align(cuda_pack_bytes(w.type, w.rows, w.cols), GPU_ALIGN);
+}
+
+size_t gpu_layer_bytes(const llmq_device_desc *d, const llmq_device_layer *l) {
+    const llmq_tensor *matrices[] = {l->q.w, l->k.w, l->v.w, l->o.w, l->gate.w, l->up.w, l->down.w};
+    size_t bytes = (size_t)(4 * d->n_embd + d->n_ff) * sizeof(float); /* norms and biases: about */
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) bytes += gpu_matrix_bytes(matrices[i]);
+    return bytes;
+}

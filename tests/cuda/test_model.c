@@ -1,0 +1,368 @@
+/* Whole models through the CUDA backend under the emulator: every architecture and RoPE scaling (tests/data/goldens)
+ * and quantized files against the CPU's plain C backend, which has been held against transformers; and a story. */
+#define TINY_WIDE
+#include "../engine/tiny.h"
+#include "gpu.h"
+
+#include <jansson.h>
+
+#include "cuda/cuda.h"
+#include "llmq_quant.h"
+
+static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
+                                    "yarn",  "yarn-factor", "mistral",    "qwen2",  "qwen3"};
+enum { N_NAMES = sizeof names / sizeof *names, N_TOKENS = 21 };
+
+/* The first n tokens that the golden model was made for. */
+static void read_tokens(const char *name, int32_t *out, size_t n) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/goldens/%s/golden.json", LLMQ_TEST_DATA, name);
+    json_t *doc = json_load_file(path, 0, NULL);
+    assert_non_null(doc);
+    const json_t *list = json_object_get(doc, "tokens");
+    assert_true(json_array_size(list) >= n);
+    for (size_t i = 0; i < n; i++) out[i] = (int32_t)json_number_value(json_array_get(list, i));
+    json_decref(doc);
+}
+
+enum { ON_CPU = -1, ON_GPU = 0 }; /* or the number of layers on the GPU */
+
+static llmq_model *open_model(const char *path, const char *tokenizer, int gpu_layers) {
+    llmq_err err = {0};
+    llmq_model *model = NULL;
+    llmq_model_params params = {.tokenizer = tokenizer, .n_threads = 1, .gpu_layers = gpu_layers > 0 ? gpu_layers : 0};
+    llmq_status status = gpu_layers >= 0 ? model_open_on(path, &params, &cuda_device_ops, &model, &err)
+                                         : model_open_with(path, &params, backend_cpu_isa("c"), &model, &err);
+    if (status != LLMQ_OK) fail_msg("%s: %s", path, err.msg);
+    return model;
+}
+
+static llmq_session *open_session(llmq_model *model) {
+    llmq_err err = {0};
+    llmq_session *s = NULL;
+    if (llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err) != LLMQ_OK)
+        fail_msg("%s", err.msg);
+    return s;
+}
+
+static void append(llmq_session *s, const int32_t *tokens, size_t n) {
+    llmq_err err = {0};
+    if (llmq_session_append(s, tokens, n, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+}
+
+/* Logits of every position. */
+typedef struct rows {
+    float *logits;
+    size_t n_vocab, n;
+} rows;
+
+static void keep_row(void *user, size_t index, const float *logits) {
+    rows *r = user;
+    memcpy(r->logits + index * r->n_vocab, logits, r->n_vocab * sizeof *logits);
+    r->n++;
+}
+
+static rows all_rows(llmq_session *s, const int32_t *tokens, size_t n) {
+    size_t n_vocab = (size_t)s->model->hp.n_vocab;
+    rows r = {malloc(n * n_vocab * sizeof(float)), n_vocab, 0};
+    llmq_err err = {0};
+    if (llmq_session_append_all(s, tokens, n, 0, keep_row, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    assert_int_equal(r.n, n);
+    return r;
+}
+
+/* Largest difference as a fraction of the position's largest logit. */
+static double row_error(const float *a, const float *b, size_t n) {
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+        largest = fmax(largest, fabs((double)b[i]));
+    }
+    return worst == worst ? worst / largest : INFINITY;
+}
+
+/* The text of n tokens that each gives by itself, always the likeliest next. */
+static void same_text(llmq_session *a, llmq_session *b, size_t n, const char *what) {
+    llmq_session_set_sampler(a, &(llmq_sampler_params){.temperature = 0});
+    llmq_session_set_sampler(b, &(llmq_sampler_params){.temperature = 0});
+    for (size_t i = 0; i < n; i++) {
+        int32_t from_a, from_b;
+        assert_int_equal(llmq_session_next(a, &from_a, NULL), LLMQ_OK);
+        assert_int_equal(llmq_session_next(b, &from_b, NULL), LLMQ_OK);
+        if (from_a != from_b) fail_msg("%s: token %zu of the text is %d, the CPU's is %d", what, i, from_a, from_b);
+    }
+}
+
+/* The same model on both: the largest difference of any of n positions, and n_text tokens of text that follow. */
+static double compare(const char *path, int gpu_layers, const int32_t *tokens, size_t n, size_t n_text) {
+    llmq_model *on_gpu = open_model(path, NULL, gpu_layers), *on_cpu = open_model(path, NULL, ON_CPU);
+    llmq_session *gpu = open_session(on_gpu), *cpu = open_session(on_cpu);
+    rows a = all_rows(gpu, tokens, n), b = all_rows(cpu, tokens, n);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, row_error(a.logits + i * a.n_vocab, b.logits + i * b.n_vocab, a.n_vocab));
+    free(a.logits), free(b.logits);
+    same_text(gpu, cpu, n_text, path);
+    llmq_session_destroy(gpu), llmq_session_destroy(cpu);
+    llmq_model_close(on_gpu), llmq_model_close(on_cpu);
+    return worst;
+}
+
+/* Weights in F32 are f16 on the GPU, and so are the activations that meet them. */
+static void test_architectures(void **state) {
+    (void)state;
+    for (int i = 0; i < N_NAMES; i++) {
+        int32_t tokens[N_TOKENS];
+        char path[512];
+        snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, names[i]);
+        read_tokens(names[i], tokens, N_TOKENS);
+        emu_set_order((emu_order)(i % EMU_ORDERS), 17);
+        double error = compare(path, ON_GPU, tokens, N_TOKENS, 12);
+        if (!(error <= 5e-3)) fail_msg("%s: logits differ by %.3g of the largest", names[i], error);
+    }
+    emu_set_order(EMU_FORWARD, 0);
+}
+
+/* Quantized weights meet activations of the same 8 bits on both; but now and then one of those is rounded the other
+ * way, and these random models make much of it. The first six types have layouts of their own. */
+static void test_quantized(void **state) {
+    (void)state;
+    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
+                                        "q5_1", "q3_k", "iq4_xs", "bf16", "f16"};
+    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
+    tiny_model wide;
+    int32_t tokens[N_TOKENS];
+    tiny_init(&wide);
+    tiny_write(&wide, from, 0);
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        llmq_convert_params params;
+        llmq_err err = {0};
+        llmq_convert_params_default(&params);
+        params.type = types[i];
+        params.force = true;
+        if (llmq_convert(from, to, &params, NULL, &err) != LLMQ_OK) fail_msg("%s: %s", types[i], err.msg);
+        double error = compare(to, ON_GPU, tokens, 10, 6);
+        if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
+    }
+    remove(from);
+    remove(to);
+}
+
+static const char story[] = ", there was a little girl named Lily. She loved to play outside in the park.";
+
+static void test_story(void **state) {
+    (void)state;
+    llmq_model *model =
+        open_model(LLMQ_TEST_DATA "/stories260K/stories260K.bin", LLMQ_TEST_DATA "/stories260K/tok512.bin", ON_GPU);
+    llmq_session *s = open_session(model);
+    llmq_stream *stream = NULL;
+    int32_t *ids = NULL;
+    size_t n_ids = 0, len = 0;
+    char text[256] = "";
+    assert_int_equal(llmq_stream_create(model, &stream, NULL), LLMQ_OK);
+    assert_int_equal(llmq_encode(model, "Once upon a time", 16, LLMQ_TOK_BOS, &ids, &n_ids, NULL), LLMQ_OK);
+    llmq_session_set_sampler(s, &(llmq_sampler_params){.temperature = 0});
+    append(s, ids, n_ids);
+    while (len < sizeof story - 1) {
+        int32_t token;
+        const char *piece;
+        size_t piece_len;
+        assert_int_equal(llmq_session_next(s, &token, NULL), LLMQ_OK);
+        llmq_stream_put(stream, token, &piece, &piece_len);
+        assert_true(len + piece_len < sizeof text);
+        memcpy(text + len, piece, piece_len);
+        len += piece_len;
+    }
+    if (strncmp(text, story, sizeof story - 1) != 0) fail_msg("%s", text);
+    llmq_free(ids);
+    llmq_stream_destroy(stream);
+    llmq_session_destroy(s);
+    llmq_model_close(model);
+}
+
+/* Tokens taken back and run again one by one, and the logits of every position. */
+static void test_sessions(void **state) {
+    (void)state;
+    int32_t tokens[N_TOKENS];
+    read_tokens("mistral", tokens, N_TOKENS);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/mistral", NULL, ON_GPU);
+    llmq_session *s = open_session(model);
+    rows first = all_rows(s, tokens, N_TOKENS);
+    const float *last = first.logits + (N_TOKENS - 1) * first.n_vocab;
+    llmq_session_truncate(s, 5);
+    for (size_t i = 5; i < N_TOKENS; i++) append(s, tokens + i, 1);
+    assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-5);
+    llmq_session_truncate(s, 0);
+    append(s, tokens, N_TOKENS);
+    assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
+    assert_true(llmq_session_kv_bytes(s) > 0);
+    free(first.logits);
+    llmq_session_destroy(s);
+    llmq_model_close(model);
+}
+
+/* A batch's sessions, which start alike and go apart, get what a session alone gets. */
+static void test_batch(void **state) {
+    (void)state;
+    int32_t tokens[N_TOKENS];
+    llmq_err err = {0};
+    read_tokens("llama", tokens, N_TOKENS);
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    llmq_batch *batch = NULL;
+    if (llmq_batch_create(model, 2, &(llmq_session_params){.n_threads = 1}, &batch, &err) != LLMQ_OK)
+        fail_msg("%s", err.msg);
+    llmq_session *both[2] = {llmq_batch_session(batch, 0), llmq_batch_session(batch, 1)}, *alone = open_session(model);
+    for (int i = 0; i < 2; i++) assert_int_equal(llmq_session_sync(both[i], tokens, 10, NULL), LLMQ_OK);
+    const int32_t next[2] = {tokens[10], tokens[15]};
+    assert_int_equal(llmq_batch_append(batch, both, next, 2, NULL), LLMQ_OK);
+    for (int i = 0; i < 2; i++) {
+        llmq_session_truncate(alone, 0);
+        append(alone, tokens, 10);
+        append(alone, &next[i], 1);
+        assert_memory_equal(llmq_session_logits(both[i]), llmq_session_logits(alone),
+                            (size_t)model->hp.n_vocab * sizeof(float));
+    }
+    llmq_session_destroy(alone);
+    llmq_batch_destroy(batch);
+    llmq_model_close(model);
+}
+
+/* ---- models of which a part is on the GPU */
+
+/* The same batch, of two sessions that go apart, on both: the first layers' rows run on the CPU together. */
+static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
+    llmq_model *models[2] = {a, b};
+    llmq_batch *batches[2];
+    const int32_t next[2] = {tokens[10], tokens[15]};
+    llmq_session *s[2][2];
+    for (int m = 0; m < 2; m++) {
+        assert_int_equal(llmq_batch_create(models[m], 2, &(llmq_session_params){.n_threads = 1}, &batches[m], NULL),
+                         LLMQ_OK);
+        for (int i = 0; i < 2; i++) {
+            s[m][i] = llmq_batch_session(batches[m], i);
+            assert_int_equal(llmq_session_sync(s[m][i], tokens, 10, NULL), LLMQ_OK);
+        }
+        assert_int_equal(llmq_batch_append(batches[m], s[m], next, 2, NULL), LLMQ_OK);
+    }
+    for (int i = 0; i < 2; i++)
+        assert_true(row_error(llmq_session_logits(s[0][i]), llmq_session_logits(s[1][i]), (size_t)a->hp.n_vocab) <=
+                    5e-3);
+    for (int m = 0; m < 2; m++) llmq_batch_destroy(batches[m]);
+}
+
+static void test_some_layers(void **state) {
+    (void)state;
+    static const char *const some[] = {"llama-tied", "llama-bias", "qwen3"};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        int32_t tokens[N_TOKENS];
+        char path[512];
+        snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, some[i]);
+        read_tokens(some[i], tokens, N_TOKENS);
+        double error = compare(path, 1, tokens, N_TOKENS, 12);
+        if (!(error <= 5e-3)) fail_msg("%s: logits differ by %.3g of the largest", some[i], error);
+        llmq_model *part = open_model(path, NULL, 1), *cpu = open_model(path, NULL, ON_CPU);
+        llmq_model_info info;
+        llmq_model_get_info(part, &info);
+        assert_int_equal(info.n_device_layers, 1);
+        assert_true(info.n_layer > 1);
+        same_batch(part, cpu, tokens);
+        llmq_model_close(part), llmq_model_close(cpu);
+    }
+    llmq_model *all = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, 99); /* more than it has */
+    assert_int_equal(all->n_on_device, all->hp.n_layer);
+    llmq_model_close(all);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* As many layers as fit into what is free, which is measured here by what each number of layers takes with a session;
+ * then a session fits beside them. */
+static void test_memory(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_DATA "/goldens/qwen3";
+    llmq_err err = {0};
+    llmq_model *model = NULL;
+    llmq_session *s;
+    size_t need[2];
+    for (int n = 1; n <= 2; n++) {
+        model = open_model(path, NULL, n);
+        assert_int_equal(model->hp.n_layer, 2);
+        s = open_session(model);
+        need[n - 1] = emu_memory_used();
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+    }
+    for (int n = 0; n <= 2; n++) {
+        llmq_model_params params = {.n_threads = 1};
+        emu_set_memory(n == 0 ? need[0] / 2 : need[n - 1] + need[n - 1] / 8); /* a sixteenth stays free */
+        llmq_status status = model_open_on(path, &params, &cuda_device_ops, &model, &err);
+        if (status != (n == 0 ? LLMQ_E_MEMORY : LLMQ_OK)) fail_msg("%d layers of %zu bytes: %s", n, need[0], err.msg);
+        if (status != LLMQ_OK) {
+            assert_non_null(strstr(err.msg, "--device cpu"));
+            continue;
+        }
+        if (model->n_on_device != n) fail_msg("%lld layers instead of %d", (long long)model->n_on_device, n);
+        s = open_session(model);
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+    }
+    emu_set_memory(need[1] - 1); /* what was asked for is tried, and given back where it does not fit */
+    model = open_model(path, NULL, 2);
+    assert_int_equal(llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err), LLMQ_E_MEMORY);
+    assert_non_null(strstr(err.msg, "--gpu-layers"));
+    llmq_model_close(model);
+    emu_set_memory(1000);
+    assert_int_equal(model_open_on(path, &(llmq_model_params){.gpu_layers = 1}, &cuda_device_ops, &model, &err),
+                     LLMQ_E_MEMORY);
+    emu_set_memory(0);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    llmq_err err = {0};
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    llmq_session *s = NULL;
+    llmq_session_params params = {.n_threads = 1, .kv_type = LLMQ_KV_F32};
+    assert_int_equal(llmq_session_create(model, &params, &s, &err), LLMQ_E_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "--kv-type"));
+    llmq_model_close(model);
+    llmq_device_model *m = NULL;
+    llmq_device_desc odd = {.head_dim = 12, .n_rot = 12};
+    assert_int_equal(cuda_device_ops.model_create(&odd, &m, &err), LLMQ_E_UNSUPPORTED);
+    assert_non_null(strstr(err.msg, "--device cpu"));
+    assert_null(m);
+    cuda_device_ops.model_destroy(NULL);
+    cuda_device_ops.cache_destroy(NULL);
+    cuda_device_ops.work_destroy(NULL);
+}
+
+/* Whatever allocation fails, opening gives it back and says so. */
+static void test_out_of_memory(void **state) {
+    (void)state;
+    bool failed = true;
+    for (int n = 1; failed; n += 23) {
+        llmq_err err = {0};
+        llmq_model *model = NULL;
+        llmq_session *s = NULL;
+        mem_fail_after(n);
+        llmq_status status = model_open_on(LLMQ_TEST_DATA "/goldens/llama", &(llmq_model_params){.n_threads = 1},
+                                           &cuda_device_ops, &model, &err);
+        if (status == LLMQ_OK) status = llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err);
+        mem_fail_after(0);
+        failed = status != LLMQ_OK;
+        if (failed) assert_int_equal(status, LLMQ_E_MEMORY);
+        llmq_session_destroy(s);
+        llmq_model_close(model);
+        assert_int_equal(emu_memory_used(), 0);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_architectures), cmocka_unit_test(test_quantized), cmocka_unit_test(test_story),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_some_layers),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_out_of_memory),
+    };
+    return cmocka_run_group_tests(tests, make_team, drop_team);
+}
