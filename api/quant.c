@@ -9,6 +9,7 @@ void llmq_quant_params_default(llmq_quant_params *params) {
     *params = (llmq_quant_params){.method = "gptq",
 
                                   .shard_bytes = 5000000000,
+                                  .asym = -1,
                                   .act_order = -1,
                                   .damp = -1,
                                   .calib_tokens = 65536,

@@ -61,9 +61,11 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_INT("--group", NULL, "32|64|128|-1", quantize_opts, group, -1, 128,
                 "weights of a row that share a scale in gptq, awq and ct; -1: the whole row (default 128; a GGUF type "
                 "has a block of its own)"),
-    OPT_ROW_FLAG("--sym", NULL, quantize_opts, asym, 0, "gptq, awq, ct: levels around zero (the default)"),
-    OPT_ROW_FLAG("--asym", NULL, quantize_opts, asym, 1,
-                 "gptq, awq, ct: a zero point for each group; vLLM reads it in awq and ct only"),
+    OPT_ROW_FLAG("--sym", NULL, quantize_opts, asym, 0,
+                 "gptq, awq, ct: levels around zero (the default, but at 2 bits)"),
+    OPT_ROW_FLAG(
+        "--asym", NULL, quantize_opts, asym, 1,
+        "gptq, awq, ct: a zero point for each group (the default at 2 bits); vLLM reads it in awq and ct only"),
     OPT_ROW_FLAG("--double-quant", NULL, quantize_opts, double_quant, 1, "bnb: quantize the scales too"),
     OPT_ROW_TEXT("--policy", NULL, "FILE", quantize_opts, policy,
                  "the same from a file, one 'PATTERN TYPE' a line, # for comments; --keep goes before it"),
@@ -340,7 +342,7 @@ static const char *join_command(int argc, char **argv, char *buf, size_t cap) {
 
 static int run(const cli_command *cmd, int argc, char **argv) {
     char command[4096];
-    quantize_opts opts = {.act_order = -1, .smooth = -1, .damp = -1, .seed = -1};
+    quantize_opts opts = {.asym = -1, .act_order = -1, .smooth = -1, .damp = -1, .seed = -1};
     common_opts common = {0};
     const opt_set sets[] = {{quantize_defs, &opts}, {common_defs, &common}};
     const char *path;

@@ -24,7 +24,7 @@ static llmq_status check_grid_options(const pipeline *p, llmq_err *err) {
         return llmq_fail(err, LLMQ_E_ARG,
                          "--group %d is for --emit gptq, awq and ct; a GGUF type has a block of its own, bnb has %d",
                          params->group, BNB_BLOCK);
-    if (!integer && params->asym)
+    if (!integer && params->asym > 0)
         return llmq_fail(err, LLMQ_E_ARG,
                          "--asym is for --emit gptq, awq and ct; for GGUF choose q4_0 or q4_1 by --type");
     if (!outputs_emits(&p->spec, "bnb") && params->double_quant)
@@ -36,10 +36,13 @@ llmq_status pipeline_plan_outputs(pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     const char *emit = params->emit ? params->emit : p->method->emit;
     LLMQ_TRY(outputs_check_emit(emit, err));
-    llmq_scheme_spec integer = {.bits = params->bits ? params->bits : 4,
+    int bits = params->bits ? params->bits : 4;
+    /* Of four levels it matters whether -2..1 or -1..2 is meant, and gptq stores the zero point in any case. */
+    bool asym = params->asym < 0 ? bits == 2 : params->asym > 0;
+    llmq_scheme_spec integer = {.bits = bits,
                                 .group = params->group ? params->group : DEFAULT_GROUP,
-                                .sym = !params->asym,
-                                .zero_plus_one = params->asym, /* as it is written, so as tuning reads it back */
+                                .sym = !asym,
+                                .zero_plus_one = asym, /* as it is written, so as tuning reads it back */
                                 .damp = params->damp > 0 ? params->damp : 0};
     if (params->int8)
         integer = (llmq_scheme_spec){

@@ -27,7 +27,7 @@ typedef struct llmq_quant_params {
                           file or  Hugging Face folder; several: OUT is a folder with one folder for each. gptq, awq and
                           ct share  one integer grid, and a GGUF file among them has the same codes */
     int group;         /* weights that share a scale in gptq, awq and ct: 32, 64, 128, -1 the whole row; 0: 128 */
-    bool asym;         /* zero points in gptq, awq and ct */
+    int asym;          /* zero points in gptq, awq and ct: 1 yes, 0 no, -1: where they gain, at 2 bits */
     bool double_quant; /* bnb: the scales are quantized too */
     int64_t shard_bytes;     /* safetensors files become no larger; 0: one file. Default 5 GB */
     const char *const *keep; /* n_keep of "PATTERN=TYPE": glob on GGUF tensor names, the first that matches decides */

@@ -381,6 +381,11 @@ assert m["fp16"]["kv"] == m["ctx"] * 2 * 2 * 5 * 4 * 8' "$work/report.json" "$ma
 grep -q '2-bit' "$work/report.html" || fault "--report has no memory table"
 grep -q 'planned time' "$work/report.html" || fault "--report does not tell the planned time"
 [ -z "$(find "$work" -name '*.tmp')" ] || fault "a .tmp file was left"
+for asked in "2: int2-g32-asym" "2:--sym int2-g32-sym" "3: int3-g32-sym" "3:--asym int3-g32-asym"; do
+    set -- ${asked#*:} # the option, if any, and the grid
+    run 0 quantize "$work/llama.bin" --rtn --emit gptq --group 32 --bits "${asked%%:*}" ${2:+"$1"} --plan
+    grep -q "^blk.0.ffn_down.weight .*-> ${2:-$1} " "$out" || fault "--bits $asked: another grid"
+done
 fails "--force" convert "$bin" --tokenizer "$tok" -o "$gguf"
 fails "$work/missing.txt" quantize "$work/llama.bin" --gptq --calib "$work/missing.txt" -o "$work/never.gguf"
 

@@ -167,6 +167,26 @@ static void asymmetric_grids_agree(void **state) {
     json_decref(config);
 }
 
+/* Where neither is asked for, groups have zero points at 2 bits only. */
+static void two_bits_are_asymmetric(void **state) {
+    static const struct {
+        int bits, asym;
+        bool sym_out;
+    } cases[] = {{2, -1, false}, {2, 0, true}, {3, -1, true}, {0, -1, true}, {3, 1, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        llmq_quant_params p = params_of("gptq");
+        p.bits = cases[i].bits;
+        p.asym = cases[i].asym;
+        p.force = i > 0;
+        quantize_ok(LLAMA, &p);
+        json_t *config = read_json(OUT "/quantize_config.json"), *sym = json_object_get(config, "sym");
+        assert_true(json_is_boolean(sym));
+        if (json_is_true(sym) != cases[i].sym_out) fail_msg("bits %d, asym %d", cases[i].bits, cases[i].asym);
+        json_decref(config);
+    }
+}
+
 static void folders_say_what_they_are(void **state) {
     (void)state;
     llmq_quant_params p = params_of("gptq,awq,ct,bnb");
@@ -619,6 +639,7 @@ int main(void) {
         cmocka_unit_test_setup(all_containers_mean_the_same, fresh),
         cmocka_unit_test_setup(solved_folders_are_the_same_bytes, fresh),
         cmocka_unit_test_setup(asymmetric_grids_agree, fresh),
+        cmocka_unit_test_setup(two_bits_are_asymmetric, fresh),
         cmocka_unit_test_setup(folders_say_what_they_are, fresh),
         cmocka_unit_test_setup(a_bin_becomes_a_folder, fresh),
         cmocka_unit_test_setup(shards_hold_the_same, fresh),

@@ -8,14 +8,15 @@
 #define HELD_OUT LLMQ_TEST_DATA "/../../data/heldout.txt" /* tiny was not trained on it either */
 
 /* KL divergence of data/tiny in groups of 32, on text of the kind that it was trained on, which nothing saw. The
- * default calibration text; few tokens and steps, so that it takes seconds. */
-static double few_bits(const char *text, int bits, const char *method, const char *set, bool codes) {
+ * default calibration text; asym -1: the default grid; few tokens and steps, so that it takes seconds. */
+static double few_bits(const char *text, int bits, int asym, const char *method, const char *set, bool codes) {
     llmq_quant_params p = params(set);
     p.type = NULL;
     p.tokenizer = NULL;
     p.method = method;
     p.emit = "gptq";
     p.bits = bits;
+    p.asym = asym;
     p.group = 32;
     p.calib_tokens = 32768;
     p.calib_ctx = 256;
@@ -40,13 +41,14 @@ static void methods_pay_at_few_bits(void **state) {
     (void)state;
     assert_int_equal(file_read(HELD_OUT, 1 << 24, &text, &len, NULL), LLMQ_OK);
     for (int bits = 2; bits <= 3; bits++) {
-        double rounded = few_bits(text, bits, "rtn", NULL, false), gptq = few_bits(text, bits, "gptq", NULL, false);
+        double rounded = few_bits(text, bits, -1, "rtn", NULL, false), gptq = few_bits(text, bits, -1, "gptq", NULL, false);
         assert_true(gptq < 0.75 * rounded);
-        assert_true(few_bits(text, bits, "gptq", qat, true) < 0.85 * gptq);
+        assert_true(few_bits(text, bits, -1, "gptq", qat, true) < 0.85 * gptq);
         if (bits == 3) continue;
-        assert_true(few_bits(text, bits, "gptq", tune, false) < 0.93 * gptq);
-        assert_true(few_bits(text, bits, "gptq", blocks, false) < 0.96 * gptq);
-        assert_true(few_bits(text, bits, "gptq", blocks, true) < 0.9 * gptq);
+        assert_true(gptq < 0.9 * few_bits(text, bits, 0, "gptq", NULL, false)); /* why zero points are the default */
+        assert_true(few_bits(text, bits, -1, "gptq", tune, false) < 0.93 * gptq);
+        assert_true(few_bits(text, bits, -1, "gptq", blocks, false) < 0.96 * gptq);
+        assert_true(few_bits(text, bits, -1, "gptq", blocks, true) < 0.9 * gptq);
     }
     mem_free(text);
 }
