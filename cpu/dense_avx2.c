@@ -11,6 +11,7 @@
 #define PANEL_ROWS 16
 #define PANEL_COLS 128
 #define TILE 6
+#define TOKENS 120       /* of a pass: whole tiles, so few that they stay in the L2 cache for all rows */
 #define FEW MATMUL_ALIKE /* up to so many tokens by dot products */
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
@@ -178,25 +179,32 @@ typedef void gemm_fn(const float *panel, const float *x, int64_t ldx, int64_t n,
 WIDTHS(GEMM_DEFINE)
 static gemm_fn *const gemm_fns[TILE] = {WIDTHS(GEMM_NAME)};
 
+/* Rows r .. r+16 of y for n tokens; sums stay in f over all panels of columns, as y would be read from far away. */
+static void many_rows(const llmq_weight *w, int kind, int64_t r, const float *x, int64_t n, float *y, int64_t ldy) {
+    _Alignas(64) float panel[PANEL_COLS * PANEL_ROWS], f[TOKENS][16] = {{0}};
+    int64_t rows = w->rows - r < PANEL_ROWS ? w->rows - r : PANEL_ROWS;
+    for (int64_t t = 0; t < n && w->bias; t++) memcpy(f[t], w->bias + r, (size_t)rows * sizeof(float));
+    for (int64_t k = 0; k < w->cols; k += PANEL_COLS) {
+        int64_t n_cols = w->cols - k < PANEL_COLS ? w->cols - k : PANEL_COLS;
+        fill_panel(kind, w, r, k, n_cols, panel);
+        for (int64_t t = 0; t < n; t += TILE)
+            gemm_fns[(n - t < TILE ? n - t : TILE) - 1](panel, x + t * w->cols + k, w->cols, n_cols, f + t);
+    }
+    for (int64_t t = 0; t < n; t++) {
+        if (rows == PANEL_ROWS)
+            memcpy(y + t * ldy + r, f[t], sizeof f[t]);
+        else
+            memcpy(y + t * ldy + r, f[t], (size_t)rows * sizeof(float));
+    }
+}
+
 static void many(const llmq_worker *worker, const llmq_weight *w, int kind, const llmq_acts *a, float *y, int64_t ldy) {
-    _Alignas(64) float panel[PANEL_COLS * PANEL_ROWS];
     int64_t begin, end;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t k = 0; k < w->cols; k += PANEL_COLS) {
-        int64_t n = w->cols - k < PANEL_COLS ? w->cols - k : PANEL_COLS;
-        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
-            size_t row_floats = (size_t)(w->rows - r < 16 ? w->rows - r : 16) * sizeof(float);
-            fill_panel(kind, w, r, k, n, panel);
-            for (int64_t t0 = 0; t0 < a->n_tok; t0 += TILE) {
-                _Alignas(32) float f[TILE][16] = {{0}};
-                int nt = a->n_tok - t0 < TILE ? (int)(a->n_tok - t0) : TILE;
-                float *out = y + t0 * ldy + r;
-                for (int t = 0; t < nt && (k > 0 || w->bias); t++)
-                    memcpy(f[t], k > 0 ? out + t * ldy : w->bias + r, row_floats);
-                gemm_fns[nt - 1](panel, a->x + t0 * w->cols + k, w->cols, n, f);
-                for (int t = 0; t < nt; t++) memcpy(out + t * ldy, f[t], row_floats);
-            }
-        }
+    for (int64_t t = 0; t < a->n_tok; t += TOKENS) {
+        int64_t n = a->n_tok - t < TOKENS ? a->n_tok - t : TOKENS;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS)
+            many_rows(w, kind, r, a->x + t * w->cols, n, y + t * ldy, ldy);
     }
 }
 
