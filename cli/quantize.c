@@ -32,7 +32,7 @@ static const opt_def quantize_defs[] = {
     OPT_ROW_TEXT("--method", NULL, "NAME", quantize_opts, method, "the same by name: gptq, rtn, hqq, nf4, fp4"),
     OPT_ROW_FLAG("--int8-dynamic", NULL, quantize_opts, int8_dynamic, 1,
                  "8-bit rows with one scale each, run on inputs that are quantized as they come, a scale for each "
-                 "token; by plain rounding, or with --gptq, --hqq or --awq (--emit gguf, ct)"),
+                 "token; by GPTQ, or with --rtn, --hqq or --awq (--emit gguf, ct)"),
     OPT_ROW_FLAG("--int8-static", NULL, quantize_opts, int8_static, 1,
                  "the same, but inputs are quantized in ranges that the calibration text gives: no range is computed "
                  "while the model runs"),
@@ -162,7 +162,7 @@ static int check_method(const cli_command *cmd, quantize_opts *o) {
         return opt_bad(cmd, "one of the two, please: --int8-dynamic and --int8-static exclude each other");
     if (o->smooth >= 0 && !o->int8_static && !o->int8_dynamic)
         return opt_bad(cmd, "--smooth and --no-smooth are for --int8-dynamic and --int8-static");
-    if (!o->method) o->method = chosen ? chosen : o->awq || o->int8_dynamic || o->int8_static ? "rtn" : "gptq";
+    if (!o->method) o->method = chosen ? chosen : o->awq ? "rtn" : "gptq";
     return CLI_GO_ON;
 }
 
