@@ -31,6 +31,7 @@ typedef struct llmq_device_desc {
     const llmq_tensor *head; /* (n_vocab, n_embd); may be embd */
     const float *output_norm;
     const llmq_device_layer *layers; /* [n_layer] */
+    int n_threads;                   /* of the host, to make the weights ready; 0: physical cores */
     /* Makes the rows of a matrix be there; lets them go. */
     llmq_status (*load)(void *user, const llmq_tensor *t, llmq_err *err);
     void (*release)(void *user, const llmq_tensor *t);
@@ -59,8 +60,9 @@ typedef struct llmq_device_ops {
     llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err);
     void (*work_destroy)(llmq_device_work *w);
-    /* Tokens at positions pos.. (all before are in the cache), or, of a model without an embedding, hidden states
-     * (n_tok, n_embd). Keeps the hidden states behind its layers for head. */
+    /* A cache is used by one work, or by another one after a head. Tokens at positions pos.. (all before are in the
+     * cache), or, of a model without an embedding, hidden states (n_tok, n_embd). Keeps the hidden states behind its
+     * layers for head. */
     llmq_status (*run)(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                        int64_t n_tok, int64_t pos, llmq_err *err);
     /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */

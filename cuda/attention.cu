@@ -6,8 +6,8 @@
 
 namespace {
 
-constexpr int KEYS = 128;     /* of a part; a thread each */
-constexpr int HEADS_MOST = 4; /* query heads that are worked on at a time */
+constexpr int KEYS = CUDA_ATTENTION_KEYS; /* of a part; a thread each */
+constexpr int HEADS_MOST = 4;            /* query heads that are worked on at a time */
 
 struct attention_args {
     gptr<const float> q;
@@ -208,6 +208,7 @@ void cuda_attention(gpu_stream *stream, const cuda_attn *attn, const float *q, i
                         attn->scale};
     const unsigned tokens = static_cast<unsigned>(n_tok), parts = static_cast<unsigned>(a.n_parts);
     const stream_t s = reinterpret_cast<stream_t>(stream);
+    ALLOW_SHARED(attend_part, static_cast<int>(shared_bytes(kv->head_dim)));
     LAUNCH(attend_part, dim3(parts, static_cast<unsigned>(kv->n_head_kv), tokens), KEYS, shared_bytes(kv->head_dim), s,
            a);
     LAUNCH(attend_merge, dim3(static_cast<unsigned>(attn->n_head), tokens), 128, 0, s, a);

@@ -83,6 +83,7 @@ typedef struct cuda_attn {
     int64_t window, n_keys;
     const int32_t *pos;
 } cuda_attn;
+#define CUDA_ATTENTION_KEYS 128 /* of a part */
 size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok);
 void cuda_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                     float *out, void *scratch);

@@ -60,6 +60,9 @@ void emu_set_tensor_core(emu_tensor_core model);
 void emu_set_memory(size_t bytes);
 size_t emu_memory_used(void);
 
+/* Recordings (cuda/device.h) that have been replayed in this process. */
+int64_t emu_replays(void);
+
 /* The fault since the last call, if there was one. */
 bool emu_take_report(emu_report *out);
 const char *emu_fault_name(emu_fault fault);

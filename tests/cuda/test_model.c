@@ -190,9 +190,11 @@ static void test_sessions(void **state) {
     llmq_session *s = open_session(model);
     rows first = all_rows(s, tokens, N_TOKENS);
     const float *last = first.logits + (N_TOKENS - 1) * first.n_vocab;
+    int64_t replays = emu_replays();
     llmq_session_truncate(s, 5);
     for (size_t i = 5; i < N_TOKENS; i++) append(s, tokens + i, 1);
     assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-5);
+    assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
     llmq_session_truncate(s, 0);
     append(s, tokens, N_TOKENS);
     assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
