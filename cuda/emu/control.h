@@ -41,6 +41,9 @@ typedef struct emu_report {
     char text[384];               /* all of it in words */
 } emu_report;
 
+/* false: these are the real thing's stand-ins (tests/cuda/real_device.c), which do nothing. */
+bool emu_here(void);
+
 /* Threads run until they wait for others; this is who runs next. Blocks follow the same order. */
 typedef enum emu_order {
     EMU_FORWARD,     /* thread 0 first */

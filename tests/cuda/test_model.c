@@ -194,7 +194,8 @@ static void test_sessions(void **state) {
     llmq_session_truncate(s, 5);
     for (size_t i = 5; i < N_TOKENS; i++) append(s, tokens + i, 1);
     assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-5);
-    assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
+    if (emu_here())
+        assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
     llmq_session_truncate(s, 0);
     append(s, tokens, N_TOKENS);
     assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
@@ -281,6 +282,7 @@ static void test_some_layers(void **state) {
  * then a session fits beside them. */
 static void test_memory(void **state) {
     (void)state;
+    if (!emu_here()) skip(); /* there, memory is what it is */
     const char *path = LLMQ_TEST_DATA "/goldens/qwen3";
     llmq_err err = {0};
     llmq_model *model = NULL;
