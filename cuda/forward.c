@@ -42,9 +42,13 @@ struct llmq_device_work {
 
 /* ---- caches */
 
-/* Of K or V of one layer. */
-static size_t kv_bytes(const llmq_device_desc *d, int64_t n_ctx) {
-    return size_align((size_t)(n_ctx * d->n_head_kv * d->head_dim) * sizeof(uint16_t), GPU_ALIGN);
+static cuda_kv kv_of(const llmq_device_desc *d, int64_t n_ctx, bool q8) {
+    return (cuda_kv){.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim, .q8 = q8};
+}
+
+/* Of K or V of one layer, in memory. */
+static size_t kv_bytes(const cuda_kv *kv) {
+    return size_align(cuda_kv_bytes(kv), GPU_ALIGN);
 }
 
 static void drop_recordings(llmq_device_cache *c) {
@@ -67,28 +71,30 @@ static void cache_destroy(llmq_device_cache *c) {
     mem_free(c);
 }
 
-static llmq_status cache_alloc(llmq_device_cache *c, size_t bytes, llmq_err *err) {
+static llmq_status cache_alloc(llmq_device_cache *c, const cuda_kv *shape, llmq_err *err) {
     const llmq_device_desc *d = &c->m->d;
     c->kv = mem_zalloc((size_t)d->n_layer, sizeof *c->kv);
     if (!c->kv) return mem_error(err, (size_t)d->n_layer * sizeof *c->kv, "the KV cache");
     for (int64_t l = 0; l < d->n_layer; l++) {
-        c->kv[l] = (cuda_kv){.n_ctx = c->n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
-        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].k, err));
-        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].v, err));
+        c->kv[l] = *shape;
+        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].k, err));
+        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].v, err));
     }
     return LLMQ_OK;
 }
 
-static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, llmq_device_cache **out, size_t *bytes,
-                                llmq_err *err) {
+static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
+                                size_t *bytes, llmq_err *err) {
     *out = NULL;
+    if (kv_type != 0 && kv_type != 1)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type f32: on a GPU the cache is f16 or q8_0");
     gpu_use(m->device);
     llmq_device_cache *c = mem_zalloc(1, sizeof *c);
     if (!c) return mem_error(err, sizeof *c, "the KV cache");
     *c = (llmq_device_cache){.m = m, .n_ctx = n_ctx};
-    const size_t one = kv_bytes(&m->d, n_ctx);
-    *bytes = 2 * one * (size_t)m->d.n_layer;
-    llmq_status status = cache_alloc(c, one, err);
+    const cuda_kv shape = kv_of(&m->d, n_ctx, kv_type == 1);
+    *bytes = 2 * kv_bytes(&shape) * (size_t)m->d.n_layer;
+    llmq_status status = cache_alloc(c, &shape, err);
     if (status == LLMQ_OK)
         *out = c;
     else
@@ -127,7 +133,7 @@ static size_t widest_acts(const llmq_device_desc *d, size_t (*bytes_of)(int, int
 static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, llmq_device_work *w,
                                      size_t *sum, llmq_err *err) {
     int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
-    cuda_kv any = {.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
+    const cuda_kv any = kv_of(d, n_ctx, false);
     cuda_attn longest = {.n_head = (int)d->n_head, .n_keys = n_ctx};
     llmq_device_work nowhere = {0}, *to = w ? w : &nowhere;
     const size_t f32 = sizeof(float), tokens = ACT_TOKENS;
@@ -198,9 +204,10 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
     LLMQ_TRY(gpu_memory(&available, err));
     LLMQ_TRY(alloc_activations(d, n_ctx, n_batch, NULL, &work, err));
     available -= available / 16;
+    const cuda_kv kv = kv_of(d, n_ctx, false);
     size_t used = work + gpu_matrix_bytes(d->head) + (size_t)(n_ctx * d->n_rot) * sizeof(float);
     for (int64_t l = d->n_layer - 1; l >= 0; l--) {
-        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(d, n_ctx);
+        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(&kv);
         if (l == 0 && d->embd != d->head) used += gpu_matrix_bytes(d->embd);
         if (used > available) break;
         *n_layers = d->n_layer - l;
