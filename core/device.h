@@ -31,6 +31,7 @@ typedef struct llmq_device_desc {
     const llmq_tensor *head; /* (n_vocab, n_embd); may be embd */
     const float *output_norm;
     const llmq_device_layer *layers; /* [n_layer] */
+    int n_threads;                   /* of the host, to make the weights ready; 0: physical cores */
     /* Makes the rows of a matrix be there; lets them go. */
     llmq_status (*load)(void *user, const llmq_tensor *t, llmq_err *err);
     void (*release)(void *user, const llmq_tensor *t);
@@ -45,22 +46,23 @@ typedef struct llmq_device_ops {
     const char *name; /* "cuda" */
     /* Device `index` can be used: this thread's next models are made there. LLMQ_E_UNSUPPORTED says what is missing. */
     llmq_status (*open)(int index, llmq_err *err);
-    /* How many of the last layers fit into the memory that is free now, with the head, one cache of n_ctx positions and
-     * work for n_batch tokens; all of them only if the embedding fits too. May be 0. Reads no rows. */
+    /* How many of the last layers fit into the memory that is free now, with the head, one f16 cache of n_ctx positions
+     * and work for n_batch tokens; all of them only if the embedding fits too. May be 0. Reads no rows. */
     llmq_status (*fit)(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, int64_t *n_layers, llmq_err *err);
     /* Brings the weights over. LLMQ_E_UNSUPPORTED names what this device cannot do, LLMQ_E_MEMORY what did not fit. */
     llmq_status (*model_create)(const llmq_device_desc *d, llmq_device_model **out, llmq_err *err);
     void (*model_destroy)(llmq_device_model *m); /* after its caches and work; NULL allowed, as below */
-    /* n_ctx positions in f16; their bytes. */
-    llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, llmq_device_cache **out, size_t *bytes,
-                                llmq_err *err);
+    /* n_ctx positions, of a kv_type as in llmq_kv; their bytes. */
+    llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
+                                size_t *bytes, llmq_err *err);
     void (*cache_destroy)(llmq_device_cache *c);
     /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. */
     llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err);
     void (*work_destroy)(llmq_device_work *w);
-    /* Tokens at positions pos.. (all before are in the cache), or, of a model without an embedding, hidden states
-     * (n_tok, n_embd). Keeps the hidden states behind its layers for head. */
+    /* A cache is used by one work, or by another one after a head. Tokens at positions pos.. (all before are in the
+     * cache), or, of a model without an embedding, hidden states (n_tok, n_embd). Keeps the hidden states behind its
+     * layers for head. */
     llmq_status (*run)(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                        int64_t n_tok, int64_t pos, llmq_err *err);
     /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */

@@ -8,17 +8,30 @@
 #include "cuda/layout.h"
 #include "cuda/model.h"
 
+/* A step of up to 8 tokens is hundreds of launches, each of which costs the host more than some of them take. So a step
+ * is recorded when it comes for the second time, and replayed from then on. What changes from step to step is in device
+ * memory; but how many keys there are decides the grid of attention: a recording is for so many parts of keys, rounded
+ * up to a power of two, of which the last ones find nothing to do. */
+enum { RECORDINGS = 24 }; /* powers of two: a context has less than 2^24 parts */
+
 struct llmq_device_cache {
     const llmq_device_model *m;
     int64_t n_ctx;
-    cuda_kv *kv; /* [n_layer] */
+    cuda_kv *kv;      /* [n_layer] */
+    uint64_t used_by; /* the work whose buffers the recordings know */
+    gpu_recording *recordings[ACT_TOKENS][RECORDINGS];
 };
 
 struct llmq_device_work {
     const llmq_device_model *m;
+    uint64_t id; /* another for each work of the process */
+    gpu_stream *stream;
     int64_t n_ctx, n_batch;
-    float *rope; /* (n_ctx, n_rot/2, 2) */
-    int32_t *tokens, *pos;
+    bool ran[ACT_TOKENS];    /* a step of so many tokens, less 1, has been run unrecorded: its kernels are loaded */
+    bool unrecorded;         /* recording failed: steps are launched one by one */
+    int32_t *host;           /* what `inputs` gets */
+    float *rope;             /* (n_ctx, n_rot/2, 2) */
+    int32_t *inputs;         /* positions of the first token of every step, then [n_batch] tokens */
     float *x;                /* (n_batch, n_embd): the residual stream; the hidden states afterwards */
     float *norm, *delta;     /* (8, n_embd) */
     float *q, *k, *v, *attn; /* (8, ...) */
@@ -29,13 +42,27 @@ struct llmq_device_work {
 
 /* ---- caches */
 
-/* Of K or V of one layer. */
-static size_t kv_bytes(const llmq_device_desc *d, int64_t n_ctx) {
-    return size_align((size_t)(n_ctx * d->n_head_kv * d->head_dim) * sizeof(uint16_t), GPU_ALIGN);
+static cuda_kv kv_of(const llmq_device_desc *d, int64_t n_ctx, bool q8) {
+    return (cuda_kv){.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim, .q8 = q8};
+}
+
+/* Of K or V of one layer, in memory. */
+static size_t kv_bytes(const cuda_kv *kv) {
+    return size_align(cuda_kv_bytes(kv), GPU_ALIGN);
+}
+
+static void drop_recordings(llmq_device_cache *c) {
+    for (int n = 0; n < ACT_TOKENS; n++)
+        for (int i = 0; i < RECORDINGS; i++) {
+            gpu_recording_destroy(c->recordings[n][i]);
+            c->recordings[n][i] = NULL;
+        }
 }
 
 static void cache_destroy(llmq_device_cache *c) {
     if (!c) return;
+    gpu_use(c->m->device);
+    drop_recordings(c);
     for (int64_t l = 0; c->kv && l < c->m->d.n_layer; l++) {
         gpu_free(c->kv[l].k);
         gpu_free(c->kv[l].v);
@@ -44,28 +71,30 @@ static void cache_destroy(llmq_device_cache *c) {
     mem_free(c);
 }
 
-static llmq_status cache_alloc(llmq_device_cache *c, size_t bytes, llmq_err *err) {
+static llmq_status cache_alloc(llmq_device_cache *c, const cuda_kv *shape, llmq_err *err) {
     const llmq_device_desc *d = &c->m->d;
     c->kv = mem_zalloc((size_t)d->n_layer, sizeof *c->kv);
     if (!c->kv) return mem_error(err, (size_t)d->n_layer * sizeof *c->kv, "the KV cache");
     for (int64_t l = 0; l < d->n_layer; l++) {
-        c->kv[l] = (cuda_kv){.n_ctx = c->n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
-        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].k, err));
-        LLMQ_TRY(gpu_alloc("the KV cache", bytes, (void **)&c->kv[l].v, err));
+        c->kv[l] = *shape;
+        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].k, err));
+        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].v, err));
     }
     return LLMQ_OK;
 }
 
-static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, llmq_device_cache **out, size_t *bytes,
-                                llmq_err *err) {
+static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
+                                size_t *bytes, llmq_err *err) {
     *out = NULL;
+    if (kv_type != 0 && kv_type != 1)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type f32: on a GPU the cache is f16 or q8_0");
     gpu_use(m->device);
     llmq_device_cache *c = mem_zalloc(1, sizeof *c);
     if (!c) return mem_error(err, sizeof *c, "the KV cache");
     *c = (llmq_device_cache){.m = m, .n_ctx = n_ctx};
-    const size_t one = kv_bytes(&m->d, n_ctx);
-    *bytes = 2 * one * (size_t)m->d.n_layer;
-    llmq_status status = cache_alloc(c, one, err);
+    const cuda_kv shape = kv_of(&m->d, n_ctx, kv_type == 1);
+    *bytes = 2 * kv_bytes(&shape) * (size_t)m->d.n_layer;
+    llmq_status status = cache_alloc(c, &shape, err);
     if (status == LLMQ_OK)
         *out = c;
     else
@@ -77,10 +106,17 @@ static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, llmq_
 
 static void work_destroy(llmq_device_work *w) {
     if (!w) return;
-    void *buffers[] = {w->rope, w->tokens, w->pos, w->x,       w->norm,     w->delta,        w->q,     w->k, w->v,
-                       w->attn, w->gate,   w->up,  w->acts_q8, w->acts_f16, w->attn_scratch, w->logits};
+    gpu_use(w->m->device);
+    gpu_stream_destroy(w->stream);
+    void *buffers[] = {w->rope, w->inputs, w->x,       w->norm,     w->delta,        w->q,     w->k, w->v, w->attn,
+                       w->gate, w->up,     w->acts_q8, w->acts_f16, w->attn_scratch, w->logits};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) gpu_free(buffers[i]);
+    mem_free(w->host);
     mem_free(w);
+}
+
+static size_t steps_of(int64_t n_tok) {
+    return (size_t)((n_tok + ACT_TOKENS - 1) / ACT_TOKENS);
 }
 
 static size_t widest_acts(const llmq_device_desc *d, size_t (*bytes_of)(int, int64_t)) {
@@ -97,7 +133,7 @@ static size_t widest_acts(const llmq_device_desc *d, size_t (*bytes_of)(int, int
 static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, llmq_device_work *w,
                                      size_t *sum, llmq_err *err) {
     int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
-    cuda_kv any = {.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim};
+    const cuda_kv any = kv_of(d, n_ctx, false);
     cuda_attn longest = {.n_head = (int)d->n_head, .n_keys = n_ctx};
     llmq_device_work nowhere = {0}, *to = w ? w : &nowhere;
     const size_t f32 = sizeof(float), tokens = ACT_TOKENS;
@@ -105,8 +141,7 @@ static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, i
         void *out; /* the address of a pointer */
         size_t bytes;
     } buffers[] = {
-        {&to->tokens, (size_t)n_batch * sizeof *to->tokens},
-        {&to->pos, sizeof *to->pos},
+        {&to->inputs, ((size_t)n_batch + steps_of(n_batch)) * sizeof *to->inputs},
         {&to->x, (size_t)(n_batch * d->n_embd) * f32},
         {&to->norm, tokens * (size_t)d->n_embd * f32},
         {&to->delta, tokens * (size_t)d->n_embd * f32},
@@ -132,16 +167,26 @@ static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, i
     return LLMQ_OK;
 }
 
+static llmq_status fill_work(llmq_device_work *w, const float *rope, llmq_err *err) {
+    const llmq_device_desc *d = &w->m->d;
+    const size_t n_inputs = (size_t)w->n_batch + steps_of(w->n_batch);
+    size_t bytes;
+    w->host = mem_zalloc(n_inputs, sizeof *w->host);
+    if (!w->host) return mem_error(err, n_inputs * sizeof *w->host, "tokens");
+    LLMQ_TRY(gpu_stream_create(&w->stream, err));
+    LLMQ_TRY(alloc_activations(d, w->n_ctx, w->n_batch, w, &bytes, err));
+    return gpu_upload_new("the RoPE table", rope, (size_t)(w->n_ctx * d->n_rot) * sizeof *rope, &w->rope, err);
+}
+
 static llmq_status work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err) {
+    static _Atomic uint64_t works;
     *out = NULL;
     gpu_use(m->device);
     llmq_device_work *w = mem_zalloc(1, sizeof *w);
     if (!w) return mem_error(err, sizeof *w, "activations");
-    *w = (llmq_device_work){.m = m, .n_ctx = n_ctx, .n_batch = n_batch};
-    size_t bytes, rope_bytes = (size_t)(n_ctx * m->d.n_rot) * sizeof *rope;
-    llmq_status status = alloc_activations(&m->d, n_ctx, n_batch, w, &bytes, err);
-    if (status == LLMQ_OK) status = gpu_upload_new("the RoPE table", rope, rope_bytes, &w->rope, err);
+    *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch};
+    llmq_status status = fill_work(w, rope, err);
     if (status == LLMQ_OK)
         *out = w;
     else
@@ -159,9 +204,10 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
     LLMQ_TRY(gpu_memory(&available, err));
     LLMQ_TRY(alloc_activations(d, n_ctx, n_batch, NULL, &work, err));
     available -= available / 16;
+    const cuda_kv kv = kv_of(d, n_ctx, false);
     size_t used = work + gpu_matrix_bytes(d->head) + (size_t)(n_ctx * d->n_rot) * sizeof(float);
     for (int64_t l = d->n_layer - 1; l >= 0; l--) {
-        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(d, n_ctx);
+        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(&kv);
         if (l == 0 && d->embd != d->head) used += gpu_matrix_bytes(d->embd);
         if (used > available) break;
         *n_layers = d->n_layer - l;
@@ -169,7 +215,7 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
     return LLMQ_OK;
 }
 
-/* ---- a pass of up to 8 tokens */
+/* ---- a step: up to 8 tokens through the layers */
 
 /* One input of matrices, in the forms that they asked for so far. */
 typedef struct site {
@@ -183,79 +229,132 @@ typedef struct site {
 static void multiply(site *in, const cuda_matrix *matrix, float *y) {
     llmq_device_work *w = in->w;
     if (matrix->type == LLMQ_TYPE_F16) {
-        if (!in->has_f16) cuda_acts_f16(NULL, in->x, in->n_tok, in->cols, w->acts_f16);
+        if (!in->has_f16) cuda_acts_f16(w->stream, in->x, in->n_tok, in->cols, w->acts_f16);
         in->has_f16 = true;
-        cuda_matvec_f16(NULL, matrix, w->acts_f16, in->n_tok, y, matrix->rows);
+        cuda_matvec_f16(w->stream, matrix, w->acts_f16, in->n_tok, y, matrix->rows);
         return;
     }
-    if (!in->has_q8) cuda_acts_q8(NULL, in->x, in->n_tok, in->cols, w->acts_q8);
+    if (!in->has_q8) cuda_acts_q8(w->stream, in->x, in->n_tok, in->cols, w->acts_q8);
     in->has_q8 = true;
-    cuda_matvec_q8(NULL, matrix, w->acts_q8, in->n_tok, y, matrix->rows);
+    cuda_matvec_q8(w->stream, matrix, w->acts_q8, in->n_tok, y, matrix->rows);
 }
 
 static site normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
     int64_t n = w->m->d.n_embd;
-    cuda_rms_norm(NULL, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
+    cuda_rms_norm(w->stream, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
     return (site){.w = w, .x = w->norm, .n_tok = n_tok, .cols = n};
 }
 
-/* x += o(attention(rope(qkv(norm(x))))), the tokens at positions pos.. (w->pos on the device) */
-static void attention_block(llmq_device_work *w, const cuda_kv *kv, int64_t l, float *x, int n_tok, int64_t pos) {
+/* What a step reads and writes; all of it on the device. */
+typedef struct step {
+    const int32_t *tokens, *pos; /* NULL tokens: x is there already; the position of the first */
+    float *x;                    /* (n_tok, n_embd) */
+    int n_tok;
+    int64_t n_keys; /* in the cache when it is done, or more: attention's grid */
+} step;
+
+/* x += o(attention(rope(qkv(norm(x))))) */
+static void attention_block(llmq_device_work *w, const cuda_kv *kv, int64_t l, const step *s) {
     const llmq_device_desc *d = &w->m->d;
     const gpu_layer *layer = &w->m->layers[l];
-    int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
-    site in = normalized(w, x, layer->attn_norm, n_tok);
+    int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim, dim = d->head_dim;
+    site in = normalized(w, s->x, layer->attn_norm, s->n_tok);
     multiply(&in, &layer->q, w->q);
     multiply(&in, &layer->k, w->k);
     multiply(&in, &layer->v, w->v);
-    if (layer->q_norm)
-        cuda_rms_norm(NULL, w->q, layer->q_norm, d->eps, w->q, n_tok * d->n_head, d->head_dim, d->head_dim);
-    if (layer->k_norm)
-        cuda_rms_norm(NULL, w->k, layer->k_norm, d->eps, w->k, n_tok * d->n_head_kv, d->head_dim, d->head_dim);
-    cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, w->pos};
-    cuda_rope_store(NULL, &rope, w->q, q_dim, w->k, kv_dim, w->v, kv_dim, n_tok, kv);
-    cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)d->head_dim), d->window, pos + n_tok, w->pos};
-    cuda_attention(NULL, &attn, w->q, q_dim, kv, n_tok, w->attn, w->attn_scratch);
-    site out = {.w = w, .x = w->attn, .n_tok = n_tok, .cols = q_dim};
+    if (layer->q_norm) cuda_rms_norm(w->stream, w->q, layer->q_norm, d->eps, w->q, s->n_tok * d->n_head, dim, dim);
+    if (layer->k_norm) cuda_rms_norm(w->stream, w->k, layer->k_norm, d->eps, w->k, s->n_tok * d->n_head_kv, dim, dim);
+    cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, s->pos};
+    cuda_rope_store(w->stream, &rope, w->q, q_dim, w->k, kv_dim, w->v, kv_dim, s->n_tok, kv);
+    cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)dim), d->window, s->n_keys, s->pos};
+    cuda_attention(w->stream, &attn, w->q, q_dim, kv, s->n_tok, w->attn, w->attn_scratch);
+    site out = {.w = w, .x = w->attn, .n_tok = s->n_tok, .cols = q_dim};
     multiply(&out, &layer->o, w->delta);
-    cuda_add(NULL, x, w->delta, n_tok * d->n_embd);
+    cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
 }
 
 /* x += down(silu(gate(norm(x))) * up(norm(x))) */
-static void ffn_block(llmq_device_work *w, int64_t l, float *x, int n_tok) {
+static void ffn_block(llmq_device_work *w, int64_t l, const step *s) {
     const llmq_device_desc *d = &w->m->d;
     const gpu_layer *layer = &w->m->layers[l];
-    site in = normalized(w, x, layer->ffn_norm, n_tok);
+    site in = normalized(w, s->x, layer->ffn_norm, s->n_tok);
     multiply(&in, &layer->gate, w->gate);
     multiply(&in, &layer->up, w->up);
-    cuda_silu_mul(NULL, w->gate, w->up, w->gate, n_tok * d->n_ff);
-    site act = {.w = w, .x = w->gate, .n_tok = n_tok, .cols = d->n_ff};
+    cuda_silu_mul(w->stream, w->gate, w->up, w->gate, s->n_tok * d->n_ff);
+    site act = {.w = w, .x = w->gate, .n_tok = s->n_tok, .cols = d->n_ff};
     multiply(&act, &layer->down, w->delta);
-    cuda_add(NULL, x, w->delta, n_tok * d->n_embd);
+    cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
+}
+
+static void launch_step(llmq_device_work *w, const llmq_device_cache *c, const step *s) {
+    if (s->tokens) cuda_embed(w->stream, &w->m->embd, s->tokens, s->n_tok, s->x);
+    for (int64_t l = 0; l < w->m->d.n_layer; l++) {
+        attention_block(w, &c->kv[l], l, s);
+        ffn_block(w, l, s);
+    }
+}
+
+/* ---- steps recorded and replayed */
+
+static llmq_status record_step(llmq_device_work *w, const llmq_device_cache *c, const step *s, gpu_recording **out,
+                               llmq_err *err) {
+    LLMQ_TRY(gpu_record_begin(w->stream, err));
+    launch_step(w, c, s);
+    return gpu_record_end(w->stream, out, err);
+}
+
+/* A run of one step, which begins at x and inputs[0]. */
+static llmq_status run_recorded(llmq_device_work *w, llmq_device_cache *c, step *s, llmq_err *err) {
+    int bucket = 0;
+    while ((int64_t)CUDA_ATTENTION_KEYS << bucket < s->n_keys) bucket++;
+    LLMQ_ASSERT(bucket < RECORDINGS);
+    if (c->used_by != w->id) drop_recordings(c);
+    c->used_by = w->id;
+    gpu_recording **recording = &c->recordings[s->n_tok - 1][bucket];
+    s->n_keys = (int64_t)CUDA_ATTENTION_KEYS << bucket;
+    if (s->n_keys > w->n_ctx) s->n_keys = w->n_ctx; /* what scratch memory is there for */
+    llmq_err why;
+    if (!*recording && w->ran[s->n_tok - 1] && !w->unrecorded && record_step(w, c, s, recording, &why) != LLMQ_OK) {
+        w->unrecorded = true;
+        llmq_log(LLMQ_LOG_WARN, "%s: steps are launched kernel by kernel, which is slower", why.msg);
+    }
+    if (*recording) return gpu_replay(*recording, w->stream, err);
+    w->ran[s->n_tok - 1] = true;
+    launch_step(w, c, s);
+    return LLMQ_OK;
+}
+
+/* ---- runs */
+
+static llmq_status send_inputs(llmq_device_work *w, const int32_t *tokens, const float *hidden, int64_t n_tok,
+                               int64_t pos, llmq_err *err) {
+    const size_t n_steps = steps_of(n_tok), places = steps_of(w->n_batch);
+    if (hidden)
+        LLMQ_TRY(gpu_stream_upload(w->stream, w->x, hidden, (size_t)(n_tok * w->m->d.n_embd) * sizeof *hidden, err));
+    for (size_t i = 0; i < n_steps; i++) w->host[i] = (int32_t)pos + (int32_t)i * ACT_TOKENS;
+    memcpy(w->host + places, tokens, (size_t)n_tok * sizeof *tokens);
+    return gpu_stream_upload(w->stream, w->inputs, w->host, (places + (size_t)n_tok) * sizeof *w->host, err);
 }
 
 static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                             int64_t n_tok, int64_t pos, llmq_err *err) {
-    LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx && pos + n_tok <= c->n_ctx);
     const bool embeds = w->m->embd.packed != NULL;
+    LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx && pos + n_tok <= c->n_ctx);
     LLMQ_ASSERT(embeds || hidden);
+    const size_t places = steps_of(w->n_batch);
     gpu_use(w->m->device);
-    if (embeds)
-        LLMQ_TRY(gpu_upload(w->tokens, tokens, (size_t)n_tok * sizeof *tokens, err));
-    else
-        LLMQ_TRY(gpu_upload(w->x, hidden, (size_t)(n_tok * w->m->d.n_embd) * sizeof *hidden, err));
+    LLMQ_TRY(send_inputs(w, tokens, embeds ? NULL : hidden, n_tok, pos, err));
     for (int64_t at = 0; at < n_tok; at += ACT_TOKENS) {
         int n = (int)(n_tok - at < ACT_TOKENS ? n_tok - at : ACT_TOKENS);
-        int32_t first = (int32_t)(pos + at);
-        float *x = w->x + at * w->m->d.n_embd;
-        LLMQ_TRY(gpu_upload(w->pos, &first, sizeof first, err));
-        if (embeds) cuda_embed(NULL, &w->m->embd, w->tokens + at, n, x);
-        for (int64_t l = 0; l < w->m->d.n_layer; l++) {
-            attention_block(w, &c->kv[l], l, x, n, first);
-            ffn_block(w, l, x, n);
-        }
+        step s = {.tokens = embeds ? w->inputs + places + at : NULL,
+                  .pos = w->inputs + at / ACT_TOKENS,
+                  .x = w->x + at * w->m->d.n_embd,
+                  .n_tok = n,
+                  .n_keys = pos + at + n};
+        if (n_tok <= ACT_TOKENS) return run_recorded(w, c, &s, err);
+        launch_step(w, c, &s);
     }
-    return gpu_wait(err);
+    return LLMQ_OK;
 }
 
 static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
@@ -266,8 +365,8 @@ static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, f
         int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
         site in = normalized(w, w->x + (row + at) * d->n_embd, w->m->output_norm, n);
         multiply(&in, &w->m->head, w->logits);
-        LLMQ_TRY(gpu_wait(err));
-        LLMQ_TRY(gpu_download(logits + at * d->n_vocab, w->logits, (size_t)(n * d->n_vocab) * sizeof *logits, err));
+        LLMQ_TRY(gpu_stream_download(w->stream, logits + at * d->n_vocab, w->logits,
+                                     (size_t)(n * d->n_vocab) * sizeof *logits, err));
     }
     return LLMQ_OK;
 }

@@ -57,12 +57,15 @@ void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float 
 void cuda_add(gpu_stream *stream, float *y, const float *x, int64_t n);
 void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float *y, int64_t n); /* y may be gate */
 
-/* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. */
+/* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. With q8 codes of one byte,
+ * head_dim a multiple of 32, and behind all of them (n_head_kv, n_ctx, head_dim / 32) f16 scales: the CPU's q8_0. */
 typedef struct cuda_kv {
-    uint16_t *k, *v;
+    void *k, *v; /* cuda_kv_bytes each */
     int64_t n_ctx;
     int n_head_kv, head_dim;
+    bool q8;
 } cuda_kv;
+size_t cuda_kv_bytes(const cuda_kv *kv);
 
 /* Rotates q (n_tok, ldq) in place; rotates k, and writes k and v to the cache at *pos.. (device memory: a captured
  * graph stays valid). cos_sin (n_ctx, n_rot / 2, 2) by position. */
@@ -83,6 +86,7 @@ typedef struct cuda_attn {
     int64_t window, n_keys;
     const int32_t *pos;
 } cuda_attn;
+#define CUDA_ATTENTION_KEYS 128 /* of a part */
 size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok);
 void cuda_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                     float *out, void *scratch);

@@ -1,9 +1,11 @@
-/* Weights to the GPU: packed on the host, matrix by matrix. */
+/* Weights to the GPU: packed on the host, and uploaded beside it. */
 #include "cuda/model.h"
 
 #include <string.h>
 
 #include "core/mem.h"
+#include "cuda/layout.h"
+#include "types/type.h"
 
 llmq_status gpu_upload_new(const char *what, const void *data, size_t bytes, void *out, llmq_err *err) {
     void *p = NULL;
@@ -23,28 +25,84 @@ static cuda_matrix packed_shape(const llmq_tensor *t) {
     return (cuda_matrix){.type = cuda_packed_type(t->type), .rows = tensor_rows(t), .cols = tensor_cols(t)};
 }
 
-static llmq_status pack_and_upload(const char *what, const llmq_tensor *t, size_t bytes, cuda_matrix *out,
-                                   llmq_err *err) {
-    void *packed = bytes ? mem_alloc_big(bytes) : NULL;
-    if (!packed) return mem_error(err, bytes, "packing weights for the GPU");
-    llmq_status status = cuda_pack(t->type, out->rows, out->cols, t->data, packed, err);
-    if (status == LLMQ_OK) status = gpu_upload_new(what, packed, bytes, &out->packed, err);
-    mem_free_big(packed, bytes);
-    return status;
+/* ---- matrices: slabs of rows are packed by a team into one buffer while the one before is uploaded */
+
+enum { STAGING_BYTES = 16 << 20 };
+
+typedef struct loader {
+    const llmq_device_desc *d;
+    llmq_team *team;
+    gpu_staging *staging;
+} loader;
+
+typedef struct pack_job {
+    const llmq_tensor *from;
+    const cuda_matrix *to;
+    int64_t first, n_rows; /* first: a multiple of TILE_ROWS */
+    size_t tile_row_bytes;
+    uint8_t *packed;
+    llmq_status status[LLMQ_THREADS_MAX];
+    llmq_err err[LLMQ_THREADS_MAX];
+} pack_job;
+
+static void pack_worker(const llmq_worker *w, void *arg) {
+    pack_job *job = arg;
+    int64_t begin, end, cols = job->to->cols;
+    worker_range(w, job->n_rows, TILE_ROWS, &begin, &end);
+    job->status[w->id] = LLMQ_OK;
+    if (begin == end) return;
+    const uint8_t *rows =
+        (const uint8_t *)job->from->data + (job->first + begin) * type_row_bytes(job->from->type, cols);
+    job->status[w->id] = cuda_pack(job->from->type, end - begin, cols, rows,
+                                   job->packed + (size_t)(begin / TILE_ROWS) * job->tile_row_bytes, &job->err[w->id]);
 }
 
-static llmq_status upload_matrix(const llmq_device_desc *d, const char *what, const llmq_device_matrix *from,
-                                 cuda_matrix *out, llmq_err *err) {
+static llmq_status pack_slab(const loader *l, pack_job *job, llmq_err *err) {
+    team_run(l->team, pack_worker, job);
+    for (int i = 0; i < team_size(l->team); i++)
+        if (job->status[i] != LLMQ_OK)
+            return llmq_fail(err, job->status[i], "%s: %s", job->from->name, job->err[i].msg);
+    return LLMQ_OK;
+}
+
+static llmq_status send_slabs(const loader *l, pack_job *job, llmq_err *err) {
+    const int64_t most = (int64_t)(STAGING_BYTES / job->tile_row_bytes) * TILE_ROWS, rows = job->to->rows;
+    if (most == 0)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: rows of %lld columns are too long for the GPU; use --device cpu",
+                         job->from->name, (long long)job->to->cols);
+    for (int64_t at = 0; at < rows; at += most) {
+        void *buffer;
+        LLMQ_TRY(gpu_staging_next(l->staging, &buffer, err));
+        job->packed = buffer;
+        job->first = at;
+        job->n_rows = rows - at < most ? rows - at : most;
+        LLMQ_TRY(pack_slab(l, job, err));
+        uint8_t *to = (uint8_t *)job->to->packed + (size_t)(at / TILE_ROWS) * job->tile_row_bytes;
+        LLMQ_TRY(gpu_staging_send(l->staging, to, cuda_pack_bytes(job->to->type, job->n_rows, job->to->cols), err));
+    }
+    return LLMQ_OK;
+}
+
+static llmq_status upload_matrix(const loader *l, const char *what, const llmq_device_matrix *from, cuda_matrix *out,
+                                 llmq_err *err) {
     *out = packed_shape(from->w);
-    LLMQ_TRY(d->load(d->user, from->w, err));
-    size_t bytes = cuda_pack_bytes(out->type, out->rows, out->cols);
-    LLMQ_TRY(pack_and_upload(what, from->w, bytes, out, err));
-    d->release(d->user, from->w);
+    const size_t bytes = cuda_pack_bytes(out->type, out->rows, out->cols);
+    LLMQ_ASSERT(bytes > 0);
+    pack_job *job = mem_zalloc(1, sizeof *job);
+    if (!job) return mem_error(err, sizeof *job, "packing weights for the GPU");
+    *job = (pack_job){.from = from->w, .to = out, .tile_row_bytes = cuda_pack_bytes(out->type, TILE_ROWS, out->cols)};
+    llmq_status status = l->d->load(l->d->user, from->w, err);
+    if (status == LLMQ_OK) status = gpu_alloc(what, bytes, (void **)&out->packed, err);
+    if (status == LLMQ_OK) status = send_slabs(l, job, err);
+    mem_free(job);
+    if (status != LLMQ_OK) return status;
+    gpu_seal(out->packed);
+    l->d->release(l->d->user, from->w);
     return upload_vector("bias", from->bias, out->rows, (float **)&out->bias, err);
 }
 
-static llmq_status upload_layer(const llmq_device_desc *d, const llmq_device_layer *from, gpu_layer *to,
-                                llmq_err *err) {
+static llmq_status upload_layer(const loader *l, const llmq_device_layer *from, gpu_layer *to, llmq_err *err) {
+    const llmq_device_desc *d = l->d;
     const struct {
         const char *what;
         const llmq_device_matrix *from;
@@ -53,7 +111,7 @@ static llmq_status upload_layer(const llmq_device_desc *d, const llmq_device_lay
                     {"o", &from->o, &to->o},         {"gate", &from->gate, &to->gate}, {"up", &from->up, &to->up},
                     {"down", &from->down, &to->down}};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        LLMQ_TRY(upload_matrix(d, matrices[i].what, matrices[i].from, matrices[i].to, err));
+        LLMQ_TRY(upload_matrix(l, matrices[i].what, matrices[i].from, matrices[i].to, err));
     LLMQ_TRY(upload_vector("norm", from->attn_norm, d->n_embd, &to->attn_norm, err));
     LLMQ_TRY(upload_vector("norm", from->ffn_norm, d->n_embd, &to->ffn_norm, err));
     LLMQ_TRY(upload_vector("norm", from->q_norm, d->head_dim, &to->q_norm, err));
@@ -67,6 +125,7 @@ static void drop_matrix(cuda_matrix *w) {
 
 void gpu_model_destroy(llmq_device_model *m) {
     if (!m) return;
+    gpu_use(m->device);
     for (int64_t l = 0; m->layers && l < m->d.n_layer; l++) {
         gpu_layer *layer = &m->layers[l];
         cuda_matrix *matrices[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};
@@ -92,18 +151,29 @@ llmq_status gpu_model_check(const llmq_device_desc *d, llmq_err *err) {
     return LLMQ_OK;
 }
 
-static llmq_status upload_model(const llmq_device_desc *d, llmq_device_model *m, llmq_err *err) {
-    m->layers = mem_zalloc((size_t)d->n_layer, sizeof *m->layers);
-    if (!m->layers) return mem_error(err, (size_t)d->n_layer * sizeof *m->layers, "the layers");
-    for (int64_t l = 0; l < d->n_layer; l++) LLMQ_TRY(upload_layer(d, &d->layers[l], &m->layers[l], err));
+static llmq_status upload_weights(const loader *from, llmq_device_model *m, llmq_err *err) {
+    const llmq_device_desc *d = from->d;
+    for (int64_t l = 0; l < d->n_layer; l++) LLMQ_TRY(upload_layer(from, &d->layers[l], &m->layers[l], err));
     LLMQ_TRY(upload_vector("norm", d->output_norm, d->n_embd, &m->output_norm, err));
-    LLMQ_TRY(upload_matrix(d, "head", &(llmq_device_matrix){.w = d->head}, &m->head, err));
+    LLMQ_TRY(upload_matrix(from, "head", &(llmq_device_matrix){.w = d->head}, &m->head, err));
     m->tied = d->head == d->embd;
     if (m->tied)
         m->embd = m->head;
     else if (d->embd)
-        LLMQ_TRY(upload_matrix(d, "embedding", &(llmq_device_matrix){.w = d->embd}, &m->embd, err));
-    return LLMQ_OK;
+        LLMQ_TRY(upload_matrix(from, "embedding", &(llmq_device_matrix){.w = d->embd}, &m->embd, err));
+    return gpu_staging_finish(from->staging, err);
+}
+
+static llmq_status upload_model(const llmq_device_desc *d, llmq_device_model *m, llmq_err *err) {
+    loader from = {.d = d};
+    m->layers = mem_zalloc((size_t)d->n_layer, sizeof *m->layers);
+    if (!m->layers) return mem_error(err, (size_t)d->n_layer * sizeof *m->layers, "the layers");
+    llmq_status status = team_create(d->n_threads, &from.team, err);
+    if (status == LLMQ_OK) status = gpu_staging_create(STAGING_BYTES, &from.staging, err);
+    if (status == LLMQ_OK) status = upload_weights(&from, m, err);
+    gpu_staging_destroy(from.staging);
+    if (from.team) team_destroy(from.team);
+    return status;
 }
 
 llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out, llmq_err *err) {

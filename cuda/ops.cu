@@ -83,7 +83,7 @@ struct rope_args {
     gptr<float> q;
     gptr<const float> k, v, cos_sin;
     gptr<const int32_t> pos;
-    gptr<uint16_t> k_cache, v_cache;
+    gptr<uint8_t> k_cache, v_cache;
     int64_t ldq, ldk, ldv, n_ctx;
     int n_head, n_head_kv, head_dim, n_rot;
     bool neox;
@@ -96,11 +96,32 @@ __device__ __forceinline__ void pair_of(const rope_args &r, int i, int &first, i
     second = rotated && r.neox ? i + r.n_rot / 2 : 2 * i + 1;
 }
 
+/* A row of head_dim floats in shared memory as codes with a scale for each 32, by 128 threads: the CPU's q8_0 bits. NaN
+ * and infinite values make their scale NaN. */
+__device__ __forceinline__ void store_q8(sptr<const float> x, int head_dim, gptr<uint8_t> codes,
+                                         gptr<uint16_t> scales) {
+    for (int d = threadIdx.x; d < head_dim; d += 128) { /* whole warps: head_dim is a multiple of 32 */
+        const float v = x[d];
+        const uint32_t most = __reduce_max_sync(WARP_ALL, __float_as_uint(fabsf(v))); /* NaN above infinity */
+        const bool finite = most < 0x7f800000u;
+        const uint16_t half =
+            finite ? static_cast<uint16_t>(h2_from_floats(__uint_as_float(most) / 127.0f, 0.0f)) : uint16_t{0x7fff};
+        const float scale = h_to_float(half);
+        const float inverse = scale > 0.0f && scale < INFINITY ? 1.0f / scale : 0.0f;
+        const int code = inverse > 0.0f ? max(-127, min(127, __float2int_rn(v * inverse))) : 0;
+        codes[d] = static_cast<uint8_t>(code);
+        if (d % 32 == 0) scales[d / 32] = half;
+    }
+}
+
 /* grid (n_head + 2 n_head_kv, tokens): q heads in place, then k heads to the cache, then v heads. */
-__global__ void __launch_bounds__(128) rope_store(rope_args r) {
+template <bool Q8> __global__ void __launch_bounds__(128) rope_store(rope_args r) {
+    SHARED(float, row, Q8 ? 256 : 1);
     const int head = blockIdx.x, t = blockIdx.y, at = r.pos[0] + t, dim = r.head_dim;
     const bool is_q = head < r.n_head, is_k = !is_q && head < r.n_head + r.n_head_kv;
     const int head_kv = head - r.n_head - (is_k ? 0 : r.n_head_kv);
+    const gptr<uint8_t> cache = is_k ? r.k_cache : r.v_cache;
+    const int64_t cache_row = head_kv * r.n_ctx + at;
     for (int i = threadIdx.x; i < dim / 2; i += 128) {
         int first, second;
         float a, b;
@@ -122,13 +143,20 @@ __global__ void __launch_bounds__(128) rope_store(rope_args r) {
         if (is_q) {
             r.q[t * r.ldq + head * dim + first] = a;
             r.q[t * r.ldq + head * dim + second] = b;
+        } else if (Q8) {
+            row[first] = a;
+            row[second] = b;
         } else {
-            gptr<uint16_t> out = (is_k ? r.k_cache : r.v_cache) + (head_kv * r.n_ctx + at) * dim;
+            gptr<uint16_t> out = as<uint16_t>(cache) + cache_row * dim;
             const uint32_t halves = h2_from_floats(a, b);
             out[first] = static_cast<uint16_t>(halves);
             out[second] = static_cast<uint16_t>(halves >> 16);
         }
     }
+    if (!Q8 || is_q) return; /* the whole block */
+    __syncthreads();
+    const gptr<uint16_t> scales = as<uint16_t>(cache + r.n_head_kv * r.n_ctx * dim);
+    store_q8(row, dim, cache + cache_row * dim, scales + cache_row * (dim / 32));
 }
 
 unsigned blocks_of(int64_t n) {
@@ -181,8 +209,8 @@ void cuda_rope_store(gpu_stream *stream, const cuda_rope *rope, float *q, int64_
                    device_pointer(v),
                    device_pointer(rope->cos_sin),
                    device_pointer(rope->pos),
-                   device_pointer(kv->k),
-                   device_pointer(kv->v),
+                   device_pointer(static_cast<uint8_t *>(kv->k)),
+                   device_pointer(static_cast<uint8_t *>(kv->v)),
                    ldq,
                    ldk,
                    ldv,
@@ -193,5 +221,14 @@ void cuda_rope_store(gpu_stream *stream, const cuda_rope *rope, float *q, int64_
                    rope->n_rot,
                    rope->neox};
     const unsigned heads = static_cast<unsigned>(rope->n_head + 2 * kv->n_head_kv);
-    LAUNCH(rope_store, dim3(heads, static_cast<unsigned>(n_tok)), 128, 0, reinterpret_cast<stream_t>(stream), r);
+    const dim3 grid(heads, static_cast<unsigned>(n_tok));
+    if (kv->q8)
+        LAUNCH(rope_store<true>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
+    else
+        LAUNCH(rope_store<false>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
+}
+
+size_t cuda_kv_bytes(const cuda_kv *kv) {
+    const size_t n = static_cast<size_t>(kv->n_ctx * kv->n_head_kv * kv->head_dim);
+    return kv->q8 ? n + n / 32 * 2 : n * 2;
 }

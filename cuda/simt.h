@@ -5,6 +5,7 @@
  *   as<U>(p)              the same address as a pointer to U
  *   SHARED(T, name, n)    T name[n] in shared memory, 16-byte aligned;  DYNAMIC_SHARED(T, name) what the launch gave
  *   LAUNCH(kernel, grid, threads, shared_bytes, stream, arguments...)
+ *   ALLOW_SHARED(kernel, bytes)   before a launch where static and dynamic shared memory may be more than 48 KB
  *   UNROLL                before a loop
  *   device_pointer(p)     what a launcher makes of an address that it was given
  */
@@ -36,6 +37,9 @@ template <class T> T *device_pointer(T *p) {
 using stream_t = cudaStream_t;
 #define LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                                       \
     kernel<<<grid, threads, shared_bytes, stream>>>(__VA_ARGS__)
+/* If it fails, so does the launch. */
+#define ALLOW_SHARED(kernel, bytes)                                                                                    \
+    ((void)((bytes) > 32768 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)))
 
 #else
 #include "cuda/emu/simt.h"

@@ -120,6 +120,7 @@ llmq_status device_put(llmq_model *model, const llmq_model_params *params, llmq_
                  (long long)hp->n_layer, model->device->name);
     }
     d.layers += hp->n_layer - n;
+    d.n_threads = params->n_threads;
     d.n_layer = n;
     LLMQ_TRY_GOTO(model->device->model_create(&d, &model->on_device, err));
     model->n_on_device = n;

@@ -399,10 +399,7 @@ static llmq_status cache_here(const llmq_model *model, llmq_kv_type kv_type, for
 static llmq_status cache_on_device(const llmq_model *model, llmq_kv_type kv_type, forward_cache *out, llmq_err *err) {
     size_t bytes = 0;
     out->device = model->device;
-    if (kv_type != LLMQ_KV_F16)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type: on %s the cache is f16; leave the option out",
-                         model->device->name);
-    LLMQ_TRY(model->device->cache_create(model->on_device, out->n_ctx, &out->on_device, &bytes, err));
+    LLMQ_TRY(model->device->cache_create(model->on_device, out->n_ctx, (int)kv_type, &out->on_device, &bytes, err));
     out->bytes += bytes;
     return LLMQ_OK;
 }

@@ -371,6 +371,13 @@ static void run_block(dim3 index) {
 
 static constexpr size_t most_static = 48 << 10, most_shared = 99 << 10; /* what every target has (ptx.md 7) */
 
+static std::map<std::string, size_t> allowed; /* by kernel: as the attribute is, for the rest of the process */
+
+void allow_shared(const char *kernel, size_t bytes) {
+    if (bytes > most_shared) return fail_launch(kernel, "more dynamic shared memory than every target has");
+    allowed[kernel] = bytes;
+}
+
 void launch(const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const std::function<void()> &body) {
     if (failed()) return;
     now.kernel = kernel;
@@ -379,11 +386,14 @@ void launch(const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared, 
     if (count == 0 || count > 1024 || threads.z > 64) return fail_launch(kernel, "a block has 1 to 1024 threads");
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         return fail_launch(kernel, "a grid has 1 to 2^31 - 1, 65535, 65535 blocks");
-    if (dynamic_shared > most_shared) return fail_launch(kernel, "more dynamic shared memory than every target has");
+    const auto more = allowed.find(kernel);
+    const bool is_allowed = more != allowed.end() && dynamic_shared <= more->second;
+    if (dynamic_shared > most_static && !is_allowed)
+        return fail_launch(kernel, "more than 48 KB of dynamic shared memory without ALLOW_SHARED");
     now.grid = grid;
     now.size = threads;
     now.body = &body;
-    now.shared_limit = dynamic_shared > most_static ? most_shared : most_static + dynamic_shared;
+    now.shared_limit = is_allowed ? most_shared : most_static;
     now.dynamic.name = "dynamic shared memory";
     now.dynamic.shared = true;
     now.dynamic.bytes = dynamic_shared;
@@ -400,9 +410,39 @@ void launch(const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared, 
     }
 }
 
+/* ---- recordings */
+
+static const void *recorded_stream;
+static launches queued;
+
+const void *recording_on() {
+    return recorded_stream;
+}
+
+void record_begin(const void *stream) {
+    recorded_stream = stream;
+    queued.clear();
+}
+
+launches record_end() {
+    recorded_stream = nullptr;
+    return std::move(queued);
+}
+
+void queue(const void *stream, const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared,
+           const std::function<void()> &body) {
+    if (!recorded_stream) return launch(kernel, grid, threads, dynamic_shared, body);
+    if (stream != recorded_stream) return fail_launch(kernel, "a launch on one stream while another is recorded");
+    queued.push_back({kernel, grid, threads, dynamic_shared, body});
+}
+
 } // namespace emu
 
 /* ---- control.h */
+
+bool emu_here(void) {
+    return true;
+}
 
 void emu_set_order(emu_order order, uint64_t seed) {
     emu::order = order;

@@ -89,7 +89,24 @@ struct block {
 
 extern block now; /* the one that runs */
 
+/* Runs a launch, at once. */
 void launch(const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared, const std::function<void()> &body);
+/* The launch of a kernel is going to need so much dynamic shared memory. Without it, a block has no more than 48 KB. */
+void allow_shared(const char *kernel, size_t bytes);
+
+/* Launches that were queued on a stream while it was recorded. */
+struct recorded {
+    const char *kernel;
+    dim3 grid, threads;
+    size_t dynamic_shared;
+    std::function<void()> body;
+};
+using launches = std::vector<recorded>;
+void queue(const void *stream, const char *kernel, dim3 grid, dim3 threads, size_t dynamic_shared,
+           const std::function<void()> &body);
+void record_begin(const void *stream);
+launches record_end();
+const void *recording_on(); /* the stream that is recorded; NULL */
 
 /* The running thread waits for all of `mask` at the same operation. */
 void warp_meet(const warp_op &op, unsigned mask, void *operands, site at);

@@ -41,6 +41,9 @@ typedef struct emu_report {
     char text[384];               /* all of it in words */
 } emu_report;
 
+/* false: these are the real thing's stand-ins (tests/cuda/real_device.c), which do nothing. */
+bool emu_here(void);
+
 /* Threads run until they wait for others; this is who runs next. Blocks follow the same order. */
 typedef enum emu_order {
     EMU_FORWARD,     /* thread 0 first */
@@ -59,6 +62,9 @@ void emu_set_tensor_core(emu_tensor_core model);
 /* Memory of the device, 0: more than there is; and what of it is allocated. */
 void emu_set_memory(size_t bytes);
 size_t emu_memory_used(void);
+
+/* Recordings (cuda/device.h) that have been replayed in this process. */
+int64_t emu_replays(void);
 
 /* The fault since the last call, if there was one. */
 bool emu_take_report(emu_report *out);

@@ -136,7 +136,8 @@ template <class T> gptr<T> device_pointer(T *p) {
 
 using stream_t = void *;
 #define LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                                       \
-    ((void)(stream), emu::launch(#kernel, grid, threads, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+    emu::queue(stream, #kernel, grid, threads, shared_bytes, [=] { kernel(__VA_ARGS__); })
+#define ALLOW_SHARED(kernel, bytes) emu::allow_shared(#kernel, bytes)
 
 /* ---- synchronization */
 

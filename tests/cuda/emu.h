@@ -28,6 +28,7 @@ template <class T> class array {
     array(const array &) = delete;
     operator gptr<T>() const { return {b, 0}; }
     operator gptr<const T>() const { return {b, 0}; }
+    T *address() const { return reinterpret_cast<T *>(b->data); }
     T host(size_t i) const {
         T value;
         memcpy(&value, b->data + i * sizeof(T), sizeof value);

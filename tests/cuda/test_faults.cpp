@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 
+#include "cuda/device.h"
 #include "emu.h"
 
 enum { THREADS = 64 };
@@ -478,7 +479,9 @@ static void test_launches(void **) {
     const struct {
         dim3 grid, threads;
         size_t shared;
-    } refused[] = {{1, 1025, 0}, {1, dim3(8, 8, 65), 0}, {0, 32, 0}, {dim3(1, 65536), 32, 0}, {1, 32, 100 << 10}};
+    } refused[] = {{1, 1025, 0},      {1, dim3(8, 8, 65), 0}, {0, 32, 0}, {dim3(1, 65536), 32, 0},
+                   {1, 32, 49 << 10}, /* without ALLOW_SHARED */
+                   {1, 32, 100 << 10}};
     emu_report report;
     int ran = 0;
     for (auto &r : refused) {
@@ -495,6 +498,7 @@ static void test_launches(void **) {
     assert_true(emu_take_report(&report));
     assert_int_equal(report.fault, EMU_LAUNCH);
     assert_int_equal(ran, 0);
+    emu::allow_shared("dynamic", 99 << 10);
     emu::launch("dynamic", 2, 48, 99 << 10, [&] {
         DYNAMIC_SHARED(float, all);
         all[threadIdx.x] = 0.0f;
@@ -503,6 +507,59 @@ static void test_launches(void **) {
     });
     assert_false(emu_take_report(&report));
     assert_int_equal(ran, 96);
+}
+
+/* What is recorded runs when it is replayed, as often as that is, with the arguments of then. */
+static void test_recordings(void **) {
+    array<int> x("x", std::vector<int>{0, 5}, false);
+    gptr<int> sum = x;
+    gpu_stream *s, *other;
+    gpu_recording *r;
+    llmq_err err;
+    int value = 7;
+    assert_int_equal(gpu_stream_create(&s, &err), LLMQ_OK);
+    assert_int_equal(gpu_stream_create(&other, &err), LLMQ_OK);
+    assert_int_equal(gpu_record_begin(s, &err), LLMQ_OK);
+    emu::queue(s, "add", 1, 1, 0, [=] { sum[0] += value; });
+    emu::queue(s, "double", 1, 1, 0, [=] { sum[0] += sum[0]; });
+    value = 1000;
+    int32_t word;
+    assert_int_equal(gpu_download(&word, x.address(), 4, &err), LLMQ_E_IO); /* not now */
+    assert_int_equal(gpu_record_end(s, &r, &err), LLMQ_OK);
+    assert_int_equal(x.host(0), 0);
+    for (int i = 0; i < 2; i++) assert_int_equal(gpu_replay(r, s, &err), LLMQ_OK);
+    assert_int_equal(x.host(0), 42);
+    gpu_recording_destroy(r);
+    assert_int_equal(gpu_record_begin(s, &err), LLMQ_OK);
+    emu::queue(other, "elsewhere", 1, 1, 0, [=] { sum[0] = 0; });
+    assert_int_equal(gpu_record_end(s, &r, &err), LLMQ_E_IO);
+    assert_null(r);
+    assert_int_equal(gpu_record_begin(nullptr, &err), LLMQ_E_ARG);
+    assert_int_equal(x.host(0), 42);
+    gpu_stream_destroy(s);
+    gpu_stream_destroy(other);
+}
+
+/* A buffer that is filled again before its turn spoils the upload: the emulator copies as late as it may. */
+static void test_staging(void **) {
+    for (int wrong = 0; wrong < 2; wrong++) {
+        array<int> x("x", std::vector<int>(6, 0), false);
+        gpu_staging *s;
+        llmq_err err;
+        void *buffer = nullptr;
+        assert_int_equal(gpu_staging_create(8, &s, &err), LLMQ_OK);
+        for (int i = 0; i < 3; i++) {
+            if (!wrong || i < 2) assert_int_equal(gpu_staging_next(s, &buffer, &err), LLMQ_OK);
+            const int two[2] = {10 * i, 10 * i + 1};
+            memcpy(buffer, two, sizeof two); /* wrong: of the buffer that was sent just now */
+            if (!wrong || i < 2) assert_int_equal(gpu_staging_send(s, x.address() + 2 * i, sizeof two, &err), LLMQ_OK);
+        }
+        assert_int_equal(gpu_staging_finish(s, &err), LLMQ_OK);
+        gpu_staging_destroy(s);
+        assert_int_equal(x.host(1), 1);
+        assert_int_equal(x.host(3), wrong ? 21 : 11);
+        assert_int_equal(x.host(5), wrong ? 0 : 21);
+    }
 }
 
 /* needed and best of the accesses at the marked line */
@@ -554,6 +611,7 @@ static void test_traffic(void **) {
 
 int main() {
     const CMUnitTest tests[] = {cmocka_unit_test(test_faults), cmocka_unit_test(test_launches),
+                                cmocka_unit_test(test_recordings), cmocka_unit_test(test_staging),
                                 cmocka_unit_test(test_traffic)};
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

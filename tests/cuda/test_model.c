@@ -190,9 +190,12 @@ static void test_sessions(void **state) {
     llmq_session *s = open_session(model);
     rows first = all_rows(s, tokens, N_TOKENS);
     const float *last = first.logits + (N_TOKENS - 1) * first.n_vocab;
+    int64_t replays = emu_replays();
     llmq_session_truncate(s, 5);
     for (size_t i = 5; i < N_TOKENS; i++) append(s, tokens + i, 1);
     assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-5);
+    if (emu_here())
+        assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
     llmq_session_truncate(s, 0);
     append(s, tokens, N_TOKENS);
     assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
@@ -200,6 +203,32 @@ static void test_sessions(void **state) {
     free(first.logits);
     llmq_session_destroy(s);
     llmq_model_close(model);
+}
+
+/* A cache of 8 bits on both; the wide model has heads of 64 dimensions. */
+static void test_q8_cache(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_TMP "/cuda-q8.gguf";
+    const llmq_session_params params = {.n_threads = 1, .kv_type = LLMQ_KV_Q8_0};
+    tiny_model wide;
+    int32_t tokens[12];
+    tiny_init(&wide);
+    tiny_write(&wide, path, 0);
+    for (int i = 0; i < 12; i++) tokens[i] = (i * 5 + 1) % TINY_VOCAB;
+    for (int layers = 1; layers <= 2; layers++) {
+        llmq_model *models[2] = {open_model(path, NULL, layers), open_model(path, NULL, ON_CPU)};
+        llmq_session *s[2];
+        for (int m = 0; m < 2; m++) {
+            assert_int_equal(llmq_session_create(models[m], &params, &s[m], NULL), LLMQ_OK);
+            append(s[m], tokens, 12);
+        }
+        assert_true(llmq_session_kv_bytes(s[0]) > 0 && llmq_session_kv_bytes(s[0]) <= llmq_session_kv_bytes(s[1]));
+        double error = row_error(llmq_session_logits(s[0]), llmq_session_logits(s[1]), TINY_VOCAB);
+        if (!(error <= 1e-2)) fail_msg("%d layers: logits differ by %.3g of the largest", layers, error);
+        same_text(s[0], s[1], 6, "q8 cache");
+        for (int m = 0; m < 2; m++) llmq_session_destroy(s[m]), llmq_model_close(models[m]);
+    }
+    remove(path);
 }
 
 /* A batch's sessions, which start alike and go apart, get what a session alone gets. */
@@ -279,6 +308,7 @@ static void test_some_layers(void **state) {
  * then a session fits beside them. */
 static void test_memory(void **state) {
     (void)state;
+    if (!emu_here()) skip(); /* there, memory is what it is */
     const char *path = LLMQ_TEST_DATA "/goldens/qwen3";
     llmq_err err = {0};
     llmq_model *model = NULL;
@@ -361,8 +391,9 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_quantized), cmocka_unit_test(test_story),
-        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_some_layers),
-        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),     cmocka_unit_test(test_q8_cache),
+        cmocka_unit_test(test_some_layers),   cmocka_unit_test(test_memory),    cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

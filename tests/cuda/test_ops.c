@@ -126,25 +126,65 @@ static void cpu_attention(const llmq_worker *w, void *arg) {
     backend_cpu_isa("c")->attention(w, &c->attn, c->q, c->l->n_head * c->l->head_dim, c->kv, c->out, c->scratch);
 }
 
-static void fill_cache(uint16_t *cache, size_t n) {
-    for (size_t i = 0; i < n; i++) cache[i] = f32_to_f16(uniform(-1, 1));
+/* Rows that earlier tokens left, on the CPU; both caches begin with them. */
+static void fill_cache(const llmq_kv *kv, void *rows) {
+    const size_t n = (size_t)kv->head_dim, n_rows = (size_t)(kv->n_head_kv * kv->n_ctx);
+    uint8_t *row = rows;
+    for (size_t r = 0; r < n_rows; r++, row += kv_row_bytes(kv->type, kv->head_dim)) {
+        uint16_t *halves = (uint16_t *)row;
+        for (size_t i = 0; i < n && kv->type == KV_F16; i++) halves[i] = f32_to_f16(uniform(-1, 1));
+        if (kv->type == KV_F16) continue;
+        for (size_t i = 0; i < n; i++) row[i] = (uint8_t)(int8_t)uniform(-127, 127);
+        for (size_t g = 0; g < n / KV_GROUP; g++) halves[n / 2 + g] = f32_to_f16(uniform(0.001f, 0.01f));
+    }
 }
 
-static void check_layer(const layer *l) {
+/* From the CPU's order to the GPU's, in which scales lie behind all codes, and back. */
+static void reorder(const llmq_kv *kv, const uint8_t *from, uint8_t *to, bool to_gpu) {
+    const size_t n_rows = (size_t)(kv->n_head_kv * kv->n_ctx), row_bytes = kv_row_bytes(kv->type, kv->head_dim);
+    const size_t codes = kv->type == KV_F16 ? row_bytes : (size_t)kv->head_dim, scales = row_bytes - codes;
+    for (size_t r = 0; r < n_rows; r++) {
+        const size_t here[2] = {r * row_bytes, r * row_bytes + codes},
+                     there[2] = {r * codes, n_rows * codes + r * scales};
+        memcpy(to + (to_gpu ? there : here)[0], from + (to_gpu ? here : there)[0], codes);
+        memcpy(to + (to_gpu ? there : here)[1], from + (to_gpu ? here : there)[1], scales);
+    }
+}
+
+/* A rotation may round its last bit the other way, and with it a code. */
+static void assert_close_keys(const llmq_kv *kv, const uint8_t *got, const uint8_t *want) {
+    const size_t n = (size_t)kv->head_dim, n_rows = (size_t)(kv->n_head_kv * kv->n_ctx);
+    const size_t row_bytes = kv_row_bytes(kv->type, kv->head_dim);
+    for (size_t r = 0; r < n_rows; r++)
+        for (size_t i = 0; i < n; i++) {
+            const uint8_t *a = got + r * row_bytes, *b = want + r * row_bytes;
+            if (kv->type == KV_F16)
+                assert_true(fabsf(f16_to_f32(((const uint16_t *)a)[i]) - f16_to_f32(((const uint16_t *)b)[i])) <=
+                            0.004f);
+            else
+                assert_true(fabsf((float)(int8_t)a[i] * kv_q8_scale(a, kv->head_dim, (int)i / KV_GROUP) -
+                                  (float)(int8_t)b[i] * kv_q8_scale(b, kv->head_dim, (int)i / KV_GROUP)) <=
+                            1.01f * kv_q8_scale(b, kv->head_dim, (int)i / KV_GROUP));
+        }
+}
+
+static void check_layer(const layer *l, int type) {
     size_t n_q = (size_t)(l->n_tok * l->n_head * l->head_dim), n_k = (size_t)(l->n_tok * l->n_head_kv * l->head_dim);
-    size_t n_cache = (size_t)(l->n_ctx * l->n_head_kv * l->head_dim), n_cs = (size_t)(l->n_ctx * l->n_rot);
+    llmq_kv kv = {NULL, NULL, type, l->n_ctx, l->n_head_kv, l->head_dim};
+    size_t n_cache = (size_t)(l->n_ctx * l->n_head_kv) * kv_row_bytes(type, l->head_dim),
+           n_cs = (size_t)(l->n_ctx * l->n_rot);
     float *q = random_floats(n_q, -3, 3), *k = random_floats(n_k, -3, 3), *v = random_floats(n_k, -3, 3);
     float *cs = random_floats(n_cs, -1, 1), *got = malloc(n_q * sizeof *got);
-    uint16_t *k_cache = malloc(n_cache * 2), *v_cache = malloc(n_cache * 2), *cache = malloc(n_cache * 2);
-    fill_cache(k_cache, n_cache), fill_cache(v_cache, n_cache);
+    uint8_t *k_cache = malloc(n_cache), *v_cache = malloc(n_cache), *cache = malloc(n_cache), *raw = malloc(n_cache);
+    kv.k = malloc(n_cache), kv.v = malloc(n_cache);
+    fill_cache(&kv, kv.k), fill_cache(&kv, kv.v);
+    reorder(&kv, kv.k, k_cache, true), reorder(&kv, kv.v, v_cache, true);
     int32_t pos = (int32_t)l->pos;
     result same_q = {NULL, n_q}, same_out = {NULL, n_q};
 
     float *d_k = input_of("k", k, n_k * 4), *d_v = input_of("v", v, n_k * 4), *d_cs = input_of("cos_sin", cs, n_cs * 4);
     float *cpu_q = malloc(n_q * 4), *cpu_out = malloc(n_q * 4);
     memcpy(cpu_q, q, n_q * 4);
-    llmq_kv kv = {malloc(n_cache * 2), malloc(n_cache * 2), KV_F16, l->n_ctx, l->n_head_kv, l->head_dim};
-    memcpy(kv.k, k_cache, n_cache * 2), memcpy(kv.v, v_cache, n_cache * 2);
     llmq_attn attn = {l->n_head, l->n_head_kv, l->head_dim, 1 / sqrtf((float)l->head_dim),
                       l->window, l->pos,       l->n_tok,    false};
     cpu_call c = {l, cpu_q, k, v, cpu_out, cs, &kv, attn, malloc(backend_cpu_isa("c")->attn_scratch_bytes(&attn, 1))};
@@ -155,27 +195,34 @@ static void check_layer(const layer *l) {
 
     for (int order = 0; order < EMU_ORDERS; order++) {
         char what[96];
-        snprintf(what, sizeof what, "heads %d/%d dim %d tokens %d pos %d order %d", l->n_head, l->n_head_kv,
-                 l->head_dim, (int)l->n_tok, (int)l->pos, order);
+        snprintf(what, sizeof what, "cache %d heads %d/%d dim %d tokens %d pos %d order %d", type, l->n_head,
+                 l->n_head_kv, l->head_dim, (int)l->n_tok, (int)l->pos, order);
         emu_set_order((emu_order)order, 11);
         int32_t *d_pos = input_of("pos", &pos, sizeof pos);
         float *d_q = on_device("q", q, n_q * 4, false), *d_out = output_of("out", n_q * 4);
-        cuda_kv gpu_kv = {on_device("k cache", k_cache, n_cache * 2, false),
-                          on_device("v cache", v_cache, n_cache * 2, false), l->n_ctx, l->n_head_kv, l->head_dim};
+        cuda_kv gpu_kv = {on_device("k cache", k_cache, n_cache, false),
+                          on_device("v cache", v_cache, n_cache, false),
+                          l->n_ctx,
+                          l->n_head_kv,
+                          l->head_dim,
+                          type == KV_Q8};
+        assert_int_equal(cuda_kv_bytes(&gpu_kv), n_cache);
         cuda_rope rope = {l->n_head, l->n_rot, l->neox, d_cs, d_pos};
         int64_t ldq = l->n_head * l->head_dim, ldk = l->n_head_kv * l->head_dim;
         cuda_rope_store(NULL, &rope, d_q, ldq, d_k, ldk, d_v, ldk, (int)l->n_tok, &gpu_kv);
         from_device(got, d_q, n_q * 4, what);
         assert_close(got, want_q, n_q, 1e-6, what);
         same_bits(&same_q, order, got, what);
-        from_device(cache, gpu_kv.k, n_cache * 2, what);
-        for (size_t i = 0; i < n_cache; i++) /* the rotation may round its last bit the other way */
-            assert_true(fabsf(f16_to_f32(cache[i]) - f16_to_f32(((uint16_t *)kv.k)[i])) <= 0.004f);
-        from_device(cache, gpu_kv.v, n_cache * 2, what);
-        assert_memory_equal(cache, kv.v, n_cache * 2);
+        from_device(raw, gpu_kv.k, n_cache, what);
+        reorder(&kv, raw, cache, false);
+        assert_close_keys(&kv, cache, kv.k);
+        from_device(raw, gpu_kv.v, n_cache, what);
+        reorder(&kv, raw, cache, false);
+        assert_memory_equal(cache, kv.v, n_cache);
 
         llmq_err err; /* the same keys as the CPU's, to the last bit */
-        assert_int_equal(gpu_upload(gpu_kv.k, kv.k, n_cache * 2, &err), LLMQ_OK);
+        reorder(&kv, kv.k, raw, true);
+        assert_int_equal(gpu_upload(gpu_kv.k, raw, n_cache, &err), LLMQ_OK);
         assert_int_equal(gpu_upload(d_q, cpu_q, n_q * 4, &err), LLMQ_OK);
         cuda_attn a = {l->n_head, attn.scale, l->window, l->pos + l->n_tok, d_pos};
         void *scratch = output_of("scratch", cuda_attention_scratch_bytes(&a, &gpu_kv, (int)l->n_tok));
@@ -186,14 +233,17 @@ static void check_layer(const layer *l) {
         gpu_free(d_pos), gpu_free(d_q), gpu_free(d_out), gpu_free(gpu_kv.k), gpu_free(gpu_kv.v), gpu_free(scratch);
     }
     gpu_free(d_k), gpu_free(d_v), gpu_free(d_cs);
-    free(q), free(k), free(v), free(cs), free(got), free(k_cache), free(v_cache), free(cache), free(cpu_q),
+    free(q), free(k), free(v), free(cs), free(got), free(k_cache), free(v_cache), free(cache), free(raw), free(cpu_q),
         free(cpu_out);
     free(kv.k), free(kv.v), free(c.scratch), free(want_q), free(want);
 }
 
 static void test_layers(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_LAYERS; i++) check_layer(&layers[i]);
+    for (size_t i = 0; i < N_LAYERS; i++) {
+        check_layer(&layers[i], KV_F16);
+        if (layers[i].head_dim % KV_GROUP == 0) check_layer(&layers[i], KV_Q8);
+    }
 }
 
 int main(void) {

@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+# A machine with an NVIDIA GPU turned into figures, in at most 8 minutes: builds llmq with CUDA, runs the kernels' tests on
+# the device against the CPU's oracle and under compute-sanitizer, compares greedy text, times decode products as a share of
+# the memory bandwidth measured in the same run, and models. It writes OUT/gpu_check.md and OUT/gpu_check.json, which say of
+# every part whether it passed, failed or did not run, and keeps each part's output in OUT. After a failure the rest stays
+# unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
+#
+# usage: scripts/gpu_check.sh [--out DIR] [--build DIR] [--no-build] [--model FILE]... [--emulated [--short]]
+#   --out DIR      where the results go (default gpu-check)
+#   --build DIR    build there (default build-gpu; build with --emulated)
+#   --no-build     the programs are there
+#   --model FILE   also time this model (GGUF or folder), and compare its text with the CPU's
+#   --emulated     without a GPU: the same tests under the emulator; what only a device can tell is unrun. --short: fewer
+set -uo pipefail
+cd "$(dirname "$0")/.."
+start=$SECONDS
+limit=${GPU_CHECK_SECONDS:-480}
+out=gpu-check build= make=1 emulated=0 short=0
+models=()
+usage() { sed -n '/^# usage/,/^set/p' "$0" | sed '$d; s/^# //' >&2; exit 2; }
+while [ $# -gt 0 ]; do
+    case $1 in
+    --out | --build | --model)
+        [ $# -ge 2 ] || usage
+        case $1 in --out) out=$2 ;; --build) build=$2 ;; --model) models+=("$2") ;; esac
+        shift ;;
+    --no-build) make=0 ;;
+    --emulated) emulated=1 ;;
+    --short) short=1 ;;
+    *) usage ;;
+    esac
+    shift
+done
+[ $short -eq 0 ] || [ $emulated -eq 1 ] || usage
+[ -n "$build" ] || { [ $emulated -eq 1 ] && build=build || build=build-gpu; }
+mkdir -p "$out" || exit 2
+rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json
+
+# ---- parts: name, status, seconds, note
+names=() states=() times=() notes=()
+failed=
+record() { names+=("$1") states+=("$2") times+=("$3") notes+=("$4"); printf '%-8s %s%s\n' "$2" "$1" "${4:+: $4}"; }
+left() { echo $((limit - (SECONDS - start))); }
+unrun() { record "$1" unrun 0 "$2"; }
+# part NAME SECONDS COMMAND...: passed if it exits 0, unrun if 77
+part() {
+    local name=$1 seconds=$2 began=$SECONDS rc note
+    local log=$out/${name//[^a-zA-Z0-9._-]/_}.log
+    shift 2
+    [ -z "$failed" ] || { unrun "$name" "stopped after the failure of $failed"; return; }
+    [ "$(left)" -ge 5 ] || { unrun "$name" "no time left of $limit s"; return; }
+    [ "$seconds" -le "$(left)" ] || seconds=$(left)
+    timeout -k 5 "$seconds" "$@" >"$log" 2>&1
+    rc=$?
+    note=$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-160)
+    case $rc in
+    0) record "$name" passed $((SECONDS - began)) "" ;;
+    77) record "$name" unrun $((SECONDS - began)) "$note" ;;
+    124 | 137) failed=$name; record "$name" failed $((SECONDS - began)) "more than $seconds s; see $log" ;;
+    *) failed=$name; record "$name" failed $((SECONDS - began)) "exit status $rc: $note; see $log" ;;
+    esac
+}
+
+# ---- results
+text() { # JSON string; control characters become blanks
+    printf '%s' "$1" | tr '\000-\037' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&"/'
+}
+quote() { if [ -n "$1" ]; then text "$1"; else printf '""'; fi; }
+facts=()
+fact() { facts+=("$1" "$2"); }
+write_json() {
+    local i sep=
+    printf '{\n "emulated": %s,\n "machine": {' "$([ $emulated -eq 1 ] && echo true || echo false)"
+    for ((i = 0; i < ${#facts[@]}; i += 2)); do printf '%s%s: %s' "$sep" "$(quote "${facts[i]}")" "$(quote "${facts[i + 1]}")"; sep=', '; done
+    printf '},\n "parts": ['
+    sep=
+    for i in "${!names[@]}"; do
+        printf '%s\n  {"part": %s, "status": "%s", "seconds": %d, "note": %s}' "$sep" "$(quote "${names[i]}")" "${states[i]}" "${times[i]}" "$(quote "${notes[i]}")"
+        sep=,
+    done
+    printf '\n ],\n "decode": '
+    if [ -s "$out/products.json" ]; then cat "$out/products.json"; else echo null; fi
+    printf ',\n "models": ['
+    sep=
+    for i in "${!models[@]}"; do [ -s "$out/model-$i.json" ] && { printf '%s' "$sep"; cat "$out/model-$i.json"; sep=,; }; done
+    printf ']\n}\n'
+}
+write_md() {
+    local i
+    echo "# gpu_check"
+    echo
+    [ $emulated -eq 0 ] || printf '**Under the emulator, without a GPU: no figure here is of a device.**\n\n'
+    for ((i = 0; i < ${#facts[@]}; i += 2)); do echo "* ${facts[i]}: ${facts[i + 1]}"; done
+    printf '\n| part | result | s | note |\n|---|---|--:|---|\n'
+    for i in "${!names[@]}"; do echo "| ${names[i]} | ${states[i]} | ${times[i]} | ${notes[i]//|//} |"; done
+    if [ -s "$out/decode_products.log" ]; then
+        printf '\n## Decode products\n\n'
+        grep -E '^\||^plain' "$out/decode_products.log" | sed '/^plain/G'
+    fi
+    for i in "${!models[@]}"; do
+        [ -s "$out/bench_model_$i.log" ] || continue
+        printf '\n## %s\n\n' "${models[i]}"
+        grep '^|' "$out/bench_model_$i.log"
+    done
+}
+finish() {
+    fact "seconds" "$((SECONDS - start))"
+    write_json >"$out/gpu_check.json"
+    write_md >"$out/gpu_check.md"
+    echo "results: $out/gpu_check.md, $out/gpu_check.json"
+    [ -z "$failed" ] || { echo "gpu_check: FAILED at $failed; what came after it did not run" >&2; exit 1; }
+    exit 0
+}
+trap 'failed=${failed:-"an interrupt"}; finish' INT TERM
+
+# ---- the machine
+fact "llmq" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+fact "date" "$(date -u +%Y-%m-%dT%H:%MZ)"
+fact "processors" "$(nproc)"
+gpu=
+command -v nvidia-smi >/dev/null && gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null | head -n 1)
+fact "GPU" "${gpu:-none}"
+nvcc=$(command -v nvcc || ls "${CUDA_PATH:-/usr/local/cuda}/bin/nvcc" 2>/dev/null)
+fact "nvcc" "$([ -n "$nvcc" ] && "$nvcc" --version | sed -n 's/.*release \([^,]*\).*/\1/p' || echo none)"
+
+# ---- build
+build_all() {
+    local flags=(-DCMAKE_BUILD_TYPE=Release) target=()
+    [ "$emulated" -eq 1 ] || { flags+=(-DLLMQ_CUDA=ON -DLLMQ_EXAMPLES=OFF); target=(--target gpu_programs); }
+    cmake -B "$build" "${flags[@]}" && cmake --build "$build" -j "$(nproc)" "${target[@]}"
+}
+export build emulated
+export -f build_all
+if [ $make -eq 1 ]; then part build 300 bash -c build_all; else unrun build "--no-build"; fi
+llmq=$build/llmq
+export llmq out
+if [ -z "$failed" ] && [ ! -x "$llmq" ]; then failed=programs; record programs failed 0 "there is no $llmq"; fi
+
+# ---- the device
+if [ $emulated -eq 1 ]; then
+    unrun device "--emulated"
+else
+    part device 60 "$llmq" score tests/data/stories260K/stories260K.bin --tokens 1,2 --device cuda
+fi
+
+# ---- tests, each program a part
+prefix=gpu_
+[ $emulated -eq 0 ] || prefix=cuda_test_
+found=0
+for program in "$build/tests/$prefix"*; do
+    name=${program##*/"$prefix"}
+    [ -x "$program" ] && [ -f "$program" ] && [ "$name" != bench ] || continue
+    found=1
+    if [ $short -eq 1 ] && [ "$name" != device ]; then unrun "test $name (emulated)" "--short"; continue; fi
+    part "test $name$([ $emulated -eq 1 ] && echo ' (emulated)')" 120 "$program"
+done
+[ -n "$failed" ] || [ $found -eq 1 ] || { failed=tests; record tests failed 0 "there are no $build/tests/$prefix*"; }
+
+# ---- compute-sanitizer; it says so where it cannot work with a device, and then nothing was found out
+sanitize() {
+    compute-sanitizer --tool "$1" --error-exitcode 9 "$build/tests/gpu_ops" >"$out/sanitizer.tmp" 2>&1
+    local rc=$?
+    cat "$out/sanitizer.tmp"
+    [ $rc -eq 0 ] || ! grep -qiE 'not supported|unsupported|Unable to find|Internal Sanitizer Error' "$out/sanitizer.tmp" || exit 77
+    exit $rc
+}
+export -f sanitize
+[ -x "${CUDA_PATH:-/usr/local/cuda}/bin/compute-sanitizer" ] && PATH=$PATH:${CUDA_PATH:-/usr/local/cuda}/bin
+for tool in memcheck racecheck synccheck initcheck; do
+    if [ $emulated -eq 1 ]; then
+        unrun "sanitizer $tool" "--emulated"
+    elif ! command -v compute-sanitizer >/dev/null; then
+        unrun "sanitizer $tool" "there is no compute-sanitizer"
+    else
+        part "sanitizer $tool" 60 bash -c "sanitize $tool"
+    fi
+done
+
+# ---- greedy text, word for word
+same_text() { # same_text MODEL [OPTION...]
+    "$llmq" run "$1" "${@:2}" -p "Once upon a time" -n 80 --temp 0 --raw -q >"$out/text.cpu" || exit 1
+    "$llmq" run "$1" "${@:2}" -p "Once upon a time" -n 80 --temp 0 --raw -q --device cuda >"$out/text.cuda" || exit 1
+    [ -s "$out/text.cuda" ] || { echo "the GPU wrote nothing"; exit 1; }
+    cmp "$out/text.cpu" "$out/text.cuda" && echo "the same $(wc -c <"$out/text.cpu") bytes"
+}
+export -f same_text
+for what in stories260K tiny; do
+    if [ $emulated -eq 1 ]; then
+        unrun "text $what" "--emulated; test model has it"
+    elif [ $what = tiny ]; then
+        part "text $what" 60 bash -c 'same_text data/tiny'
+    else
+        part "text $what" 60 bash -c 'same_text tests/data/stories260K/stories260K.bin --tokenizer tests/data/stories260K/tok512.bin'
+    fi
+done
+
+# ---- figures
+bench=$build/tests/gpu_bench
+[ $emulated -eq 0 ] || bench=$build/tests/emulated_bench
+part "decode products" 90 "$bench" "$out/products.json"
+
+time_model() { # time_model MODEL N
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/model-$2.json" || exit 1
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q
+}
+long_text() { # texts of large models part at a rounding some time; that is said, and no failure
+    (same_text "$1") && exit 0
+    [ -s "$out/text.cpu" ] && [ -s "$out/text.cuda" ] || exit 1
+    echo "the same up to byte $(cmp "$out/text.cpu" "$out/text.cuda" | sed 's/.*byte \([0-9]*\).*/\1/') of $(wc -c <"$out/text.cpu")"
+}
+export -f time_model long_text
+[ ${#models[@]} -gt 0 ] || unrun "bench model" "no --model"
+for i in "${!models[@]}"; do
+    if [ $emulated -eq 1 ]; then
+        unrun "bench model $i" "--emulated"
+    else
+        part "bench model $i" 150 bash -c 'time_model "$1" "$2"' _ "${models[i]}" "$i"
+        part "text model $i" 90 bash -c 'long_text "$1"' _ "${models[i]}"
+    fi
+done
+unrun quantize "no quantization on a GPU is measured here yet"
+finish

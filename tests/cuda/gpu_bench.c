@@ -1,0 +1,231 @@
+/* Decode products on a GPU: time and share of the memory bandwidth that a plain read loop reaches in the same run, by
+ * weight type, form of the activations and number of tokens. Under the emulator it runs tiny matrices to its end, and
+ * figures are left out: nothing was measured.
+ * usage: gpu_bench OUT.json   (a table goes to stdout; exits 77 without a GPU, and under the emulator) */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/parallel.h"
+#include "cuda/device.h"
+#include "cuda/emu/control.h"
+#include "read_probe.h"
+#include "types/type.h"
+
+static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q4_K,
+                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+static const int batches[] = {1, 2, 4, 8};
+enum { N_TYPES = sizeof types / sizeof *types, N_BATCHES = sizeof batches / sizeof *batches, READ_BLOCKS = 2048 };
+
+/* Enough matrices, one after another, that no cache keeps them. */
+typedef struct sizes {
+    int64_t rows, cols;
+    size_t bytes; /* of all matrices of a type, and of the read loop */
+    int repeats;  /* rows of replays, and replays in a row */
+} sizes;
+
+typedef struct bench {
+    sizes size;
+    bool measured;
+    gpu_stream *stream;
+    double bandwidth; /* bytes a second of the read loop */
+    json_t *rows;
+} bench;
+
+static llmq_status try(bool ok, llmq_err *err) {
+    return ok ? LLMQ_OK : mem_error(err, 0, "the benchmark");
+}
+
+/* Seconds of one replay: the best of several rows of them, so long that waiting for the last one is little. */
+static llmq_status time_replays(const bench *b, gpu_recording *r, double *best, llmq_err *err) {
+    uint32_t word;
+    void *p = NULL; /* a download waits for the stream */
+    llmq_status status = gpu_alloc("a word", sizeof word, &p, err);
+    if (status == LLMQ_OK) status = gpu_upload(p, &(uint32_t){0}, sizeof word, err);
+    *best = 1e30;
+    for (int i = 0; i < b->size.repeats && status == LLMQ_OK; i++) {
+        double begin = time_seconds();
+        for (int j = 0; j < b->size.repeats && status == LLMQ_OK; j++) status = gpu_replay(r, b->stream, err);
+        if (status == LLMQ_OK) status = gpu_stream_download(b->stream, &word, p, sizeof word, err);
+        double seconds = (time_seconds() - begin) / b->size.repeats;
+        if (seconds < *best) *best = seconds;
+    }
+    gpu_free(p);
+    return status;
+}
+
+/* Runs `launch` once as it is, then records and times it. */
+static llmq_status time_launches(const bench *b, void (*launch)(const bench *, void *), void *arg, double *seconds,
+                                 llmq_err *err) {
+    gpu_recording *r = NULL;
+    launch(b, arg);
+    LLMQ_TRY(gpu_wait(err));
+    LLMQ_TRY(gpu_record_begin(b->stream, err));
+    launch(b, arg);
+    LLMQ_TRY(gpu_record_end(b->stream, &r, err));
+    llmq_status status = time_replays(b, r, seconds, err);
+    gpu_recording_destroy(r);
+    return status;
+}
+
+/* ---- the read loop */
+
+typedef struct read_job {
+    void *x, *out;
+} read_job;
+
+static void launch_read(const bench *b, void *arg) {
+    const read_job *job = arg;
+    probe_read(b->stream, job->x, b->size.bytes, b->measured ? READ_BLOCKS : 2, job->out);
+}
+
+static llmq_status measure_bandwidth(bench *b, llmq_err *err) {
+    read_job job = {0};
+    double seconds = 0;
+    void *zeros = calloc(b->size.bytes, 1);
+    llmq_status status = try(zeros != NULL, err);
+    if (status == LLMQ_OK) status = gpu_alloc("the read loop", b->size.bytes, &job.x, err);
+    if (status == LLMQ_OK) status = gpu_alloc("the read loop", READ_BLOCKS * 256 * sizeof(uint32_t), &job.out, err);
+    if (status == LLMQ_OK) status = gpu_upload(job.x, zeros, b->size.bytes, err);
+    if (status == LLMQ_OK) status = time_launches(b, launch_read, &job, &seconds, err);
+    if (status == LLMQ_OK) b->bandwidth = (double)b->size.bytes / seconds;
+    gpu_free(job.x);
+    gpu_free(job.out);
+    free(zeros);
+    return status;
+}
+
+/* ---- products */
+
+typedef struct product {
+    cuda_matrix w;
+    size_t matrix_bytes;
+    int n_matrices, n_tok;
+    bool f16;
+    void *packed, *x, *acts, *y;
+} product;
+
+static void launch_products(const bench *b, void *arg) {
+    const product *p = arg;
+    for (int i = 0; i < p->n_matrices; i++) {
+        cuda_matrix w = p->w;
+        w.packed = (const uint8_t *)p->packed + (size_t)i * p->matrix_bytes;
+        (p->f16 ? cuda_matvec_f16 : cuda_matvec_q8)(b->stream, &w, p->acts, p->n_tok, p->y, w.rows);
+    }
+}
+
+/* One slab of random weights, again and again: what is read is as much, and values are as usual. */
+static llmq_status fill_weights(const bench *b, llmq_type type, uint8_t *packed, size_t bytes, llmq_err *err) {
+    const int64_t cols = b->size.cols, n = 16 * cols;
+    float *x = malloc((size_t)n * sizeof *x);
+    void *native = malloc((size_t)(16 * type_row_bytes(type, cols)));
+    uint32_t state = 1;
+    llmq_status status = try(x && native, err);
+    for (int64_t i = 0; status == LLMQ_OK && i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = (float)(state >> 8) * 0x1p-24f - 0.5f;
+    }
+    if (status == LLMQ_OK) status = type_from_f32(type, x, NULL, native, n, err);
+    if (status == LLMQ_OK) status = cuda_pack(type, 16, cols, native, packed, err);
+    const size_t slab = cuda_pack_bytes(type, 16, cols);
+    for (size_t at = slab; status == LLMQ_OK && at < bytes; at += slab) memcpy(packed + at, packed, slab);
+    free(x);
+    free(native);
+    return status;
+}
+
+static llmq_status upload_weights(const bench *b, product *p, llmq_err *err) {
+    const size_t bytes = p->matrix_bytes * (size_t)p->n_matrices;
+    uint8_t *packed = malloc(p->matrix_bytes);
+    llmq_status status = try(packed != NULL, err);
+    if (status == LLMQ_OK) status = fill_weights(b, p->w.type, packed, p->matrix_bytes, err);
+    if (status == LLMQ_OK) status = gpu_alloc("weights", bytes, &p->packed, err);
+    for (int i = 0; status == LLMQ_OK && i < p->n_matrices; i++)
+        status = gpu_upload((uint8_t *)p->packed + (size_t)i * p->matrix_bytes, packed, p->matrix_bytes, err);
+    free(packed);
+    return status;
+}
+
+static llmq_status upload_x(const bench *b, product *p, llmq_err *err) {
+    const size_t n = 8 * (size_t)b->size.cols;
+    float *x = malloc(n * sizeof *x);
+    llmq_status status = try(x != NULL, err);
+    for (size_t i = 0; status == LLMQ_OK && i < n; i++) x[i] = (float)(i % 17) - 8;
+    if (status == LLMQ_OK) status = gpu_alloc("activations", n * sizeof *x, &p->x, err);
+    if (status == LLMQ_OK) status = gpu_alloc("activations", cuda_acts_f16_bytes(8, b->size.cols), &p->acts, err);
+    if (status == LLMQ_OK) status = gpu_alloc("results", 8 * (size_t)b->size.rows * sizeof(float), &p->y, err);
+    if (status == LLMQ_OK) status = gpu_upload(p->x, x, n * sizeof *x, err);
+    free(x);
+    return status;
+}
+
+static llmq_status measure(bench *b, product *p, llmq_err *err) {
+    double seconds;
+    (p->f16 ? cuda_acts_f16 : cuda_acts_q8)(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
+    LLMQ_TRY(time_launches(b, launch_products, p, &seconds, err));
+    seconds /= p->n_matrices;
+    const char *type = type_info(p->w.type)->name, *form = p->f16 ? "f16" : "q8";
+    json_t *row =
+        json_pack("{s:s, s:s, s:i, s:I, s:I, s:I}", "type", type, "activations", form, "tokens", p->n_tok, "rows",
+                  (json_int_t)b->size.rows, "cols", (json_int_t)b->size.cols, "bytes", (json_int_t)p->matrix_bytes);
+    const double rate = (double)p->matrix_bytes / seconds;
+    if (b->measured) {
+        json_object_set_new(row, "us", json_real(seconds * 1e6));
+        json_object_set_new(row, "gb_per_s", json_real(rate * 1e-9));
+        json_object_set_new(row, "of_read", json_real(rate / b->bandwidth));
+        printf("| %s x %s | %d | %.2f | %.0f | %.0f %% |\n", type, form, p->n_tok, seconds * 1e6, rate * 1e-9,
+               100 * rate / b->bandwidth);
+    } else {
+        printf("| %s x %s | %d | unrun | unrun | unrun |\n", type, form, p->n_tok);
+    }
+    return try(row && json_array_append_new(b->rows, row) == 0, err);
+}
+
+static llmq_status bench_type(bench *b, llmq_type type, llmq_err *err) {
+    product p = {.w = {.type = type, .rows = b->size.rows, .cols = b->size.cols}};
+    p.matrix_bytes = cuda_pack_bytes(type, b->size.rows, b->size.cols);
+    p.n_matrices = (int)(b->size.bytes / p.matrix_bytes) + 1;
+    llmq_status status = upload_weights(b, &p, err);
+    if (status == LLMQ_OK) status = upload_x(b, &p, err);
+    for (int f16 = type == LLMQ_TYPE_F16; f16 < 2; f16++)
+        for (int i = 0; i < N_BATCHES && status == LLMQ_OK; i++) {
+            p.f16 = f16;
+            p.n_tok = batches[i];
+            status = measure(b, &p, err);
+        }
+    gpu_free(p.packed), gpu_free(p.x), gpu_free(p.acts), gpu_free(p.y);
+    return status;
+}
+
+static llmq_status run(bench *b, llmq_err *err) {
+    LLMQ_TRY(gpu_stream_create(&b->stream, err));
+    LLMQ_TRY(measure_bandwidth(b, err));
+    if (b->measured) printf("plain read loop: %.0f GB/s\n\n", b->bandwidth * 1e-9);
+    printf("| %lld x %lld | tokens | us | GB/s | of the read loop |\n|---|--:|--:|--:|--:|\n", (long long)b->size.rows,
+           (long long)b->size.cols);
+    for (int i = 0; i < N_TYPES; i++) LLMQ_TRY(bench_type(b, types[i], err));
+    return LLMQ_OK;
+}
+
+int main(int argc, char **argv) {
+    const sizes real = {14336, 4096, (size_t)1 << 29, 10}, tiny = {48, 512, 1 << 16, 1};
+    bench b = {.measured = !emu_here(), .size = emu_here() ? tiny : real, .rows = json_array()};
+    llmq_err err = {0};
+    if (argc != 2 || !b.rows) return 2;
+    if (gpu_open(0, &err) != LLMQ_OK) {
+        fprintf(stderr, "gpu_bench: %s\n", err.msg);
+        return 77;
+    }
+    llmq_status status = run(&b, &err);
+    gpu_stream_destroy(b.stream);
+    json_t *doc = json_pack("{s:b, s:o?, s:o}", "measured", b.measured, "read_gb_per_s",
+                            b.measured ? json_real(b.bandwidth * 1e-9) : NULL, "products", b.rows);
+    if (!doc || json_dump_file(doc, argv[1], JSON_INDENT(1)) != 0) status = llmq_fail(&err, LLMQ_E_IO, "%s", argv[1]);
+    json_decref(doc);
+    if (status != LLMQ_OK) fprintf(stderr, "gpu_bench: %s\n", err.msg);
+    if (status != LLMQ_OK) return 1;
+    if (!b.measured) printf("under the emulator: it ran to its end, and measured nothing\n");
+    return b.measured ? 0 : 77;
+}
