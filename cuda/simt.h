@@ -5,7 +5,8 @@
  *   as<U>(p)              the same address as a pointer to U
  *   SHARED(T, name, n)    T name[n] in shared memory, 16-byte aligned;  DYNAMIC_SHARED(T, name) what the launch gave
  *   LAUNCH(kernel, grid, threads, shared_bytes, stream, arguments...)
- *   UNROLL                before a loop
+ *   ALLOW_SHARED(kernel, bytes)   before a launch with more than 48 KB of dynamic shared memory
+ *   UNROLL, NO_UNROLL     before a loop
  *   device_pointer(p)     what a launcher makes of an address that it was given
  */
 #ifndef LLMQ_CUDA_SIMT_H
@@ -18,6 +19,7 @@
 #define SITE
 #define SITE_ONLY
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 
 template <class T> using gptr = T *;
 template <class T> using sptr = T *;
@@ -36,6 +38,9 @@ template <class T> T *device_pointer(T *p) {
 using stream_t = cudaStream_t;
 #define LAUNCH(kernel, grid, threads, shared_bytes, stream, ...)                                                       \
     kernel<<<grid, threads, shared_bytes, stream>>>(__VA_ARGS__)
+/* If it fails, so does the launch. */
+#define ALLOW_SHARED(kernel, bytes)                                                                                    \
+    ((void)((bytes) > 49152 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)))
 
 #else
 #include "cuda/emu/simt.h"
