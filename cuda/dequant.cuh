@@ -312,33 +312,24 @@ __device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4],
     acc[3] = fmaf(c[3], s[1], acc[3]);
 }
 
-/* Group j of a tile, ready for f16 activations: operand A of its two mmas, and scales of rows g and g + 8. */
-template <class W> struct opened {
-    uint32_t a[2][4];
-    float s[32 / W::group][2];
-};
-template <class W> __device__ __forceinline__ opened<W> open_group(const typename W::tile &w, int j) {
-    constexpr int parts = 32 / W::group;
-    opened<W> o;
-    W::halves(w, j, o.a);
-    UNROLL
-    for (int i = 0; i < parts; i++) W::scales(w, parts * j + i, o.s[i]);
-    return o;
-}
-
-/* b: operand B of both mmas, 8 tokens. f32 sums of `group` products each. */
+/* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group` products
+ * each, which are scaled and added to acc. */
 template <class W>
-__device__ __forceinline__ void multiply(const opened<W> &w, const uint32_t (&b)[4], float (&acc)[4]) {
-    float c[4] = {0, 0, 0, 0};
-    mma_f16(c, w.a[0], {b[0], b[1]});
+__device__ __forceinline__ void multiply(const typename W::tile &w, int j, const uint32_t (&a)[2][4],
+                                         const uint32_t (&b)[4], float (&acc)[4]) {
+    float s[2], c[4] = {0, 0, 0, 0};
+    mma_f16(c, a[0], {b[0], b[1]});
     if constexpr (W::group == 32) {
-        mma_f16(c, w.a[1], {b[2], b[3]});
-        add_scaled(acc, c, w.s[0]);
+        mma_f16(c, a[1], {b[2], b[3]});
+        W::scales(w, j, s);
+        add_scaled(acc, c, s);
     } else {
         float e[4] = {0, 0, 0, 0};
-        mma_f16(e, w.a[1], {b[2], b[3]});
-        add_scaled(acc, c, w.s[0]);
-        add_scaled(acc, e, w.s[1]);
+        mma_f16(e, a[1], {b[2], b[3]});
+        W::scales(w, 2 * j, s);
+        add_scaled(acc, c, s);
+        W::scales(w, 2 * j + 1, s);
+        add_scaled(acc, e, s);
     }
 }
 

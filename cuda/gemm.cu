@@ -141,11 +141,11 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
     for (int r = 0; r < S::tiles; r++) tiles[r] = W::load_part(weights + r * W::stage_bytes, part, lane);
     UNROLL
     for (int j = 0; j < 2; j++) {
-        opened<W> a[S::tiles];
+        uint32_t a[S::tiles][2][4];
         float m[S::tiles][2];
         UNROLL
         for (int r = 0; r < S::tiles; r++) {
-            a[r] = open_group<W>(tiles[r], j);
+            W::halves(tiles[r], j, a[r]);
             if constexpr (W::has_mins) W::mins(tiles[r], j, m[r]);
         }
         sptr<const uint8_t> mine = acts + acts_place(lane % 8, part * 8 + j * 4 + lane / 8);
@@ -154,7 +154,7 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
             uint32_t b[4];
             ldmatrix_x4(b, mine + n * 8 * ROW_BYTES);
             UNROLL
-            for (int r = 0; r < S::tiles; r++) multiply(a[r], b, acc[r][n]);
+            for (int r = 0; r < S::tiles; r++) multiply<W>(tiles[r], j, a[r], b, acc[r][n]);
             if constexpr (W::has_mins) {
                 const float2 sum = sums[((part * 2 + j) * TOKENS + n * 8) / 2 + lane % 4];
                 UNROLL
@@ -280,24 +280,25 @@ __global__ void __launch_bounds__(256)
     const auto w = W::load(packed + (static_cast<int64_t>(blockIdx.y) * n_tiles + tile) * W::bytes, lane);
     UNROLL
     for (int j = 0; j < W::columns / 32; j++) {
-        const opened<W> o = open_group<W>(w, j);
-        float m[2] = {0, 0};
+        uint32_t a[2][4];
+        float s[2], m[2] = {0, 0};
+        W::halves(w, j, a);
         if constexpr (W::has_mins) W::mins(w, j, m);
         UNROLL
         for (int i = 0; i < 4; i++) { /* rows g and g + 8 of the first and of the last 16 columns */
-            const int row = blockIdx.y * TILE_ROWS + lane / 4 + i % 2 * 8;
-            const float s = o.s[W::group == 32 ? 0 : i / 2][i % 2] * (1.0f / W::unit_f16);
+            const int row = blockIdx.y * TILE_ROWS + lane / 4 + i % 2 * 8, column = j * 32 + i / 2 * 16 + (t & 1) * 8;
+            if (i % 2 == 0) W::scales(w, W::group == 32 ? j : 2 * j + i / 2, s);
+            const float by = s[i % 2] * (1.0f / W::unit_f16);
             const auto scaled = [&](uint32_t h2) {
-                return h2_from_floats(fmaf(h2_low(h2), s, m[i % 2]), fmaf(h2_high(h2), s, m[i % 2]));
+                return h2_from_floats(fmaf(h2_low(h2), by, m[i % 2]), fmaf(h2_high(h2), by, m[i % 2]));
             };
-            const uint32_t first = scaled(o.a[i / 2][i % 2]), second = scaled(o.a[i / 2][i % 2 + 2]);
+            const uint32_t first = scaled(a[i / 2][i % 2]), second = scaled(a[i / 2][i % 2 + 2]);
             /* Lanes with even t take two words of the first eight columns, those with odd t of the second: then a store
              * fills whole sectors. */
             const uint32_t other = __shfl_xor_sync(WARP_ALL, t & 1 ? first : second, 1);
-            const int column = j * 32 + i / 2 * 16 + (t & 1) * 8 + t / 2 * 4;
-            if (row < rows)
-                as<uint2>(out + (row * ld + static_cast<int64_t>(tile) * W::columns + column))[0] =
-                    t & 1 ? uint2{other, second} : uint2{first, other};
+            const uint2 both = {t & 1 ? other : first, t & 1 ? second : other};
+            const int64_t at = row * ld + static_cast<int64_t>(tile) * W::columns + column + t / 2 * 4;
+            if (row < rows) as<uint2>(out + at)[0] = both;
         }
     }
 }

@@ -83,7 +83,9 @@ __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const
 /* ... times f16 activations. */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_f16 &x, float (&acc)[4]) {
-    multiply(open_group<W>(w, j), {x.b.x, x.b.y, x.b.z, x.b.w}, acc);
+    uint32_t a[2][4];
+    W::halves(w, j, a);
+    multiply<W>(w, j, a, {x.b.x, x.b.y, x.b.z, x.b.w}, acc);
 }
 
 /* How a weight type is worked on: tiles of rows that a warp has side by side, so that activations are fetched once for

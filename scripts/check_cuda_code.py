@@ -16,6 +16,7 @@ import sys
 # Kernel (by its name and first template arguments) -> registers at most, opcodes that must be there with the least count,
 # and opcodes (as regular expressions) that must not. STL and LDL (spills, arrays in local memory) never may be.
 WIDE = r"LDG\.E\.(NA\.)?128"  # no L1 allocation: a hint that some targets show
+COPY = r"LDGSTS\.E\.BYPASS\.128"
 SLOW = ["I2F", "F2I", "F2F", "I2FP"]
 GATES = {
     r"matvec<weights_(q4_0|iq4_nl), *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
@@ -28,7 +29,13 @@ GATES = {
     r"matvec<weights_q8_0, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
-    r"attend_part": (64, {r"LDGSTS\.E\.BYPASS\.128": 1, r"LDS\.128": 3}, ["F2F"]),
+    r"attend_part": (64, {COPY: 1, r"LDS\.128": 3}, ["F2F"]),
+    r"gemm<weights_\w+, 64>": (176, {COPY: 6, r"LDSM\.16\.M88\.4": 8, r"LDS\.128": 1, r"HMMA\.16816": 16}, SLOW),
+    r"gemm<weights_\w+, 32>": (128, {COPY: 4, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),
+    r"gemm<weights_\w+, 16>": (128, {COPY: 3, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),
+    r"unpack_rows<weights_q[46]_k>": (64, {WIDE: 6, r"STG\.E\.64": 8}, SLOW),
+    r"unpack_rows": (64, {WIDE: 1, r"STG\.E\.64": 4}, SLOW),
+    r"fill_rows|add_splits|add_bias": (64, {}, []),
     r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
 }
 
