@@ -1,5 +1,5 @@
-/* cuBLAS, for C. The library is opened by name when it is first asked for (cuda/blas.cu), so that llmq neither needs it
- * to start nor is linked to one version of it. Under the emulator a plain loop takes its place (cuda/emu/blas.cpp). */
+/* cuBLAS and cuSOLVER, for C. They are opened by name when they are first asked for (cuda/blas.cu), so that llmq neither
+ * needs them to start nor is linked to one version of them. Under the emulator a plain loop takes its place (cuda/emu/blas.cpp). */
 #ifndef LLMQ_CUDA_BLAS_H
 #define LLMQ_CUDA_BLAS_H
 
@@ -19,6 +19,18 @@ void cuda_blas_destroy(cuda_blas *blas); /* NULL allowed */
  * f16, sums f32. */
 llmq_status cuda_blas_gemm_f16(cuda_blas *blas, gpu_stream *stream, int64_t m, int64_t n, int64_t k, const uint16_t *a,
                                int64_t lda, const uint16_t *b, int64_t ldb, float *y, int64_t ldy, llmq_err *err);
+
+/* ---- for quantization (cuda/quant.h); f32 in full precision, row-major, as llmq_backend_ops has them */
+
+/* c (m, n; ldc) -= a (m, k; lda) * b (k, n; ldb) */
+llmq_status cuda_blas_gemm_sub(cuda_blas *blas, gpu_stream *stream, int64_t m, int64_t n, int64_t k, const float *a,
+                               int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc, llmq_err *err);
+/* gram (cols, cols) f32 += x' x, x (n_tok, cols) bf16; both triangles. */
+llmq_status cuda_blas_gram(cuda_blas *blas, gpu_stream *stream, const uint16_t *x, int64_t n_tok, int64_t cols,
+                           float *gram, llmq_err *err);
+/* In place lower Cholesky of the n x n matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC when it is not
+ * positive definite (a is then destroyed). Waits for the stream. */
+llmq_status cuda_blas_cholesky(cuda_blas *blas, gpu_stream *stream, int64_t n, float *a, int64_t lda, llmq_err *err);
 
 #ifdef __cplusplus
 }
