@@ -219,8 +219,7 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
                                      as<const float2>(acts + S::acts) + warp_token / 2, part, lane, acc);
         place = place + S::bytes < S::total ? place + S::bytes : 0;
     }
-    cp_async_wait<0>();
-    if constexpr (S::k_warps == 2) {
+    if constexpr (S::k_warps == 2) { /* the last groups of copies were empty: nothing is in flight */
         __syncthreads();
         add_halves(as<float>(stages), row_warp, k_warp, lane, acc);
         if (k_warp == 1) return;

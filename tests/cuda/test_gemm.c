@@ -5,6 +5,7 @@
 
 #include "cuda/gemm.h"
 #include "cuda/matmul.h"
+#include "types/nf4.h"
 
 typedef struct on_gpu {
     cuda_matrix w;
@@ -227,6 +228,77 @@ static void test_matmul(void **state) {
     cuda_blas_destroy(blas);
 }
 
+/* ---- weights of Hugging Face's schemes, as formats/schemes/read.c hands them on */
+
+typedef enum hf_kind { HF_SYMMETRIC, HF_ZERO_POINTS, HF_INT8_ROWS, HF_NF4, HF_KINDS } hf_kind;
+
+static llmq_type hf_type(hf_kind kind) {
+    static const llmq_type as[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+    return as[kind];
+}
+
+/* One block of 32 of a group with this scale and zero; w: what the scheme says that it means. */
+static void put_hf_block(hf_kind kind, float scale, int zero, uint8_t *block, double *w) {
+    const llmq_type_info *t = type_info(hf_type(kind));
+    const float *nf4 = nf4_grid(false, 64, false)->levels;
+    llmq_grid grid = {.d = scale, .scale = {scale}};
+    uint8_t codes[32];
+    grid.dmin = grid.offset[0] = kind == HF_ZERO_POINTS ? -scale * (float)zero : 0;
+    for (int i = 0; i < 32; i++) {
+        codes[i] = (uint8_t)(rng_u32() % (kind == HF_INT8_ROWS ? 256 : 16));
+        w[i] = (double)scale * (kind == HF_NF4 ? (double)nf4[codes[i]] : codes[i] - zero);
+        if (kind != HF_NF4) continue;
+        uint16_t half = f32_to_f16((float)w[i]);
+        memcpy(block + 2 * i, &half, 2);
+        w[i] = (double)f16_to_f32(half);
+    }
+    if (kind != HF_NF4) t->pack(&grid, codes, block);
+}
+
+/* Groups of 32, 64 and 128, and whole rows of 8 bits; 4 tokens and 18, against the scheme's own formula. */
+static void test_hf_groups(void **state) {
+    (void)state;
+    enum { ROWS = 37, COLS = 384 };
+    double w[COLS];
+    for (int i = 0; i < 10; i++) {
+        hf_kind kind = i < 9 ? (hf_kind)(i / 3 < 2 ? i / 3 : HF_NF4) : HF_INT8_ROWS;
+        int group = kind == HF_INT8_ROWS ? COLS : 32 << i % 3, n_tok = i % 2 ? 4 : 18;
+        problem p = make_problem(hf_type(kind), ROWS, COLS, n_tok, false, false);
+        int64_t block_bytes = type_row_bytes(p.type, 32);
+        double *wanted = malloc((size_t)(n_tok * ROWS) * sizeof *wanted), *mags = malloc((size_t)(n_tok * ROWS) * sizeof *mags);
+        double *x = rounded_f16(&p);
+        for (int r = 0; r < ROWS; r++) {
+            float scale = 0;
+            int zero = 0;
+            for (int c = 0; c < COLS; c += 32) {
+                if (c % group == 0) scale = f16_to_f32(f32_to_f16(uniform(0.01f, 0.1f)));
+                if (c % group == 0) zero = kind == HF_SYMMETRIC ? 8 : kind == HF_INT8_ROWS ? 128 : 2 << rng_u32() % 3;
+                put_hf_block(kind, scale, zero, p.native + (r * (COLS / 32) + c / 32) * block_bytes, w + c);
+            }
+            for (int t = 0; t < n_tok; t++) {
+                double want = 0, mag = 0;
+                for (int c = 0; c < COLS; c++) want += w[c] * x[t * COLS + c], mag += fabs(w[c] * x[t * COLS + c]);
+                wanted[t * ROWS + r] = want, mags[t * ROWS + r] = mag;
+            }
+        }
+        bool q8 = n_tok <= 8 && kind != HF_NF4; /* 8-bit activations: half a 127th of the largest of 32 */
+        void *forms = output_of("forms", cuda_input_bytes(n_tok, COLS));
+        float *x_on_gpu = input_of("x", p.x, (size_t)(n_tok * COLS) * sizeof(float)), y[18 * (ROWS + PAD)];
+        float *y_on_gpu = output_of("y", (size_t)(n_tok * (ROWS + PAD)) * sizeof(float));
+        cuda_matrix m = weights_on_gpu(&p);
+        cuda_input in = cuda_input_of(x_on_gpu, n_tok, COLS, forms);
+        cuda_scratch none = {NULL, 0, NULL};
+        llmq_err err;
+        emu_set_order((emu_order)(i % EMU_ORDERS), 8);
+        fill_guards(&p, y_on_gpu);
+        assert_int_equal(cuda_matmul(NULL, &m, &in, y_on_gpu, ROWS + PAD, &none, &err), LLMQ_OK);
+        take(&p, y_on_gpu, y, "groups");
+        compare(&p, y, wanted, mags, q8 ? 8e-3 : 2.5e-6, type_info(p.type)->name);
+        gpu_free(forms), gpu_free(x_on_gpu), gpu_free(y_on_gpu), drop_weights(&m), drop_problem(&p);
+        free(wanted), free(mags), free(x);
+    }
+}
+
 /* Enough for less is enough for more: a buffer that was made for the largest product serves all. */
 static void test_sizes(void **state) {
     (void)state;
@@ -275,7 +347,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_type),      cmocka_unit_test(test_exact),  cmocka_unit_test(test_odd_activations),
         cmocka_unit_test(test_unpack_rows),     cmocka_unit_test(test_matmul), cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_traffic),         cmocka_unit_test(test_hf_groups),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
