@@ -1,4 +1,5 @@
-/* cuda/blas.h on cuBLAS and cuSOLVER, opened at run time: their ABI is that of the headers that this was compiled with. */
+/* cuda/blas.h on cuBLAS and cuSOLVER, opened at run time: their ABI is that of the headers that this was compiled with.
+ */
 #include "cuda/blas.h"
 #include "cuda/device.h"
 
@@ -35,7 +36,8 @@ llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     *out = nullptr;
     void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s is not there: long prompts go without cuBLAS (%s)", LIBRARY, dlerror());
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s is not there: long prompts go without cuBLAS (%s)", LIBRARY,
+                         dlerror());
     decltype(&cublasCreate_v2) create;
     cuda_blas found = {};
     found.library = library;
@@ -48,7 +50,8 @@ llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     }
     const cublasStatus_t status = create(&found.handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
-        llmq_status failed = llmq_fail(err, LLMQ_E_UNSUPPORTED, "cuBLAS does not start: %s", found.status_string(status));
+        llmq_status failed =
+            llmq_fail(err, LLMQ_E_UNSUPPORTED, "cuBLAS does not start: %s", found.status_string(status));
         dlclose(library);
         return failed;
     }

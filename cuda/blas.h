@@ -1,5 +1,6 @@
-/* cuBLAS and cuSOLVER, for C. They are opened by name when they are first asked for (cuda/blas.cu), so that llmq neither
- * needs them to start nor is linked to one version of them. Under the emulator a plain loop takes its place (cuda/emu/blas.cpp). */
+/* cuBLAS and cuSOLVER, for C. They are opened by name when they are first asked for (cuda/blas.cu), so that llmq
+ * neither needs them to start nor is linked to one version of them. Under the emulator a plain loop takes its place
+ * (cuda/emu/blas.cpp). */
 #ifndef LLMQ_CUDA_BLAS_H
 #define LLMQ_CUDA_BLAS_H
 

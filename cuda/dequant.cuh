@@ -6,10 +6,9 @@
  *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
  * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
  * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
- *     stage_bytes         of 128 columns in shared memory (cuda/gemm.cu): two tiles of 64 columns, or half a tile of 256
- *     stage_source(chunk, half)   tiles of 256 columns: where in the tile 16 bytes of such a half lie
- *     load_part(p, part, lane)    64 of those 128 columns, as a tile of which groups 0 and 1 are there
- *     is_halves           no codes: F16
+ *     stage_bytes         of 128 columns in shared memory (cuda/gemm.cu): two tiles of 64 columns, or half a tile of
+ * 256 stage_source(chunk, half)   tiles of 256 columns: where in the tile 16 bytes of such a half lie load_part(p,
+ * part, lane)    64 of those 128 columns, as a tile of which groups 0 and 1 are there is_halves           no codes: F16
  *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
@@ -255,7 +254,10 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
     }
     static constexpr int stage_bytes = 1024 + 512 + 128 + 32;
     __device__ static __forceinline__ int stage_source(int chunk, int half) {
-        const int from = chunk < 64 ? 1024 * half : chunk < 96 ? 1024 + 512 * half : chunk < 104 ? 1536 + 128 * half : 1664;
+        const int from = chunk < 64    ? 1024 * half
+                         : chunk < 96  ? 1024 + 512 * half
+                         : chunk < 104 ? 1536 + 128 * half
+                                       : 1664;
         return 16 * chunk + from;
     }
     __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
@@ -312,8 +314,8 @@ __device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4],
     acc[3] = fmaf(c[3], s[1], acc[3]);
 }
 
-/* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group` products
- * each, which are scaled and added to acc. */
+/* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group`
+ * products each, which are scaled and added to acc. */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const uint32_t (&a)[2][4],
                                          const uint32_t (&b)[4], float (&acc)[4]) {

@@ -2,11 +2,11 @@
  * are the A operand of mma and come in the same tiles, tokens are its columns. Each weight is unpacked once for all
  * tokens of a block.
  *
- * A block has ROW_WARPS * TILES * 16 rows and up to TOKENS tokens. Stages of 128 columns, weights as they are packed and
- * activations as f16, are copied to shared memory while earlier ones are multiplied; of each stage one half of the warps
- * takes the first 64 columns and the other half the rest, and at the end their sums are added. Where rows and tokens do
- * not make enough blocks, several share the columns (split) and a second launch adds what they found: always in one
- * order, so that results do not depend on scheduling. */
+ * A block has ROW_WARPS * TILES * 16 rows and up to TOKENS tokens. Stages of 128 columns, weights as they are packed
+ * and activations as f16, are copied to shared memory while earlier ones are multiplied; of each stage one half of the
+ * warps takes the first 64 columns and the other half the rest, and at the end their sums are added. Where rows and
+ * tokens do not make enough blocks, several share the columns (split) and a second launch adds what they found: always
+ * in one order, so that results do not depend on scheduling. */
 #include "cuda/dequant.cuh"
 #include "cuda/gemm.h"
 
@@ -41,12 +41,12 @@ template <class W, int TOKENS> struct shape {
     static constexpr int sums = W::has_mins ? STAGE_GROUPS * TOKENS * 4 : 0, bytes = weights + acts + sums;
     static constexpr int stages = TOKENS < 64 && 4 * bytes <= SHARED_LIMIT ? 4 : 3;
     static constexpr int blocks = TOKENS == 64 ? 1 : 2; /* that a multiprocessor has to have registers for */
-    static constexpr int total = stages * bytes; /* the sums of half of the warps fit in as well */
+    static constexpr int total = stages * bytes;        /* the sums of half of the warps fit in as well */
     static_assert(total <= SHARED_LIMIT && total >= THREADS / 2 * tiles * warp_tokens / 2 * 4, "for every target");
 };
 
-/* ---- copies to shared memory, 16 bytes a thread at a time. A thread's sources move on from stage to stage, so that all
- * it has to remember are three addresses. */
+/* ---- copies to shared memory, 16 bytes a thread at a time. A thread's sources move on from stage to stage, so that
+ * all it has to remember are three addresses. */
 
 constexpr int ACTS_CHUNKS = ROW_BYTES / 16, ACTS_STEP = THREADS / ACTS_CHUNKS; /* tokens that are copied at once */
 
@@ -104,8 +104,7 @@ __device__ __forceinline__ void copy_weights(sptr<uint8_t> to, const sources &fr
     }
 }
 
-template <class W, int TOKENS>
-__device__ __forceinline__ void copy_stage(sptr<uint8_t> to, const sources &from) {
+template <class W, int TOKENS> __device__ __forceinline__ void copy_stage(sptr<uint8_t> to, const sources &from) {
     using S = shape<W, TOKENS>;
     const int thread = static_cast<int>(threadIdx.x), token = thread / ACTS_CHUNKS, chunk = thread % ACTS_CHUNKS;
     copy_weights<W, TOKENS>(to, from, thread);
@@ -187,11 +186,12 @@ __device__ __forceinline__ void add_halves(sptr<float> part, int row_warp, int k
     }
 }
 
-/* y (n_tok, ldy), bias [rows] or NULL. grid: blocks of rows, blocks of tokens, splits: split z has stages z * each .. and
- * writes its own (n_tok, ldy) of y. */
+/* y (n_tok, ldy), bias [rows] or NULL. grid: blocks of rows, blocks of tokens, splits: split z has stages z * each ..
+ * and writes its own (n_tok, ldy) of y. */
 template <class W, int TOKENS>
 __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
-    gemm(weight_rows w, acts_rows x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows, int n_stages, int each) {
+    gemm(weight_rows w, acts_rows x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows, int n_stages,
+         int each) {
     using S = shape<W, TOKENS>;
     DYNAMIC_SHARED(uint8_t, stages);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row_warp = warp % ROW_WARPS;
@@ -304,7 +304,8 @@ __global__ void __launch_bounds__(256)
 
 /* ---- launches */
 
-constexpr int WANTED_BLOCKS = 256; /* two for each multiprocessor of the larger GPUs. The same for all, so that all sum alike */
+constexpr int WANTED_BLOCKS =
+    256; /* two for each multiprocessor of the larger GPUs. The same for all, so that all sum alike */
 constexpr int MOST_SPLITS = 16, SPLIT_STAGES = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) {
@@ -354,7 +355,8 @@ void launch_gemm(stream_t stream, const cuda_matrix *m, const void *acts, int n_
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, S::rows)), static_cast<unsigned>(ceil_div(n_tok, TOKENS)),
                     static_cast<unsigned>(splits));
     const weight_rows w = {device_pointer(static_cast<const uint8_t *>(m->packed)),
-                           static_cast<int>(ceil_div(rows, TILE_ROWS)), static_cast<int>(ceil_div(m->cols, W::columns))};
+                           static_cast<int>(ceil_div(rows, TILE_ROWS)),
+                           static_cast<int>(ceil_div(m->cols, W::columns))};
     const acts_rows x = rows_of(acts, n_tok, m->cols);
     gptr<const float> bias = splits == 1 ? device_pointer(m->bias) : gptr<const float>(nullptr);
     gptr<float> out = splits == 1 ? device_pointer(y) : device_pointer(parts);
@@ -391,8 +393,8 @@ size_t cuda_gemm_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
     return static_cast<size_t>(min(splits * n_tok * rows, most)) * sizeof(float);
 }
 
-void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy, void *parts,
-               size_t parts_bytes) {
+void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy,
+               void *parts, size_t parts_bytes) {
     const auto s = reinterpret_cast<stream_t>(stream);
     const auto p = static_cast<float *>(parts);
     with_weights(w->type, [&](auto type) {

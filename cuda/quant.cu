@@ -1,9 +1,9 @@
-/* The column sweep of GPTQ. Rows do not know of each other, so a thread has one; the columns come in steps, whose errors
- * so far are one matrix product, and inside a step in panels: a panel first takes the errors of the step's columns
- * before it with its sums in registers, then its own columns follow one by one. The sums are those of cpu/round.h, in
- * the same order. */
-#include "cuda/quant.h"
+/* The column sweep of GPTQ. Rows do not know of each other, so a thread has one; the columns come in steps, whose
+ * errors so far are one matrix product, and inside a step in panels: a panel first takes the errors of the step's
+ * columns before it with its sums in registers, then its own columns follow one by one. The sums are those of
+ * cpu/round.h, in the same order. */
 #include "cuda/ptx.cuh"
+#include "cuda/quant.h"
 
 namespace {
 
@@ -45,8 +45,8 @@ __device__ __forceinline__ float nearest(const grid_of_rows &g, float t, int *co
 
 /* Columns k0.. k0 + n of a step; at, e, w, codes and g.group begin there. grid: rows / ROWS */
 __global__ void __launch_bounds__(ROWS)
-    round_columns(gptr<const float> at, int64_t ldat, gptr<float> e, gptr<const float> w, grid_of_rows g, int n, int64_t rows,
-                  gptr<uint8_t> codes) {
+    round_columns(gptr<const float> at, int64_t ldat, gptr<float> e, gptr<const float> w, grid_of_rows g, int n,
+                  int64_t rows, gptr<uint8_t> codes) {
     SHARED(float, factors, STEP *STEP);
     SHARED(float, errors, STEP *ROWS);
     const int thread = threadIdx.x;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(256)
 
 __global__ void __launch_bounds__(256)
     scatter(gptr<const uint8_t> from, int64_t rows, int64_t cols, gptr<const int32_t> perm, gptr<uint8_t> to) {
-    SHARED(uint8_t, tile, TILE *(TILE + 4));
+    SHARED(uint8_t, tile, TILE * (TILE + 4));
     const int x = threadIdx.x % TILE, y = threadIdx.x / TILE;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * TILE, row = static_cast<int64_t>(blockIdx.y) * TILE;
     for (int i = y; i < TILE; i += 8)
@@ -130,8 +130,8 @@ void launch_round(stream_t stream, const cuda_sweep *s, int64_t k0, int n) {
     gptr<const float> at = device_pointer(s->at) + (k0 * s->cols + k0), w = device_pointer(s->w) + k0 * s->rows;
     gptr<float> e = device_pointer(s->e) + k0 * s->rows;
     gptr<uint8_t> codes = device_pointer(s->codes) + k0 * s->rows;
-    const grid_of_rows g = {device_pointer(s->grids), device_pointer(s->levels), device_pointer(s->group) + k0, s->n_levels,
-                            s->uniform};
+    const grid_of_rows g = {device_pointer(s->grids), device_pointer(s->levels), device_pointer(s->group) + k0,
+                            s->n_levels, s->uniform};
     const int64_t rows = s->rows, ld = s->cols;
     LAUNCH(round_columns, blocks_of(rows, ROWS), ROWS, 0, stream, at, ld, e, w, g, n, rows, codes);
 }
@@ -149,12 +149,13 @@ llmq_status cuda_quant_sweep(gpu_stream *stream, const cuda_sweep *s, cuda_blas 
     return LLMQ_OK;
 }
 
-void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int64_t cols, const int32_t *perm, float *to) {
+void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int64_t cols, const int32_t *perm,
+                       float *to) {
     gptr<const float> in = device_pointer(from);
     gptr<const int32_t> order = device_pointer(perm);
     gptr<float> out = device_pointer(to);
-    LAUNCH(gather, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in, rows,
-           cols, order, out);
+    LAUNCH(gather, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in,
+           rows, cols, order, out);
 }
 
 void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, int64_t cols, const int32_t *perm,
@@ -162,8 +163,8 @@ void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, i
     gptr<const uint8_t> in = device_pointer(from);
     gptr<const int32_t> order = device_pointer(perm);
     gptr<uint8_t> out = device_pointer(to);
-    LAUNCH(scatter, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in, rows,
-           cols, order, out);
+    LAUNCH(scatter, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in,
+           rows, cols, order, out);
 }
 
 void cuda_quant_to_bf16(gpu_stream *stream, const float *x, int64_t n, uint16_t *y) {

@@ -1,6 +1,6 @@
-/* Quantization on the GPU, for C: the column sweep of GPTQ in its LDLQ form (quant/methods/gptq.c is the CPU's). Matrices
- * are (columns, rows): a row of weights is a thread's, and neighbouring threads read neighbouring floats. Pointers are
- * device addresses; conventions of launches: cuda/kernels.h. Not called by `llmq quantize` yet. */
+/* Quantization on the GPU, for C: the column sweep of GPTQ in its LDLQ form (quant/methods/gptq.c is the CPU's).
+ * Matrices are (columns, rows): a row of weights is a thread's, and neighbouring threads read neighbouring floats.
+ * Pointers are device addresses; conventions of launches: cuda/kernels.h. Not called by `llmq quantize` yet. */
 #ifndef LLMQ_CUDA_QUANT_H
 #define LLMQ_CUDA_QUANT_H
 
@@ -10,8 +10,8 @@
 extern "C" {
 #endif
 
-/* For column k in turn, of every row: u = e[k] - sum_{j<k} at[k*cols + j] * e[j]; code = nearest level of (u - offset) /
- * scale; e[k] = value(code) - w[k]. As llmq_round_block of core/backend.h, with all columns and rows at once. */
+/* For column k in turn, of every row: u = e[k] - sum_{j<k} at[k*cols + j] * e[j]; code = nearest level of (u - offset)
+ * / scale; e[k] = value(code) - w[k]. As llmq_round_block of core/backend.h, with all columns and rows at once. */
 typedef struct cuda_sweep {
     int64_t rows, cols;
     const float *at;      /* (cols, cols) below the diagonal: what lies elsewhere is not read */
@@ -29,7 +29,8 @@ typedef struct cuda_sweep {
 llmq_status cuda_quant_sweep(gpu_stream *stream, const cuda_sweep *s, cuda_blas *blas, llmq_err *err);
 
 /* to[k * rows + r] = from[r * cols + perm[k]]: a matrix in the order of its rounding */
-void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int64_t cols, const int32_t *perm, float *to);
+void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int64_t cols, const int32_t *perm,
+                       float *to);
 /* to[r * cols + perm[k]] = from[k * rows + r] */
 void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, int64_t cols, const int32_t *perm,
                         uint8_t *to);

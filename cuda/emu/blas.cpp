@@ -50,13 +50,15 @@ static void put(float *at, double value) {
 
 llmq_status cuda_blas_gemm_f16(cuda_blas *, gpu_stream *, int64_t m, int64_t n, int64_t k, const uint16_t *a,
                                int64_t lda, const uint16_t *b, int64_t ldb, float *y, int64_t ldy, llmq_err *err) {
-    if (!rows_usable(y, n, m, ldy, 4, false) || !rows_usable(a, m, k, lda, 2, true) || !rows_usable(b, n, k, ldb, 2, true))
+    if (!rows_usable(y, n, m, ldy, 4, false) || !rows_usable(a, m, k, lda, 2, true) ||
+        !rows_usable(b, n, k, ldb, 2, true))
         return fail_place(err);
     for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < m; i++) {
             double sum = 0;
             for (int64_t c = 0; c < k; c++)
-                sum += static_cast<double>(f16_to_f32(a[i * lda + c])) * static_cast<double>(f16_to_f32(b[j * ldb + c]));
+                sum +=
+                    static_cast<double>(f16_to_f32(a[i * lda + c])) * static_cast<double>(f16_to_f32(b[j * ldb + c]));
             put(y + j * ldy + i, sum);
         }
     return LLMQ_OK;
@@ -64,7 +66,8 @@ llmq_status cuda_blas_gemm_f16(cuda_blas *, gpu_stream *, int64_t m, int64_t n, 
 
 llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                const float *b, int64_t ldb, float *c, int64_t ldc, llmq_err *err) {
-    if (!rows_usable(c, m, n, ldc, 4, true) || !rows_usable(a, m, k, lda, 4, true) || !rows_usable(b, k, n, ldb, 4, true))
+    if (!rows_usable(c, m, n, ldc, 4, true) || !rows_usable(a, m, k, lda, 4, true) ||
+        !rows_usable(b, k, n, ldb, 4, true))
         return fail_place(err);
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
@@ -78,12 +81,14 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t m, int64_t n, 
 
 llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *x, int64_t n_tok, int64_t cols, float *gram,
                            llmq_err *err) {
-    if (!rows_usable(gram, cols, cols, cols, 4, true) || !rows_usable(x, n_tok, cols, cols, 2, true)) return fail_place(err);
+    if (!rows_usable(gram, cols, cols, cols, 4, true) || !rows_usable(x, n_tok, cols, cols, 2, true))
+        return fail_place(err);
     for (int64_t i = 0; i < cols; i++)
         for (int64_t j = 0; j < cols; j++) {
             double sum = static_cast<double>(gram[i * cols + j]);
             for (int64_t t = 0; t < n_tok; t++)
-                sum += static_cast<double>(bf16_to_f32(x[t * cols + i])) * static_cast<double>(bf16_to_f32(x[t * cols + j]));
+                sum += static_cast<double>(bf16_to_f32(x[t * cols + i])) *
+                       static_cast<double>(bf16_to_f32(x[t * cols + j]));
             put(gram + i * cols + j, sum);
         }
     return LLMQ_OK;
@@ -95,7 +100,8 @@ llmq_status cuda_blas_cholesky(cuda_blas *, gpu_stream *, int64_t n, float *a, i
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j <= i; j++) {
             double sum = static_cast<double>(a[i * lda + j]);
-            for (int64_t c = 0; c < j; c++) sum -= static_cast<double>(a[i * lda + c]) * static_cast<double>(a[j * lda + c]);
+            for (int64_t c = 0; c < j; c++)
+                sum -= static_cast<double>(a[i * lda + c]) * static_cast<double>(a[j * lda + c]);
             if (i == j && !(sum > 0)) return llmq_fail(err, LLMQ_E_NUMERIC, "not positive definite");
             a[i * lda + j] = static_cast<float>(i == j ? sqrt(sum) : sum / static_cast<double>(a[j * lda + j]));
         }

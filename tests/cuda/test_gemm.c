@@ -158,7 +158,8 @@ static void test_unpack_rows(void **state) {
             type_to_f32(p.type, p.native + r * type_row_bytes(p.type, p.cols), row, p.cols);
             for (int64_t c = 0; c < padded; c++) {
                 float want = c < p.cols ? row[c] : 0, v = f16_to_f32(got[r * ld + place_of(c)]);
-                float tol = p.type == LLMQ_TYPE_F16 ? 0 : 4.9e-4f * fabsf(want) + 2e-5f; /* the minimum's own rounding */
+                float tol =
+                    p.type == LLMQ_TYPE_F16 ? 0 : 4.9e-4f * fabsf(want) + 2e-5f; /* the minimum's own rounding */
                 if (!(fabsf(v - want) <= tol))
                     fail_msg("%s: row %d column %d is %g, expected %g", type_info(p.type)->name, (int)r, (int)c,
                              (double)v, (double)want);
@@ -206,8 +207,9 @@ static void test_matmul(void **state) {
         int n_tok;
         bool blas;
         double tol;
-    } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6}, {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6},  {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6},
-                 {LLMQ_TYPE_Q4_1, 257, true, 5e-4}, {LLMQ_TYPE_Q6_K, 260, true, 5e-4}, {LLMQ_TYPE_F16, 300, true, 1e-6},
+    } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6},    {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6},
+                 {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6}, {LLMQ_TYPE_Q4_1, 257, true, 5e-4},
+                 {LLMQ_TYPE_Q6_K, 260, true, 5e-4},    {LLMQ_TYPE_F16, 300, true, 1e-6},
                  {LLMQ_TYPE_Q8_0, 8, false, 8e-3}}; /* the last: 8-bit activations */
     cuda_blas *blas;
     llmq_err err;
@@ -265,7 +267,8 @@ static void test_hf_groups(void **state) {
         int group = kind == HF_INT8_ROWS ? COLS : 32 << i % 3, n_tok = i % 2 ? 4 : 18;
         problem p = make_problem(hf_type(kind), ROWS, COLS, n_tok, false, false);
         int64_t block_bytes = type_row_bytes(p.type, 32);
-        double *wanted = malloc((size_t)(n_tok * ROWS) * sizeof *wanted), *mags = malloc((size_t)(n_tok * ROWS) * sizeof *mags);
+        double *wanted = malloc((size_t)(n_tok * ROWS) * sizeof *wanted),
+               *mags = malloc((size_t)(n_tok * ROWS) * sizeof *mags);
         double *x = rounded_f16(&p);
         for (int r = 0; r < ROWS; r++) {
             float scale = 0;
@@ -330,7 +333,8 @@ static void test_traffic(void **state) {
             emu_traffic list[64];
             int n = emu_traffic_list(list, 64), shared_lines = 0;
             for (int k = 0; k < n; k++) {
-                bool checked = list[k].shared || !list[k].write; /* y is written 32 bytes at a time where rows fill a sector */
+                bool checked =
+                    list[k].shared || !list[k].write; /* y is written 32 bytes at a time where rows fill a sector */
                 if (checked && list[k].needed != list[k].best)
                     fail_msg("%s, %d tokens: %s:%d needs %d where %d would do", type_info(p.type)->name, n_tok,
                              list[k].file, list[k].line, (int)list[k].needed, (int)list[k].best);
@@ -345,9 +349,9 @@ static void test_traffic(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_type),      cmocka_unit_test(test_exact),  cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_unpack_rows),     cmocka_unit_test(test_matmul), cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_traffic),         cmocka_unit_test(test_hf_groups),
+        cmocka_unit_test(test_every_type),  cmocka_unit_test(test_exact),     cmocka_unit_test(test_odd_activations),
+        cmocka_unit_test(test_unpack_rows), cmocka_unit_test(test_matmul),    cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_traffic),     cmocka_unit_test(test_hf_groups),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

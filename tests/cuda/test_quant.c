@@ -17,7 +17,8 @@ static float *random_grids(int64_t groups, int64_t rows) {
     float *grids = malloc((size_t)(groups * 3 * rows) * sizeof *grids);
     for (int64_t g = 0; g < groups; g++)
         for (int64_t r = 0; r < rows; r++) {
-            float scale = r == 3 ? 0 : uniform(0.05f, 0.3f) * (rng_u32() & 1 ? 1.0f : -1.0f), *at = grids + g * 3 * rows + r;
+            float scale = r == 3 ? 0 : uniform(0.05f, 0.3f) * (rng_u32() & 1 ? 1.0f : -1.0f),
+                  *at = grids + g * 3 * rows + r;
             at[0] = scale;
             at[rows] = scale != 0 ? 1.0f / scale : 0;
             at[2 * rows] = uniform(-0.2f, 0.2f);
@@ -108,9 +109,17 @@ static void sweep_on_gpu(const llmq_quant_problem *p, const llmq_feedback *f, co
     float *w_in_order = output_of("w in order", (size_t)(rows * cols) * sizeof *w_in_order);
     float *e = output_of("e", (size_t)(rows * cols) * sizeof *e);
     uint8_t *codes = output_of("codes", (size_t)(rows * cols)), *back = output_of("codes back", (size_t)(rows * cols));
-    cuda_sweep s = {rows, cols, upload_floats("at", f->at, cols * cols), e, w_in_order,
-                    upload_floats("grids", grids, groups * 3 * rows), input_of("group", group, (size_t)cols * 4),
-                    upload_floats("levels", p->type->levels, p->type->n_levels), p->type->n_levels, p->type->uniform, codes};
+    cuda_sweep s = {rows,
+                    cols,
+                    upload_floats("at", f->at, cols * cols),
+                    e,
+                    w_in_order,
+                    upload_floats("grids", grids, groups * 3 * rows),
+                    input_of("group", group, (size_t)cols * 4),
+                    upload_floats("levels", p->type->levels, p->type->n_levels),
+                    p->type->n_levels,
+                    p->type->uniform,
+                    codes};
     cuda_blas *blas;
     llmq_err err;
     assert_int_equal(cuda_blas_create(&blas, &err), LLMQ_OK);
@@ -120,7 +129,8 @@ static void sweep_on_gpu(const llmq_quant_problem *p, const llmq_feedback *f, co
     cuda_quant_scatter(NULL, codes, rows, cols, perm, back);
     from_device(out, back, (size_t)(rows * cols), "sweep");
     cuda_blas_destroy(blas);
-    void *on_gpu[] = {w, perm, w_in_order, e, codes, back, (void *)s.at, (void *)s.grids, (void *)s.group, (void *)s.levels};
+    void *on_gpu[] = {
+        w, perm, w_in_order, e, codes, back, (void *)s.at, (void *)s.grids, (void *)s.group, (void *)s.levels};
     for (size_t i = 0; i < sizeof on_gpu / sizeof *on_gpu; i++) gpu_free(on_gpu[i]);
     free(grids), free(group);
 }
@@ -130,8 +140,13 @@ static void test_matrix(void **state) {
     (void)state;
     static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q6_K};
     for (int i = 0; i < 3; i++) {
-        llmq_quant_problem p = {.name = "w", .rows = 35, .cols = i < 2 ? 160 : 256, .type = type_info(types[i]), .damp = -1,
-                                .ops = backend_cpu_isa("c"), .team = team};
+        llmq_quant_problem p = {.name = "w",
+                                .rows = 35,
+                                .cols = i < 2 ? 160 : 256,
+                                .type = type_info(types[i]),
+                                .damp = -1,
+                                .ops = backend_cpu_isa("c"),
+                                .team = team};
         size_t n = (size_t)(p.rows * p.cols);
         float *w = malloc(n * sizeof *w), *gram = malloc((size_t)(p.cols * p.cols) * sizeof *gram);
         uint8_t *codes = malloc(n);
@@ -176,7 +191,8 @@ static void test_gram_and_factor(void **state) {
     for (int i = 0; i < N; i++)
         for (int j = 0; j < N; j++) {
             double sum = 0;
-            for (int t = 0; t < TOK; t++) sum += (double)bf16_to_f32(halves[t * N + i]) * (double)bf16_to_f32(halves[t * N + j]);
+            for (int t = 0; t < TOK; t++)
+                sum += (double)bf16_to_f32(halves[t * N + i]) * (double)bf16_to_f32(halves[t * N + j]);
             assert_true(fabs((double)gram[i * N + j] - 2 * sum) <= 1e-5 * TOK);
         }
     assert_int_equal(cuda_blas_cholesky(blas, NULL, N, gram_on_gpu, N, &err), LLMQ_OK);
@@ -190,7 +206,8 @@ static void test_gram_and_factor(void **state) {
     gram[0] = -1;
     assert_int_equal(gpu_upload(gram_on_gpu, gram, sizeof gram, &err), LLMQ_OK);
     assert_int_equal(cuda_blas_cholesky(blas, NULL, N, gram_on_gpu, N, &err), LLMQ_E_NUMERIC);
-    assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK + 1, N, gram_on_gpu, &err), LLMQ_E_IO); /* more than is there */
+    assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK + 1, N, gram_on_gpu, &err),
+                     LLMQ_E_IO); /* more than is there */
     cuda_blas_destroy(blas);
     gpu_free(x_on_gpu), gpu_free(gram_on_gpu), gpu_free(bf16), free(x);
 }
