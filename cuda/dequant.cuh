@@ -314,6 +314,18 @@ __device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4],
     acc[3] = fmaf(c[3], s[1], acc[3]);
 }
 
+/* An element of 32 columns of activations that a warp has, as f16, and the sum of all 32. */
+struct half_of_group {
+    uint16_t half;
+    float sum;
+};
+__device__ __forceinline__ half_of_group round_group(float v) {
+    const uint16_t half = static_cast<uint16_t>(h2_from_floats(v, 0.0f));
+    float sum = h_to_float(half);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, step);
+    return {half, sum};
+}
+
 /* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group`
  * products each, which are scaled and added to acc. */
 template <class W>

@@ -261,12 +261,10 @@ __global__ void __launch_bounds__(256)
     const int64_t column = static_cast<int64_t>(group) * 32 + lane;
     float v = 0;
     if (token < n_tok && column < cols) v = x[token * cols + column];
-    const uint16_t half = static_cast<uint16_t>(h2_from_floats(v, 0.0f));
-    float sum = h_to_float(half);
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, step);
-    const int e = lane % 4, place = lane / 16 * 16 + lane % 16 / 4 * 2 + (e >> 1) + (e & 1) * 8;
-    rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = half;
-    if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.y + token] = sum;
+    const half_of_group rounded = round_group(v);
+    const int place = lane / 16 * 16 + lane % 16 / 2 + lane % 2 * 8; /* cuda/gemm.h */
+    rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
+    if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.y + token] = rounded.sum;
 }
 
 /* Weights as f16 rows (rows, ld), columns in the order of fill_rows: scales and minimums applied in f32, rounded once.

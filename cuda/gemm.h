@@ -8,11 +8,10 @@
 extern "C" {
 #endif
 
-/* Activations of any number of tokens as f16 rows (n_tok, ld), ld = cols up to a multiple of 256, zeros from cols on:
- * of every 16 columns the order 0 2 4 .. 14 is that of 0, 2 | 4, 6 | 8, 10 | 12, 14 and then 1, 3 | 5, 7 | .. (column
- * 4t
- * + e at 2t + e / 2 + 8 (e % 2)): operand B of mma beside weights that become f16 two nibbles at a time. Then sums
- * (ld / 32, n_tok up to a multiple of 64) f32 of every 32 columns. Magnitudes from 65520 on become infinite. */
+/* Activations of any number of tokens: rows of f16 (tokens, ld), ld = cols up to a multiple of 256; then sums (ld / 32,
+ * tokens) f32 of every 32 columns. Tokens go up to 16, 32 or a multiple of 64; what is not there is zero. Of every 16
+ * columns the even ones come first, then the odd ones: operand B of mma beside weights whose nibbles become f16 two at
+ * a time. Magnitudes from 65520 on become infinite. */
 size_t cuda_acts_rows_bytes(int64_t n_tok, int64_t cols);
 int64_t cuda_acts_rows_ld(int64_t cols);
 void cuda_acts_rows(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);

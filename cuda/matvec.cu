@@ -194,13 +194,11 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     const int64_t column = static_cast<int64_t>(group) * 32 + lane;
     float v = 0;
     if (token < n_tok && column < cols) v = x[token * cols + column];
-    const uint16_t half = static_cast<uint16_t>(h2_from_floats(v, 0.0f));
-    float sum = h_to_float(half);
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, step);
+    const half_of_group rounded = round_group(v);
     /* bytes e of a word become pairs (0, 2), (1, 3) */
     const int e = lane % 4, place = lane % 16 / 4 * 8 + lane / 16 * 4 + (e >> 1 | (e & 1) << 1);
-    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = half;
-    if (lane == 0) sums[group * ACT_TOKENS + token] = sum;
+    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
+    if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
 }
 
 int64_t act_groups(int64_t cols) {

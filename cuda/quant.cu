@@ -126,6 +126,17 @@ unsigned blocks_of(int64_t n, int64_t each) {
     return static_cast<unsigned>((n + each - 1) / each);
 }
 
+/* What gather and scatter are launched with. */
+struct places_of_tiles {
+    dim3 grid;
+    stream_t stream;
+    gptr<const int32_t> perm;
+};
+places_of_tiles places(gpu_stream *stream, int64_t rows, int64_t cols, const int32_t *perm) {
+    return {dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), reinterpret_cast<stream_t>(stream),
+            device_pointer(perm)};
+}
+
 void launch_round(stream_t stream, const cuda_sweep *s, int64_t k0, int n) {
     gptr<const float> at = device_pointer(s->at) + (k0 * s->cols + k0), w = device_pointer(s->w) + k0 * s->rows;
     gptr<float> e = device_pointer(s->e) + k0 * s->rows;
@@ -151,20 +162,18 @@ llmq_status cuda_quant_sweep(gpu_stream *stream, const cuda_sweep *s, cuda_blas 
 
 void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int64_t cols, const int32_t *perm,
                        float *to) {
+    const places_of_tiles at = places(stream, rows, cols, perm);
     gptr<const float> in = device_pointer(from);
-    gptr<const int32_t> order = device_pointer(perm);
     gptr<float> out = device_pointer(to);
-    LAUNCH(gather, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in,
-           rows, cols, order, out);
+    LAUNCH(gather, at.grid, 256, 0, at.stream, in, rows, cols, at.perm, out);
 }
 
 void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, int64_t cols, const int32_t *perm,
                         uint8_t *to) {
+    const places_of_tiles at = places(stream, rows, cols, perm);
     gptr<const uint8_t> in = device_pointer(from);
-    gptr<const int32_t> order = device_pointer(perm);
     gptr<uint8_t> out = device_pointer(to);
-    LAUNCH(scatter, dim3(blocks_of(cols, TILE), blocks_of(rows, TILE)), 256, 0, reinterpret_cast<stream_t>(stream), in,
-           rows, cols, order, out);
+    LAUNCH(scatter, at.grid, 256, 0, at.stream, in, rows, cols, at.perm, out);
 }
 
 void cuda_quant_to_bf16(gpu_stream *stream, const float *x, int64_t n, uint16_t *y) {
