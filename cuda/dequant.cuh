@@ -6,7 +6,9 @@
  *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
  * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
  * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
- *     is_halves           no codes: F16
+ *     stage_bytes         of 128 columns in shared memory (cuda/gemm.cu): two tiles of 64 columns, or half a tile of
+ * 256 stage_source(chunk, half)   tiles of 256 columns: where in the tile 16 bytes of such a half lie load_part(p,
+ * part, lane)    64 of those 128 columns, as a tile of which groups 0 and 1 are there is_halves           no codes: F16
  *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
@@ -92,13 +94,17 @@ template <class W> struct halves_from_bytes {
 
 struct weights_q4_0
     : scale_of_32 { /* nibbles in two's complement: in the upper half of a byte they are 16 times the level */
-    static constexpr int bytes = 576, unit = 16, unit_f16 = 1;
+    static constexpr int bytes = 576, stage_bytes = 2 * bytes, unit = 16, unit_f16 = 1;
     struct tile {
         uint4 q;
         uint2 d;
     };
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
         return {load_once(as<const uint4>(p) + lane), load_once(as<const uint2>(p + 512) + lane / 4)};
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        p += part * bytes;
+        return {as<const uint4>(p)[lane], as<const uint2>(p + 512)[lane / 4]};
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         const uint32_t row0 = word_of(w.q, 2 * j), row8 = word_of(w.q, 2 * j + 1);
@@ -113,13 +119,17 @@ struct weights_q4_0
 };
 
 struct weights_q4_1 {
-    static constexpr int columns = 64, bytes = 640, unit = 1, unit_f16 = 1, group = 32;
+    static constexpr int columns = 64, bytes = 640, stage_bytes = 2 * bytes, unit = 1, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = true, is_halves = false;
     struct tile {
         uint4 q, dm;
     };
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
         return {load_once(as<const uint4>(p) + lane), load_once(as<const uint4>(p + 512) + lane / 4)};
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        p += part * bytes;
+        return {as<const uint4>(p)[lane], as<const uint4>(p + 512)[lane / 4]};
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         nibbles_to_bytes(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
@@ -138,9 +148,12 @@ struct weights_q4_1 {
 /* Sixteen levels in four words; eight of them are one prmt away, and bit 3 of each nibble picks from the two results.
  * (prmt would take bit 3 as "repeat the sign", so it is masked off first.) */
 struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
-    static constexpr int bytes = 576, unit = 1, unit_f16 = 1;
+    static constexpr int bytes = 576, stage_bytes = 2 * bytes, unit = 1, unit_f16 = 1;
     using tile = weights_q4_0::tile;
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        return weights_q4_0::load_part(p, part, lane);
+    }
     __device__ static __forceinline__ uint32_t levels(uint32_t nibbles, uint32_t pick) {
         /* -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113 */
         uint32_t low = prmt(0xbfad9881u, 0xf6eaddcfu, nibbles), high = prmt(0x26190d01u, 0x71594535u, nibbles);
@@ -157,7 +170,7 @@ struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
 };
 
 struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
-    static constexpr int bytes = 1088, unit = 1, unit_f16 = 1;
+    static constexpr int bytes = 1088, stage_bytes = 2 * bytes, unit = 1, unit_f16 = 1;
     struct tile {
         uint4 q[2];
         uint2 d;
@@ -165,6 +178,11 @@ struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
         gptr<const uint4> q = as<const uint4>(p) + lane;
         return {{load_once(q), load_once(q + 32)}, load_once(as<const uint2>(p + 1024) + lane / 4)};
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        p += part * bytes;
+        sptr<const uint4> q = as<const uint4>(p) + lane;
+        return {{q[0], q[32]}, as<const uint2>(p + 1024)[lane / 4]};
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         a[0] = w.q[j].x;
@@ -186,6 +204,18 @@ struct weights_q4_k {
         return {{load_once(q), load_once(q + 32), load_once(q + 64), load_once(q + 96)},
                 {load_once(sc), load_once(sc + 8)},
                 load_once(as<const uint2>(p + 2304) + lane / 4)};
+    }
+    static constexpr int stage_bytes = 1024 + 128 + 64;
+    __device__ static __forceinline__ int stage_source(int chunk, int half) {
+        return 16 * chunk + (chunk < 64 ? 1024 * half : chunk < 72 ? 1024 + 128 * half : 1024 + 128);
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        tile w = {};
+        w.q[0] = as<const uint4>(p + 512 * part)[lane];
+        const uint2 sc = as<const uint2>(p + 1024 + 8 * part)[lane / 4 * 2];
+        w.sc[0] = {sc.x, sc.y, 0, 0};
+        w.d = as<const uint2>(p + 1152)[lane / 4];
+        return w;
     }
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         nibbles_to_bytes(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
@@ -222,6 +252,23 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
                 {load_once(sc), load_once(sc + 8)},
                 load_once(as<const uint32_t>(p + 3328) + lane / 4)};
     }
+    static constexpr int stage_bytes = 1024 + 512 + 128 + 32;
+    __device__ static __forceinline__ int stage_source(int chunk, int half) {
+        const int from = chunk < 64    ? 1024 * half
+                         : chunk < 96  ? 1024 + 512 * half
+                         : chunk < 104 ? 1536 + 128 * half
+                                       : 1664;
+        return 16 * chunk + from;
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        tile w = {};
+        w.q[0] = as<const uint4>(p + 512 * part)[lane];
+        w.high[0] = as<const uint2>(p + 1024 + 256 * part)[lane];
+        const uint2 sc = as<const uint2>(p + 1536 + 8 * part)[lane / 4 * 2];
+        w.sc[0] = {sc.x, sc.y, 0, 0};
+        w.d = as<const uint32_t>(p + 1664)[lane / 4];
+        return w;
+    }
     /* bits 2..5: the nibble, bits 6 and 7: the pair */
     __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
         const uint32_t row0 = word_of(w.q[j / 2], j % 2 * 2), row8 = word_of(w.q[j / 2], j % 2 * 2 + 1);
@@ -239,7 +286,7 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
 };
 
 struct weights_f16 {
-    static constexpr int columns = 64, bytes = 2048, unit_f16 = 1, group = 32;
+    static constexpr int columns = 64, bytes = 2048, stage_bytes = 2 * bytes, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = false, is_halves = true;
     struct tile {
         uint4 a[4]; /* of both halves of both groups */
@@ -248,12 +295,65 @@ struct weights_f16 {
         gptr<const uint4> a = as<const uint4>(p) + lane;
         return {{load_once(a), load_once(a + 32), load_once(a + 64), load_once(a + 96)}};
     }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        sptr<const uint4> a = as<const uint4>(p + part * bytes) + lane;
+        return {{a[0], a[32], a[64], a[96]}};
+    }
     __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
         UNROLL
         for (int i = 0; i < 8; i++) a[i / 4][i % 4] = word_of(w.a[2 * j + i / 4], i % 4);
     }
     __device__ static __forceinline__ void scales(const tile &, int, float (&s)[2]) { s[0] = s[1] = 1.0f; }
 };
+
+/* acc[i] += c[i] * s[row]; i: rows g, g, g + 8, g + 8, tokens 2t, 2t + 1, 2t, 2t + 1. */
+__device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4], const float (&s)[2]) {
+    acc[0] = fmaf(c[0], s[0], acc[0]);
+    acc[1] = fmaf(c[1], s[0], acc[1]);
+    acc[2] = fmaf(c[2], s[1], acc[2]);
+    acc[3] = fmaf(c[3], s[1], acc[3]);
+}
+
+/* An element of 32 columns of activations that a warp has, as f16, and the sum of all 32. */
+struct half_of_group {
+    uint16_t half;
+    float sum;
+};
+__device__ __forceinline__ half_of_group round_group(float v) {
+    const uint16_t half = static_cast<uint16_t>(h2_from_floats(v, 0.0f));
+    float sum = h_to_float(half);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, step);
+    return {half, sum};
+}
+
+/* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group`
+ * products each, which are scaled and added to acc. */
+template <class W>
+__device__ __forceinline__ void multiply(const typename W::tile &w, int j, const uint32_t (&a)[2][4],
+                                         const uint32_t (&b)[4], float (&acc)[4]) {
+    float s[2], c[4] = {0, 0, 0, 0};
+    mma_f16(c, a[0], {b[0], b[1]});
+    if constexpr (W::group == 32) {
+        mma_f16(c, a[1], {b[2], b[3]});
+        W::scales(w, j, s);
+        add_scaled(acc, c, s);
+    } else {
+        float e[4] = {0, 0, 0, 0};
+        mma_f16(e, a[1], {b[2], b[3]});
+        W::scales(w, 2 * j, s);
+        add_scaled(acc, c, s);
+        W::scales(w, 2 * j + 1, s);
+        add_scaled(acc, e, s);
+    }
+}
+
+/* acc[i] += m[row] * sum[token] */
+__device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], float2 sums) {
+    acc[0] = fmaf(m[0], sums.x, acc[0]);
+    acc[1] = fmaf(m[0], sums.y, acc[1]);
+    acc[2] = fmaf(m[1], sums.x, acc[2]);
+    acc[3] = fmaf(m[1], sums.y, acc[3]);
+}
 
 /* f of the struct of a type; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a matrix). */
 template <class F> void with_weights(llmq_type type, F f) {

@@ -57,12 +57,6 @@ __device__ __forceinline__ void add_scaled(float (&acc)[4], const int32_t (&c)[4
     acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, s[1] * d.x, acc[2]);
     acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, s[1] * d.y, acc[3]);
 }
-__device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&c)[4], const float (&s)[2]) {
-    acc[0] = fmaf(c[0], s[0], acc[0]);
-    acc[1] = fmaf(c[1], s[0], acc[1]);
-    acc[2] = fmaf(c[2], s[1], acc[2]);
-    acc[3] = fmaf(c[3], s[1], acc[3]);
-}
 
 /* Group j of a tile times 8-bit activations. */
 template <class W>
@@ -86,33 +80,12 @@ __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const
     }
 }
 
-/* ... times f16 activations: f32 sums of 32 products each. */
+/* ... times f16 activations. */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_f16 &x, float (&acc)[4]) {
     uint32_t a[2][4];
-    float s[2], c[4] = {0, 0, 0, 0};
     W::halves(w, j, a);
-    mma_f16(c, a[0], {x.b.x, x.b.y});
-    if constexpr (W::group == 32) {
-        mma_f16(c, a[1], {x.b.z, x.b.w});
-        W::scales(w, j, s);
-        add_scaled(acc, c, s);
-    } else {
-        float e[4] = {0, 0, 0, 0};
-        mma_f16(e, a[1], {x.b.z, x.b.w});
-        W::scales(w, 2 * j, s);
-        add_scaled(acc, c, s);
-        W::scales(w, 2 * j + 1, s);
-        add_scaled(acc, e, s);
-    }
-}
-
-/* acc[i] += m[row] * sum[token] */
-__device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], float2 sums) {
-    acc[0] = fmaf(m[0], sums.x, acc[0]);
-    acc[1] = fmaf(m[0], sums.y, acc[1]);
-    acc[2] = fmaf(m[1], sums.x, acc[2]);
-    acc[3] = fmaf(m[1], sums.y, acc[3]);
+    multiply<W>(w, j, a, {x.b.x, x.b.y, x.b.z, x.b.w}, acc);
 }
 
 /* How a weight type is worked on: tiles of rows that a warp has side by side, so that activations are fetched once for
@@ -221,13 +194,11 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     const int64_t column = static_cast<int64_t>(group) * 32 + lane;
     float v = 0;
     if (token < n_tok && column < cols) v = x[token * cols + column];
-    const uint16_t half = static_cast<uint16_t>(h2_from_floats(v, 0.0f));
-    float sum = h_to_float(half);
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, step);
+    const half_of_group rounded = round_group(v);
     /* bytes e of a word become pairs (0, 2), (1, 3) */
     const int e = lane % 4, place = lane % 16 / 4 * 8 + lane / 16 * 4 + (e >> 1 | (e & 1) << 1);
-    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = half;
-    if (lane == 0) sums[group * ACT_TOKENS + token] = sum;
+    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
+    if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
 }
 
 int64_t act_groups(int64_t cols) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Static gates on the machine code of the CUDA kernels, for every target that they were compiled for: no spills, registers
 within budget, wide loads, tensor cores, no slow conversions. Prints a table; exits 1 if a gate fails and 77 if there is no
-cuobjdump (CUDA toolkit, or the Python package triton). With --forecast also what the decode kernels could reach, from the
+cuobjdump (CUDA toolkit, or the Python package triton). With --forecast also what the products could reach, from the
 instructions of their inner loops and the bytes that they have in flight: arithmetic, not a measurement.
 
 usage: scripts/check_cuda_code.py OBJECT... [--cuobjdump PATH] [--targets sm_80,sm_86,...] [--forecast]"""
@@ -16,6 +16,7 @@ import sys
 # Kernel (by its name and first template arguments) -> registers at most, opcodes that must be there with the least count,
 # and opcodes (as regular expressions) that must not. STL and LDL (spills, arrays in local memory) never may be.
 WIDE = r"LDG\.E\.(NA\.)?128"  # no L1 allocation: a hint that some targets show
+COPY = r"LDGSTS\.E\.BYPASS\.128"
 SLOW = ["I2F", "F2I", "F2F", "I2FP"]
 GATES = {
     r"matvec<weights_(q4_0|iq4_nl), *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
@@ -28,7 +29,14 @@ GATES = {
     r"matvec<weights_q8_0, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
-    r"attend_part": (64, {r"LDGSTS\.E\.BYPASS\.128": 1, r"LDS\.128": 3}, ["F2F"]),
+    r"attend_part": (64, {COPY: 1, r"LDS\.128": 3}, ["F2F"]),
+    r"gemm<weights_\w+, 64>": (224, {COPY: 6, r"LDSM\.16\.M88\.4": 8, r"LDS\.128": 1, r"HMMA\.16816": 16}, SLOW),
+    r"gemm<weights_\w+, 32>": (128, {COPY: 4, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),
+    r"gemm<weights_\w+, 16>": (128, {COPY: 3, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),
+    r"unpack_rows<weights_q[46]_k>": (64, {WIDE: 6, r"STG\.E\.64": 8}, SLOW),
+    r"unpack_rows": (64, {WIDE: 1, r"STG\.E\.64": 4}, SLOW),
+    r"fill_rows|add_splits|add_bias|gather|scatter|to_bf16": (64, {}, []),
+    r"round_columns": (128, {r"LDS\.128": 2, "FFMA": 36}, []),
     r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
 }
 
@@ -86,16 +94,16 @@ def functions(text):
     return found
 
 
-def inner_loop(code):
-    """The longest stretch between a backward branch and its target that holds an mma."""
-    best = []
+def mma_loops(code):
+    """Opcodes of each stretch between a backward branch and its target that holds an mma, the longest first."""
+    loops = []
     for address, op, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands) if op.startswith("BRA") else None
         if target and int(target[1], 16) < address:
             loop = [o for at, o, _ in code if int(target[1], 16) <= at <= address]
-            if any(o.startswith(("HMMA", "IMMA")) for o in loop) and len(loop) > len(best):
-                best = loop
-    return best
+            if any(o.startswith(("HMMA", "IMMA")) for o in loop):
+                loops.append(loop)
+    return sorted(loops, key=len, reverse=True)
 
 
 def short(name):
@@ -130,13 +138,18 @@ LATENCY = 800e-9  # of a load from memory under load
 THREADS = 256
 
 
+def weight_tiles():
+    """{weight type: (columns, bytes) of a tile}"""
+    layout = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cuda", "layout.h")
+    return {m[0].lower(): (int(m[1]), int(m[2])) for m in re.findall(r"X\((\w+), (\d+), (\d+)\)", open(layout).read())}
+
+
 def forecast(loops):
     """A table: the share of readable bandwidth that issue slots and bytes in flight allow, by kernel and device."""
-    layout = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cuda", "layout.h")
-    tiles = {m[0].lower(): (int(m[1]), int(m[2])) for m in re.findall(r"X\((\w+), (\d+), (\d+)\)", open(layout).read())}
+    tiles = weight_tiles()
     print("\n| kernel | instructions a KB of weights | " + " | ".join(d[0] for d in DEVICES) + " |")
     print("|---|---|" + "---|" * len(DEVICES))
-    for name in sorted({name for name, _ in loops}):
+    for name in sorted({name for name, _ in loops if name.startswith("matvec<")}):
         weight_type = re.search(r"weights_(\w+)", name)[1]
         columns, tile_bytes = tiles[weight_type]
         mma_a_tile = columns // 32 * (1 if "acts_q8" in name and weight_type != "q6_k" else 2)
@@ -145,7 +158,7 @@ def forecast(loops):
             if (name, target) not in loops:
                 cells.append("-")
                 continue
-            regs, loop = loops[name, target]
+            regs, (loop, *_) = loops[name, target]
             loop_tiles = sum(o.startswith(("HMMA", "IMMA")) for o in loop) / mma_a_tile
             loop_bytes = loop_tiles * tile_bytes
             density[target] = len(loop) / loop_bytes * 1024
@@ -157,6 +170,49 @@ def forecast(loops):
         most = max(density.values()) if density else 0
         print(f"| {name} | {most:.0f} | " + " | ".join(cells) + " |")
     print("(in brackets: issue slots and bytes in flight over what full bandwidth needs)")
+
+
+# Cycles of an m16n8k16 with f32 sums on a quarter of a multiprocessor: from the vendor's dense f16 rates; mma.sync on
+# H100 and H200 reaches about 62 % of wgmma's rate, and for B200 the same cycles are assumed (nothing published).
+MMA_CYCLES = {"A100": 8, "RTX 4090": 32, "H100": 6.5, "H200": 6.5, "B200": 6.5}
+SHARED_KB = {"sm_80": 164, "sm_89": 100, "sm_90a": 228, "sm_100a": 228}
+
+
+def forecast_gemm(loops):
+    """What bounds products with as many tokens as a block of gemm has: memory, issue slots, tensor cores, or bytes in
+    flight; and how much of the readable bandwidth and of the tensor cores' rate for mma.sync that leaves."""
+    tiles = weight_tiles()
+    print("\n| kernel | instructions a KB of weights | " + " | ".join(d[0] for d in DEVICES) + " |")
+    print("|---|---|" + "---|" * len(DEVICES))
+    key = lambda name: (re.search(r"weights_(\w+)", name)[1], int(re.search(r", (\d+)>", name)[1]))
+    for name in sorted({name for name, _ in loops if name.startswith("gemm<")}, key=key):
+        weight_type, tokens = key(name)
+        columns, tile_bytes = tiles[weight_type]
+        row_tiles = 4 if weight_type == "f16" else 8  # of a block: cuda/gemm.cu, shape
+        stage_bytes = row_tiles * tile_bytes * 128 // columns
+        stage_mma = row_tiles * 128 // 16 * tokens // 8  # of all 8 warps
+        cells, density = [], {}
+        for device, target, count, gb_s, ghz, threads in DEVICES:
+            if (name, target) not in loops:
+                cells.append("-")
+                continue
+            regs, found = loops[name, target]
+            mma = lambda loop: sum(o.startswith("HMMA") for o in loop)
+            instructions, missing = len(found[0]), stage_mma / 8 - mma(found[0])
+            if missing > 0:  # a loop inside the loop
+                instructions += round(missing / mma(found[-1])) * len(found[-1])
+            density[target] = instructions * 8 / stage_bytes * 1024
+            shared = stage_bytes + tokens * 256 + (4 * tokens * 4 if weight_type in ("q4_1", "q4_k") else 0)
+            stages = 4 if tokens < 64 and 4 * shared <= 101376 else 3
+            blocks = min(65536 // (-(-regs // 8) * 8 * THREADS), SHARED_KB[target] * 1024 // (stages * shared + 1024))
+            cycles = {"issue": instructions * 8 / 4, "tensor": stage_mma / 4 * MMA_CYCLES[device]}
+            a_cycle = gb_s * READABLE / count / ghz  # bytes of a multiprocessor
+            cycles["memory"] = stage_bytes / a_cycle
+            cycles["flight"] = LATENCY * ghz * 1e9 / (blocks * (stages - 1))
+            bound = max(cycles, key=cycles.get)
+            cells.append(f"{cycles['memory'] / cycles[bound] * 100:.0f} %, {cycles['tensor'] / cycles[bound] * 100:.0f} % ({bound})")
+        print(f"| {weight_type}, {tokens} tokens | {max(density.values()):.0f} | " + " | ".join(cells) + " |")
+    print("(of bandwidth, of the tensor cores; in brackets what bounds them)")
 
 
 def main():
@@ -176,9 +232,9 @@ def main():
         names = demangle(sorted({name for _, name in code}))
         for (target, mangled), listing in code.items():
             regs, stack, _ = use[target, mangled]
-            name, ops, loop = short(names[mangled]), [op for _, op, _ in listing], inner_loop(listing)
-            if name.startswith("matvec<"):
-                loops[name, target] = (regs, loop)
+            name, ops, found_loops = short(names[mangled]), [op for _, op, _ in listing], mma_loops(listing)
+            if name.startswith(("matvec<", "gemm<")):
+                loops[name, target] = (regs, found_loops)
             seen.add(target)
             faults = check(name, regs, stack, ops)
             failed += bool(faults)
@@ -188,6 +244,7 @@ def main():
         print("{:50} {:8} {:3} registers {:5} instructions {:3} mma {:3} wide loads  {}".format(*row))
     if args.forecast:
         forecast(loops)
+        forecast_gemm(loops)
     missing = set((args.targets or "").split(",")) - seen - {""}
     if missing:
         print("check_cuda_code: no code for", ", ".join(sorted(missing)))

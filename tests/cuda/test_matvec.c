@@ -1,63 +1,10 @@
 /* The decode kernels of every weight type, under the emulator, against double arithmetic on what the CPU's oracle makes
  * of the same weights and activations: odd rows and columns, 1 to 8 tokens, every thread order, both models of a tensor
  * core. */
-#include "gpu.h"
+#include "products.h"
 
-#include "core/half.h"
 #include "core/mem.h"
 #include "cpu/layout.h"
-#include "types/type.h"
-
-/* Those with a layout of their own come first, then some that become f16. */
-static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K,
-                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16,  LLMQ_TYPE_F32,    LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K};
-#define N_TYPES (sizeof types / sizeof *types)
-#define N_QUANTIZED 6
-
-typedef struct problem {
-    llmq_type type;
-    int64_t rows, cols;
-    int n_tok;
-    uint8_t *native;
-    float *x, *bias; /* bias may be NULL */
-} problem;
-
-/* exact: scales of one, and inputs that are whole numbers up to 127 with one of 127 in each group: no rounding at all.
- */
-static void random_block(const llmq_type_info *info, uint8_t *block, bool exact) {
-    llmq_grid grid;
-    uint8_t codes[TYPE_MAX_BLOCK];
-    for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)(rng_u32() >> 5);
-    info->unpack(block, &grid, codes);
-    grid.d = grid.scale[0] =
-        exact ? 1.0f : f16_to_f32(f32_to_f16(uniform(0.5f, 1.5f) * (rng_u32() & 1 ? 1.0f : -1.0f)));
-    grid.dmin = grid.offset[0] = exact ? 2.0f : f16_to_f32(f32_to_f16(uniform(-1.0f, 1.0f)));
-    if (exact)
-        for (int g = 0; g < TYPE_MAX_GROUPS; g++) grid.sc[g] = (int8_t)(grid.sc[g] & 3);
-    info->pack(&grid, codes, block);
-}
-
-static problem make_problem(llmq_type type, int64_t rows, int64_t cols, int n_tok, bool bias, bool exact) {
-    const llmq_type_info *info = type_info(type);
-    int64_t bytes = type_row_bytes(type, cols) * rows;
-    problem p = {type, rows, cols, n_tok, malloc((size_t)bytes), NULL, NULL};
-    if (type_is_float(info)) {
-        float *w = random_floats((size_t)(rows * cols), -1, 1);
-        info->from_f32(w, p.native, rows * cols);
-        free(w);
-    }
-    for (int64_t b = 0; !type_is_float(info) && b < bytes; b += info->block_bytes)
-        random_block(info, p.native + b, exact);
-    p.x = random_floats((size_t)(n_tok * cols), -2, 2);
-    if (exact)
-        for (int64_t i = 0; i < n_tok * cols; i++) p.x[i] = i % 32 == 7 ? 127.0f : (float)((int)(rng_u32() % 15) - 7);
-    if (bias) p.bias = random_floats((size_t)rows, -9, 9);
-    return p;
-}
-
-static void drop_problem(problem *p) {
-    free(p->native), free(p->x), free(p->bias);
-}
 
 /* ---- what it should be */
 
@@ -84,62 +31,24 @@ static double *rounded_q8(const problem *p) {
     return x;
 }
 
-static double *rounded_f16(const problem *p) {
-    double *x = malloc((size_t)(p->n_tok * p->cols) * sizeof *x);
-    for (int64_t i = 0; i < p->n_tok * p->cols; i++) x[i] = (double)f16_to_f32(f32_to_f16(p->x[i]));
-    return x;
-}
-
-/* want and the sum of magnitudes of every product (n_tok, rows), weights as the device has them */
-static void reference(const problem *p, const double *x, double *want, double *mag) {
-    int64_t row_bytes = type_row_bytes(p->type, p->cols);
-    float *w = malloc((size_t)p->cols * sizeof *w);
-    for (int64_t r = 0; r < p->rows; r++) {
-        type_to_f32(p->type, p->native + r * row_bytes, w, p->cols);
-        if (cuda_packed_type(p->type) == LLMQ_TYPE_F16)
-            for (int64_t c = 0; c < p->cols; c++) w[c] = f16_to_f32(f32_to_f16(w[c]));
-        for (int t = 0; t < p->n_tok; t++) {
-            double sum = p->bias ? (double)p->bias[r] : 0, m = fabs(sum);
-            for (int64_t c = 0; c < p->cols; c++) {
-                sum += (double)w[c] * x[t * p->cols + c];
-                m += fabs((double)w[c] * x[t * p->cols + c]);
-            }
-            want[t * p->rows + r] = sum;
-            mag[t * p->rows + r] = m;
-        }
-    }
-    free(w);
-}
-
 /* ---- what it is */
-
-#define PAD 3 /* floats between rows of y */
 
 typedef struct on_gpu {
     cuda_matrix w;
-    void *packed, *bias, *x, *acts, *y;
+    void *x, *acts, *y;
     bool f16;
 } on_gpu;
 
 static on_gpu put_on_gpu(const problem *p, bool f16) {
-    llmq_type type = cuda_packed_type(p->type);
-    size_t bytes = cuda_pack_bytes(type, p->rows, p->cols);
-    llmq_err err;
-    assert_true(bytes > 0);
-    void *packed = malloc(bytes);
-    if (cuda_pack(p->type, p->rows, p->cols, p->native, packed, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-    on_gpu g = {.f16 = f16, .packed = input_of("weights", packed, bytes)};
-    free(packed);
-    if (p->bias) g.bias = input_of("bias", p->bias, (size_t)p->rows * sizeof(float));
+    on_gpu g = {.w = weights_on_gpu(p), .f16 = f16};
     g.x = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
     g.acts = output_of("activations", (f16 ? cuda_acts_f16_bytes : cuda_acts_q8_bytes)(p->n_tok, p->cols));
     g.y = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
-    g.w = (cuda_matrix){type, p->rows, p->cols, g.packed, g.bias};
     return g;
 }
 
 static void drop_from_gpu(on_gpu *g) {
-    gpu_free(g->packed), gpu_free(g->bias), gpu_free(g->x), gpu_free(g->acts), gpu_free(g->y);
+    drop_weights(&g->w), gpu_free(g->x), gpu_free(g->acts), gpu_free(g->y);
 }
 
 /* y (n_tok, rows + PAD): what lies between the rows has to stay as it was. */
@@ -154,17 +63,6 @@ static void run(const problem *p, const on_gpu *g, float *y, const char *what) {
     from_device(y, g->y, n * sizeof *y, what);
     for (int t = 0; t < p->n_tok; t++)
         for (int i = 0; i < PAD; i++) assert_true(y[t * (p->rows + PAD) + p->rows + i] == guard);
-}
-
-static void compare(const problem *p, const float *y, const double *want, const double *mag, double tol,
-                    const char *what) {
-    for (int t = 0; t < p->n_tok; t++)
-        for (int64_t r = 0; r < p->rows; r++) {
-            double error = fabs((double)y[t * (p->rows + PAD) + r] - want[t * p->rows + r]);
-            if (!(error <= tol * (mag[t * p->rows + r] + 1e-30)))
-                fail_msg("%s: row %d token %d is %g, expected %g", what, (int)r, t, (double)y[t * (p->rows + PAD) + r],
-                         want[t * p->rows + r]);
-        }
 }
 
 /* One problem in every order: close to the reference, and the same bits whatever the order. */

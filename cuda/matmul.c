@@ -1,0 +1,85 @@
+/* Which kernels multiply how many tokens (cuda/matmul.h). */
+#include "cuda/matmul.h"
+
+#include "cuda/gemm.h"
+#include "cuda/layout.h"
+
+#define GEMM_TOKENS 256         /* from there on unpacking costs less than what cuBLAS gains. UNTUNED */
+#define SLAB_BYTES (64LL << 20) /* of f16 weights at once */
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* Decode: the 8-bit form, then the f16 form. */
+static size_t f16_offset(int64_t cols) {
+    return (cuda_acts_q8_bytes(ACT_TOKENS, cols) + 255) / 256 * 256;
+}
+
+size_t cuda_input_bytes(int64_t n_tok, int64_t cols) {
+    size_t decode = f16_offset(cols) + cuda_acts_f16_bytes(ACT_TOKENS, cols);
+    return n_tok <= ACT_TOKENS ? decode : larger(decode, cuda_acts_rows_bytes(n_tok, cols));
+}
+
+cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, void *forms) {
+    return (cuda_input){.x = x, .n_tok = n_tok, .cols = cols, .forms = forms};
+}
+
+static int64_t row_bytes(int64_t cols) {
+    return cuda_acts_rows_ld(cols) * (int64_t)sizeof(uint16_t);
+}
+
+size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
+    if (n_tok <= ACT_TOKENS) return 0;
+    size_t gemm = cuda_gemm_bytes(n_tok, rows, cols);
+    if (n_tok <= GEMM_TOKENS) return gemm;
+    int64_t all = rows * row_bytes(cols), one_tile = TILE_ROWS * row_bytes(cols), most = SLAB_BYTES;
+    if (most < one_tile) most = one_tile;
+    return larger(gemm, (size_t)(all < most ? all : most));
+}
+
+static void decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
+    int n_tok = (int)in->n_tok;
+    if (w->type == LLMQ_TYPE_F16) {
+        void *acts = (uint8_t *)in->forms + f16_offset(in->cols);
+        if (!in->has_f16) cuda_acts_f16(stream, in->x, n_tok, in->cols, acts);
+        in->has_f16 = true;
+        cuda_matvec_f16(stream, w, acts, n_tok, y, ldy);
+        return;
+    }
+    if (!in->has_q8) cuda_acts_q8(stream, in->x, n_tok, in->cols, in->forms);
+    in->has_q8 = true;
+    cuda_matvec_q8(stream, w, in->forms, n_tok, y, ldy);
+}
+
+/* f16 weights of `slab` rows at a time, then cuBLAS. */
+static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w, const cuda_input *in, int64_t slab,
+                                       float *y, int64_t ldy, const cuda_scratch *s, llmq_err *err) {
+    int64_t ld = cuda_acts_rows_ld(w->cols), cols = (w->cols + 15) / 16 * 16; /* 16 columns change places */
+    size_t tile_row = cuda_pack_bytes(w->type, TILE_ROWS, w->cols);
+    for (int64_t row = 0; row < w->rows; row += slab) {
+        cuda_matrix part = {.type = w->type, .rows = slab < w->rows - row ? slab : w->rows - row, .cols = w->cols};
+        part.packed = (const uint8_t *)w->packed + (size_t)(row / TILE_ROWS) * tile_row;
+        cuda_unpack_rows(stream, &part, s->memory);
+        LLMQ_TRY(cuda_blas_gemm_f16(s->blas, stream, part.rows, in->n_tok, cols, s->memory, ld, in->forms, ld, y + row,
+                                    ldy, err));
+    }
+    if (w->bias) cuda_add_bias(stream, w, (int)in->n_tok, y, ldy);
+    return LLMQ_OK;
+}
+
+llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
+                        const cuda_scratch *scratch, llmq_err *err) {
+    if (in->n_tok <= ACT_TOKENS) {
+        decode(stream, w, in, y, ldy);
+        return LLMQ_OK;
+    }
+    if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);
+    in->has_rows = true;
+    int64_t slab = (int64_t)scratch->bytes / row_bytes(w->cols);
+    if (slab < w->rows) slab -= slab % TILE_ROWS;
+    if (in->n_tok > GEMM_TOKENS && scratch->blas && slab > 0)
+        return unpack_and_multiply(stream, w, in, slab, y, ldy, scratch, err);
+    cuda_gemm(stream, w, in->forms, (int)in->n_tok, y, ldy, scratch->memory, scratch->bytes);
+    return LLMQ_OK;
+}

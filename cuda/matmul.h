@@ -1,0 +1,54 @@
+/* Products of packed weights with any number of tokens: one entry that picks the kernels by the number of tokens.
+ *     1 to 8       the decode kernels (cuda/matvec.cu): 8-bit activations, f16 ones where weights are f16
+ *     9 to 256     gemm (cuda/gemm.cu): f16 activations, weights unpacked on the fly, f32 sums
+ *     more         weights unpacked to f16, then cuBLAS; gemm where there is no cuBLAS
+ * For C. Pointers are device addresses; sizes are checked by the caller. Calls are queued on the stream in order.
+ *
+ * How a layer uses it:
+ *     cuda_input in = cuda_input_of(x, n_tok, cols, forms);       one for each distinct input
+ *     LLMQ_TRY(cuda_matmul(stream, &layer->q, &in, q, ldq, &scratch, err));
+ *     LLMQ_TRY(cuda_matmul(stream, &layer->k, &in, k, ldk, &scratch, err));    shares what q made of x */
+#ifndef LLMQ_CUDA_MATMUL_H
+#define LLMQ_CUDA_MATMUL_H
+
+#include "cuda/blas.h"
+#include "cuda/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One input of matrices, and the forms that they have asked for so far. x may not change while it is in use; `forms`
+ * may serve one input after another. */
+typedef struct cuda_input {
+    const float *x; /* (n_tok, cols) */
+    int64_t n_tok, cols;
+    void *forms; /* cuda_input_bytes, 256-byte aligned */
+    bool has_q8, has_f16, has_rows;
+} cuda_input;
+
+/* Enough for up to n_tok tokens of up to cols columns. */
+size_t cuda_input_bytes(int64_t n_tok, int64_t cols);
+cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, void *forms);
+
+/* What products need besides their operands; one for each stream. */
+typedef struct cuda_scratch {
+    void *memory; /* 256-byte aligned */
+    size_t bytes;
+    cuda_blas *blas; /* NULL: own kernels only */
+} cuda_scratch;
+
+/* Enough for a product of up to n_tok tokens with up to (rows, cols) weights. Rows beyond what 64 MiB of f16 hold are
+ * multiplied in slabs. */
+size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols);
+
+/* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]); in->cols is w->cols. Fails only where cuBLAS does; launches
+ * that fail show at gpu_wait. */
+llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
+                        const cuda_scratch *scratch, llmq_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

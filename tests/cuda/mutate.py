@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Mistakes seeded into the kernels, one at a time: each has to be found by the kernels' own tests under the emulator, and
+those that the emulator reports have to come with their line. By hand, it compiles for minutes:
+
+usage: tests/cuda/mutate.py BUILD_FOLDER [WORD]      (only mutations whose name holds a match of WORD)"""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FAULT = r" at \w+\.cuh?:\d+: "         # a report of the emulator, with its line
+VALUES = r"expected|memory_equal|Failure!"  # wrong results: no line of the kernel to name
+
+# File, name, text, what becomes of it, how it has to be found.
+MUTATIONS = [
+    ("gemm.cu", "no wait for copies", "cp_async_wait<S::stages - 2>();", "", FAULT),
+    ("gemm.cu", "a wait for one group too few", "cp_async_wait<S::stages - 2>();", "cp_async_wait<S::stages - 1>();", FAULT),
+    ("gemm.cu", "no barrier after the wait", "__syncthreads(); /* this stage", "/* this stage", FAULT),
+    ("gemm.cu", "the barrier before the wait", "cp_async_wait<S::stages - 2>();\n        __syncthreads();",
+     "__syncthreads();\n        cp_async_wait<S::stages - 2>();", FAULT),
+    ("gemm.cu", "no commit", "        cp_async_commit();\n", "", FAULT),
+    ("gemm.cu", "a stage is filled that is read", "copy_next((place ? place : S::total) - S::bytes,", "copy_next(place,", FAULT),
+    ("gemm.cu", "the next stage is read", "sptr<const uint8_t> weights = stages + place,",
+     "sptr<const uint8_t> weights = stages + (place + S::bytes) % S::total,", FAULT),
+    ("gemm.cu", "one stage too many is copied", "left >= S::stages);", "left >= S::stages - 1);", FAULT),
+    ("gemm.cu", "columns past the last tile", "there = (at >= W::bytes) < from.tiles_left;", "there = from.tiles_left > 0;", FAULT),
+    ("gemm.cu", "rows past the last tile", "(there ? static_cast<int64_t>(row_tile) * w.n_tiles : 0)",
+     "static_cast<int64_t>(row_tile) * w.n_tiles", FAULT),
+    ("gemm.cu", "no barrier before the halves are added", "        __syncthreads();\n        add_halves", "        add_halves", FAULT),
+    ("gemm.cu", "no barrier between the halves", "    __syncthreads();\n    if (k_warp == 0) {", "    if (k_warp == 0) {", FAULT),
+    ("gemm.cu", "a row too many is stored", "if (row >= rows || token", "if (row > rows || token", FAULT + "|" + VALUES),
+    ("gemm.cu", "tokens that are not there are stored", "|| token >= x.n_tok) continue;", ") continue;", FAULT),
+    ("gemm.cu", "all splits write the same", "static_cast<int64_t>(blockIdx.z) * x.n_tok * ldy", "int64_t{0}", FAULT),
+    ("gemm.cu", "chunks in other places than they were copied to", "acts_place(lane % 8, part * 8 + j * 4 + lane / 8)",
+     "acts_place(lane % 8, part * 8 + j * 4 + (lane / 8 ^ 1))", VALUES),
+    ("gemm.cu", "minimums of the next group", "sums[((part * 2 + j) * TOKENS", "sums[((part * 2 + (j ^ 1)) * TOKENS", VALUES),
+    ("gemm.cu", "a split too few is added", "for (int s = 0; s < splits; s++)", "for (int s = 1; s < splits; s++)", VALUES),
+    ("quant.cu", "no barrier after the factors", "    __syncthreads();\n    const int64_t row", "    const int64_t row", FAULT),
+    ("quant.cu", "rows that are not there", "    if (row >= rows) return;\n", "", FAULT),
+    ("quant.cu", "factors of columns that are not there", "k < n && j < k ? at", "j < k ? at", FAULT),
+    ("quant.cu", "a panel skips the column before it", "for (int j = 0; j < k0; j++) {", "for (int j = 0; j < k0 - 1; j++) {", VALUES),
+]
+
+
+def compiler(build):
+    """How the build compiles kernels for the emulator and links their tests."""
+    commands = subprocess.run(["ninja", "-C", build, "-t", "commands", "cuda_test_gemm"], capture_output=True, text=True,
+                              check=True).stdout.splitlines()
+    of = next(c for c in commands if c.endswith("cuda/gemm.cu"))
+    return of.split(" -MD ")[0].replace("-O2", "-O1")
+
+
+def link(build, test, mutant, program):
+    command = subprocess.run(["ninja", "-C", build, "-t", "commands", test], capture_output=True, text=True,
+                             check=True).stdout.splitlines()[-1]
+    command = re.sub(r"^: && | && :$", "", command)
+    command = re.sub(r"-o \S+", f"{mutant} -o {program}", command, count=1)
+    subprocess.run(command, shell=True, check=True, cwd=build)
+
+
+def main():
+    build, word = os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    compile_command, missed = compiler(build), 0
+    for name, what, text, becomes, expected in MUTATIONS:
+        if not re.search(word, what):
+            continue
+        source = open(os.path.join(ROOT, "cuda", name)).read()
+        if source.count(text) != 1:
+            sys.exit(f"mutate: {name}: {text!r} is there {source.count(text)} times")
+        with tempfile.TemporaryDirectory() as folder:
+            mutant, test = os.path.join(folder, name), "cuda_test_" + name[:-3]
+            open(mutant, "w").write(source.replace(text, becomes))
+            subprocess.run(f"{compile_command} -w -c {mutant} -o {mutant}.o", shell=True, check=True)
+            link(build, test, mutant + ".o", os.path.join(folder, "test"))
+            try:
+                run = subprocess.run([os.path.join(folder, "test")], capture_output=True, text=True, timeout=300)
+            except subprocess.TimeoutExpired:
+                run = subprocess.CompletedProcess([], 1, "", "timeout")
+            said = run.stdout + run.stderr
+            found = run.returncode != 0 and re.search(expected, said)
+            missed += not found
+            first = next((l for l in said.splitlines() if "ERROR" in l or "expected" in l), "").replace("[  ERROR   ] --- ", "")
+            print(f"{'found ' if found else 'MISSED'} {name}: {what}: {first[:240]}", flush=True)
+    print(f"mutate: {missed} missed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+/* What the tests of products share: weights of every type, what products with them should be, and how far off they may
+ * be. */
+#ifndef LLMQ_TESTS_CUDA_PRODUCTS_H
+#define LLMQ_TESTS_CUDA_PRODUCTS_H
+
+#include "gpu.h"
+
+#include "core/half.h"
+#include "types/type.h"
+
+/* Those with a layout of their own come first, then some that become f16. */
+static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K,
+                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16,  LLMQ_TYPE_F32,    LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K};
+#define N_TYPES (sizeof types / sizeof *types)
+#define N_QUANTIZED 6
+
+typedef struct problem {
+    llmq_type type;
+    int64_t rows, cols;
+    int n_tok;
+    uint8_t *native;
+    float *x, *bias; /* bias may be NULL */
+} problem;
+
+/* exact: scales of one, and inputs that are whole numbers up to 127 with one of 127 in each group: no rounding at all.
+ */
+static void random_block(const llmq_type_info *info, uint8_t *block, bool exact) {
+    llmq_grid grid;
+    uint8_t codes[TYPE_MAX_BLOCK];
+    for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)(rng_u32() >> 5);
+    info->unpack(block, &grid, codes);
+    grid.d = grid.scale[0] =
+        exact ? 1.0f : f16_to_f32(f32_to_f16(uniform(0.5f, 1.5f) * (rng_u32() & 1 ? 1.0f : -1.0f)));
+    grid.dmin = grid.offset[0] = exact ? 2.0f : f16_to_f32(f32_to_f16(uniform(-1.0f, 1.0f)));
+    if (exact)
+        for (int g = 0; g < TYPE_MAX_GROUPS; g++) grid.sc[g] = (int8_t)(grid.sc[g] & 3);
+    info->pack(&grid, codes, block);
+}
+
+static inline problem make_problem(llmq_type type, int64_t rows, int64_t cols, int n_tok, bool bias, bool exact) {
+    const llmq_type_info *info = type_info(type);
+    int64_t bytes = type_row_bytes(type, cols) * rows;
+    problem p = {type, rows, cols, n_tok, malloc((size_t)bytes), NULL, NULL};
+    if (type_is_float(info)) {
+        float *w = random_floats((size_t)(rows * cols), -1, 1);
+        info->from_f32(w, p.native, rows * cols);
+        free(w);
+    }
+    for (int64_t b = 0; !type_is_float(info) && b < bytes; b += info->block_bytes)
+        random_block(info, p.native + b, exact);
+    p.x = random_floats((size_t)(n_tok * cols), -2, 2);
+    if (exact)
+        for (int64_t i = 0; i < n_tok * cols; i++) p.x[i] = i % 32 == 7 ? 127.0f : (float)((int)(rng_u32() % 15) - 7);
+    if (bias) p.bias = random_floats((size_t)rows, -9, 9);
+    return p;
+}
+
+static void drop_problem(problem *p) {
+    free(p->native), free(p->x), free(p->bias);
+}
+
+/* x rounded to f16 */
+static double *rounded_f16(const problem *p) {
+    double *x = malloc((size_t)(p->n_tok * p->cols) * sizeof *x);
+    for (int64_t i = 0; i < p->n_tok * p->cols; i++) x[i] = (double)f16_to_f32(f32_to_f16(p->x[i]));
+    return x;
+}
+
+/* want and the sum of magnitudes of every product (n_tok, rows), weights as the device has them */
+static void reference(const problem *p, const double *x, double *want, double *mag) {
+    int64_t row_bytes = type_row_bytes(p->type, p->cols);
+    float *w = malloc((size_t)p->cols * sizeof *w);
+    for (int64_t r = 0; r < p->rows; r++) {
+        type_to_f32(p->type, p->native + r * row_bytes, w, p->cols);
+        if (cuda_packed_type(p->type) == LLMQ_TYPE_F16)
+            for (int64_t c = 0; c < p->cols; c++) w[c] = f16_to_f32(f32_to_f16(w[c]));
+        for (int t = 0; t < p->n_tok; t++) {
+            double sum = p->bias ? (double)p->bias[r] : 0, m = fabs(sum);
+            for (int64_t c = 0; c < p->cols; c++) {
+                sum += (double)w[c] * x[t * p->cols + c];
+                m += fabs((double)w[c] * x[t * p->cols + c]);
+            }
+            want[t * p->rows + r] = sum;
+            mag[t * p->rows + r] = m;
+        }
+    }
+    free(w);
+}
+
+/* Packed, with the bias, as inputs of kernels. */
+static inline cuda_matrix weights_on_gpu(const problem *p) {
+    cuda_matrix w = {cuda_packed_type(p->type), p->rows, p->cols, NULL, NULL};
+    size_t bytes = cuda_pack_bytes(w.type, p->rows, p->cols);
+    llmq_err err;
+    assert_true(bytes > 0);
+    void *packed = malloc(bytes);
+    if (cuda_pack(p->type, p->rows, p->cols, p->native, packed, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    w.packed = input_of("weights", packed, bytes);
+    free(packed);
+    if (p->bias) w.bias = input_of("bias", p->bias, (size_t)p->rows * sizeof(float));
+    return w;
+}
+static inline void drop_weights(const cuda_matrix *w) {
+    gpu_free((void *)w->packed), gpu_free((void *)w->bias);
+}
+
+#define PAD 3 /* floats between rows of y */
+
+static void compare(const problem *p, const float *y, const double *want, const double *mag, double tol,
+                    const char *what) {
+    for (int t = 0; t < p->n_tok; t++)
+        for (int64_t r = 0; r < p->rows; r++) {
+            double error = fabs((double)y[t * (p->rows + PAD) + r] - want[t * p->rows + r]);
+            if (!(error <= tol * (mag[t * p->rows + r] + 1e-30)))
+                fail_msg("%s: row %d token %d is %g, expected %g", what, (int)r, t, (double)y[t * (p->rows + PAD) + r],
+                         want[t * p->rows + r]);
+        }
+}
+
+#endif
