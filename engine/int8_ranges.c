@@ -14,7 +14,7 @@
 #define EVEN_TOKENS 176    /* of a trial, */
 #define LARGEST_TOKENS 16  /* and those with the largest numbers */
 #define SAMPLE_ROWS 64     /* of each matrix */
-#define TRIALS_SMOOTH 11   /* about, of scales; in fixed ranges four of each */
+#define TRIALS_SMOOTH 11   /* about, of scales; in fixed ranges four of each, and as many with a scale for each token */
 #define TRIALS_RANGE 14
 #define SLAB 64 /* tokens made floats at a time */
 
@@ -34,7 +34,8 @@ llmq_status int8_ranges_create(size_t n_layer, int8_ranges **out, llmq_err *err)
     r->inputs = mem_zalloc(n_layer * SITE_COUNT, sizeof *r->inputs);
     r->range = mem_zalloc(n_layer * SITE_COUNT, sizeof *r->range);
     r->scales = mem_zalloc(n_layer, sizeof *r->scales);
-    if (!r->inputs || !r->range || !r->scales)
+    r->token = mem_zalloc(n_layer, sizeof *r->token);
+    if (!r->inputs || !r->range || !r->scales || !r->token)
         return mem_error(err, n_layer * SITE_COUNT * sizeof *r->inputs, "ranges of inputs");
     for (size_t i = 0; i < n_layer * SITE_COUNT; i++)
         r->inputs[i] = (llmq_quant_input){
@@ -44,11 +45,12 @@ llmq_status int8_ranges_create(size_t n_layer, int8_ranges **out, llmq_err *err)
 
 void int8_ranges_destroy(int8_ranges *r) {
     if (!r) return;
-    for (size_t l = 0; r->scales && l < r->n_layer; l++)
-        for (int site = 0; site < SITE_COUNT; site++) mem_free(r->scales[l].s[site]);
+    for (size_t l = 0; r->scales && r->token && l < r->n_layer; l++)
+        for (int site = 0; site < SITE_COUNT; site++) mem_free(r->scales[l].s[site]), mem_free(r->token[l].s[site]);
     mem_free(r->inputs);
     mem_free(r->range);
     mem_free(r->scales);
+    mem_free(r->token);
     mem_free(r);
 }
 
@@ -120,9 +122,22 @@ static llmq_status observe(finder *f, const int8_problem *p, const float *s, int
     return LLMQ_OK;
 }
 
+/* What a site in a fixed range would lose with a scale for each token instead, and its scales then, which are others.
+ */
+static llmq_status find_token_scales(const int8_problem *p, int8_trial *t, float *s, llmq_quant_input *in,
+                                     llmq_err *err) {
+    int8_problem own = *p;
+    int8_smooth_report smooth;
+    own.fixed = false;
+    LLMQ_TRY(smooth_scales(&own, t, s, &smooth, err));
+    in->token_error = smooth.after;
+    in->token_alpha = smooth.alpha;
+    return LLMQ_OK;
+}
+
 /* With everything about the site at hand. */
-static llmq_status find_range(finder *f, const int8_problem *p, bool may_scale, float *s, llmq_quant_input *in,
-                              llmq_act_range *range, llmq_err *err) {
+static llmq_status find_range(finder *f, const int8_problem *p, bool may_scale, float *s, float *token_s,
+                              llmq_quant_input *in, llmq_act_range *range, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     int8_trial *t = NULL;
     int8_observers *o = NULL;
@@ -152,19 +167,27 @@ static llmq_status find_range(finder *f, const int8_problem *p, bool may_scale, 
     if (!(smooth.alpha > 0)) in->plain_error = best.error;
     in->kept = !isfinite(best.error) || !best.observer;
     if (in->kept) snprintf(in->note, sizeof in->note, "its outputs could not be measured");
+    if (!in->kept && f->job->smooth && may_scale) LLMQ_TRY_GOTO(find_token_scales(p, t, token_s, in, err));
 done:
     int8_observers_destroy(o);
     int8_trial_destroy(t);
     return status;
 }
 
+static void keep_if(bool wanted, float **to, float **from) {
+    if (!wanted) return;
+    *to = *from;
+    *from = NULL;
+}
+
 /* The site's matrices that will be rounded, and tokens; then its range. */
-static llmq_status find_site(finder *f, size_t first, size_t last, llmq_site_id site, llmq_quant_input *in,
-                             llmq_act_range *range, float **scales, llmq_err *err) {
+static llmq_status find_site(finder *f, int layer, size_t first, size_t last, llmq_site_id site, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     const int8_ranges_job *job = f->job;
+    llmq_quant_input *in = &f->r->inputs[(size_t)layer * SITE_COUNT + (size_t)site];
+    llmq_act_range *range = &f->r->range[(size_t)layer * SITE_COUNT + (size_t)site];
     llmq_site_matrix matrices[ROLE_COUNT];
-    float *samples[ROLE_COUNT], *s = NULL;
+    float *samples[ROLE_COUNT], *s = NULL, *token_s = NULL;
     int32_t *channel = NULL;
     int64_t token[EVEN_TOKENS + LARGEST_TOKENS], rows = 0;
     int8_problem p = {.site = {.matrices = matrices, .cols = f->cols, .ops = job->model->ops, .team = job->team},
@@ -192,20 +215,20 @@ static llmq_status find_site(finder *f, size_t first, size_t last, llmq_site_id 
     LLMQ_TRY_GOTO(scales_channels(job->model, site, &p.site.n_channels, &channel, err));
     p.site.channel = channel;
     s = mem_alloc((size_t)p.site.n_channels, sizeof *s);
-    if (!s) LLMQ_TRY_GOTO(mem_error(err, (size_t)p.site.n_channels * sizeof *s, "the scales of a site"));
+    token_s = mem_alloc((size_t)p.site.n_channels, sizeof *s);
+    if (!s || !token_s) LLMQ_TRY_GOTO(mem_error(err, (size_t)p.site.n_channels * sizeof *s, "the scales of a site"));
     for (int64_t k = 0; k < p.site.n_channels; k++) s[k] = 1;
-    LLMQ_TRY_GOTO(
-        find_range(f, &p, site_may_scale(job->ex, first, last, site, job->grid, job->user), s, in, range, err));
-    if (in->alpha > 0) {
-        *scales = s;
-        s = NULL;
-    }
+    bool may_scale = site_may_scale(job->ex, first, last, site, job->grid, job->user);
+    LLMQ_TRY_GOTO(find_range(f, &p, may_scale, s, token_s, in, range, err));
+    keep_if(in->alpha > 0, &f->r->scales[layer].s[site], &s);
+    keep_if(in->token_alpha > 0, &f->r->token[layer].s[site], &token_s);
     double work = int8_ranges_work(rows, f->cols, f->n_tok, job->fixed, job->smooth, team_size(job->team));
     if (!job->tick_search(job->user, work)) LLMQ_TRY_GOTO(llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped"));
 done:
     for (int i = 0; i < p.site.n_matrices; i++) mem_free(samples[i]);
     mem_free(channel);
     mem_free(s);
+    mem_free(token_s);
     return status;
 }
 
@@ -215,12 +238,10 @@ static llmq_status find_layer(finder *f, int layer, size_t first, size_t last, l
     int64_t n_tokens;
     LLMQ_TRY(calib_run_layer(f->run, layer, err));
     for (int site = 0; site < SITE_COUNT; site++) {
-        size_t at = (size_t)layer * SITE_COUNT + (size_t)site;
         memset(f->most, 0, (size_t)calib_site_cols(&f->job->model->hp, (llmq_site_id)site) * sizeof *f->most);
         LLMQ_TRY(calib_run_site(f->run, (llmq_site_id)site, NULL, &n_tokens, err));
         site_release(f->job->model, f->ready);
-        LLMQ_TRY(find_site(f, first, last, (llmq_site_id)site, &f->r->inputs[at], &f->r->range[at],
-                           &f->r->scales[layer].s[site], err));
+        LLMQ_TRY(find_site(f, layer, first, last, (llmq_site_id)site, err));
         LLMQ_TRY(site_prepare(f->job->model, layer, (llmq_site_id)site, f->run, f->ready, f->job->team, err));
         mem_note_peak();
     }
@@ -229,7 +250,21 @@ static llmq_status find_layer(finder *f, int layer, size_t first, size_t last, l
     return LLMQ_OK;
 }
 
-/* The worst sites keep a scale for each token, as far as the share of the work that may be kept allows. */
+static void keep(int8_ranges *r, size_t at) {
+    llmq_quant_input *in = &r->inputs[at];
+    float **s = &r->scales[at / SITE_COUNT].s[at % SITE_COUNT], **token = &r->token[at / SITE_COUNT].s[at % SITE_COUNT];
+    in->kept = true;
+    snprintf(in->note, sizeof in->note,
+             "outliers: %.2g of its outputs is lost in the best range, %.2g with a scale for each token", in->error,
+             in->token_error);
+    mem_free(*s);
+    *s = *token;
+    *token = NULL;
+    in->alpha = in->token_alpha;
+}
+
+/* The sites that lose most by a fixed range keep a scale for each token, as far as the share of the work that may be
+ * kept allows. */
 static void choose_kept(int8_ranges *r) {
     double all = 0, kept = 0;
     size_t n = r->n_layer * SITE_COUNT;
@@ -238,20 +273,18 @@ static void choose_kept(int8_ranges *r) {
         kept += r->inputs[i].kept ? (double)r->inputs[i].macs : 0;
     }
     for (;;) {
-        llmq_quant_input *worst = NULL;
+        size_t worst = n;
         for (size_t i = 0; i < n; i++) {
-            llmq_quant_input *in = &r->inputs[i];
+            const llmq_quant_input *in = &r->inputs[i];
             if (in->kept || in->error < KEEP_ERROR || in->error < KEEP_GAIN * in->token_error ||
                 kept + (double)in->macs > INT8_KEPT_SHARE * all)
                 continue;
-            if (!worst || in->error > worst->error) worst = in;
+            if (worst == n || in->error - in->token_error > r->inputs[worst].error - r->inputs[worst].token_error)
+                worst = i;
         }
-        if (!worst) break;
-        worst->kept = true;
-        kept += (double)worst->macs;
-        snprintf(worst->note, sizeof worst->note,
-                 "outliers: %.2g of its outputs is lost in the best range, %.2g with a scale for each token",
-                 worst->error, worst->token_error);
+        if (worst == n) break;
+        keep(r, worst);
+        kept += (double)r->inputs[worst].macs;
     }
     for (size_t i = 0; i < n; i++)
         if (r->inputs[i].kept) r->range[i] = (llmq_act_range){0};
@@ -269,7 +302,7 @@ int64_t int8_ranges_rows(int64_t rows) {
 /* Trials round the sampled rows and multiply the sampled tokens by them; observers look at every number. */
 double int8_ranges_work(int64_t rows, int64_t cols, int64_t n_tok, bool fixed, bool smooth, int n_workers) {
     double cells = (double)rows * (double)cols, seen = (double)n_tok * (double)cols;
-    double trials = fixed ? TRIALS_RANGE + (smooth ? 4 * TRIALS_SMOOTH : 0) : 1 + (smooth ? TRIALS_SMOOTH : 0);
+    double trials = fixed ? TRIALS_RANGE + (smooth ? 5 * TRIALS_SMOOTH : 0) : 1 + (smooth ? TRIALS_SMOOTH : 0);
     return trials * cells * (3.0 + 0.02 * (EVEN_TOKENS + LARGEST_TOKENS)) / n_workers +
            seen * (fixed ? 4.0 + 12.0 / OBSERVED_ONE_OF : 2.0);
 }

@@ -16,6 +16,7 @@ typedef struct int8_ranges {
     llmq_quant_input *inputs;  /* (n_layer, SITE_COUNT) */
     llmq_act_range *range;     /* likewise; scale 0: kept */
     llmq_layer_scales *scales; /* [n_layer] smoothing */
+    llmq_layer_scales *token;  /* [n_layer] likewise, of what may be kept: the best with a scale for each token */
 } int8_ranges;
 
 typedef struct int8_ranges_job {

@@ -103,7 +103,8 @@ typedef struct llmq_quant_input {
     double alpha;         /* exponent of smoothing; 0: none */
     double error;         /* in the range, or where there is none (scale 0) with a scale for each token */
     double plain_error;   /* the same without smoothing */
-    double token_error;   /* with a scale for each token */
+    double token_error;   /* with a scale for each token, and smoothed for that */
+    double token_alpha;   /* the exponent of that smoothing; 0: none */
     int64_t macs;         /* multiply-adds for a token */
     char note[120];
 } llmq_quant_input;

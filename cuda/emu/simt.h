@@ -24,7 +24,6 @@
 #define SITE_ONLY emu::site at = {}
 #define UNROLL
 #define NO_UNROLL
-#define ALLOW_SHARED(kernel, bytes) ((void)0) /* emu::launch knows what targets have */
 
 /* ---- vectors */
 
