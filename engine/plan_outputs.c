@@ -14,12 +14,12 @@
 static llmq_status check_grid_options(const pipeline *p, llmq_err *err) {
     const llmq_quant_params *params = p->params;
     bool integer = outputs_have_integer(&p->spec);
-    if (params->int8 && (params->group || params->asym || (params->bits && params->bits != 8)))
+    if (params->int8 && (params->group || params->asym > 0 || (params->bits && params->bits != 8)))
         return llmq_fail(err, LLMQ_E_ARG, "--%s: it has symmetric 8-bit weights with one scale a row; leave out %s",
                          pipeline_int8_name(p),
-                         params->group  ? "--group"
-                         : params->asym ? "--asym"
-                                        : "--bits");
+                         params->group      ? "--group"
+                         : params->asym > 0 ? "--asym"
+                                            : "--bits");
     if (!integer && params->group)
         return llmq_fail(err, LLMQ_E_ARG,
                          "--group %d is for --emit gptq, awq and ct; a GGUF type has a block of its own, bnb has %d",
