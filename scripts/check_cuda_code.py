@@ -29,7 +29,7 @@ GATES = {
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
     r"attend_part": (64, {r"LDGSTS\.E\.BYPASS\.128": 1, r"LDS\.128": 3}, ["F2F"]),
-    r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
+    r"attend_merge|argmax|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
 }
 
 
