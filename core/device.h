@@ -67,6 +67,8 @@ typedef struct llmq_device_ops {
                        int64_t n_tok, int64_t pos, llmq_err *err);
     /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */
     llmq_status (*head)(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
+    /* The largest logit of a token of the last run and whose it is, the first of equals; -1 if none is a number. */
+    llmq_status (*likeliest)(llmq_device_work *w, int64_t row, int32_t *token, float *logit, llmq_err *err);
 } llmq_device_ops;
 
 #endif

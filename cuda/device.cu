@@ -83,6 +83,10 @@ llmq_status gpu_wait(llmq_err *err) {
     return judge(cudaDeviceSynchronize(), "kernel", err);
 }
 
+llmq_status gpu_launched(llmq_err *err) {
+    return judge(cudaGetLastError(), "launch", err);
+}
+
 /* ---- streams */
 
 static cudaStream_t native(gpu_stream *s) {
@@ -118,7 +122,6 @@ llmq_status gpu_stream_download(gpu_stream *s, void *to, const void *from, size_
 /* ---- recordings: graphs */
 
 llmq_status gpu_record_begin(gpu_stream *s, llmq_err *err) {
-    LLMQ_TRY(judge(cudaGetLastError(), "launch", err));
     return judge(cudaStreamBeginCapture(native(s), cudaStreamCaptureModeThreadLocal), "recording", err);
 }
 

@@ -41,6 +41,9 @@ void gpu_seal(const void *p);
 /* Waits for all that was queued anywhere; here errors of launches and kernels come to light. */
 llmq_status gpu_wait(llmq_err *err);
 
+/* This thread's launches were accepted so far; does not wait for them. */
+llmq_status gpu_launched(llmq_err *err);
+
 /* ---- streams: what is queued on one runs in that order, beside other streams and the default one */
 
 llmq_status gpu_stream_create(gpu_stream **out, llmq_err *err);

@@ -38,6 +38,7 @@ struct llmq_device_work {
     float *gate, *up;        /* (8, n_ff) */
     void *acts_q8, *acts_f16, *attn_scratch;
     float *logits; /* (8, n_vocab) */
+    void *best;    /* CUDA_ARGMAX_BYTES */
 };
 
 /* ---- caches */
@@ -108,8 +109,8 @@ static void work_destroy(llmq_device_work *w) {
     if (!w) return;
     gpu_use(w->m->device);
     gpu_stream_destroy(w->stream);
-    void *buffers[] = {w->rope, w->inputs, w->x,       w->norm,     w->delta,        w->q,     w->k, w->v, w->attn,
-                       w->gate, w->up,     w->acts_q8, w->acts_f16, w->attn_scratch, w->logits};
+    void *buffers[] = {w->rope, w->inputs, w->x,       w->norm,     w->delta,        w->q,      w->k,   w->v, w->attn,
+                       w->gate, w->up,     w->acts_q8, w->acts_f16, w->attn_scratch, w->logits, w->best};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) gpu_free(buffers[i]);
     mem_free(w->host);
     mem_free(w);
@@ -155,6 +156,7 @@ static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, i
         {&to->acts_f16, widest_acts(d, cuda_acts_f16_bytes)},
         {&to->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
         {&to->logits, tokens * (size_t)d->n_vocab * f32},
+        {&to->best, CUDA_ARGMAX_BYTES},
     };
     *sum = 0;
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
@@ -351,23 +353,45 @@ static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int
                   .x = w->x + at * w->m->d.n_embd,
                   .n_tok = n,
                   .n_keys = pos + at + n};
-        if (n_tok <= ACT_TOKENS) return run_recorded(w, c, &s, err);
-        launch_step(w, c, &s);
+        if (n_tok <= ACT_TOKENS)
+            LLMQ_TRY(run_recorded(w, c, &s, err));
+        else
+            launch_step(w, c, &s);
     }
-    return LLMQ_OK;
+    return gpu_launched(err);
+}
+
+/* Logits of up to 8 tokens, on the device. */
+static void launch_head(llmq_device_work *w, int64_t row, int n) {
+    site in = normalized(w, w->x + row * w->m->d.n_embd, w->m->output_norm, n);
+    multiply(&in, &w->m->head, w->logits);
 }
 
 static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
-    const llmq_device_desc *d = &w->m->d;
+    const int64_t n_vocab = w->m->d.n_vocab;
     LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
     gpu_use(w->m->device);
     for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
         int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
-        site in = normalized(w, w->x + (row + at) * d->n_embd, w->m->output_norm, n);
-        multiply(&in, &w->m->head, w->logits);
-        LLMQ_TRY(gpu_stream_download(w->stream, logits + at * d->n_vocab, w->logits,
-                                     (size_t)(n * d->n_vocab) * sizeof *logits, err));
+        launch_head(w, row + at, n);
+        LLMQ_TRY(gpu_stream_download(w->stream, logits + at * n_vocab, w->logits,
+                                     (size_t)(n * n_vocab) * sizeof *logits, err));
     }
+    return LLMQ_OK;
+}
+
+static llmq_status work_likeliest(llmq_device_work *w, int64_t row, int32_t *token, float *logit, llmq_err *err) {
+    struct {
+        float logit;
+        int32_t token;
+    } best;
+    LLMQ_ASSERT(row >= 0 && row < w->n_batch);
+    gpu_use(w->m->device);
+    launch_head(w, row, 1);
+    cuda_argmax(w->stream, w->logits, w->m->d.n_vocab, w->best);
+    LLMQ_TRY(gpu_stream_download(w->stream, &best, w->best, sizeof best, err));
+    *token = best.token;
+    *logit = best.logit;
     return LLMQ_OK;
 }
 
@@ -383,4 +407,5 @@ const llmq_device_ops cuda_device_ops = {
     .work_destroy = work_destroy,
     .run = work_run,
     .head = work_head,
+    .likeliest = work_likeliest,
 };

@@ -57,6 +57,11 @@ void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float 
 void cuda_add(gpu_stream *stream, float *y, const float *x, int64_t n);
 void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float *y, int64_t n); /* y may be gate */
 
+/* The index of the largest of n < 2^31 numbers, the first of equals; NaN and -infinity do not count. The first 8 bytes
+ * of scratch become {float, int32_t}: the number and its index, -1 if there is none. */
+#define CUDA_ARGMAX_BYTES 520
+void cuda_argmax(gpu_stream *stream, const float *x, int64_t n, void *scratch);
+
 /* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. With q8 codes of one byte,
  * head_dim a multiple of 32, and behind all of them (n_head_kv, n_ctx, head_dim / 32) f16 scales: the CPU's q8_0. */
 typedef struct cuda_kv {

@@ -297,6 +297,14 @@ llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *lo
     return LLMQ_OK;
 }
 
+llmq_status forward_likeliest(llmq_forward *f, int64_t row, int32_t *token, llmq_err *err) {
+    float logit;
+    LLMQ_ASSERT(f->on_device && row >= 0 && row < f->n_hidden);
+    LLMQ_TRY(f->model->device->likeliest(f->on_device, f->device_row + row, token, &logit, err));
+    if (!isfinite(logit)) *token = -1;
+    return LLMQ_OK;
+}
+
 /* ---- memory ---- */
 
 /* Deals out pieces of one block; with base NULL it only counts. */

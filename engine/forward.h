@@ -77,5 +77,7 @@ llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *to
 llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err);
 /* Logits (n_rows, n_vocab) of rows row.. of the hidden states that the last pass kept. */
 llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
+/* Of a model on a device: the likeliest token after that row, without its logits coming here. -1: none is finite. */
+llmq_status forward_likeliest(llmq_forward *f, int64_t row, int32_t *token, llmq_err *err);
 
 #endif

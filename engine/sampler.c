@@ -159,15 +159,18 @@ static int64_t filter(const llmq_sampler *s, int64_t n) {
     return n;
 }
 
+llmq_status sampler_not_finite(llmq_err *err) {
+    return llmq_fail(err, LLMQ_E_NUMERIC,
+                     "the model's logits are not finite; its weights are damaged: download or quantize it again");
+}
+
 llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
                            llmq_err *err) {
     const llmq_sampler_params *p = &s->params;
     memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof *logits);
     if (p->repeat_penalty != 1 && p->repeat_penalty > 0 && p->repeat_last_n > 0) penalize(s, logits, history, n);
     int32_t best = argmax(s->logits, s->n_vocab);
-    if (best < 0 || !isfinite(s->logits[best]))
-        return llmq_fail(err, LLMQ_E_NUMERIC,
-                         "the model's logits are not finite; its weights are damaged: download or quantize it again");
+    if (best < 0 || !isfinite(s->logits[best])) return sampler_not_finite(err);
     *token_out = best;
     if (!(p->temperature > 0)) return LLMQ_OK;
     int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;

@@ -28,6 +28,13 @@ void sampler_follow(llmq_sampler *s, const llmq_sampler *from);
 /* history: the n tokens before. LLMQ_E_NUMERIC if no logit is a number. */
 llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
                            llmq_err *err);
-double sampler_uniform(llmq_sampler *s); /* [0, 1) */
+/* Nothing but the likeliest token counts. */
+static inline bool sampler_is_greedy(const llmq_sampler *s) {
+    const llmq_sampler_params *p = &s->params;
+    bool penalizes = p->repeat_penalty != 1 && p->repeat_penalty > 0 && p->repeat_last_n > 0;
+    return !(p->temperature > 0) && !penalizes;
+}
+llmq_status sampler_not_finite(llmq_err *err); /* the error */
+double sampler_uniform(llmq_sampler *s);       /* [0, 1) */
 
 #endif

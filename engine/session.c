@@ -105,8 +105,16 @@ int64_t llmq_session_n_past(const llmq_session *s) {
 int64_t llmq_session_kv_bytes(const llmq_session *s) {
     return (int64_t)s->cache.bytes;
 }
+llmq_status session_read(llmq_session *s, llmq_err *err) {
+    if (!s->unread) return LLMQ_OK;
+    LLMQ_TRY(forward_head(s->fwd, 0, 1, s->logits, err));
+    s->last = s->logits;
+    s->unread = false;
+    return LLMQ_OK;
+}
 const float *llmq_session_logits(const llmq_session *s) {
-    return s->last;
+    llmq_session *mine = (llmq_session *)s; /* reading them changes nothing that a caller sees */
+    return session_read(mine, NULL) == LLMQ_OK ? s->last : NULL;
 }
 void llmq_session_set_sampler(llmq_session *s, const llmq_sampler_params *params) {
     sampler_set(&s->sampler, params);
@@ -141,6 +149,7 @@ void session_forget_next(llmq_session *s) {
 static llmq_status run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits, llmq_err *err) {
     session_forget_next(s);
     s->last = NULL;
+    s->unread = false;
     LLMQ_TRY(forward_run(s->fwd, &s->cache, tokens, n, s->n_past, n_out, logits, err));
     memcpy(s->tokens + s->n_past, tokens, (size_t)n * sizeof *tokens);
     s->n_past += n;
@@ -185,6 +194,7 @@ void llmq_session_truncate(llmq_session *s, int64_t n_keep) {
     if (n_keep >= s->n_past) return;
     s->n_past = n_keep;
     s->last = NULL;
+    s->unread = false;
 }
 
 llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size_t n, size_t from, llmq_logits_fn *fn,
@@ -208,6 +218,7 @@ llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size
 }
 
 llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err) {
+    LLMQ_TRY(session_read(s, err));
     if (!s->last)
         return llmq_fail(err, LLMQ_E_ARG,
                          "nothing has been run since the session was made or truncated; run tokens before sampling");

@@ -21,6 +21,7 @@ struct llmq_session {
     float *logits;     /* [n_vocab] */
     float *logit_rows; /* (SESSION_LOGIT_ROWS, n_vocab), made when first needed */
     const float *last; /* logits of the last position: in one of these or of speculation's rows; NULL: none */
+    bool unread;       /* `last` is NULL since the last position's logits stayed on the device: session_read */
     llmq_sampler sampler;
     bool has_next; /* llmq_session_next has handed out `next`, which is not run yet */
     int32_t next;
@@ -38,6 +39,8 @@ llmq_status session_params_check(const llmq_model *model, const llmq_session_par
 llmq_status session_check_tokens(const llmq_session *s, const int32_t *tokens, size_t n, int64_t n_past, llmq_err *err);
 /* Whatever llmq_session_next has handed out or run ahead does not count any more. */
 void session_forget_next(llmq_session *s);
+/* Brings the last position's logits here if they are on the device. */
+llmq_status session_read(llmq_session *s, llmq_err *err);
 /* The token after the last position; history as sampling one by one would have it. */
 llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err);
 

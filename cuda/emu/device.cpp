@@ -85,6 +85,10 @@ llmq_status gpu_wait(llmq_err *err) {
     return llmq_fail(err, LLMQ_E_IO, "%s", report.text);
 }
 
+llmq_status gpu_launched(llmq_err *err) {
+    return gpu_wait(err);
+}
+
 /* ---- streams: everything is run as it is queued */
 
 struct gpu_stream {

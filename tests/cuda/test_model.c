@@ -200,6 +200,23 @@ static void test_sessions(void **state) {
     append(s, tokens, N_TOKENS);
     assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
     assert_true(llmq_session_kv_bytes(s) > 0);
+
+    /* Greedy tokens are chosen over there; the logits come when they are asked for, and are what they are otherwise. */
+    int32_t next[2];
+    llmq_session_set_sampler(s, &(llmq_sampler_params){.temperature = 0});
+    for (int i = 0; i < 2; i++) assert_int_equal(llmq_session_next(s, &next[i], NULL), LLMQ_OK);
+    assert_true(s->unread);
+    const float *there = llmq_session_logits(s);
+    assert_non_null(there);
+    for (size_t i = 0; i < first.n_vocab; i++) assert_true(there[i] <= there[next[1]]);
+    memcpy(first.logits, there, first.n_vocab * sizeof *there);
+    int32_t again;
+    assert_int_equal(llmq_session_sample(s, &again, NULL), LLMQ_OK);
+    assert_int_equal(again, next[1]);
+    llmq_session_truncate(s, N_TOKENS);
+    assert_null(llmq_session_logits(s));
+    append(s, next, 1);
+    assert_memory_equal(llmq_session_logits(s), first.logits, first.n_vocab * sizeof *there);
     free(first.logits);
     llmq_session_destroy(s);
     llmq_model_close(model);
