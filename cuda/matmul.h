@@ -39,7 +39,7 @@ typedef struct cuda_scratch {
 } cuda_scratch;
 
 /* Enough for a product of up to n_tok tokens with up to (rows, cols) weights. Rows beyond what 64 MiB of f16 hold are
- * multiplied in slabs. */
+ * multiplied in slabs. 0: none is needed, memory may be NULL. */
 size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols);
 
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]); in->cols is w->cols. Fails only where cuBLAS does; launches

@@ -31,7 +31,6 @@ static bool usable(const void *at, int64_t bytes, bool written) {
     return true;
 }
 
-/* Rows of a matrix; NULL and the message if one is not there. */
 static bool rows_usable(const void *at, int64_t rows, int64_t cols, int64_t ld, int64_t element, bool written) {
     for (int64_t i = 0; i < rows; i++)
         if (!usable(static_cast<const uint8_t *>(at) + i * ld * element, cols * element, written)) return false;
@@ -42,6 +41,11 @@ static llmq_status fail_place(llmq_err *err) {
     return llmq_fail(err, LLMQ_E_IO, "a product reads or writes what is not there");
 }
 
+/* Products are not among the launches that are recorded. */
+static llmq_status not_recorded(llmq_err *err) {
+    return emu::recording_on() ? llmq_fail(err, LLMQ_E_IO, "GPU: no products while launches are recorded") : LLMQ_OK;
+}
+
 static void put(float *at, double value) {
     emu::buffer *b = emu::memory_find(at);
     *at = static_cast<float>(value);
@@ -50,6 +54,7 @@ static void put(float *at, double value) {
 
 llmq_status cuda_blas_gemm_f16(cuda_blas *, gpu_stream *, int64_t m, int64_t n, int64_t k, const uint16_t *a,
                                int64_t lda, const uint16_t *b, int64_t ldb, float *y, int64_t ldy, llmq_err *err) {
+    LLMQ_TRY(not_recorded(err));
     if (!rows_usable(y, n, m, ldy, 4, false) || !rows_usable(a, m, k, lda, 2, true) ||
         !rows_usable(b, n, k, ldb, 2, true))
         return fail_place(err);
@@ -66,6 +71,7 @@ llmq_status cuda_blas_gemm_f16(cuda_blas *, gpu_stream *, int64_t m, int64_t n, 
 
 llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                const float *b, int64_t ldb, float *c, int64_t ldc, llmq_err *err) {
+    LLMQ_TRY(not_recorded(err));
     if (!rows_usable(c, m, n, ldc, 4, true) || !rows_usable(a, m, k, lda, 4, true) ||
         !rows_usable(b, k, n, ldb, 4, true))
         return fail_place(err);
@@ -81,6 +87,7 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t m, int64_t n, 
 
 llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *x, int64_t n_tok, int64_t cols, float *gram,
                            llmq_err *err) {
+    LLMQ_TRY(not_recorded(err));
     if (!rows_usable(gram, cols, cols, cols, 4, true) || !rows_usable(x, n_tok, cols, cols, 2, true))
         return fail_place(err);
     for (int64_t i = 0; i < cols; i++)
@@ -95,6 +102,7 @@ llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *x, int64_t
 }
 
 llmq_status cuda_blas_cholesky(cuda_blas *, gpu_stream *, int64_t n, float *a, int64_t lda, llmq_err *err) {
+    LLMQ_TRY(not_recorded(err));
     for (int64_t i = 0; i < n; i++)
         if (!usable(a + i * lda, (i + 1) * 4, true)) return fail_place(err);
     for (int64_t i = 0; i < n; i++)
