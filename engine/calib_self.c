@@ -269,8 +269,8 @@ static llmq_status create_buffers(self_writer *s, llmq_team *team, llmq_err *err
 }
 
 static void clear_buffers(self_writer *s) {
-    void *blocks[] = {s->ids,  s->kv, s->kv_block, s->x,      s->norm,    s->q,    s->k,  s->v,    s->mixed,
-                      s->gate, s->up, s->delta,    s->logits, s->cos_sin, s->turn, s->q8, s->bf16, s->scratch};
+    void *blocks[] = {s->ids, s->kv,    s->kv_block, s->x,       s->norm, s->q,  s->k,    s->v,    s->mixed,  s->gate,
+                      s->up,  s->delta, s->logits,   s->cos_sin, s->turn, s->q8, s->bf16, s->int8, s->scratch};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     for (int i = 0; i < STREAMS; i++) sampler_destroy(&s->samplers[i]);
 }
