@@ -6,7 +6,7 @@
  *   SHARED(T, name, n)    T name[n] in shared memory, 16-byte aligned;  DYNAMIC_SHARED(T, name) what the launch gave
  *   LAUNCH(kernel, grid, threads, shared_bytes, stream, arguments...)
  *   ALLOW_SHARED(kernel, bytes)   before a launch where static and dynamic shared memory may be more than 48 KB
- *   UNROLL, NO_UNROLL     before a loop
+ *   UNROLL                before a loop
  *   device_pointer(p)     what a launcher makes of an address that it was given
  */
 #ifndef LLMQ_CUDA_SIMT_H
@@ -19,7 +19,6 @@
 #define SITE
 #define SITE_ONLY
 #define UNROLL _Pragma("unroll")
-#define NO_UNROLL _Pragma("unroll 1")
 
 template <class T> using gptr = T *;
 template <class T> using sptr = T *;

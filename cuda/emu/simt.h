@@ -23,7 +23,6 @@
 #define SITE , emu::site at = {}
 #define SITE_ONLY emu::site at = {}
 #define UNROLL
-#define NO_UNROLL
 
 /* ---- vectors */
 
