@@ -6,6 +6,7 @@
 #include "core/mem.h"
 #include "cuda/cuda.h"
 #include "cuda/layout.h"
+#include "cuda/matmul.h"
 #include "cuda/model.h"
 
 /* A step of up to 8 tokens is hundreds of launches, each of which costs the host more than some of them take. So a step
@@ -27,18 +28,18 @@ struct llmq_device_work {
     uint64_t id; /* another for each work of the process */
     gpu_stream *stream;
     int64_t n_ctx, n_batch;
-    bool ran[ACT_TOKENS];    /* a step of so many tokens, less 1, has been run unrecorded: its kernels are loaded */
-    bool unrecorded;         /* recording failed: steps are launched one by one */
-    int32_t *host;           /* what `inputs` gets */
-    float *rope;             /* (n_ctx, n_rot/2, 2) */
-    int32_t *inputs;         /* positions of the first token of every step, then [n_batch] tokens */
-    float *x;                /* (n_batch, n_embd): the residual stream; the hidden states afterwards */
-    float *norm, *delta;     /* (8, n_embd) */
-    float *q, *k, *v, *attn; /* (8, ...) */
-    float *gate, *up;        /* (8, n_ff) */
-    void *acts_q8, *acts_f16, *attn_scratch;
-    float *logits; /* (8, n_vocab) */
-    void *best;    /* CUDA_ARGMAX_BYTES */
+    bool ran[ACT_TOKENS];       /* a step of so many tokens, less 1, has been run unrecorded: its kernels are loaded */
+    bool unrecorded;            /* recording failed: steps are launched one by one */
+    int32_t *host;              /* what `inputs` gets */
+    float *rope;                /* (n_ctx, n_rot/2, 2) */
+    int32_t *inputs;            /* positions of the first token of every step, then [n_batch] tokens */
+    float *x;                   /* (n_batch, n_embd): the residual stream; the hidden states afterwards */
+    float *norm, *delta;        /* (8, n_embd) */
+    float *q, *k, *v, *attn;    /* (8, ...) */
+    float *gate, *up;           /* (8, n_ff) */
+    void *forms, *attn_scratch; /* forms: of one input after another */
+    float *logits;              /* (8, n_vocab) */
+    void *best;                 /* CUDA_ARGMAX_BYTES */
 };
 
 /* ---- caches */
@@ -109,8 +110,8 @@ static void work_destroy(llmq_device_work *w) {
     if (!w) return;
     gpu_use(w->m->device);
     gpu_stream_destroy(w->stream);
-    void *buffers[] = {w->rope, w->inputs, w->x,       w->norm,     w->delta,        w->q,      w->k,   w->v, w->attn,
-                       w->gate, w->up,     w->acts_q8, w->acts_f16, w->attn_scratch, w->logits, w->best};
+    void *buffers[] = {w->rope, w->inputs, w->x,  w->norm,  w->delta,        w->q,      w->k,   w->v,
+                       w->attn, w->gate,   w->up, w->forms, w->attn_scratch, w->logits, w->best};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) gpu_free(buffers[i]);
     mem_free(w->host);
     mem_free(w);
@@ -120,14 +121,10 @@ static size_t steps_of(int64_t n_tok) {
     return (size_t)((n_tok + ACT_TOKENS - 1) / ACT_TOKENS);
 }
 
-static size_t widest_acts(const llmq_device_desc *d, size_t (*bytes_of)(int, int64_t)) {
-    int64_t cols[] = {d->n_embd, d->n_head * d->head_dim, d->n_ff};
-    size_t most = 0;
-    for (int i = 0; i < 3; i++) {
-        size_t bytes = bytes_of(ACT_TOKENS, cols[i]);
-        if (bytes > most) most = bytes;
-    }
-    return most;
+static int64_t widest_input(const llmq_device_desc *d) {
+    int64_t most = d->n_head * d->head_dim;
+    if (most < d->n_embd) most = d->n_embd;
+    return most < d->n_ff ? d->n_ff : most;
 }
 
 /* Allocates the buffers that runs write; with w NULL it only adds up their bytes. */
@@ -152,8 +149,7 @@ static llmq_status alloc_activations(const llmq_device_desc *d, int64_t n_ctx, i
         {&to->attn, tokens * (size_t)q_dim * f32},
         {&to->gate, tokens * (size_t)d->n_ff * f32},
         {&to->up, tokens * (size_t)d->n_ff * f32},
-        {&to->acts_q8, widest_acts(d, cuda_acts_q8_bytes)},
-        {&to->acts_f16, widest_acts(d, cuda_acts_f16_bytes)},
+        {&to->forms, cuda_input_bytes(ACT_TOKENS, widest_input(d))},
         {&to->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
         {&to->logits, tokens * (size_t)d->n_vocab * f32},
         {&to->best, CUDA_ARGMAX_BYTES},
@@ -219,32 +215,10 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
 
 /* ---- a step: up to 8 tokens through the layers */
 
-/* One input of matrices, in the forms that they asked for so far. */
-typedef struct site {
-    llmq_device_work *w;
-    const float *x; /* (n_tok, cols) */
-    int n_tok;
-    int64_t cols;
-    bool has_q8, has_f16;
-} site;
-
-static void multiply(site *in, const cuda_matrix *matrix, float *y) {
-    llmq_device_work *w = in->w;
-    if (matrix->type == LLMQ_TYPE_F16) {
-        if (!in->has_f16) cuda_acts_f16(w->stream, in->x, in->n_tok, in->cols, w->acts_f16);
-        in->has_f16 = true;
-        cuda_matvec_f16(w->stream, matrix, w->acts_f16, in->n_tok, y, matrix->rows);
-        return;
-    }
-    if (!in->has_q8) cuda_acts_q8(w->stream, in->x, in->n_tok, in->cols, w->acts_q8);
-    in->has_q8 = true;
-    cuda_matvec_q8(w->stream, matrix, w->acts_q8, in->n_tok, y, matrix->rows);
-}
-
-static site normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
+static cuda_input normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
     int64_t n = w->m->d.n_embd;
     cuda_rms_norm(w->stream, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
-    return (site){.w = w, .x = w->norm, .n_tok = n_tok, .cols = n};
+    return cuda_input_of(w->norm, n_tok, n, w->forms);
 }
 
 /* What a step reads and writes; all of it on the device. */
@@ -260,18 +234,18 @@ static void attention_block(llmq_device_work *w, const cuda_kv *kv, int64_t l, c
     const llmq_device_desc *d = &w->m->d;
     const gpu_layer *layer = &w->m->layers[l];
     int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim, dim = d->head_dim;
-    site in = normalized(w, s->x, layer->attn_norm, s->n_tok);
-    multiply(&in, &layer->q, w->q);
-    multiply(&in, &layer->k, w->k);
-    multiply(&in, &layer->v, w->v);
+    cuda_input in = normalized(w, s->x, layer->attn_norm, s->n_tok);
+    cuda_decode(w->stream, &layer->q, &in, w->q, q_dim);
+    cuda_decode(w->stream, &layer->k, &in, w->k, kv_dim);
+    cuda_decode(w->stream, &layer->v, &in, w->v, kv_dim);
     if (layer->q_norm) cuda_rms_norm(w->stream, w->q, layer->q_norm, d->eps, w->q, s->n_tok * d->n_head, dim, dim);
     if (layer->k_norm) cuda_rms_norm(w->stream, w->k, layer->k_norm, d->eps, w->k, s->n_tok * d->n_head_kv, dim, dim);
     cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, s->pos};
     cuda_rope_store(w->stream, &rope, w->q, q_dim, w->k, kv_dim, w->v, kv_dim, s->n_tok, kv);
     cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)dim), d->window, s->n_keys, s->pos};
     cuda_attention(w->stream, &attn, w->q, q_dim, kv, s->n_tok, w->attn, w->attn_scratch);
-    site out = {.w = w, .x = w->attn, .n_tok = s->n_tok, .cols = q_dim};
-    multiply(&out, &layer->o, w->delta);
+    cuda_input out = cuda_input_of(w->attn, s->n_tok, q_dim, w->forms);
+    cuda_decode(w->stream, &layer->o, &out, w->delta, d->n_embd);
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
 }
 
@@ -279,12 +253,12 @@ static void attention_block(llmq_device_work *w, const cuda_kv *kv, int64_t l, c
 static void ffn_block(llmq_device_work *w, int64_t l, const step *s) {
     const llmq_device_desc *d = &w->m->d;
     const gpu_layer *layer = &w->m->layers[l];
-    site in = normalized(w, s->x, layer->ffn_norm, s->n_tok);
-    multiply(&in, &layer->gate, w->gate);
-    multiply(&in, &layer->up, w->up);
+    cuda_input in = normalized(w, s->x, layer->ffn_norm, s->n_tok);
+    cuda_decode(w->stream, &layer->gate, &in, w->gate, d->n_ff);
+    cuda_decode(w->stream, &layer->up, &in, w->up, d->n_ff);
     cuda_silu_mul(w->stream, w->gate, w->up, w->gate, s->n_tok * d->n_ff);
-    site act = {.w = w, .x = w->gate, .n_tok = s->n_tok, .cols = d->n_ff};
-    multiply(&act, &layer->down, w->delta);
+    cuda_input act = cuda_input_of(w->gate, s->n_tok, d->n_ff, w->forms);
+    cuda_decode(w->stream, &layer->down, &act, w->delta, d->n_embd);
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
 }
 
@@ -363,8 +337,8 @@ static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int
 
 /* Logits of up to 8 tokens, on the device. */
 static void launch_head(llmq_device_work *w, int64_t row, int n) {
-    site in = normalized(w, w->x + row * w->m->d.n_embd, w->m->output_norm, n);
-    multiply(&in, &w->m->head, w->logits);
+    cuda_input in = normalized(w, w->x + row * w->m->d.n_embd, w->m->output_norm, n);
+    cuda_decode(w->stream, &w->m->head, &in, w->logits, w->m->d.n_vocab);
 }
 
 static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {

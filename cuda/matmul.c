@@ -38,7 +38,7 @@ size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
     return larger(gemm, (size_t)(all < most ? all : most));
 }
 
-static void decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
+void cuda_decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
     int n_tok = (int)in->n_tok;
     if (w->type == LLMQ_TYPE_F16) {
         void *acts = (uint8_t *)in->forms + f16_offset(in->cols);
@@ -71,7 +71,7 @@ static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w,
 llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
                         const cuda_scratch *scratch, llmq_err *err) {
     if (in->n_tok <= ACT_TOKENS) {
-        decode(stream, w, in, y, ldy);
+        cuda_decode(stream, w, in, y, ldy);
         return LLMQ_OK;
     }
     if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);

@@ -425,7 +425,7 @@ llmq_status forward_cache_create(const llmq_model *model, int64_t n_ctx, llmq_kv
 void forward_cache_destroy(forward_cache *c) {
     if (c->device) c->device->cache_destroy(c->on_device);
     mem_free(c->kv);
-    if (c->block) mem_free_big(c->block, c->block_bytes);
+    mem_free_big(c->block, c->block_bytes);
     *c = (forward_cache){0};
 }
 
@@ -480,7 +480,7 @@ llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_c
 void forward_destroy(llmq_forward *f) {
     if (f->on_device) f->model->device->work_destroy(f->on_device);
     mem_free(f->lanes);
-    if (f->rope) mem_free_big(f->rope, f->rope_bytes);
-    if (f->scratch_block) mem_free_big(f->scratch_block, f->scratch_bytes);
+    mem_free_big(f->rope, f->rope_bytes);
+    mem_free_big(f->scratch_block, f->scratch_bytes);
     *f = (llmq_forward){0};
 }
