@@ -25,7 +25,7 @@ static const opt_def bench_defs[] = {
                  "numbers of generated tokens (default 128; 0: none)"),
     OPT_ROW_INTS("--depth", "-d", "N,...", bench_opts, depth, 0, 1 << 24,
                  "tokens in the cache before each test (default 0)"),
-    OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, 1 << 12,
+    OPT_ROW_INTS("--batch", NULL, "N,...", bench_opts, batch, 1, LLMQ_BATCH_MAX,
                  "sequences that generate at once (default 1)"),
     OPT_ROW_INT("--repetitions", "-r", "N", bench_opts, repeats, 1, MAX_REPEATS,
                 "timed repetitions of each test (default 5)"),

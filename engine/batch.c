@@ -4,7 +4,7 @@
 
 #include "engine/speculate.h"
 
-enum { MOST_SESSIONS = 1 << 12, SHARE_LEAST = 8 /* tokens that are worth copying */ };
+enum { SHARE_LEAST = 8 /* tokens that are worth copying */ };
 
 static llmq_status create_body(llmq_batch *b, const llmq_session_params *params, llmq_err *err) {
     llmq_session_params p;
@@ -29,9 +29,9 @@ static llmq_status create_body(llmq_batch *b, const llmq_session_params *params,
 llmq_status llmq_batch_create(llmq_model *model, int64_t n_sessions, const llmq_session_params *params,
                               llmq_batch **out, llmq_err *err) {
     *out = NULL;
-    if (n_sessions < 1 || n_sessions > MOST_SESSIONS)
+    if (n_sessions < 1 || n_sessions > LLMQ_BATCH_MAX)
         return llmq_fail(err, LLMQ_E_ARG, "a batch of %lld sessions: must be 1 to %d", (long long)n_sessions,
-                         MOST_SESSIONS);
+                         LLMQ_BATCH_MAX);
     llmq_batch *b = mem_zalloc(1, sizeof *b);
     if (!b) return mem_error(err, sizeof *b, "a batch");
     b->model = model;

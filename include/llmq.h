@@ -223,7 +223,8 @@ LLMQ_API void llmq_session_get_speculation_stats(const llmq_session *session, ll
 /* Several sessions that are computed together: one pass over the weights gives each of them a token. Sessions of a
  * batch share threads and scratch memory; all of it belongs to one thread at a time. */
 
-/* n_sessions sessions with these parameters (n_ctx each). params may be NULL. */
+#define LLMQ_BATCH_MAX 4096
+/* n_sessions sessions, at most LLMQ_BATCH_MAX, with these parameters (n_ctx each). params may be NULL. */
 LLMQ_API llmq_status llmq_batch_create(llmq_model *model, int64_t n_sessions, const llmq_session_params *params,
                                        llmq_batch **out, llmq_err *err);
 LLMQ_API void llmq_batch_destroy(llmq_batch *batch); /* and its sessions */
