@@ -7,7 +7,7 @@
 
 #include "cpu/affine.h"
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512"};
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512", "amx"};
 
 static affine_ops affine_tables[CPU_ISA_COUNT];
 static llmq_backend_ops tables[CPU_ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
@@ -16,11 +16,11 @@ static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static cpu_isa isa_limit(void) {
     const char *name = getenv("LLMQ_ISA");
-    if (!name || !*name) return CPU_ISA_AVX512;
+    if (!name || !*name) return CPU_ISA_AMX;
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(name, isa_names[i]) == 0) return (cpu_isa)i;
-    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2 or avx512", name);
-    return CPU_ISA_AVX512;
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avx512 or amx", name);
+    return CPU_ISA_AMX;
 }
 
 static void tables_build(void) {
@@ -53,6 +53,7 @@ static void tables_build(void) {
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
         }
+        if (i >= CPU_ISA_AMX) cpu_fill_matmul_amx(ops);
 #endif
         ops->affine = &affine_tables[i];
         ops->isa = isa_names[i];

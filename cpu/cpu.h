@@ -4,7 +4,7 @@
 
 #include "core/backend.h"
 
-typedef enum cpu_isa { CPU_ISA_C, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_COUNT } cpu_isa;
+typedef enum cpu_isa { CPU_ISA_C, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX, CPU_ISA_COUNT } cpu_isa;
 cpu_isa cpu_detect(void); /* the best that the processor and the operating system have */
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
@@ -26,6 +26,7 @@ void cpu_fill_grad_avx2(llmq_backend_ops *ops);
 void cpu_fill_grad_avx512(llmq_backend_ops *ops);
 void cpu_fill_limits_avx2(llmq_backend_ops *ops);
 void cpu_fill_limits_avx512(llmq_backend_ops *ops);
+void cpu_fill_matmul_amx(llmq_backend_ops *ops);
 #endif
 
 #endif

@@ -1,14 +1,22 @@
 /* Which kernels this machine can run. */
+#define _DEFAULT_SOURCE /* syscall */
 #include "cpu/cpu.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* Bits of XCR0: the registers that the operating system saves when it switches threads. */
 static uint32_t os_saved_state(void) {
     uint32_t lo, hi;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     return lo;
+}
+
+/* Linux gives a process the state of its tile registers on request only; its threads inherit it. */
+static bool tiles_allowed(void) {
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L /* XFEATURE_XTILEDATA */) == 0;
 }
 
 /* The flags here are those that CMakeLists.txt gives to the files of each ISA. */
@@ -26,7 +34,9 @@ cpu_isa cpu_detect(void) {
     if ((saved & 0xe0) != 0xe0) return CPU_ISA_AVX2; /* mask registers, upper halves and upper 16 of zmm */
     if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return CPU_ISA_AVX2;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return CPU_ISA_AVX2;
-    return CPU_ISA_AVX512;
+    const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25; /* BF16 TILE INT8 */
+    bool tiles = (saved & 0x60000) == 0x60000 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx) == amx;
+    return tiles && tiles_allowed() ? CPU_ISA_AMX : CPU_ISA_AVX512;
 }
 #else
 cpu_isa cpu_detect(void) {

@@ -8,10 +8,10 @@
 #include "core/backend.h"
 
 #ifdef LLMQ_EMULATED
-static const char *const all_isas[] = {"c", "avx512"};
+static const char *const all_isas[] = {"c", "avx512", "amx"};
 #define AVX512_RUN "emulated"
 #else
-static const char *const all_isas[] = {"c", "avx2", "avx512"};
+static const char *const all_isas[] = {"c", "avx2", "avx512", "amx"};
 #define AVX512_RUN "native"
 #endif
 #define N_ISAS (int)(sizeof all_isas / sizeof *all_isas)

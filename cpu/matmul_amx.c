@@ -1,0 +1,308 @@
+/* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Few tokens are bound by memory and stay with
+ * AVX-512.
+ *
+ * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are taken
+ * apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile that is
+ * loaded takes part in two products. Between panels of columns the sums of 128 rows wait in the L2 cache, as tiles: where
+ * results go, a token's rows lie so far apart that they would compete for the same few sets of it. Beside groups of
+ * 8-bit inputs this has no scales to apply between products, and rounds inputs to their own magnitude instead of to that
+ * of the largest of 32.
+ *
+ * A result's order of sums depends on the shape only. */
+#include "cpu/amx.h"
+
+#include <string.h>
+
+#include "cpu/codes_avx512.h"
+#include "cpu/cpu.h"
+#include "cpu/dense.h"
+#include "cpu/layout.h"
+
+#define PANEL_ROWS (2 * AMX_SIDE)
+#define PANEL_TILES 8 /* of columns: a panel is 16 KB, and so are the inputs it is multiplied by at a time */
+#define PANEL_COLS (PANEL_TILES * AMX_DEPTH)
+#define BLOCK_PANELS 4 /* of rows whose sums are kept, */
+#define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
+
+/* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
+ * columns past the last are zero */
+
+INLINE int64_t tiles_of(int64_t n, int64_t side) {
+    return (n + side - 1) / side;
+}
+
+/* Tiles of columns of the panel that holds tile k of depth. */
+INLINE int64_t panel_tiles(int64_t k, int64_t depth) {
+    int64_t left = depth - k / PANEL_TILES * PANEL_TILES;
+    return left < PANEL_TILES ? left : PANEL_TILES;
+}
+
+/* Where tile k of columns of a tile of tokens lies; n of those, of depth columns' tiles. */
+INLINE int64_t tile_offset(int64_t tokens, int64_t k, int64_t n, int64_t depth) {
+    int64_t first = k / PANEL_TILES * PANEL_TILES;
+    return (first * n + tokens * panel_tiles(k, depth) + k - first) * AMX_TILE;
+}
+
+static bool many(int64_t n_tok) {
+    return n_tok > ACT_FEW;
+}
+
+static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
+    if ((form != ACT_Q8 && form != ACT_BF16) || !many(n_tok)) return cpu_acts_bytes(form, n_tok, cols);
+    return (size_t)tiles_of(n_tok, AMX_SIDE) * (size_t)tiles_of(cols, AMX_DEPTH) * AMX_TILE;
+}
+
+static void fill_tiles(const llmq_worker *worker, const llmq_acts *a, uint8_t *tiles) {
+    int64_t depth = act_groups(a->cols), n = tiles_of(a->n_tok, AMX_SIDE), begin, end;
+    act_share(worker, a, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t t = i / depth, k = i % depth, left = a->cols - 32 * k;
+        uint8_t *to = tiles + tile_offset(t / AMX_SIDE, k, n, depth) + t % AMX_SIDE * 64;
+        const float *x = a->x + t * a->cols + 32 * k;
+        __m512 lo = _mm512_maskz_loadu_ps(mask_of(left), x),
+               hi = left > 16 ? _mm512_maskz_loadu_ps(mask_of(left - 16), x + 16) : _mm512_setzero_ps();
+        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+        if (t == a->n_tok - 1 && (t + 1) % AMX_SIDE) memset(to + 64, 0, (size_t)(AMX_SIDE - 1 - t % AMX_SIDE) * 64);
+    }
+}
+
+/* ---- weights */
+
+/* lo[r], hi[r] rounded side by side into word r. */
+INLINE __m512i pair_up(__m512 lo, __m512 hi) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+}
+
+INLINE __m512 byte_of(__m512i words, int b, __m512 scale, __m512 offset) {
+    __m512i v = b == 3 ? _mm512_srli_epi32(words, 24)
+                       : _mm512_and_si512(b ? _mm512_srli_epi32(words, 8 * b) : words, _mm512_set1_epi32(255));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), scale, offset);
+}
+
+/* Columns k0 .. k0+n of one tile as tiles of bf16. */
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
+                        uint8_t *out) {
+    const uint8_t *p = tile + k0 / 32 * bits * 64;
+    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
+                       _mm512_setzero_ps()};
+    const __m512 lowest = _mm512_set1_ps((float)-zero);
+    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+        __m512i u[8];
+        __m512 w[2], m[2];
+        decode(bits, codebook, table, p, u);
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int h = 0; h < 32 / group; h++) {
+            if (!mins) m[h] = _mm512_mul_ps(w[h], lowest);
+            if (mins && zero) m[h] = _mm512_fmadd_ps(w[h], lowest, m[h]);
+        }
+        UNROLL for (int j = 0; j < 8; j++, out += 128) {
+            int h = j * 4 / group;
+            _mm512_store_si512(out, pair_up(byte_of(u[j], 0, w[h], m[h]), byte_of(u[j], 1, w[h], m[h])));
+            _mm512_store_si512(out + 64, pair_up(byte_of(u[j], 2, w[h], m[h]), byte_of(u[j], 3, w[h], m[h])));
+        }
+    }
+}
+
+typedef void unpack_fn(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, uint8_t *out);
+
+#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, uint8_t *out) { \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out);                      \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = unpack_##type,
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* ---- products */
+
+/* y of up to 32 tokens x 32 rows, where results go. */
+typedef struct square {
+    float *y; /* row 0 of token 0; stride ldy */
+    int64_t ldy, n_tok, n_rows;
+    const float *bias; /* of row 0, or NULL */
+} square;
+
+/* The same whole and in place of its own: for the edges. */
+typedef struct edge {
+    _Alignas(64) float y[PANEL_ROWS][PANEL_ROWS];
+} edge;
+
+INLINE void load_sums(const float *from, int64_t bytes) {
+    const char *low = (const char *)from + 16 * bytes;
+    _tile_loadd(0, from, bytes);
+    _tile_loadd(1, from + 16, bytes);
+    _tile_loadd(2, low, bytes);
+    _tile_loadd(3, low + 64, bytes);
+}
+
+INLINE void store_sums(float *to, int64_t bytes) {
+    char *low = (char *)to + 16 * bytes;
+    _tile_stored(0, to, bytes);
+    _tile_stored(1, to + 16, bytes);
+    _tile_stored(2, low, bytes);
+    _tile_stored(3, low + 64, bytes);
+}
+
+/* Sums begin with the bias, the same for every token. */
+static void begin_sums(const square *s) {
+    if (!s->bias) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        return;
+    }
+    _Alignas(64) float bias[PANEL_ROWS];
+    for (int i = 0; i < 2; i++)
+        _mm512_store_ps(bias + 16 * i, _mm512_maskz_loadu_ps(mask_of(s->n_rows - 16 * i), s->bias + 16 * i));
+    __asm__ volatile("" : : "m"(bias)); /* gcc believes that a tile is loaded from one byte */
+    load_sums(bias, 0);
+}
+
+static void finish_sums(const square *s) {
+    if (s->n_tok >= PANEL_ROWS && s->n_rows >= PANEL_ROWS) {
+        store_sums(s->y, s->ldy * 4);
+        return;
+    }
+    edge e;
+    store_sums(e.y[0], sizeof e.y[0]);
+    __asm__ volatile("" : "=m"(e));
+    for (int64_t t = 0; t < s->n_tok && t < PANEL_ROWS; t++)
+        for (int i = 0; i < 2; i++)
+            _mm512_mask_storeu_ps(s->y + t * s->ldy + 16 * i, mask_of(s->n_rows - 16 * i),
+                                  _mm512_load_ps(&e.y[t][16 * i]));
+}
+
+/* 2 x 2 tiles of sums += those of 32 tokens times those of 32 rows, over n tiles of columns. `next`: the sums that come
+ * after these. */
+INLINE void multiply(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, const uint8_t *b1, int64_t n,
+                     const float *next) {
+    for (int64_t k = 0; k < n * AMX_TILE; k += AMX_TILE, next += 128) {
+        UNROLL for (int i = 0; i < 8; i++) _mm_prefetch((const char *)(next + 16 * i), _MM_HINT_T0);
+        _tile_loadd(4, a0 + k, 64);
+        _tile_loadd(6, b0 + k, 64);
+        _tile_loadd(7, b1 + k, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a1 + k, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+typedef struct block {
+    const llmq_weight *w;
+    const llmq_acts *a;
+    const uint8_t *tiles; /* the activations' */
+    float *y;
+    int64_t ldy;
+    int64_t t, n_tok; /* tokens of the block */
+    float *sums;      /* (panels of rows, 32 tokens), 4 tiles each */
+} block;
+
+/* The tokens of a block times 32 rows from r on, over the panel of columns that begins with tile k; b: the rows' tiles. */
+static void times_tokens(const block *p, const uint8_t *const *b, int64_t r, int64_t k, float *sums) {
+    int64_t depth = tiles_of(p->w->cols, AMX_DEPTH), n = panel_tiles(k, depth), step = n * AMX_TILE,
+            all = tiles_of(p->a->n_tok, AMX_SIDE);
+    bool last = k + n == depth;
+    for (int64_t t = p->t; t < p->t + p->n_tok; t += PANEL_ROWS, sums += 4 * AMX_SIDE * AMX_SIDE) {
+        const uint8_t *a0 = p->tiles + tile_offset(t / AMX_SIDE, k, all, depth);
+        square s = {p->y + t * p->ldy + r, p->ldy, p->a->n_tok - t, p->w->rows - r, p->w->bias ? p->w->bias + r : NULL};
+        if (k == 0)
+            begin_sums(&s);
+        else
+            load_sums(sums, 128);
+        multiply(a0, s.n_tok > AMX_SIDE ? a0 + step : a0, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE);
+        if (last)
+            finish_sums(&s);
+        else
+            store_sums(sums, 128);
+    }
+}
+
+/* Tiles of 32 rows from r on, of the panel of columns that begins with tile k, where they are, or made in `room`. */
+typedef void rows_fn(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
+                     const uint8_t *b[2]);
+
+static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
+                           const uint8_t *b[2]) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(k, w->cols / AMX_DEPTH);
+    const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+    __m512i table = code_table(l);
+    for (int i = 0; i < 2; i++) { /* a missing half repeats the first and is not stored */
+        b[i] = room[w->rows - r > 16 ? i : 0];
+        if (b[i] == room[i])
+            unpack_fns[w->layout](tile + i * tile_bytes, w->cols, k * AMX_DEPTH, n * AMX_DEPTH, table, room[i]);
+    }
+}
+
+static void bf16_rows(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
+                      const uint8_t *b[2]) {
+    int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
+    (void)room;
+    b[0] = (const uint8_t *)w->packed + r / 16 * tile_bytes + k * AMX_TILE;
+    b[1] = w->rows - r > 16 ? b[0] + tile_bytes : b[0];
+}
+
+static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, const uint8_t *tiles,
+                        rows_fn *rows, float *y, int64_t ldy) {
+    enum { SUMS = PANEL_ROWS * BLOCK_TOKENS };
+    _Alignas(64) uint8_t room[2][PANEL_TILES * AMX_TILE];
+    _Alignas(64) float sums[BLOCK_PANELS * SUMS];
+    block p = {.w = w, .a = a, .tiles = tiles, .y = y, .ldy = ldy};
+    int64_t depth = tiles_of(w->cols, AMX_DEPTH), begin, end;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (p.t = 0; p.t < a->n_tok; p.t += BLOCK_TOKENS) {
+        p.n_tok = a->n_tok - p.t < BLOCK_TOKENS ? a->n_tok - p.t : BLOCK_TOKENS;
+        for (int64_t r0 = begin; r0 < end; r0 += BLOCK_PANELS * PANEL_ROWS) {
+            for (int64_t k = 0; k < depth; k += PANEL_TILES) {
+                for (int i = 0; i < BLOCK_PANELS && r0 + i * PANEL_ROWS < end; i++) {
+                    const uint8_t *b[2];
+                    rows(w, r0 + i * PANEL_ROWS, k, room, b);
+                    times_tokens(&p, b, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
+                }
+            }
+        }
+    }
+}
+
+/* ---- entries: what tiles do not do goes to the ops as AVX-512 filled them */
+
+static llmq_backend_ops avx512;
+
+static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
+    if ((form == ACT_Q8 || form == ACT_BF16) && many(a->n_tok))
+        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : a->bf16);
+    else
+        avx512.acts_fill(worker, a, form);
+}
+
+static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    bool quantized = cpu_layout_of(w->layout) != NULL;
+    if (!many(a->n_tok) || !(quantized || w->layout == LAYOUT_BF16)) {
+        avx512.matmul(worker, w, a, y, ldy);
+        return;
+    }
+    amx_begin();
+    if (quantized)
+        matmul_many(worker, w, a, a->q8, quantized_rows, y, ldy);
+    else
+        matmul_many(worker, w, a, a->bf16, bf16_rows, y, ldy);
+    amx_end();
+}
+
+void cpu_fill_matmul_amx(llmq_backend_ops *ops) {
+    avx512 = *ops;
+    ops->acts_bytes = acts_bytes;
+    ops->acts_fill = acts_fill;
+    ops->matmul = matmul;
+}
