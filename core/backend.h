@@ -15,7 +15,8 @@
 #include "core/parallel.h"
 #include "core/tensor.h"
 
-/* In what form a weight wants its activations. */
+/* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
+ * better form (cpu/matmul_amx.c: tiles of bf16). */
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_FORMS } llmq_act_form;
 #define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
 #define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */
@@ -65,7 +66,8 @@ typedef struct llmq_attn {
     int64_t window; /* sliding window: position p sees p-window+1..p; 0: everything before */
     int64_t pos;    /* position of the first of the n_tok queries; key positions 0..pos+n_tok-1 are in the cache */
     int64_t n_tok;
-    bool allow_bf16; /* products of many queries may round their inputs to bf16, sums stay f32: calibration */
+    bool allow_bf16; /* products of many queries may round their inputs to bf16, sums stay f32: calibration. Without it a
+                      * backend may do so only where the cache is not of f32 */
 } llmq_attn;
 
 /* One query of several that are independent of each other: at position pos of cache kv, which holds positions 0..pos. */

@@ -18,6 +18,12 @@
 #define AMX_DEPTH 32 /* columns of a tile of bf16 */
 #define AMX_TILE 1024
 
+/* The compiler does not know that tiles are loaded from and stored to memory: this stands between its own accesses and
+ * theirs. */
+INLINE void amx_fence(void) {
+    __asm__ volatile("" : : : "memory");
+}
+
 /* All eight tiles whole. */
 INLINE void amx_begin(void) {
     _Alignas(64) static const struct {

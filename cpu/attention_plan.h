@@ -18,7 +18,9 @@
 #define ATTN_TILE_SPLIT 512
 #define ATTN_TILE_SPLITS 16
 #define ATTN_TILE_ITEMS 8  /* with so many items keys are not split */
+#ifndef ATTN_TILE_ROWS
 #define ATTN_TILE_ROWS 96  /* rows of an item, about */
+#endif
 #define ATTN_TILE_MOST 8   /* at least the rows of a register tile */
 #define ATTN_KEYS 64       /* keys of one online step in tiles */
 #define ATTN_PART_EXTRA 16 /* m and l behind the o of a part */

@@ -20,6 +20,7 @@ typedef struct attn_call {
     float *out;
     float *parts; /* (n_splits, n_tok * n_head, part_len) */
     bool bf16;
+    bool tiles; /* of AMX (attention_tiles.h) */
 } attn_call;
 
 typedef struct attn_item {
@@ -30,7 +31,7 @@ typedef struct attn_item {
     int64_t n_rows;
 } attn_item;
 
-/* A worker's memory: rows are rounded up to TILE_M. */
+/* A worker's memory: rows are rounded up to a register tile's. */
 typedef struct attn_space {
     float *q, *o; /* (rows, head_dim); q times scale log2(e) */
     float *m;     /* (rows) */
@@ -65,8 +66,13 @@ static int64_t item_row_out(const attn_call *c, const attn_item *it, int64_t row
     return (it->tok + row / ratio) * c->a->n_head + it->head * ratio + row % ratio;
 }
 
+static int64_t padded_rows(const attn_call *c, const attn_item *it) {
+    int64_t side = c->tiles ? 16 : TILE_M;
+    return attn_div_up(it->n_rows, side) * side;
+}
+
 static void rows_start(const attn_call *c, const attn_item *it, const attn_space *sp) {
-    int64_t dim = c->a->head_dim, padded = attn_div_up(it->n_rows, TILE_M) * TILE_M;
+    int64_t dim = c->a->head_dim, padded = padded_rows(c, it);
     vf scale = vf_set1(c->a->scale * 1.44269504088896340736f);
     for (int64_t r = 0; r < padded; r++) {
         const float *q = r < it->n_rows ? item_row_q(c, it, r) : NULL;
@@ -299,7 +305,7 @@ static void step_rows(const attn_call *c, const attn_item *it, const attn_space 
 static void attend_tiles(const attn_call *c, const attn_item *it, const attn_space *sp) {
     rows_start(c, it, sp);
 #if VF_HAS_BF16
-    if (c->bf16) pair_columns(sp->q, attn_div_up(it->n_rows, TILE_M) * TILE_M, c->a->head_dim, c->a->head_dim);
+    if (c->bf16) pair_columns(sp->q, padded_rows(c, it), c->a->head_dim, c->a->head_dim);
 #endif
     for (int64_t key = it->key; key < it->key_end; key += ATTN_KEYS) {
         int64_t n = it->key_end - key < ATTN_KEYS ? it->key_end - key : ATTN_KEYS;
@@ -317,6 +323,11 @@ static void attend_tiles(const attn_call *c, const attn_item *it, const attn_spa
     }
     rows_finish(c, it, sp);
 }
+
+#if VF_HAS_TILES
+#include "cpu/amx.h"
+#include "cpu/attention_tiles.h"
+#endif
 
 /* ---- few queries: keys are streamed ---- */
 
@@ -466,8 +477,16 @@ static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space
     int64_t n = c->plan.n_q_blocks * c->a->n_head_kv * c->plan.n_splits, index = 0;
     if (w->n > 1 && w->id == 0) worker_counter_reset(w);
     worker_barrier(w);
-    for (int64_t i = 0; (index = w->n > 1 ? worker_counter_next(w) : i) < n; i++)
-        if (item_make(c, index, &it)) attend_tiles(c, &it, sp);
+    for (int64_t i = 0; (index = w->n > 1 ? worker_counter_next(w) : i) < n; i++) {
+        if (!item_make(c, index, &it)) continue;
+#if VF_HAS_TILES
+        if (c->tiles) {
+            attend_amx(c, &it, sp);
+            continue;
+        }
+#endif
+        attend_tiles(c, &it, sp);
+    }
 }
 
 static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
@@ -477,12 +496,19 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
         return;
     }
     int64_t own = attn_worker_len(a);
-    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16};
+    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16, false};
     attn_space sp = space_make(a, (float *)scratch + own * w->id);
+#if VF_HAS_TILES
+    c.tiles = tiles_take(&c);
+    if (c.tiles) amx_begin();
+#endif
     if (c.plan.few)
         run_few(w, &c, &sp);
     else
         run_tiles(w, &c, &sp);
+#if VF_HAS_TILES
+    if (c.tiles) amx_end();
+#endif
     if (c.plan.n_splits == 1) return;
     worker_barrier(w);
     int64_t begin, end;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cpu/affine.h"
+#include "cpu/ops.h"
 
 static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512", "amx"};
 
@@ -53,7 +54,10 @@ static void tables_build(void) {
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
         }
-        if (i >= CPU_ISA_AMX) cpu_fill_matmul_amx(ops);
+        if (i >= CPU_ISA_AMX) {
+            cpu_fill_matmul_amx(ops);
+            attention_fill_amx(ops);
+        }
 #endif
         ops->affine = &affine_tables[i];
         ops->isa = isa_names[i];

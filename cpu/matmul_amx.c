@@ -163,7 +163,7 @@ static void begin_sums(const square *s) {
     _Alignas(64) float bias[PANEL_ROWS];
     for (int i = 0; i < 2; i++)
         _mm512_store_ps(bias + 16 * i, _mm512_maskz_loadu_ps(mask_of(s->n_rows - 16 * i), s->bias + 16 * i));
-    __asm__ volatile("" : : "m"(bias)); /* gcc believes that a tile is loaded from one byte */
+    amx_fence();
     load_sums(bias, 0);
 }
 
@@ -174,7 +174,7 @@ static void finish_sums(const square *s) {
     }
     edge e;
     store_sums(e.y[0], sizeof e.y[0]);
-    __asm__ volatile("" : "=m"(e));
+    amx_fence();
     for (int64_t t = 0; t < s->n_tok && t < PANEL_ROWS; t++)
         for (int i = 0; i < 2; i++)
             _mm512_mask_storeu_ps(s->y + t * s->ldy + 16 * i, mask_of(s->n_rows - 16 * i),
@@ -268,6 +268,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                 for (int i = 0; i < BLOCK_PANELS && r0 + i * PANEL_ROWS < end; i++) {
                     const uint8_t *b[2];
                     rows(w, r0 + i * PANEL_ROWS, k, room, b);
+                    amx_fence();
                     times_tokens(&p, b, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
                 }
             }

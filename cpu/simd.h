@@ -14,9 +14,17 @@
 /* for (i = 0..n-1) over a register tile, n known. */
 #define UNROLL_FOR(i, n) UNROLL for (int i = 0; i < (n); i++)
 
+#ifndef VF_HAS_TILES /* 1: the file's kernels are AMX's, which has AVX-512 and tiles beside it */
+#define VF_HAS_TILES 0
+#endif
+
 #if defined(__AVX512F__)
 #define VF_N 16
+#if VF_HAS_TILES
+#define SIMD_NAME(name) name##_amx
+#else
 #define SIMD_NAME(name) name##_avx512
+#endif
 typedef __m512 vf;
 
 SIMD_FN vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -44,6 +52,11 @@ SIMD_FN vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 
 /* a * 2^n for integral n in -300..300; results beyond the range of floats become 0 (or subnormal) and infinite. */
 SIMD_FN vf vf_scale2(vf a, vf n) { return _mm512_scalef_ps(a, n); }
+
+/* y, 0 where x is below the limit; a NaN is not. */
+SIMD_FN vf vf_not_below(vf x, float limit, vf y) {
+    return _mm512_mask_mov_ps(_mm512_setzero_ps(), _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), y);
+}
 
 /* The first n lanes, 0 <= n <= VF_N; the others are 0. */
 SIMD_FN __mmask16 vf_first(int64_t n) { return (__mmask16)((1u << n) - 1); }
@@ -159,6 +172,10 @@ SIMD_FN vf vf_scale2(vf a, vf n) {
     return vf_mul(vf_mul(a, s), t);
 }
 
+SIMD_FN vf vf_not_below(vf x, float limit, vf y) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_NLT_UQ), y);
+}
+
 SIMD_FN __m256i vf_lanes(void) { return _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0); }
 SIMD_FN __m256i vf_first(int64_t n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), vf_lanes()); }
 SIMD_FN vf vf_load_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, vf_first(n)); }
@@ -241,11 +258,12 @@ SIMD_FN vf vf_exp2_part(vf f) {
     return vf_fma(p, f, vf_set1(1));
 }
 
-/* 2^x; -infinity gives 0, NaN stays NaN (the maximum's second operand wins). */
+/* 2^x, 0 where it would be subnormal (such numbers take the processor a hundred cycles each); NaN stays NaN (the second
+ * operand of minimum and maximum wins). */
 SIMD_FN vf vf_exp2(vf x) {
-    x = vf_max(vf_set1(-200), vf_min(vf_set1(200), x));
-    vf n = vf_round(x);
-    return vf_scale2(vf_exp2_part(vf_sub(x, n)), n);
+    x = vf_min(vf_set1(200), x);
+    vf all = vf_max(vf_set1(-126), x), n = vf_round(all);
+    return vf_not_below(x, -126, vf_scale2(vf_exp2_part(vf_sub(all, n)), n));
 }
 
 /* e^x = 2^n 2^f: x - n ln 2 is taken in two steps, since x log2(e) alone would lose |x| ulps. */
