@@ -26,8 +26,23 @@
 #define SPINS 20000
 #define SPINS_CROWDED 100
 
+/* Shares between two barriers that have a counter; others are static. */
+#define SHARES 8
+#define SHARE_LEAST 64 /* steps below which a share is static: pieces would cost more than they save */
+#define SHARE_REST 8   /* one part in so many is handed out in pieces of one step */
+
+typedef struct share_counter {
+    _Alignas(64) _Atomic int64_t next;
+} share_counter;
+
+typedef struct share_count {
+    _Alignas(64) int begun; /* by this worker since the last barrier */
+} share_count;
+
 struct llmq_team {
     int n, spins;
+    share_count *counts;            /* [n] */
+    share_counter counters[SHARES]; /* pieces handed out; 0 at every barrier */
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_uint phase;
     atomic_int sleepers;
@@ -80,18 +95,31 @@ llmq_status team_create(int n_threads, llmq_team **out, llmq_err *err) {
     team->n = 1;
 #endif
     team->spins = team->n <= cpu_processors() ? SPINS : SPINS_CROWDED;
+    team->counts = mem_zalloc((size_t)team->n, sizeof *team->counts);
+    if (!team->counts) {
+        mem_free(team);
+        return mem_error(err, (size_t)n_threads * sizeof *team->counts, "a thread team");
+    }
     *out = team;
     return LLMQ_OK;
 }
 
 void team_destroy(llmq_team *team) {
+    if (team) mem_free(team->counts);
     mem_free(team);
 }
 int team_size(const llmq_team *team) {
     return team->n;
 }
 
+/* By one worker while the others wait. */
+static void shares_reset(llmq_team *team) {
+    for (int i = 0; i < SHARES; i++) atomic_store_explicit(&team->counters[i].next, 0, memory_order_relaxed);
+    for (int i = 0; i < team->n; i++) team->counts[i].begun = 0;
+}
+
 void team_run(llmq_team *team, team_fn *fn, void *arg) {
+    shares_reset(team);
     if (team->n == 1) {
         fn(&(llmq_worker){0, 1, team}, arg);
         return;
@@ -119,6 +147,7 @@ void worker_barrier(const llmq_worker *worker) {
     unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == worker->n) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        if (team->counts[worker->id].begun > 0) shares_reset(team);
         /* Sequentially consistent, like the sleeper's count and its look at the phase: one of the two sees the other.
          */
         atomic_store(&team->phase, phase + 1);
@@ -131,6 +160,28 @@ void worker_barrier(const llmq_worker *worker) {
         cpu_relax();
     }
     phase_sleep(team, phase);
+}
+
+worker_share worker_share_begin(const llmq_worker *w, int64_t n, int64_t step) {
+    worker_share s = {.worker = w, .n = n, .step = step, .rest = n};
+    if (w->n == 1) return s;
+    int64_t steps = (n + step - 1) / step;
+    s.slot = w->team->counts[w->id].begun++;
+    if (s.slot < SHARES && steps >= SHARE_LEAST) s.rest = (steps - steps / SHARE_REST) * step;
+    return s;
+}
+
+bool worker_share_next(worker_share *s, int64_t *begin, int64_t *end) {
+    if (!s->own) {
+        s->own = true;
+        worker_range(s->worker, s->rest, s->step, begin, end);
+        if (*begin < *end) return true;
+    }
+    if (s->rest >= s->n) return false;
+    share_counter *counter = &s->worker->team->counters[s->slot];
+    *begin = s->rest + s->step * atomic_fetch_add_explicit(&counter->next, 1, memory_order_relaxed);
+    *end = *begin + s->step < s->n ? *begin + s->step : s->n;
+    return *begin < s->n;
 }
 
 void worker_counter_reset(const llmq_worker *worker) {

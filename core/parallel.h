@@ -36,6 +36,20 @@ static inline void worker_range(const llmq_worker *w, int64_t n, int64_t step, i
 void worker_counter_reset(const llmq_worker *worker);
 int64_t worker_counter_next(const llmq_worker *worker);
 
+/* [0, n) in multiples of step, shared so that a worker whose core is taken away does not hold up the others: first this
+ * worker's part of most of it, as worker_range gives it, then pieces of the rest, whoever is free. Every worker goes
+ * through a share, and through those since the last barrier in the same order:
+ *     for (worker_share s = worker_share_begin(w, n, step); worker_share_next(&s, &begin, &end);) ... */
+typedef struct worker_share {
+    const llmq_worker *worker;
+    int64_t n, step;
+    int64_t rest; /* where pieces begin; n: there are none */
+    int slot;     /* of the counter */
+    bool own;     /* the own part has been handed out */
+} worker_share;
+worker_share worker_share_begin(const llmq_worker *worker, int64_t n, int64_t step);
+bool worker_share_next(worker_share *share, int64_t *begin, int64_t *end);
+
 int cpu_physical_cores(void);
 double time_seconds(void); /* monotonic */
 

@@ -232,18 +232,19 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
     __m256i table = code_table(l);
     act_block b = act_block_at(a, 0);
-    worker_range(worker, w->rows, 16, &begin, &end);
-    for (int64_t r = begin; r < end; r += 16) {
-        const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-        for (int t0 = 0; t0 < b.n; t0 += 2) {
-            int nt = b.n - t0 < 2 ? b.n - t0 : 2;
-            __m256 out[2][2];
-            float sum[16];
-            gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
-            for (int t = 0; t < nt; t++) {
-                _mm256_storeu_ps(sum, out[t][0]);
-                _mm256_storeu_ps(sum + 8, out[t][1]);
-                store_rows(y + (t0 + t) * ldy + r, sum, w->bias ? w->bias + r : NULL, w->rows - r);
+    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
+        for (int64_t r = begin; r < end; r += 16) {
+            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            for (int t0 = 0; t0 < b.n; t0 += 2) {
+                int nt = b.n - t0 < 2 ? b.n - t0 : 2;
+                __m256 out[2][2];
+                float sum[16];
+                gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
+                for (int t = 0; t < nt; t++) {
+                    _mm256_storeu_ps(sum, out[t][0]);
+                    _mm256_storeu_ps(sum + 8, out[t][1]);
+                    store_rows(y + (t0 + t) * ldy + r, sum, w->bias ? w->bias + r : NULL, w->rows - r);
+                }
             }
         }
     }

@@ -21,7 +21,7 @@
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
-#define PREFETCH 2048 /* bytes ahead of the codes in use */
+#define PREFETCH 2048 /* bytes of codes ahead of those in use */
 
 /* 4 activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its uses and
  * then spend more loads than products. */
@@ -43,16 +43,20 @@ INLINE int log2_of(int zero) {
 }
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0,
-                      __m512 out[4]) {
-    const uint8_t *p = tile;
-    scale_walk walk = {tile + cols / 32 * bits * 64, _mm512_setzero_ps(), _mm512_setzero_ps()};
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table,
+                      act_block b, int t0, __m512 out[4]) {
+    const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
+    const int64_t scale_bytes = tile_bytes - (code_end - tile);
+    scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[4];
     UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m512i u[8];
         __m512 w[2], m[2];
-        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
+        /* What follows the tile's last codes are the next tile's; scales are fetched a whole tile ahead. */
+        const uint8_t *ahead = p + PREFETCH + (p + PREFETCH < code_end ? 0 : scale_bytes);
+        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
+        _mm_prefetch((const char *)walk.p + tile_bytes, _MM_HINT_T0);
         decode(bits, codebook, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
         UNROLL for (int t = 0; t < nt; t++) {
@@ -86,21 +90,16 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
     UNROLL for (int t = 0; t < nt; t++) out[t] = f[t];
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]);
+typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b, int t0,
+                     __m512 out[4]);
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                     \
-    }                                                                                                                  \
-    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                     \
-    }                                                                                                                  \
-    static void gemv3_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 3, tile, cols, table, b, t0, out);                     \
-    }                                                                                                                  \
-    static void gemv4_##type(const uint8_t *tile, int64_t cols, __m512i table, act_block b, int t0, __m512 out[4]) {   \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 4, tile, cols, table, b, t0, out);                     \
+#define GEMV(nt, type, ...)                                                                                            \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,   \
+                                  int t0, __m512 out[4]) {                                                             \
+        gemv_tile(__VA_ARGS__, nt, tile, tile_bytes, cols, table, b, t0, out);                                         \
     }
+#define X(type, ...)                                                                                                   \
+    GEMV(1, type, __VA_ARGS__) GEMV(2, type, __VA_ARGS__) GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__)
 CPU_LAYOUTS(X)
 #undef X
 
@@ -116,16 +115,17 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
     __m512i table = code_table(l);
     act_block b = act_block_at(a, 0);
-    worker_range(worker, w->rows, 16, &begin, &end);
-    for (int64_t r = begin; r < end; r += 16) {
-        const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-        __mmask16 mask = mask_of(w->rows - r);
-        __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[4];
-        for (int t0 = 0; t0 < b.n; t0 += 4) {
-            int nt = b.n - t0 < 4 ? b.n - t0 : 4;
-            gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
-            for (int t = 0; t < nt; t++)
-                _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
+    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
+        for (int64_t r = begin; r < end; r += 16) {
+            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            __mmask16 mask = mask_of(w->rows - r);
+            __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[4];
+            for (int t0 = 0; t0 < b.n; t0 += 4) {
+                int nt = b.n - t0 < 4 ? b.n - t0 : 4;
+                gemv_fns[w->layout][nt - 1](tile, tile_bytes, w->cols, table, b, t0, out);
+                for (int t = 0; t < nt; t++)
+                    _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
+            }
         }
     }
 }
