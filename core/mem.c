@@ -1,12 +1,15 @@
 #define _GNU_SOURCE
 #include "core/mem.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#define HUGE_PAGE ((size_t)2 << 20)
 
 static atomic_long fail_countdown; /* 0: off; tests only */
 
@@ -35,11 +38,10 @@ void *mem_zalloc(size_t n, size_t size) {
 }
 
 void *mem_zalloc_huge(size_t n, size_t size) {
-    const size_t huge = (size_t)2 << 20;
     size_t bytes;
-    if (!size_mul(n, size, &bytes) || bytes < 2 * huge) return mem_zalloc(n, size);
+    if (!size_mul(n, size, &bytes) || bytes < 2 * HUGE_PAGE) return mem_zalloc(n, size);
     if (bytes > SIZE_MAX / 2 || must_fail()) return NULL;
-    void *p = aligned_alloc(huge, size_align(bytes, huge));
+    void *p = aligned_alloc(HUGE_PAGE, size_align(bytes, HUGE_PAGE));
     if (!p) return NULL;
     madvise(p, bytes, MADV_HUGEPAGE);
     return memset(p, 0, size_align(bytes, MEM_ALIGN));
@@ -64,20 +66,85 @@ char *mem_strdup(const char *s) {
     return copy;
 }
 
-static void *map_anonymous(size_t bytes, int advice) {
-    if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
-    size_t huge = (size_t)2 << 20, size = size_align(bytes, 4096);
+static void *map_anonymous(size_t size) {
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return NULL;
-    if (size >= huge) madvise(p, size, advice);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+/* Large blocks come from slabs, one behind the other, so that huge pages cover them all: a mapping of its own would keep
+ * a block's first and last pages small. */
+#define SLAB_BYTES ((size_t)64 << 20)
+#define SLAB_MOST (SLAB_BYTES / 4) /* of a block: larger ones lose little by mappings of their own */
+
+typedef struct slab {
+    struct slab *next;
+    char *base;
+    size_t used; /* bytes handed out, including blocks that came back since */
+    int64_t live; /* blocks */
+} slab;
+
+static slab *slabs; /* the newest first */
+static pthread_mutex_t slabs_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static slab *slab_new(void) {
+    slab *s = malloc(sizeof *s);
+    char *p = s ? map_anonymous(SLAB_BYTES + HUGE_PAGE) : NULL;
+    if (!p) {
+        free(s);
+        return NULL;
+    }
+    char *base = p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    if (base > p) munmap(p, (size_t)(base - p));
+    munmap(base + SLAB_BYTES, (size_t)(p + HUGE_PAGE - base));
+    madvise(base, SLAB_BYTES, MADV_HUGEPAGE);
+    *s = (slab){slabs, base, 0, 0};
+    return slabs = s;
+}
+
+static void *slab_alloc(size_t size) {
+    pthread_mutex_lock(&slabs_lock);
+    slab *s = slabs && SLAB_BYTES - slabs->used >= size ? slabs : slab_new();
+    void *p = s ? s->base + s->used : NULL;
+    if (s) {
+        s->used += size;
+        s->live++;
+    }
+    pthread_mutex_unlock(&slabs_lock);
     return p;
 }
 
-void *mem_alloc_big(size_t bytes) {
-    return map_anonymous(bytes, MADV_HUGEPAGE);
+/* False: p is of no slab. What comes back takes no memory any more; its place is used again if nothing lies behind it. */
+static bool slab_free(char *p, size_t size) {
+    pthread_mutex_lock(&slabs_lock);
+    slab **at = &slabs;
+    while (*at && !(p >= (*at)->base && p < (*at)->base + SLAB_BYTES)) at = &(*at)->next;
+    slab *s = *at;
+    if (s && --s->live == 0) {
+        *at = s->next;
+        munmap(s->base, SLAB_BYTES);
+        free(s);
+    } else if (s) {
+        if (madvise(p, size, MADV_DONTNEED) == 0 && p + size == s->base + s->used) s->used -= size;
+    }
+    pthread_mutex_unlock(&slabs_lock);
+    return s != NULL;
 }
+
+void *mem_alloc_big(size_t bytes) {
+    if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
+    size_t size = size_align(bytes, 4096);
+    if (size <= SLAB_MOST) return slab_alloc(size);
+    void *p = map_anonymous(size);
+    if (p) madvise(p, size, MADV_HUGEPAGE);
+    return p;
+}
+
 void *mem_alloc_lazy(size_t bytes) {
-    return map_anonymous(bytes, MADV_NOHUGEPAGE);
+    if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
+    size_t size = size_align(bytes, 4096);
+    void *p = map_anonymous(size);
+    if (p && size >= HUGE_PAGE) madvise(p, size, MADV_NOHUGEPAGE);
+    return p;
 }
 
 void mem_zero_lazy(void *p, size_t bytes) {
@@ -85,7 +152,8 @@ void mem_zero_lazy(void *p, size_t bytes) {
 }
 
 void mem_free_big(void *p, size_t bytes) {
-    if (p) munmap(p, size_align(bytes, 4096));
+    size_t size = size_align(bytes, 4096);
+    if (p && !(size <= SLAB_MOST && slab_free(p, size))) munmap(p, size);
 }
 
 llmq_status mem_error(llmq_err *err, size_t bytes, const char *what) {
