@@ -21,7 +21,8 @@
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
-#define PREFETCH 2048 /* bytes of codes ahead of those in use */
+#define FEW_TOKENS 8   /* that share the codes of a tile as they are taken apart */
+#define PREFETCH 2048  /* bytes of codes ahead of those in use */
 
 /* 4 activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its uses and
  * then spend more loads than products. */
@@ -44,11 +45,11 @@ INLINE int log2_of(int zero) {
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table,
-                      act_block b, int t0, __m512 out[4]) {
+                      act_block b, int t0, __m512 *out) {
     const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
     const int64_t scale_bytes = tile_bytes - (code_end - tile);
     scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
-    __m512 f[4];
+    __m512 f[FEW_TOKENS];
     UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m512i u[8];
@@ -91,21 +92,24 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_b
 }
 
 typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b, int t0,
-                     __m512 out[4]);
+                     __m512 *out);
 
 #define GEMV(nt, type, ...)                                                                                            \
     static void gemv##nt##_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,   \
-                                  int t0, __m512 out[4]) {                                                             \
+                                  int t0, __m512 *out) {                                                               \
         gemv_tile(__VA_ARGS__, nt, tile, tile_bytes, cols, table, b, t0, out);                                         \
     }
 #define X(type, ...)                                                                                                   \
-    GEMV(1, type, __VA_ARGS__) GEMV(2, type, __VA_ARGS__) GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__)
+    GEMV(1, type, __VA_ARGS__)                                                                                         \
+    GEMV(2, type, __VA_ARGS__) GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__)        \
+        GEMV(6, type, __VA_ARGS__) GEMV(7, type, __VA_ARGS__) GEMV(8, type, __VA_ARGS__)
 CPU_LAYOUTS(X)
 #undef X
 
-static gemv_fn *const gemv_fns[LAYOUT_BF16][4] = {
+static gemv_fn *const gemv_fns[LAYOUT_BF16][FEW_TOKENS] = {
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type},
+    [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,                                         \
+                       gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type},
     CPU_LAYOUTS(X)
 #undef X
 };
@@ -119,9 +123,9 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
         for (int64_t r = begin; r < end; r += 16) {
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
             __mmask16 mask = mask_of(w->rows - r);
-            __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[4];
-            for (int t0 = 0; t0 < b.n; t0 += 4) {
-                int nt = b.n - t0 < 4 ? b.n - t0 : 4;
+            __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[FEW_TOKENS];
+            for (int t0 = 0; t0 < b.n; t0 += FEW_TOKENS) {
+                int nt = b.n - t0 < FEW_TOKENS ? b.n - t0 : FEW_TOKENS;
                 gemv_fns[w->layout][nt - 1](tile, tile_bytes, w->cols, table, b, t0, out);
                 for (int t = 0; t < nt; t++)
                     _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
