@@ -1,12 +1,12 @@
-/* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Few tokens are bound by memory and stay with
- * AVX-512.
+/* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Few tokens are bound by memory and stay
+ * with AVX-512.
  *
- * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are taken
- * apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile that is
- * loaded takes part in two products. Between panels of columns the sums of 128 rows wait in the L2 cache, as tiles: where
- * results go, a token's rows lie so far apart that they would compete for the same few sets of it. Beside groups of
- * 8-bit inputs this has no scales to apply between products, and rounds inputs to their own magnitude instead of to that
- * of the largest of 32.
+ * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are
+ * taken apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile
+ * that is loaded takes part in two products. Between panels of columns the sums of 128 rows wait in the L2 cache, as
+ * tiles: where results go, a token's rows lie so far apart that they would compete for the same few sets of it. Beside
+ * groups of 8-bit inputs this has no scales to apply between products, and rounds inputs to their own magnitude instead
+ * of to that of the largest of 32.
  *
  * A result's order of sums depends on the shape only. */
 #include "cpu/amx.h"
@@ -17,15 +17,16 @@
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
 #include "cpu/layout.h"
+#include "cpu/simd.h"
 
 #define PANEL_ROWS (2 * AMX_SIDE)
 #define PANEL_TILES 8 /* of columns: a panel is 16 KB, and so are the inputs it is multiplied by at a time */
 #define PANEL_COLS (PANEL_TILES * AMX_DEPTH)
-#define BLOCK_PANELS 4 /* of rows whose sums are kept, */
+#define BLOCK_PANELS 4   /* of rows whose sums are kept, */
 #define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
 
 /* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
- * columns past the last are zero */
+ * columns past the last are zero. Where a form has two parts the second lies behind the first */
 
 INLINE int64_t tiles_of(int64_t n, int64_t side) {
     return (n + side - 1) / side;
@@ -47,22 +48,39 @@ static bool many(int64_t n_tok) {
     return n_tok > ACT_FEW;
 }
 
-static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
-    if ((form != ACT_Q8 && form != ACT_BF16) || !many(n_tok)) return cpu_acts_bytes(form, n_tok, cols);
-    return (size_t)tiles_of(n_tok, AMX_SIDE) * (size_t)tiles_of(cols, AMX_DEPTH) * AMX_TILE;
+static int64_t part_bytes(int64_t n_tok, int64_t cols) {
+    return tiles_of(n_tok, AMX_SIDE) * tiles_of(cols, AMX_DEPTH) * AMX_TILE;
 }
 
-static void fill_tiles(const llmq_worker *worker, const llmq_acts *a, uint8_t *tiles) {
+static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
+    if (!many(n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
+    if (form == ACT_Q8) return (size_t)part_bytes(n_tok, cols);
+    if (form == ACT_BF16 || form == ACT_SPLIT) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
+    return cpu_acts_bytes(form, n_tok, cols);
+}
+
+/* What is left of x when its bf16 is taken off. */
+INLINE __m512 residue(__m512 x) {
+    __m256i high = (__m256i)_mm512_cvtneps_pbh(x);
+    return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+}
+
+/* rest: NULL, or where the second part goes. */
+static void fill_tiles(const llmq_worker *worker, const llmq_acts *a, uint8_t *tiles, uint8_t *rest) {
     int64_t depth = act_groups(a->cols), n = tiles_of(a->n_tok, AMX_SIDE), begin, end;
     act_share(worker, a, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         int64_t t = i / depth, k = i % depth, left = a->cols - 32 * k;
-        uint8_t *to = tiles + tile_offset(t / AMX_SIDE, k, n, depth) + t % AMX_SIDE * 64;
+        int64_t at = tile_offset(t / AMX_SIDE, k, n, depth) + t % AMX_SIDE * 64;
+        size_t tail = t == a->n_tok - 1 ? (size_t)(AMX_SIDE - 1 - t % AMX_SIDE) * 64 : 0;
         const float *x = a->x + t * a->cols + 32 * k;
         __m512 lo = _mm512_maskz_loadu_ps(mask_of(left), x),
                hi = left > 16 ? _mm512_maskz_loadu_ps(mask_of(left - 16), x + 16) : _mm512_setzero_ps();
-        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
-        if (t == a->n_tok - 1 && (t + 1) % AMX_SIDE) memset(to + 64, 0, (size_t)(AMX_SIDE - 1 - t % AMX_SIDE) * 64);
+        _mm512_storeu_si512(tiles + at, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+        memset(tiles + at + 64, 0, tail);
+        if (!rest) continue;
+        _mm512_storeu_si512(rest + at, (__m512i)_mm512_cvtne2ps_pbh(residue(hi), residue(lo)));
+        memset(rest + at + 64, 0, tail);
     }
 }
 
@@ -120,6 +138,32 @@ static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
     CPU_LAYOUTS(X)
 #undef X
 };
+
+/* Rows of F16 or BF16 as stored. */
+INLINE __m512 load_native(bool half, const uint16_t *p, int64_t left) {
+    __m256i raw = _mm256_maskz_loadu_epi16(mask_of(left), p);
+    return half ? _mm512_cvtph_ps(raw) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+/* 16 rows x 32 columns, `left` of them there, of a matrix of cols columns; rows past n are 0. F16 has more bits than
+ * bf16: rest takes what rounding leaves. */
+INLINE void unpack_native(bool half, const uint16_t *from, int64_t cols, int64_t n, int64_t left, uint8_t *out,
+                          uint8_t *rest) {
+    vf high[16], low[16];
+    UNROLL_FOR(r, 16) {
+        high[r] = low[r] = vf_zero();
+        if (r >= n) continue;
+        const uint16_t *p = from + r * cols;
+        vf even = load_native(half, p, left), odd = left > 16 ? load_native(half, p + 16, left - 16) : vf_zero();
+        high[r] = (vf)_mm512_cvtne2ps_pbh(odd, even); /* a word is two neighbouring columns */
+        if (half) low[r] = (vf)_mm512_cvtne2ps_pbh(residue(odd), residue(even));
+    }
+    vf_transpose(high);
+    UNROLL_FOR(j, 16) _mm512_store_ps(out + 64 * j, high[j]);
+    if (!half) return;
+    vf_transpose(low);
+    UNROLL_FOR(j, 16) _mm512_store_ps(rest + 64 * j, low[j]);
+}
 
 /* ---- products */
 
@@ -198,20 +242,32 @@ INLINE void multiply(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, co
     }
 }
 
+/* Which parts of inputs and weights are multiplied: all but the rests with each other. */
+typedef struct product {
+    int a, b;
+} product;
+static const product products[] = {{0, 0}, {1, 0}, {0, 1}};
+
+/* Tiles of 32 rows of weights: their parts, of two times 16 rows. */
+typedef struct rows_tiles {
+    const uint8_t *part[2][2];
+} rows_tiles;
+
 typedef struct block {
     const llmq_weight *w;
     const llmq_acts *a;
     const uint8_t *tiles; /* the activations' */
+    int n_products;
     float *y;
     int64_t ldy;
     int64_t t, n_tok; /* tokens of the block */
     float *sums;      /* (panels of rows, 32 tokens), 4 tiles each */
 } block;
 
-/* The tokens of a block times 32 rows from r on, over the panel of columns that begins with tile k; b: the rows' tiles. */
-static void times_tokens(const block *p, const uint8_t *const *b, int64_t r, int64_t k, float *sums) {
+/* The tokens of a block times 32 rows from r on, over the panel of columns that begins with tile k. */
+static void times_tokens(const block *p, const rows_tiles *rows, int64_t r, int64_t k, float *sums) {
     int64_t depth = tiles_of(p->w->cols, AMX_DEPTH), n = panel_tiles(k, depth), step = n * AMX_TILE,
-            all = tiles_of(p->a->n_tok, AMX_SIDE);
+            all = tiles_of(p->a->n_tok, AMX_SIDE), part = part_bytes(p->a->n_tok, p->w->cols);
     bool last = k + n == depth;
     for (int64_t t = p->t; t < p->t + p->n_tok; t += PANEL_ROWS, sums += 4 * AMX_SIDE * AMX_SIDE) {
         const uint8_t *a0 = p->tiles + tile_offset(t / AMX_SIDE, k, all, depth);
@@ -220,7 +276,10 @@ static void times_tokens(const block *p, const uint8_t *const *b, int64_t r, int
             begin_sums(&s);
         else
             load_sums(sums, 128);
-        multiply(a0, s.n_tok > AMX_SIDE ? a0 + step : a0, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE);
+        for (int i = 0; i < p->n_products; i++) {
+            const uint8_t *a = a0 + products[i].a * part, *const *b = rows->part[products[i].b];
+            multiply(a, s.n_tok > AMX_SIDE ? a + step : a, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE);
+        }
         if (last)
             finish_sums(&s);
         else
@@ -228,81 +287,111 @@ static void times_tokens(const block *p, const uint8_t *const *b, int64_t r, int
     }
 }
 
-/* Tiles of 32 rows from r on, of the panel of columns that begins with tile k, where they are, or made in `room`. */
-typedef void rows_fn(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
-                     const uint8_t *b[2]);
+/* Room for the tiles of 32 rows over a panel of columns, (parts, halves). */
+typedef uint8_t panel_room[2][2][PANEL_TILES * AMX_TILE];
 
-static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
-                           const uint8_t *b[2]) {
+/* Tiles of 32 rows from r on, of the panel of columns that begins with tile k, where they are, or made in `room`. A
+ * missing second half repeats the first and is not stored. */
+typedef void rows_fn(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out);
+
+static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(k, w->cols / AMX_DEPTH);
     const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+    bool pair = w->rows - r > 16;
     __m512i table = code_table(l);
-    for (int i = 0; i < 2; i++) { /* a missing half repeats the first and is not stored */
-        b[i] = room[w->rows - r > 16 ? i : 0];
-        if (b[i] == room[i])
-            unpack_fns[w->layout](tile + i * tile_bytes, w->cols, k * AMX_DEPTH, n * AMX_DEPTH, table, room[i]);
+    for (int i = 0; i <= pair; i++)
+        unpack_fns[w->layout](tile + i * tile_bytes, w->cols, k * AMX_DEPTH, n * AMX_DEPTH, table, room[0][i]);
+    out->part[0][0] = room[0][0];
+    out->part[0][1] = room[0][pair];
+}
+
+static void bf16_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
+    int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
+    (void)room;
+    out->part[0][0] = (const uint8_t *)w->packed + r / 16 * tile_bytes + k * AMX_TILE;
+    out->part[0][1] = out->part[0][0] + (w->rows - r > 16 ? tile_bytes : 0);
+}
+
+static void native_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
+    bool half = w->native.type == LLMQ_TYPE_F16, pair = w->rows - r > 16;
+    int64_t n = panel_tiles(k, tiles_of(w->cols, AMX_DEPTH));
+    for (int i = 0; i <= pair; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            int64_t col = (k + j) * AMX_DEPTH, left = w->cols - col, rows = w->rows - r - 16 * i;
+            const uint16_t *from = (const uint16_t *)w->native.data + (r + 16 * i) * w->cols + col;
+            uint8_t *to = room[0][i] + j * AMX_TILE, *rest = room[1][i] + j * AMX_TILE;
+            if (half)
+                unpack_native(true, from, w->cols, rows, left, to, rest);
+            else
+                unpack_native(false, from, w->cols, rows, left, to, NULL);
+        }
+    }
+    for (int part = 0; part < 2; part++) {
+        out->part[part][0] = room[part][0];
+        out->part[part][1] = room[part][pair];
     }
 }
 
-static void bf16_rows(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*room)[PANEL_TILES * AMX_TILE],
-                      const uint8_t *b[2]) {
-    int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
-    (void)room;
-    b[0] = (const uint8_t *)w->packed + r / 16 * tile_bytes + k * AMX_TILE;
-    b[1] = w->rows - r > 16 ? b[0] + tile_bytes : b[0];
-}
-
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, const uint8_t *tiles,
-                        rows_fn *rows, float *y, int64_t ldy) {
+                        rows_fn *rows, int n_products, float *y, int64_t ldy) {
     enum { SUMS = PANEL_ROWS * BLOCK_TOKENS };
-    _Alignas(64) uint8_t room[2][PANEL_TILES * AMX_TILE];
+    _Alignas(64) panel_room room;
     _Alignas(64) float sums[BLOCK_PANELS * SUMS];
-    block p = {.w = w, .a = a, .tiles = tiles, .y = y, .ldy = ldy};
+    block p = {.w = w, .a = a, .tiles = tiles, .n_products = n_products, .y = y, .ldy = ldy};
     int64_t depth = tiles_of(w->cols, AMX_DEPTH), begin, end;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    amx_begin();
     for (p.t = 0; p.t < a->n_tok; p.t += BLOCK_TOKENS) {
         p.n_tok = a->n_tok - p.t < BLOCK_TOKENS ? a->n_tok - p.t : BLOCK_TOKENS;
         for (int64_t r0 = begin; r0 < end; r0 += BLOCK_PANELS * PANEL_ROWS) {
             for (int64_t k = 0; k < depth; k += PANEL_TILES) {
                 for (int i = 0; i < BLOCK_PANELS && r0 + i * PANEL_ROWS < end; i++) {
-                    const uint8_t *b[2];
-                    rows(w, r0 + i * PANEL_ROWS, k, room, b);
+                    rows_tiles made;
+                    rows(w, r0 + i * PANEL_ROWS, k, room, &made);
                     amx_fence();
-                    times_tokens(&p, b, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
+                    times_tokens(&p, &made, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
                 }
             }
         }
     }
+    amx_end();
 }
 
 /* ---- entries: what tiles do not do goes to the ops as AVX-512 filled them */
 
 static llmq_backend_ops avx512;
 
+/* Rows of F16 and BF16 keep their precision, and so must their inputs. */
+static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
+    LLMQ_TRY(avx512.weight_prepare(w, t, flags, team, err));
+    if (w->layout == LAYOUT_NATIVE && t->type != LLMQ_TYPE_F32) w->act = ACT_SPLIT;
+    return LLMQ_OK;
+}
+
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if ((form == ACT_Q8 || form == ACT_BF16) && many(a->n_tok))
-        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : a->bf16);
+    if (form == ACT_SPLIT && many(a->n_tok))
+        fill_tiles(worker, a, a->bf16, (uint8_t *)a->bf16 + part_bytes(a->n_tok, a->cols));
+    else if ((form == ACT_Q8 || form == ACT_BF16) && many(a->n_tok))
+        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : a->bf16, NULL);
     else
-        avx512.acts_fill(worker, a, form);
+        avx512.acts_fill(worker, a, form); /* few tokens of ACT_SPLIT are read as floats */
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    bool quantized = cpu_layout_of(w->layout) != NULL;
-    if (!many(a->n_tok) || !(quantized || w->layout == LAYOUT_BF16)) {
+    if (!many(a->n_tok) || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
         avx512.matmul(worker, w, a, y, ldy);
-        return;
-    }
-    amx_begin();
-    if (quantized)
-        matmul_many(worker, w, a, a->q8, quantized_rows, y, ldy);
+    else if (w->act == ACT_SPLIT)
+        matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);
+    else if (w->layout == LAYOUT_BF16)
+        matmul_many(worker, w, a, a->bf16, bf16_rows, 1, y, ldy);
     else
-        matmul_many(worker, w, a, a->bf16, bf16_rows, y, ldy);
-    amx_end();
+        matmul_many(worker, w, a, a->q8, quantized_rows, 1, y, ldy);
 }
 
 void cpu_fill_matmul_amx(llmq_backend_ops *ops) {
     avx512 = *ops;
+    ops->weight_prepare = weight_prepare;
     ops->acts_bytes = acts_bytes;
     ops->acts_fill = acts_fill;
     ops->matmul = matmul;

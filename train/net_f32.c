@@ -187,7 +187,7 @@ static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t
 
 static void math_linears(const llmq_worker *w, math_ctx *m, int n_mats, const math_matrix *const *mats, const float *x,
                          int64_t n_tok, float *const *y) {
-    bool filled[3] = {false};
+    bool filled[ACT_FORMS] = {false};
     llmq_acts a = {0};
     for (int i = 0; i < n_mats; i++) {
         llmq_act_form form = mats[i]->forward.act;
