@@ -268,6 +268,27 @@ static void test_alike(void **state) {
     }
 }
 
+/* Tiles are for many tokens: few get the very bits of AVX-512. */
+static void test_few_without_tiles(void **state) {
+    (void)state;
+    const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
+    for (size_t i = 0; ops[1] && type_at(i); i++) {
+        void *buffer;
+        llmq_tensor t = random_tensor(type_at(i)->id, 37, 512, &buffer);
+        float *x = random_floats(ACT_FEW * 512, -2, 2), *y[2];
+        for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
+            for (int k = 0; k < 2; k++) {
+                llmq_acts a;
+                y[k] = run(ops[k], &t, flags, NULL, x, ACT_FEW, 2, &a);
+                mem_free(a.q8);
+            }
+            assert_memory_equal(y[0], y[1], ACT_FEW * (37 + PAD) * sizeof **y);
+            free(y[0]), free(y[1]);
+        }
+        free(x), free(buffer);
+    }
+}
+
 /* Rounding activations to 8 bits may cost what it costs and no more. */
 static void test_activation_error(void **state) {
     (void)state;
@@ -329,10 +350,10 @@ static void test_odd_activations(void **state) {
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
-        for (int n_tok = 6; n_tok <= 12; n_tok += 6) {
+        for (int n_tok = 6; n_tok <= 18; n_tok += 6) {
             void *buffer;
             llmq_tensor t = random_tensor(LLMQ_TYPE_Q8_0, ROWS, COLS, &buffer);
-            float *x = random_floats(12 * COLS, -1, 1);
+            float *x = random_floats(18 * COLS, -1, 1);
             for (int c = 0; c < COLS; c++) {
                 x[c] = 0;
                 x[COLS + c] *= 1e-38f;
@@ -421,10 +442,11 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quantized),        cmocka_unit_test(test_float),
-        cmocka_unit_test(test_activation_error), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_odd_activations),  cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_packed_size),      cmocka_unit_test(test_alike),
+        cmocka_unit_test(test_quantized),         cmocka_unit_test(test_float),
+        cmocka_unit_test(test_activation_error),  cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_odd_activations),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_size),       cmocka_unit_test(test_alike),
+        cmocka_unit_test(test_few_without_tiles),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
