@@ -17,10 +17,14 @@ double llmq_read_bandwidth(int n_threads, size_t bytes) {
     return rate;
 }
 
-double llmq_int8_rate(int n_threads) {
+const char *llmq_product_name(void) {
+    return backend_cpu()->product;
+}
+
+double llmq_product_rate(int n_threads) {
     llmq_team *team = NULL;
     if (team_create(n_threads, &team, NULL) != LLMQ_OK) return 0;
-    double rate = backend_int8_rate(backend_cpu(), team);
+    double rate = backend_product_rate(backend_cpu(), team);
     team_destroy(team);
     return rate;
 }

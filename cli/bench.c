@@ -189,7 +189,7 @@ static llmq_status measure(bench *b, bench_test *t, llmq_err *err) {
 static void measure_machine(bench *b) {
     double bytes = fmin(fmax((double)b->out.info.bytes_per_token, 16e6), 1e9);
     b->out.bandwidth = fmax(b->out.bandwidth, llmq_read_bandwidth(b->out.threads, (size_t)bytes));
-    b->out.int8_rate = fmax(b->out.int8_rate, llmq_int8_rate(b->out.threads));
+    b->out.product_rate = fmax(b->out.product_rate, llmq_product_rate(b->out.threads));
 }
 
 static llmq_status add_test(bench *b, bench_test t, llmq_err *err) {

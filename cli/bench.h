@@ -28,7 +28,7 @@ typedef struct bench_results {
     bench_test *tests;
     size_t n_tests;
     double bandwidth; /* bytes/s that the same threads read from a buffer of as many bytes as a token reads */
-    double int8_rate; /* 8-bit multiply-adds/s of the same threads */
+    double product_rate; /* multiply-adds/s of the same threads: llmq_product_rate */
 } bench_results;
 
 enum { BENCH_MD, BENCH_JSON, BENCH_CSV };

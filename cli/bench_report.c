@@ -49,16 +49,16 @@ static double bandwidth_share(const bench_results *b, const bench_test *t) {
     return t->avg_ts / (double)t->n_batch * bytes_per_pass(b, t) / b->bandwidth;
 }
 
-static bool has_8bit_products(const bench_results *b) {
+static bool is_quantized(const bench_results *b) {
     llmq_type type = b->info.main_type;
     return type != LLMQ_TYPE_F32 && type != LLMQ_TYPE_F16 && type != LLMQ_TYPE_BF16;
 }
 
-/* Share of the measured rate of 8-bit multiply-adds that a prompt's matrices inside the layers used; attention and the
- * head, which only the last token needs, come on top. */
-static double int8_share(const bench_results *b, const bench_test *t) {
-    if (!t->n_prompt || b->int8_rate <= 0 || !has_8bit_products(b) || b->info.device) return NAN;
-    return t->avg_ts * (double)b->info.matrix_params / b->int8_rate;
+/* Share of the measured rate of multiply-adds that a prompt's matrices inside the layers used; attention and the head,
+ * which only the last token needs, come on top. */
+static double product_share(const bench_results *b, const bench_test *t) {
+    if (!t->n_prompt || b->product_rate <= 0 || !is_quantized(b) || b->info.device) return NAN;
+    return t->avg_ts * (double)b->info.matrix_params / b->product_rate;
 }
 
 /* ---- text */
@@ -68,10 +68,10 @@ static void print_limits(const bench_results *b) {
     if (b->info.device) return; /* what was measured is the CPU's */
     printf("\n%s of weights are read for each generated token; read bandwidth measured in this run: %.2f GB/s.\n",
            cli_bytes((double)b->info.bytes_per_token, per_token), b->bandwidth / 1e9);
-    if (has_8bit_products(b))
-        printf("%.2f M multiply-adds in the layers' matrices for each token; 8-bit rate measured in this run: %.1f "
-               "G/s.\n",
-               (double)b->info.matrix_params / 1e6, b->int8_rate / 1e9);
+    if (is_quantized(b))
+        printf("%.2f M multiply-adds in the layers' matrices for each token; product rate (%s) measured in this run: "
+               "%.1f G/s.\n",
+               (double)b->info.matrix_params / 1e6, llmq_product_name(), b->product_rate / 1e9);
 }
 
 static void backend_name(const bench_results *b, char *out, size_t cap) {
@@ -93,7 +93,7 @@ static int print_md(const bench_results *b) {
     printf("|---|--:|--:|---|--:|---|--:|--:|--:|\n");
     for (size_t i = 0; i < b->n_tests; i++) {
         const bench_test *t = &b->tests[i];
-        double read = bandwidth_share(b, t), products = int8_share(b, t);
+        double read = bandwidth_share(b, t), products = product_share(b, t);
         test_name(t, name, sizeof name);
         printf("| %s | %s | %.2f M | %s | %d | %s | %s | %.2f ± %.2f | ", type,
                cli_bytes((double)b->info.weight_bytes, bytes), (double)b->info.n_params / 1e6, backend, b->threads,
@@ -155,8 +155,9 @@ static json_t *row_json(const bench_results *b, const bench_test *t) {
     json_object_set_new(row, "bytes_per_token", json_integer(b->info.bytes_per_token));
     json_object_set_new(row, "read_bandwidth", cli_json_real(b->bandwidth));
     json_object_set_new(row, "bandwidth_share", cli_json_real(bandwidth_share(b, t)));
-    json_object_set_new(row, "int8_rate", cli_json_real(b->int8_rate));
-    json_object_set_new(row, "int8_share", cli_json_real(int8_share(b, t)));
+    json_object_set_new(row, "product", json_string(llmq_product_name())); /* of the rate, whose name is older */
+    json_object_set_new(row, "int8_rate", cli_json_real(b->product_rate));
+    json_object_set_new(row, "int8_share", cli_json_real(product_share(b, t)));
     return row;
 }
 
@@ -196,7 +197,7 @@ static int print_csv(const bench_results *b) {
                (long long)b->info.weight_bytes, (long long)b->info.n_params, b->threads, b->kv_name, b->kv_name,
                (long long)t->n_prompt, (long long)t->n_gen, (long long)t->n_depth, (long long)t->n_batch,
                guess[t->guess], t->when, t->avg_ns, t->stddev_ns, t->avg_ts, t->stddev_ts,
-               (long long)b->info.bytes_per_token, b->bandwidth, b->int8_rate);
+               (long long)b->info.bytes_per_token, b->bandwidth, b->product_rate);
     }
     return EXIT_OK;
 }

@@ -1,5 +1,5 @@
-/* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; AVX2 and
- * AVX-512 files override what they improve. Nobody includes cpu/: backend_cpu() is the way in.
+/* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; files of AVX2,
+ * AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu() is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
  * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
@@ -150,7 +150,7 @@ typedef struct llmq_adam {
 } llmq_adam;
 
 typedef struct llmq_backend_ops {
-    const char *isa;          /* "c", "avx2", "avx512" */
+    const char *isa;          /* "c", "avx2", "avx512", "amx" */
     const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:
@@ -265,19 +265,20 @@ typedef struct llmq_backend_ops {
     /* Reads bytes (a multiple of 4096, p aligned to 64) in order, asking for what lies `ahead` bytes further on (0:
      * the processor's own prefetch only). The result means nothing. */
     uint64_t (*probe_read)(const void *p, size_t bytes, size_t ahead);
-    /* Rounds of independent 8-bit products by this ISA's instruction, in registers; returns how many multiply-adds those
-     * are. What they add up to means nothing. */
-    double (*probe_int8)(int64_t rounds, uint64_t *sum_out);
+    /* Rounds of independent products, in registers, by the instruction that multiplies a prompt by quantized weights;
+     * returns how many multiply-adds those are. What they add up to means nothing. */
+    double (*probe_products)(int64_t rounds, uint64_t *sum_out);
+    const char *product; /* the instruction's name */
 } llmq_backend_ops;
 
-/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512 limits it. Never NULL. */
+/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512|amx limits it. Never NULL. */
 const llmq_backend_ops *backend_cpu(void);
-/* The backend of one ISA for tests: "c", "avx2", "avx512"; NULL if this machine or build lacks it. */
+/* The backend of one ISA for tests: "c", "avx2", "avx512", "amx"; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);
 /* Bytes/s that the team reads from a buffer of this size: the fastest pass of a plain loop and of one with prefetch, over
  * large pages and over small ones. 0: no memory. */
 double backend_read_bandwidth(const llmq_backend_ops *ops, llmq_team *team, size_t bytes);
-/* 8-bit multiply-adds/s of the team. */
-double backend_int8_rate(const llmq_backend_ops *ops, llmq_team *team);
+/* Multiply-adds/s of the team by ops->product. */
+double backend_product_rate(const llmq_backend_ops *ops, llmq_team *team);
 
 #endif

@@ -57,6 +57,7 @@ static void tables_build(void) {
         if (i >= CPU_ISA_AMX) {
             cpu_fill_matmul_amx(ops);
             attention_fill_amx(ops);
+            cpu_fill_limits_amx(ops);
         }
 #endif
         ops->affine = &affine_tables[i];

@@ -1,4 +1,4 @@
-/* What this machine gives at most: bytes read a second, 8-bit multiply-adds a second. The loops are the backend's own;
+/* What this machine gives at most: bytes read a second, multiply-adds a second. The loops are the backend's own;
  * here they are set up, shared among workers and timed. */
 #include "core/backend.h"
 #include "core/mem.h"
@@ -6,7 +6,7 @@
 #define READ_PASSES 3
 #define READ_STEP 4096 /* a worker's share is a multiple of it */
 #define READ_AHEAD 2048
-#define INT8_SECONDS 0.03
+#define PRODUCT_SECONDS 0.03
 
 typedef struct read_job {
     const llmq_backend_ops *ops;
@@ -46,19 +46,19 @@ double backend_read_bandwidth(const llmq_backend_ops *ops, llmq_team *team, size
     return best;
 }
 
-typedef struct int8_job {
+typedef struct product_job {
     const llmq_backend_ops *ops;
     double products, seconds; /* of all workers; worker 0 writes them */
     double *counts;           /* one cache line a worker: multiply-adds, and their sum */
-} int8_job;
+} product_job;
 
-static void int8_worker(const llmq_worker *w, void *arg) {
-    int8_job *job = arg;
+static void product_worker(const llmq_worker *w, void *arg) {
+    product_job *job = arg;
     for (int64_t rounds = 1 << 12;; rounds *= 4) {
         worker_barrier(w);
         double start = time_seconds();
         uint64_t sum;
-        job->counts[w->id * 8] = job->ops->probe_int8(rounds, &sum);
+        job->counts[w->id * 8] = job->ops->probe_products(rounds, &sum);
         job->counts[w->id * 8 + 1] = (double)sum;
         worker_barrier(w);
         if (w->id == 0) {
@@ -67,15 +67,15 @@ static void int8_worker(const llmq_worker *w, void *arg) {
             for (int i = 0; i < w->n; i++) job->products += job->counts[i * 8];
         }
         worker_barrier(w);
-        if (job->seconds > INT8_SECONDS) return;
+        if (job->seconds > PRODUCT_SECONDS) return;
     }
 }
 
-double backend_int8_rate(const llmq_backend_ops *ops, llmq_team *team) {
-    int8_job job = {.ops = ops, .counts = mem_zalloc((size_t)team_size(team) * 8, sizeof *job.counts)};
+double backend_product_rate(const llmq_backend_ops *ops, llmq_team *team) {
+    product_job job = {.ops = ops, .counts = mem_zalloc((size_t)team_size(team) * 8, sizeof *job.counts)};
     double best = 0;
     for (int i = 0; job.counts && i < 3; i++) {
-        team_run(team, int8_worker, &job);
+        team_run(team, product_worker, &job);
         if (job.products / job.seconds > best) best = job.products / job.seconds;
     }
     mem_free(job.counts);

@@ -23,7 +23,7 @@ static uint64_t read_avx2(const void *p, size_t bytes, size_t ahead) {
     return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
 }
 
-static double int8_avx2(int64_t rounds, uint64_t *sum_out) {
+static double products_avx2(int64_t rounds, uint64_t *sum_out) {
     __m256i sum[SUMS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(5);
     UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm256_setzero_si256();
     for (int64_t r = 0; r < rounds; r++) {
@@ -39,5 +39,6 @@ static double int8_avx2(int64_t rounds, uint64_t *sum_out) {
 
 void cpu_fill_limits_avx2(llmq_backend_ops *ops) {
     ops->probe_read = read_avx2;
-    ops->probe_int8 = int8_avx2;
+    ops->probe_products = products_avx2;
+    ops->product = "vpmaddubsw";
 }

@@ -39,7 +39,7 @@ static uint64_t read_avx512(const void *p, size_t bytes, size_t ahead) {
     return ahead ? read_loop(p, bytes, ahead) : read_loop(p, bytes, 0);
 }
 
-static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
+static double products_avx512(int64_t rounds, uint64_t *sum_out) {
     __m512i sum[SUMS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
     UNROLL for (int j = 0; j < SUMS; j++) sum[j] = _mm512_set1_epi32(j);
     for (int64_t r = 0; r < rounds; r++) UNROLL for (int j = 0; j < SUMS; j++) sum[j] = product(sum[j], x, y);
@@ -50,5 +50,6 @@ static double int8_avx512(int64_t rounds, uint64_t *sum_out) {
 
 void cpu_fill_limits_avx512(llmq_backend_ops *ops) {
     ops->probe_read = read_avx512;
-    ops->probe_int8 = int8_avx512;
+    ops->probe_products = products_avx512;
+    ops->product = "vpdpbusd";
 }

@@ -17,7 +17,7 @@ static uint64_t read_c(const void *p, size_t bytes, size_t ahead) {
     return sum;
 }
 
-static double int8_c(int64_t rounds, uint64_t *sum_out) {
+static double products_c(int64_t rounds, uint64_t *sum_out) {
     int8_t x[PRODUCTS], y[PRODUCTS];
     uint32_t sum = 0; /* wraps */
     for (int i = 0; i < PRODUCTS; i++) x[i] = (int8_t)i, y[i] = (int8_t)(i * 7);
@@ -31,5 +31,6 @@ static double int8_c(int64_t rounds, uint64_t *sum_out) {
 
 void cpu_fill_limits_c(llmq_backend_ops *ops) {
     ops->probe_read = read_c;
-    ops->probe_int8 = int8_c;
+    ops->probe_products = products_c;
+    ops->product = "8 bits in plain C";
 }

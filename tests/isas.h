@@ -1,5 +1,5 @@
 /* The instruction sets that tests of kernels go through, and what a run says of them. Programs linked with the emulated
- * AVX-512 (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of both. */
+ * AVX-512 and AMX (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of both. */
 #ifndef LLMQ_TESTS_ISAS_H
 #define LLMQ_TESTS_ISAS_H
 
@@ -9,10 +9,10 @@
 
 #ifdef LLMQ_EMULATED
 static const char *const all_isas[] = {"c", "avx512", "amx"};
-#define AVX512_RUN "emulated"
+#define VECTORS_RUN "emulated"
 #else
 static const char *const all_isas[] = {"c", "avx2", "avx512", "amx"};
-#define AVX512_RUN "native"
+#define VECTORS_RUN "native"
 #endif
 #define N_ISAS (int)(sizeof all_isas / sizeof *all_isas)
 
@@ -22,7 +22,7 @@ static inline void isas_say(void) {
     for (int i = 0; i < N_ISAS; i++)
         printf("%s %s: %s", i ? "," : "", all_isas[i],
                !backend_cpu_isa(all_isas[i]) ? "NOT RUN, this machine has none"
-               : i == N_ISAS - 1             ? AVX512_RUN
+               : i                           ? VECTORS_RUN
                                              : "native");
     printf("\n");
 }

@@ -1,5 +1,5 @@
-/* The AVX-512 intrinsics that cpu/ uses, for CPUs with AVX2 only: the compiler reads this file before a kernel's own
- * text (-include) and builds it with the flags of AVX2. For tests: right results, not speed.
+/* The AVX-512 intrinsics that cpu/ uses, and AMX's (tiles.h), for CPUs with AVX2 only: the compiler reads this file
+ * before a kernel's own text (-include) and builds it with the flags of AVX2. For tests: right results, not speed.
  *
  * Most intrinsics are what AVX2's of the same name does to each half of a vector (TWIN). The others are written from
  * Intel's description of the instruction. intrinsics.c compares each with a formula for one lane, here and, built for
@@ -13,6 +13,7 @@
 #define LLMQ_TESTS_EMU512_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -205,6 +206,9 @@ EMU __m512 _mm512_loadu_ps(const void *p) {
 EMU void _mm512_storeu_ps(void *p, __m512 a) {
     memcpy(p, &a, sizeof a);
 }
+EMU void _mm512_storeu_si512(void *p, __m512i a) {
+    memcpy(p, &a, sizeof a);
+}
 EMU __m512i _mm512_load_si512(const void *p) {
     emu_check_aligned(p);
     return _mm512_loadu_si512(p);
@@ -362,13 +366,21 @@ EMU unsigned _mm512_reduce_max_epu32(__m512i a) {
     return most;
 }
 
-/* sum + four products of a byte of a, unsigned, and one of b, signed. Each madd sums two of them: the even bytes of a
- * word, the odd ones. Nothing saturates: 2 * 255 * 128 is far from what a lane holds. */
-EMU __m256i emu_dpbusd(__m256i sum, __m256i a, __m256i b) {
-    const __m256i low = _mm256_set1_epi16(255);
-    __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
-    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+/* The even bytes of each word, the odd ones, as 16 bits each. */
+EMU __m256i emu_even_bytes(__m256i a, bool has_sign) {
+    return has_sign ? _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8) : _mm256_and_si256(a, _mm256_set1_epi16(255));
+}
+EMU __m256i emu_odd_bytes(__m256i a, bool has_sign) {
+    return has_sign ? _mm256_srai_epi16(a, 8) : _mm256_srli_epi16(a, 8);
+}
+/* sum + four products of a byte of a and one of b. Each madd sums two of them, which 32 bits hold. */
+EMU __m256i emu_dot4(__m256i sum, __m256i a, __m256i b, bool a_signed, bool b_signed) {
+    __m256i even = _mm256_madd_epi16(emu_even_bytes(a, a_signed), emu_even_bytes(b, b_signed));
+    __m256i odd = _mm256_madd_epi16(emu_odd_bytes(a, a_signed), emu_odd_bytes(b, b_signed));
     return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+EMU __m256i emu_dpbusd(__m256i sum, __m256i a, __m256i b) {
+    return emu_dot4(sum, a, b, false, true);
 }
 EMU __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     emu512 s = {.si = sum}, x = {.si = a}, y = {.si = b}, r;
@@ -472,5 +484,7 @@ EMU __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     r.hf[1] = emu_dpbf16(s.hf[1], x.hi[1], y.hi[1]);
     return r.ps;
 }
+
+#include "tests/emu512/tiles.h"
 
 #endif

@@ -1,20 +1,8 @@
 /* The intrinsics of emu512.h, each against a formula for one lane, on random bits and on the numbers that are special.
  * Compiled twice: on the emulation, and for the hardware, where there is any, so that the formulas are proved too. */
-/* clang-format off */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
-/* clang-format on */
-#include <immintrin.h>
-#include <math.h>
-#include <stdio.h>
+#include "tests/emu512/check.h"
+
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "core/half.h"
 #include "cpu/cpu.h"
@@ -25,64 +13,6 @@
 #define NEEDED CPU_ISA_AVX512
 #endif
 #define ROUNDS 300
-
-typedef union vec {
-    __m512 ps;
-    __m512d pd;
-    __m512i si;
-    __m512bh bh;
-    __m256 ps256;
-    __m256i si256;
-    __m256bh bh256;
-    __m128 ps128;
-    __m128i si128;
-    float f[16];
-    double d[8];
-    int8_t b[64];
-    uint8_t ub[64];
-    int16_t h[32];
-    uint16_t uh[32];
-    int32_t i[16];
-    uint32_t u[16];
-    int64_t q[8];
-    uint64_t uq[8];
-} vec;
-
-static uint64_t rng_state = 1;
-static uint32_t rng(void) {
-    rng_state = rng_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(rng_state >> 32);
-}
-
-/* Zeros, subnormals, the least normal, ones and ties, the largest, infinities, NaN (quiet; of f16 and bf16 in halves);
- * ends of the integers. */
-static const uint32_t special[] = {0,          0x80000000, 1,          0x807fffff, 0x00800000, 0x80800001, 0x3f800000,
-                                   0x3f000000, 0xc0200000, 0x3f808000, 0x3f818000, 0x7f7fffff, 0xff7fffff, 0x7f800000,
-                                   0xff800000, 0x7fc00000, 0xffc12345, 0x7fffffff, 0xffffffff, 0x00010001, 0x80018001,
-                                   0x7f807f80, 0x477fefff, 0x477ff000, 0x33000000, 0x33000001, 0x387fe000};
-
-static vec any(void) {
-    vec v;
-    for (int j = 0; j < 16; j++) {
-        uint32_t bits = rng(), pick = rng() >> 8;
-        if (pick % 4 == 0) bits = special[pick / 4 % (sizeof special / sizeof *special)];
-        if (pick % 4 == 1) bits = (bits & 0x807fffff) | (100 + pick / 4 % 50) << 23; /* floats around 1 */
-        v.u[j] = bits;
-    }
-    for (int j = 0; j < 16; j++) /* signalling NaN: nobody computes with them */
-        if (isnan(v.f[j])) v.u[j] |= 0x00400000;
-    return v;
-}
-
-static bool same_bits(const void *a, const void *b, size_t n) {
-    return memcmp(a, b, n) == 0;
-}
-static bool same_f(const float *a, const float *b) {
-    return (isnan(*a) && isnan(*b)) || same_bits(a, b, 4);
-}
-static bool same_d(const double *a, const double *b) {
-    return (isnan(*a) && isnan(*b)) || same_bits(a, b, 8);
-}
 
 #define SAME(field, j)                                                                                                 \
     _Generic(got.field[j], float                                                                                       \
@@ -279,13 +209,6 @@ static float scalef(float a, float b) {
 }
 FLOATS2(scalef_ps, scalef(a.f[j], b.f[j]))
 
-static float from_bf16(uint16_t x) {
-    vec v = {.u = {(uint32_t)x << 16}};
-    return v.f[0];
-}
-static float flush(float x) {
-    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
-}
 /* The nearer of two neighbours, by their distances; beyond the largest lies what would be 2^128. */
 static uint16_t to_bf16(float x, uint16_t got) {
     if (isnan(x)) return isnan(from_bf16(got)) ? got : 0;
@@ -329,31 +252,24 @@ static void plain_memory(void **state) {
     assert_memory_equal(to, from, 64);
     _mm512_store_si512(to + 64, _mm512_loadu_si512(from + 1));
     assert_memory_equal(to + 64, from + 1, 64);
+    _mm512_storeu_si512(to + 65, _mm512_loadu_si512(from + 2));
+    assert_memory_equal(to + 65, from + 2, 64);
 }
 
 /* What needs an address that 64 divides must not work at another. */
+static void use_misaligned(int what) {
+    static _Alignas(64) char from[192];
+    char *volatile at = from + 32;
+    volatile vec sink;
+    if (what == 0) sink.ps = _mm512_load_ps((float *)at);
+    if (what == 1) sink.si = _mm512_load_si512(at);
+    if (what == 2) _mm512_store_ps((float *)at, _mm512_setzero_ps());
+    if (what == 3) _mm512_store_si512(at, _mm512_setzero_si512());
+    (void)sink;
+}
 static void misaligned(void **state) {
     (void)state;
-    static _Alignas(64) char from[192];
-    for (int what = 0; what < 4; what++) {
-        fflush(NULL);
-        pid_t child = fork();
-        assert_true(child >= 0);
-        if (child == 0) {
-            char *volatile at = from + 32;
-            volatile vec sink;
-            close(STDERR_FILENO);
-            if (what == 0) sink.ps = _mm512_load_ps((float *)at);
-            if (what == 1) sink.si = _mm512_load_si512(at);
-            if (what == 2) _mm512_store_ps((float *)at, _mm512_setzero_ps());
-            if (what == 3) _mm512_store_si512(at, _mm512_setzero_si512());
-            (void)sink;
-            _exit(0);
-        }
-        int status;
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_false(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    }
+    for (int what = 0; what < 4; what++) assert_true(dies(use_misaligned, what));
 }
 
 /* Loads and stores of n lanes, with the masks that leave out some of them and all that lie behind a page's end. */
@@ -389,15 +305,6 @@ static __m128i bytes_of(uint64_t k, const char *p) {
     return v.si128;
 }
 MASKED(masked_epi8, si128, bytes_of(k, p), _mm_mask_storeu_epi8(p, (__mmask16)k, b.si128), 16, 1)
-
-/* The end of memory: what follows it cannot be touched. */
-static int page_make(void **state) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    char *p = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED || mprotect(p + page, page, PROT_NONE) != 0) return -1;
-    *state = p + page;
-    return 0;
-}
 
 /* Apart from main, which must run where this would not. */
 static __attribute__((noinline)) int run(void) {

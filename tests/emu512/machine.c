@@ -1,5 +1,5 @@
-/* In the programs that run the AVX-512 kernels emulated (linked with --wrap=cpu_detect) a machine has AVX-512. Without
- * the AVX2 that the emulation is made of they are skipped tests. */
+/* In the programs that run the AVX-512 and AMX kernels emulated (linked with --wrap=cpu_detect) a machine has both.
+ * Without the AVX2 that the emulation is made of they are skipped tests. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -9,7 +9,7 @@ cpu_isa __real_cpu_detect(void);
 cpu_isa __wrap_cpu_detect(void);
 
 cpu_isa __wrap_cpu_detect(void) {
-    if (__real_cpu_detect() >= CPU_ISA_AVX2) return CPU_ISA_AVX512;
-    printf("the emulation of AVX-512 takes AVX2, which this machine lacks\n");
+    if (__real_cpu_detect() >= CPU_ISA_AVX2) return CPU_ISA_AMX;
+    printf("the emulation of AVX-512 and AMX takes AVX2, which this machine lacks\n");
     exit(77);
 }

@@ -8,6 +8,8 @@
 #define _mm256_mask_storeu_epi16 emu_mm256_mask_storeu_epi16
 #undef _mm256_maskz_loadu_epi16
 #define _mm256_maskz_loadu_epi16 emu_mm256_maskz_loadu_epi16
+#undef _mm512_abs_ps
+#define _mm512_abs_ps emu_mm512_abs_ps
 #undef _mm512_add_epi32
 #define _mm512_add_epi32 emu_mm512_add_epi32
 #undef _mm512_add_epi64
@@ -88,6 +90,8 @@
 #define _mm512_mask_blend_epi8 emu_mm512_mask_blend_epi8
 #undef _mm512_mask_mov_ps
 #define _mm512_mask_mov_ps emu_mm512_mask_mov_ps
+#undef _mm512_mask_storeu_epi32
+#define _mm512_mask_storeu_epi32 emu_mm512_mask_storeu_epi32
 #undef _mm512_mask_storeu_pd
 #define _mm512_mask_storeu_pd emu_mm512_mask_storeu_pd
 #undef _mm512_mask_storeu_ps
@@ -180,8 +184,12 @@
 #define _mm512_srli_epi64 emu_mm512_srli_epi64
 #undef _mm512_store_ps
 #define _mm512_store_ps emu_mm512_store_ps
+#undef _mm512_store_si512
+#define _mm512_store_si512 emu_mm512_store_si512
 #undef _mm512_storeu_ps
 #define _mm512_storeu_ps emu_mm512_storeu_ps
+#undef _mm512_storeu_si512
+#define _mm512_storeu_si512 emu_mm512_storeu_si512
 #undef _mm512_sub_epi32
 #define _mm512_sub_epi32 emu_mm512_sub_epi32
 #undef _mm512_sub_ps
@@ -206,6 +214,28 @@
 #define _mm_mask_storeu_ps emu_mm_mask_storeu_ps
 #undef _mm_maskz_loadu_ps
 #define _mm_maskz_loadu_ps emu_mm_maskz_loadu_ps
+#undef _tile_dpbf16ps
+#define _tile_dpbf16ps emu_tile_dpbf16ps
+#undef _tile_dpbssd
+#define _tile_dpbssd emu_tile_dpbssd
+#undef _tile_dpbsud
+#define _tile_dpbsud emu_tile_dpbsud
+#undef _tile_dpbusd
+#define _tile_dpbusd emu_tile_dpbusd
+#undef _tile_dpbuud
+#define _tile_dpbuud emu_tile_dpbuud
+#undef _tile_loadconfig
+#define _tile_loadconfig emu_tile_loadconfig
+#undef _tile_loadd
+#define _tile_loadd emu_tile_loadd
+#undef _tile_release
+#define _tile_release emu_tile_release
+#undef _tile_stored
+#define _tile_stored emu_tile_stored
+#undef _tile_stream_loadd
+#define _tile_stream_loadd emu_tile_stream_loadd
+#undef _tile_zero
+#define _tile_zero emu_tile_zero
 #undef _mm512_set_epi16 /* a macro */
 /* clang-format on */
 

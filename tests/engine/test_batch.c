@@ -2,6 +2,7 @@
 #include "tests/engine/tiny.h"
 
 #include "engine/batch.h"
+#include "tests/isas.h"
 
 static const char path[] = LLMQ_TEST_TMP "/engine_batch.gguf";
 static llmq_model *model;
@@ -80,11 +81,11 @@ static void check_against_alone(llmq_model *m) {
 static void test_alone(void **state) {
     (void)state;
     check_against_alone(model);
-    static const char *const isas[] = {"c", "avx2", "avx512"};
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < N_ISAS; i++) {
         llmq_model *m = NULL;
-        if (!backend_cpu_isa(isas[i])) continue;
-        assert_int_equal(model_open_with(LLMQ_TEST_DATA "/../../data/tiny", NULL, backend_cpu_isa(isas[i]), &m, NULL), LLMQ_OK);
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
+        if (!ops) continue;
+        assert_int_equal(model_open_with(LLMQ_TEST_DATA "/../../data/tiny", NULL, ops, &m, NULL), LLMQ_OK);
         check_against_alone(m);
         model_close(m);
     }

@@ -3,11 +3,10 @@
 #include "tests/engine/tiny.h"
 
 #include "engine/speculate.h"
+#include "tests/isas.h"
 
 static const char path[] = LLMQ_TEST_TMP "/engine_speculate.gguf",
                   other_path[] = LLMQ_TEST_TMP "/engine_speculate2.gguf";
-static const char *const isas[] = {"c", "avx2", "avx512"};
-enum { N_ISAS = sizeof isas / sizeof *isas };
 
 static int setup(void **state) {
     (void)state;
@@ -149,14 +148,14 @@ static void test_same_tokens(void **state) {
                       shipped[] = LLMQ_TEST_DATA "/../../data/tiny", mistral[] = LLMQ_TEST_DATA "/goldens/mistral",
                       qwen3[] = LLMQ_TEST_DATA "/goldens/qwen3";
     for (int i = 0; i < N_ISAS; i++) {
-        if (!backend_cpu_isa(isas[i])) continue;
-        check_model(path, isas[i], LLMQ_KV_F16, other_path);
-        check_model(mistral, isas[i], LLMQ_KV_F32, mistral); /* a sliding window */
-        if (i == 0) continue;                                /* plain C takes seconds for the others */
-        check_model(qwen3, isas[i], LLMQ_KV_F16, qwen3);
-        check_model(stories, isas[i], LLMQ_KV_F16, stories);
-        check_model(shipped, isas[i], LLMQ_KV_F16, shipped);
-        check_model(shipped, isas[i], LLMQ_KV_Q8_0, shipped);
+        if (!backend_cpu_isa(all_isas[i])) continue;
+        check_model(path, all_isas[i], LLMQ_KV_F16, other_path);
+        check_model(mistral, all_isas[i], LLMQ_KV_F32, mistral); /* a sliding window */
+        if (i == 0) continue;                                    /* plain C takes seconds for the others */
+        check_model(qwen3, all_isas[i], LLMQ_KV_F16, qwen3);
+        check_model(stories, all_isas[i], LLMQ_KV_F16, stories);
+        check_model(shipped, all_isas[i], LLMQ_KV_F16, shipped);
+        check_model(shipped, all_isas[i], LLMQ_KV_Q8_0, shipped);
     }
 }
 

@@ -80,7 +80,7 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     job j = {ops, w, {.n_tok = n_tok, .cols = w->cols, .x = x}, y, 1};
     void *form = mem_alloc(ops->acts_bytes(w->act, n_tok, w->cols), 1);
     if (w->act == ACT_Q8) j.a.q8 = form;
-    if (w->act == ACT_BF16) j.a.bf16 = form;
+    if (w->act == ACT_BF16 || w->act == ACT_SPLIT) j.a.bf16 = form;
     team_run(team, fill_fn, &j);
     double best = 1e9, spent = 0;
     for (int i = 0; i < 40 && (i < 4 || spent < 0.25); i++) {

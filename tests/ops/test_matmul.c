@@ -102,7 +102,7 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     unsigned char *form = mem_alloc(bytes + 64, 1);
     memset(form, 0xa5, bytes + 64);
     if (w.act == ACT_Q8) a->q8 = form;
-    if (w.act == ACT_BF16) a->bf16 = form;
+    if (w.act == ACT_BF16 || w.act == ACT_SPLIT) a->bf16 = form;
     float *y = malloc((size_t)(n_tok * ldy) * sizeof *y);
     for (int64_t i = 0; i < n_tok * ldy; i++) y[i] = GUARD;
     run_args args = {ops, &w, a, y, ldy};
@@ -132,6 +132,7 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
     return strcmp(ops->isa, "amx") == 0 && n_tok > ACT_FEW;
 }
 #define BF16_ERROR 0.008 /* of two factors, 2^-9 each, at worst aligned */
+#define SPLIT_ERROR 2e-5 /* of inputs in two parts, 2^-17; and what the rests would give each other */
 
 /* want, mag (n_tok, rows) from dequantized weights; activations as the backend rounded them (Q8), or x itself. */
 static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, double *want, double *mag) {
@@ -189,7 +190,8 @@ static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_to
                 bool tiles = first.q8 && in_tiles(ops, n_tok);
                 if (tiles) reference(&t, bias, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, want, mag);
                 double e = worst(y, want, mag, n_tok, rows);
-                if (!(e < (tiles ? BF16_ERROR : 1e-6)))
+                bool split = !first.q8 && type != LLMQ_TYPE_F32 && in_tiles(ops, n_tok);
+                if (!(e < (tiles ? BF16_ERROR : split ? SPLIT_ERROR : 1e-6)))
                     fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops->isa, type_info(type)->name, (int)rows,
                              (int)cols, (int)n_tok, e);
             } else {
@@ -268,6 +270,27 @@ static void test_alike(void **state) {
     }
 }
 
+/* Tiles are for many tokens: few get the very bits of AVX-512. */
+static void test_few_without_tiles(void **state) {
+    (void)state;
+    const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
+    for (size_t i = 0; ops[1] && type_at(i); i++) {
+        void *buffer;
+        llmq_tensor t = random_tensor(type_at(i)->id, 37, 512, &buffer);
+        float *x = random_floats(ACT_FEW * 512, -2, 2), *y[2];
+        for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
+            for (int k = 0; k < 2; k++) {
+                llmq_acts a;
+                y[k] = run(ops[k], &t, flags, NULL, x, ACT_FEW, 2, &a);
+                mem_free(a.q8);
+            }
+            assert_memory_equal(y[0], y[1], ACT_FEW * (37 + PAD) * sizeof **y);
+            free(y[0]), free(y[1]);
+        }
+        free(x), free(buffer);
+    }
+}
+
 /* Rounding activations to 8 bits may cost what it costs and no more. */
 static void test_activation_error(void **state) {
     (void)state;
@@ -329,10 +352,10 @@ static void test_odd_activations(void **state) {
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
-        for (int n_tok = 6; n_tok <= 12; n_tok += 6) {
+        for (int n_tok = 6; n_tok <= 18; n_tok += 6) {
             void *buffer;
             llmq_tensor t = random_tensor(LLMQ_TYPE_Q8_0, ROWS, COLS, &buffer);
-            float *x = random_floats(12 * COLS, -1, 1);
+            float *x = random_floats(18 * COLS, -1, 1);
             for (int c = 0; c < COLS; c++) {
                 x[c] = 0;
                 x[COLS + c] *= 1e-38f;
@@ -421,10 +444,11 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quantized),        cmocka_unit_test(test_float),
-        cmocka_unit_test(test_activation_error), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_odd_activations),  cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_packed_size),      cmocka_unit_test(test_alike),
+        cmocka_unit_test(test_quantized),         cmocka_unit_test(test_float),
+        cmocka_unit_test(test_activation_error),  cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_odd_activations),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_size),       cmocka_unit_test(test_alike),
+        cmocka_unit_test(test_few_without_tiles),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -303,11 +303,11 @@ static void test_probes(void **state) {
         if (!ops) continue;
         double rate = backend_read_bandwidth(ops, teams[2], (size_t)8 << 20);
         assert_true(rate > 1e8 && rate < 1e13);
-        rate = backend_int8_rate(ops, teams[2]);
+        rate = backend_product_rate(ops, teams[2]);
         assert_true(rate > 1e7 && rate < 1e14);
         mem_fail_after(1);
         assert_true(backend_read_bandwidth(ops, teams[1], (size_t)8 << 20) == 0);
-        assert_true(backend_int8_rate(ops, teams[1]) == 0);
+        assert_true(backend_product_rate(ops, teams[1]) == 0 && *ops->product);
         mem_fail_after(0);
     }
 }

@@ -222,7 +222,9 @@ static void training_goes_on(void **state) {
                             .out = OUT,
                             .n_threads = 2};
     second = train_ok(&p);
-    assert_true(fabs(second.points[0].held_out - last(&first)) < 1e-6);
+    /* A file has the rows of q and k in another order than a new model, so attention sums in another one, and an input
+     * next to the middle of two bf16 may be rounded the other way. */
+    assert_true(fabs(second.points[0].held_out - last(&first)) < 1e-4);
     assert_true(last(&second) < last(&first) - 0.1);
     /* A model of another container, with a SentencePiece tokenizer. */
     p = (llmq_train_params){.from = STORIES,
