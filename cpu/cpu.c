@@ -53,7 +53,10 @@ static void tables_build(void) {
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
         }
-        if (i >= CPU_ISA_AMX) cpu_fill_matmul_amx(ops);
+        if (i >= CPU_ISA_AMX) {
+            cpu_fill_matmul_amx(ops);
+            cpu_fill_gram_amx(ops);
+        }
 #endif
         ops->affine = &affine_tables[i];
         ops->isa = isa_names[i];
