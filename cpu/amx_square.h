@@ -1,4 +1,4 @@
-/* Products of bf16 in squares of 2 x 2 tiles of sums, so that each tile that is loaded takes part in two products.
+/* Products in squares of 2 x 2 tiles of sums, so that each tile that is loaded takes part in two products.
  *
  * An operand is an array of tiles, those of some columns (a panel) of one row of tiles after the other, so that what is
  * multiplied at a time lies close together: rows of a matrix often are a power of two apart and would compete for the
@@ -27,18 +27,18 @@ INLINE int64_t tile_offset(int64_t i, int64_t k, int64_t n, int64_t depth) {
 }
 
 /* The square, `bytes` between its rows. */
-INLINE void load_sums(const float *from, int64_t bytes) {
-    const char *low = (const char *)from + 16 * bytes;
-    _tile_loadd(0, from, bytes);
-    _tile_loadd(1, from + 16, bytes);
+INLINE void load_sums(const void *from, int64_t bytes) {
+    const char *high = from, *low = high + 16 * bytes;
+    _tile_loadd(0, high, bytes);
+    _tile_loadd(1, high + 64, bytes);
     _tile_loadd(2, low, bytes);
     _tile_loadd(3, low + 64, bytes);
 }
 
-INLINE void store_sums(float *to, int64_t bytes) {
-    char *low = (char *)to + 16 * bytes;
-    _tile_stored(0, to, bytes);
-    _tile_stored(1, to + 16, bytes);
+INLINE void store_sums(void *to, int64_t bytes) {
+    char *high = to, *low = high + 16 * bytes;
+    _tile_stored(0, high, bytes);
+    _tile_stored(1, high + 64, bytes);
     _tile_stored(2, low, bytes);
     _tile_stored(3, low + 64, bytes);
 }
@@ -50,25 +50,28 @@ INLINE void zero_sums(void) {
     _tile_zero(3);
 }
 
-/* The square += n tiles of columns of two rows of tiles each. `next`: sums that are needed soon, 32 numbers each
- * next_bytes apart. */
-INLINE void multiply(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, const uint8_t *b1, int64_t n,
-                     const float *next, int64_t next_bytes) {
-    const char *soon = (const char *)next;
-    for (int64_t k = 0; k < n * AMX_TILE; k += AMX_TILE, soon += 4 * next_bytes) {
-        UNROLL for (int i = 0; i < 4; i++) {
-            _mm_prefetch(soon + i * next_bytes, _MM_HINT_T0);
-            _mm_prefetch(soon + i * next_bytes + 64, _MM_HINT_T0);
-        }
-        _tile_loadd(4, a0 + k, 64);
-        _tile_loadd(6, b0 + k, 64);
-        _tile_loadd(7, b1 + k, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a1 + k, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+/* The square += n tiles of columns of two rows of tiles each, by an instruction. `next`: sums that are needed soon, 32
+ * numbers each next_bytes apart. */
+#define MULTIPLY(name, product)                                                                                        \
+    INLINE void name(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, const uint8_t *b1, int64_t n,            \
+                     const void *next, int64_t next_bytes) {                                                           \
+        const char *soon = next;                                                                                       \
+        for (int64_t k = 0; k < n * AMX_TILE; k += AMX_TILE, soon += 4 * next_bytes) {                                 \
+            UNROLL for (int i = 0; i < 4; i++) {                                                                       \
+                _mm_prefetch(soon + i * next_bytes, _MM_HINT_T0);                                                      \
+                _mm_prefetch(soon + i * next_bytes + 64, _MM_HINT_T0);                                                 \
+            }                                                                                                          \
+            _tile_loadd(4, a0 + k, 64);                                                                                \
+            _tile_loadd(6, b0 + k, 64);                                                                                \
+            _tile_loadd(7, b1 + k, 64);                                                                                \
+            product(0, 4, 6);                                                                                          \
+            _tile_loadd(5, a1 + k, 64);                                                                                \
+            product(1, 4, 7);                                                                                          \
+            product(2, 5, 6);                                                                                          \
+            product(3, 5, 7);                                                                                          \
+        }                                                                                                              \
     }
-}
+MULTIPLY(multiply_bf16, _tile_dpbf16ps)
+MULTIPLY(multiply_bytes, _tile_dpbsud) /* signed times unsigned */
 
 #endif

@@ -56,6 +56,7 @@ static void tables_build(void) {
         if (i >= CPU_ISA_AMX) {
             cpu_fill_matmul_amx(ops);
             cpu_fill_gram_amx(ops);
+            cpu_fill_int8_amx(ops);
             cpu_fill_grad_amx(ops);
         }
 #endif

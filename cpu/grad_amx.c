@@ -113,11 +113,11 @@ static void times_panel(const job *j, int64_t r, int64_t c, int64_t k, float *su
     else
         load_sums(sums, 128);
     if (first && (s.n_rows < 2 * SQUARE || !s.add)) /* nothing to fetch */
-        multiply(a, a + step, b, b + step, n, s.g, 0);
+        multiply_bf16(a, a + step, b, b + step, n, s.g, 0);
     else if (first)
-        multiply(a, a + step, b, b + step, n, s.g + SQUARE * j->cols, j->cols * 4);
+        multiply_bf16(a, a + step, b, b + step, n, s.g + SQUARE * j->cols, j->cols * 4);
     else
-        multiply(a, a + step, b, b + step, n, sums + SQUARE * SQUARE, 128);
+        multiply_bf16(a, a + step, b, b + step, n, sums + SQUARE * SQUARE, 128);
     if (last)
         finish_square(&s);
     else
