@@ -6,7 +6,10 @@
 #ifndef LLMQ_CPU_AMX_SQUARE_H
 #define LLMQ_CPU_AMX_SQUARE_H
 
+#include <stdbool.h>
+
 #include "cpu/amx.h"
+#include "cpu/simd.h"
 
 #define PANEL_TILES 8 /* of columns: a panel of 32 rows is 16 KB */
 
@@ -24,6 +27,40 @@ INLINE int64_t panel_tiles(int64_t k, int64_t depth) {
 INLINE int64_t tile_offset(int64_t i, int64_t k, int64_t n, int64_t depth) {
     int64_t first = k / PANEL_TILES * PANEL_TILES;
     return (first * n + i * panel_tiles(k, depth) + k - first) * AMX_TILE;
+}
+
+INLINE void store_tile_words(vf *word, bool transposed, uint8_t *out) {
+    if (transposed) vf_transpose(word);
+    UNROLL_FOR(q, VF_N) vf_store((float *)(void *)(out + 64 * q), word[q]);
+}
+
+/* 32 rows from r on and 16 columns from c on of x (n_rows, n_cols; ldx) as a right operand, whose words are two rows of
+ * a column; transposed: as a left one. What is not there is zero. */
+static inline void pack_pairs(const float *x, int64_t ldx, int64_t n_rows, int64_t n_cols, int64_t r, int64_t c,
+                              bool transposed, uint8_t *out) {
+    __mmask16 mask = mask_of(n_cols - c);
+    const float *from = x + r * ldx + c;
+    vf word[VF_N];
+    UNROLL_FOR(q, VF_N) {
+        __mmask16 even = r + 2 * q < n_rows ? mask : 0, odd = r + 2 * q + 1 < n_rows ? mask : 0;
+        word[q] = vf_pair_bf16(_mm512_maskz_loadu_ps(even, from + 2 * q * ldx),
+                               _mm512_maskz_loadu_ps(odd, from + (2 * q + 1) * ldx));
+    }
+    store_tile_words(word, transposed, out);
+}
+
+/* 16 rows and 32 columns as a left operand, whose words are two columns of a row; transposed: as a right one. */
+static inline void pack_rows(const float *x, int64_t ldx, int64_t n_rows, int64_t n_cols, int64_t r, int64_t c,
+                             bool transposed, uint8_t *out) {
+    __mmask16 low = mask_of(n_cols - c), high = mask_of(n_cols - c - 16);
+    const float *from = x + r * ldx + c;
+    vf word[VF_N];
+    UNROLL_FOR(q, VF_N) {
+        bool there = r + q < n_rows;
+        word[q] = (vf)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(there ? high : 0, from + q * ldx + 16),
+                                          _mm512_maskz_loadu_ps(there ? low : 0, from + q * ldx));
+    }
+    store_tile_words(word, transposed, out);
 }
 
 /* The square, `bytes` between its rows. */

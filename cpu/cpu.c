@@ -58,6 +58,7 @@ static void tables_build(void) {
             cpu_fill_gram_amx(ops);
             cpu_fill_int8_amx(ops);
             cpu_fill_grad_amx(ops);
+            cpu_fill_causal_amx(ops);
         }
 #endif
         ops->affine = &affine_tables[i];

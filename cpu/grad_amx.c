@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "cpu/simd.h"
 
 #define SQUARE (2 * AMX_SIDE)
 #define BLOCK_ROWS 512 /* results whose sums are kept: 256 KB, */
@@ -21,26 +20,13 @@ static int64_t operand_bytes(int64_t n, int64_t n_tok) {
     return tiles_of(n, SQUARE) * 2 * tiles_of(n_tok, AMX_DEPTH) * AMX_TILE;
 }
 
-/* Columns c.. and tokens t.. of x (n_tok, n) as a tile; what is not there is zero. */
-static void pack_tile(const float *x, int64_t n, int64_t n_tok, int64_t c, int64_t t, bool transposed, uint8_t *out) {
-    __mmask16 mask = mask_of(n - c);
-    const float *from = x + t * n + c;
-    vf word[VF_N];
-    UNROLL_FOR(q, VF_N) {
-        __mmask16 even = t + 2 * q < n_tok ? mask : 0, odd = t + 2 * q + 1 < n_tok ? mask : 0;
-        word[q] = vf_pair_bf16(_mm512_maskz_loadu_ps(even, from + 2 * q * n),
-                               _mm512_maskz_loadu_ps(odd, from + (2 * q + 1) * n));
-    }
-    if (transposed) vf_transpose(word);
-    UNROLL_FOR(q, VF_N) vf_store((float *)(void *)(out + 64 * q), word[q]);
-}
-
 static void pack(const llmq_worker *w, const float *x, int64_t n, int64_t n_tok, bool transposed, uint8_t *out) {
     int64_t depth = tiles_of(n_tok, AMX_DEPTH), n_tiles = 2 * tiles_of(n, SQUARE), begin, end;
     worker_range(w, n_tiles, 1, &begin, &end);
     for (int64_t k = 0; k < depth; k++)
         for (int64_t i = begin; i < end; i++)
-            pack_tile(x, n, n_tok, i * AMX_SIDE, k * AMX_DEPTH, transposed, out + tile_offset(i, k, n_tiles, depth));
+            pack_pairs(x, n, n_tok, n, k * AMX_DEPTH, i * AMX_SIDE, transposed,
+                       out + tile_offset(i, k, n_tiles, depth));
 }
 
 /* ---- products */
