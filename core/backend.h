@@ -125,6 +125,7 @@ typedef struct llmq_causal {
     float scale;    /* of q.k */
     int64_t window; /* sliding window, 0: none */
     int64_t n_tok, n_windows;
+    bool allow_bf16; /* products may round their inputs to bf16, sums stay f32 */
 } llmq_causal;
 
 /* Losses of n rows of logits and their gradients. With teacher logits it is the Kullback-Leibler divergence from the

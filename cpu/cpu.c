@@ -58,6 +58,10 @@ static void tables_build(void) {
             cpu_fill_matmul_amx(ops);
             attention_fill_amx(ops);
             cpu_fill_limits_amx(ops);
+            cpu_fill_gram_amx(ops);
+            cpu_fill_int8_amx(ops);
+            cpu_fill_grad_amx(ops);
+            cpu_fill_causal_amx(ops);
         }
 #endif
         ops->affine = &affine_tables[i];

@@ -28,6 +28,10 @@ void cpu_fill_limits_avx2(llmq_backend_ops *ops);
 void cpu_fill_limits_avx512(llmq_backend_ops *ops);
 void cpu_fill_matmul_amx(llmq_backend_ops *ops);
 void cpu_fill_limits_amx(llmq_backend_ops *ops);
+void cpu_fill_gram_amx(llmq_backend_ops *ops);
+void cpu_fill_int8_amx(llmq_backend_ops *ops);
+void cpu_fill_grad_amx(llmq_backend_ops *ops);
+void cpu_fill_causal_amx(llmq_backend_ops *ops);
 #endif
 
 #endif

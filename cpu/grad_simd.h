@@ -1,14 +1,8 @@
 /* The training ops in vectors; included by the file of each ISA. Every element is summed in an order of its own, so
  * results do not depend on the team. */
-#include <math.h>
-
+#include "cpu/causal_simd.h"
 #include "cpu/ops.h"
 #include "cpu/tile_simd.h"
-
-/* The vector at i of n; the last one of a row is cut. */
-SIMD_FN int64_t lanes_left(int64_t n, int64_t i) {
-    return n - i < VF_N ? n - i : VF_N;
-}
 
 /* ---- transpose ---- */
 
@@ -221,10 +215,6 @@ static causal_buffers causal_part(const llmq_causal *a, void *scratch, int id) {
     return b;
 }
 
-static int64_t first_key(const llmq_causal *a, int64_t query) {
-    return a->window > 0 && query + 1 > a->window ? query + 1 - a->window : 0;
-}
-
 /* s = x kt: rows of a block, from query i0 on, with the keys that they see (and more, up to TILE_M queries on). */
 static void causal_scores(const llmq_causal *a, const causal_buffers *b, const float *x, const float *kt, int64_t i0,
                           int64_t m, float *s) {
@@ -279,31 +269,6 @@ static void causal_keys_back(const llmq_causal *a, const causal_buffers *b, cons
     }
 }
 
-/* Softmax of scale * s over keys [first, last]; 0 outside, up to n. */
-static void softmax_row(float *s, int64_t first, int64_t last, int64_t n, float scale) {
-    vf top = vf_set1(-INFINITY), sum = vf_zero(), by = vf_set1(scale);
-    for (int64_t j = first; j <= last; j += VF_N) {
-        int64_t m = lanes_left(last + 1, j);
-        vf v = vf_mul(by, vf_load_n(s + j, m));
-        vf_store_n(s + j, v, m);
-        top = vf_max(top, vf_window(v, 0, m, vf_set1(-INFINITY)));
-    }
-    vf shift = vf_set1(vf_top(top));
-    for (int64_t j = first; j <= last; j += VF_N) {
-        int64_t m = lanes_left(last + 1, j);
-        vf v = vf_window(vf_exp(vf_sub(vf_load_n(s + j, m), shift)), 0, m, vf_zero());
-        vf_store_n(s + j, v, m);
-        sum = vf_add(sum, v);
-    }
-    vf inv = vf_set1(1.0f / vf_sum(sum));
-    for (int64_t j = first; j <= last; j += VF_N) {
-        int64_t m = lanes_left(last + 1, j);
-        vf_store_n(s + j, vf_mul(vf_load_n(s + j, m), inv), m);
-    }
-    memset(s, 0, (size_t)first * sizeof *s);
-    memset(s + last + 1, 0, (size_t)(n - last - 1) * sizeof *s);
-}
-
 /* Probabilities of queries [i0, i0 + m) of a head, whose rows become b->q, over keys [0, i0 + m) into b->s. */
 static void causal_block(const llmq_causal *a, const causal_buffers *b, const float *q, int64_t ldq, int64_t i0,
                          int64_t m) {
@@ -333,23 +298,6 @@ static void causal_simd(const llmq_worker *w, const llmq_causal *a, const float 
             causal_values(a, &b, b.s, i0, m, out + at + i0 * ldq, ldq);
         }
     }
-}
-
-/* With p the probabilities of keys [first, last], dp becomes scale * p * (dp - sum of p dp); 0 outside, up to n. */
-static void score_row_back(const float *p, float *dp, int64_t first, int64_t last, int64_t n, float scale) {
-    vf sum = vf_zero();
-    for (int64_t j = first; j <= last; j += VF_N) {
-        int64_t m = lanes_left(last + 1, j);
-        sum = vf_fma(vf_load_n(p + j, m), vf_load_n(dp + j, m), sum);
-    }
-    vf mean = vf_set1(vf_sum(sum)), by = vf_set1(scale);
-    for (int64_t j = first; j <= last; j += VF_N) {
-        int64_t m = lanes_left(last + 1, j);
-        vf v = vf_mul(by, vf_load_n(p + j, m));
-        vf_store_n(dp + j, vf_mul(v, vf_sub(vf_load_n(dp + j, m), mean)), m);
-    }
-    memset(dp, 0, (size_t)first * sizeof *dp);
-    memset(dp + last + 1, 0, (size_t)(n - last - 1) * sizeof *dp);
 }
 
 /* One head: q, dout and dq begin at it; dk and dv at its kv head, whose kt, vt and rows of k are in b. */

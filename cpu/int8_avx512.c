@@ -1,10 +1,6 @@
 /* AVX-512 VNNI products of 8-bit rows (int8.h). A register tile is some tiles of 16 rows times some tokens, over all
  * columns; nothing is unpacked and no float is touched before the end. */
-#include <immintrin.h>
-
-#include "cpu/int8_simd.h"
-
-#include "cpu/inline.h"
+#include "cpu/int8_avx512.h"
 
 #define FEW 8         /* tokens up to which each tile of rows is read alone: weights stream once from memory */
 #define WIDE 4        /* tiles of rows side by side otherwise, */
@@ -18,16 +14,6 @@ INLINE __m512i four(const int8_t *q, bool keep) {
     __m512i x = _mm512_set1_epi32(v);
     if (keep) IN_REGISTER(x);
     return x;
-}
-
-INLINE void store(const product *p, __m512i sum, int t, int i) {
-    const int8_tile_end *end = (const int8_tile_end *)(const void *)(p->w + i * p->tile_bytes + p->cols * 16);
-    const int8_token *token = p->token + t;
-    __mmask16 m = mask_of(p->rows - 16 * i);
-    sum = _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_loadu_si512(end->start), _mm512_set1_epi32(token->start)));
-    __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(end->scale), _mm512_set1_ps(token->d));
-    __m512 bias = p->bias ? _mm512_maskz_loadu_ps(m, p->bias + 16 * i) : _mm512_setzero_ps();
-    _mm512_mask_storeu_ps(p->y + t * p->ldy + 16 * i, m, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, bias));
 }
 
 /* nt tokens times np tiles; `ways` sums for each result hide the latency of the product where there are few. */

@@ -36,7 +36,7 @@ static void fill_row(const float *restrict x, int64_t cols, llmq_act_range range
     memset(q + cols, 0, (size_t)(int8_stride(cols) - cols));
 }
 
-static void fill_tokens(const llmq_worker *worker, llmq_acts *a) {
+static inline void fill_tokens(const llmq_worker *worker, llmq_acts *a) {
     int64_t stride = int8_stride(a->cols), begin, end;
     worker_range(worker, a->n_tok, 1, &begin, &end);
     for (int64_t t = begin; t < end; t++)

@@ -243,13 +243,20 @@ static void math_rope(const llmq_worker *w, math_ctx *m, float *x, int64_t n_tok
                       const float *table, bool neox) {
     m->ops->rope(w, x, n_tok, (int64_t)n_head * head_dim, n_head, head_dim, n_rot, table, neox);
 }
+static llmq_causal math_attention(const math_ctx *m, const llmq_causal *a) {
+    llmq_causal b = *a;
+    b.allow_bf16 = !m->exact;
+    return b;
+}
 static void math_causal(const llmq_worker *w, math_ctx *m, const llmq_causal *a, const float *q, const float *k,
                         const float *v, float *out) {
-    m->ops->causal(w, a, q, k, v, out, m->attention);
+    const llmq_causal b = math_attention(m, a);
+    m->ops->causal(w, &b, q, k, v, out, m->attention);
 }
 static void math_causal_back(const llmq_worker *w, math_ctx *m, const llmq_causal *a, const float *q, const float *k,
                              const float *v, const float *dout, float *dq, float *dk, float *dv) {
-    m->ops->causal_back(w, a, q, k, v, dout, dq, dk, dv, m->attention);
+    const llmq_causal b = math_attention(m, a);
+    m->ops->causal_back(w, &b, q, k, v, dout, dq, dk, dv, m->attention);
 }
 static void math_silu_mul(const llmq_worker *w, math_ctx *m, const float *gate, const float *up, float *y, int64_t n) {
     m->ops->silu_mul(w, gate, up, y, n);

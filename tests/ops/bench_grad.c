@@ -87,7 +87,7 @@ static void run_causal_back(const llmq_worker *w, void *arg) {
 
 static void bench_causal(job j, llmq_team *team, int n_head, int n_head_kv, int dim, int64_t n_tok, int64_t n_windows) {
     int64_t n_q = n_tok * n_windows * n_head * dim, n_k = n_tok * n_windows * n_head_kv * dim;
-    j.attn = (llmq_causal){n_head, n_head_kv, dim, 1 / sqrtf((float)dim), 0, n_tok, n_windows};
+    j.attn = (llmq_causal){n_head, n_head_kv, dim, 1 / sqrtf((float)dim), 0, n_tok, n_windows, true};
     j.x = numbers(n_q), j.y = numbers(n_k), j.z = numbers(n_k), j.g = numbers(n_q);
     j.dq = numbers(n_q), j.dk = numbers(n_k), j.dv = numbers(n_k);
     j.scratch = mem_alloc(j.ops->causal_scratch_bytes(&j.attn, team_size(team)), 1);

@@ -81,6 +81,7 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     void *form = mem_alloc(ops->acts_bytes(w->act, n_tok, w->cols), 1);
     if (w->act == ACT_Q8) j.a.q8 = form;
     if (w->act == ACT_BF16 || w->act == ACT_SPLIT) j.a.bf16 = form;
+    if (w->act == ACT_INT8) j.a.int8 = form;
     team_run(team, fill_fn, &j);
     double best = 1e9, spent = 0;
     for (int i = 0; i < 40 && (i < 4 || spent < 0.25); i++) {
@@ -95,6 +96,14 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     return best;
 }
 
+/* weight_prepare, or weight_prepare_int8 with the flag that this program adds to those of the backend. */
+#define PREP_INT8 0x100
+static llmq_status prepare(const llmq_backend_ops *ops, llmq_weight *w, const llmq_tensor *t, int flags,
+                           llmq_team *team, llmq_err *err) {
+    if (!(flags & PREP_INT8)) return ops->weight_prepare(w, t, flags, team, err);
+    return ops->weight_prepare_int8(w, t, (llmq_act_range){0, 0}, team, err);
+}
+
 static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type type, int flags, int64_t rows,
                        int64_t cols) {
     void *data;
@@ -102,20 +111,20 @@ static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type t
     llmq_err err;
     llmq_tensor t = make_tensor(type, rows, cols, &data);
     double t0 = now(team);
-    if (ops->weight_prepare(&w, &t, flags, team, &err) != LLMQ_OK) {
+    if (prepare(ops, &w, &t, flags, team, &err) != LLMQ_OK) {
         printf("%-7s %s\n", type_info(type)->name, err.msg);
         free(data);
         return;
     }
-    double prepare = now(team) - t0, n = (double)rows * (double)cols,
+    double took = now(team) - t0, n = (double)rows * (double)cols,
            bytes = (double)(w.packed ? w.packed_bytes : (size_t)t.bytes);
-    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags ? "+bf16" : "     ",
-           w.packed ? prepare / n * 1e9 : 0.0, bytes * 8 / n);
+    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags & PREP_INT8 ? "+int8" : flags ? "+bf16" : "     ",
+           w.packed ? took / n * 1e9 : 0.0, bytes * 8 / n);
     printf(" GEMV 1: %5.1f  4: %5.1f GB/s", bytes / measure(ops, team, &w, 1) / 1e9,
            bytes / measure(ops, team, &w, 4) / 1e9);
     ops->weight_release(&w);
     t.dims[1] = rows < 2048 ? rows : 2048; /* GEMM: compute-bound, a smaller matrix does */
-    if (ops->weight_prepare(&w, &t, flags, team, &err) == LLMQ_OK) {
+    if (prepare(ops, &w, &t, flags, team, &err) == LLMQ_OK) {
         const int64_t toks[] = {8, 16, 64, 512};
         printf("  GEMM");
         for (int i = 0; i < (int)(sizeof toks / sizeof *toks); i++)
@@ -141,6 +150,7 @@ int main(int argc, char **argv) {
         if (only && strcmp(only, info->name) != 0) continue;
         bench_type(ops, team, info->id, 0, rows, cols);
         if (type_is_float(info)) bench_type(ops, team, info->id, PREP_BF16, rows, cols);
+        if (info->id == LLMQ_TYPE_Q8_0) bench_type(ops, team, info->id, PREP_INT8, rows, cols);
     }
     team_destroy(team);
     return 0;

@@ -15,6 +15,7 @@
 /* A float rounds by 2^-24 = 6e-8. A sum of some hundred of them by vectors, each of which was rounded two or three
  * times, is off by about 2e-7 of the absolute sum; exp is off by 1e-7, and by its argument times 6e-8. */
 #define TOL 1e-6
+#define TOL_BF16 0x1p-7 /* two inputs of a product round by 2^-9 each, and what they are computed from did too */
 /* exp of less than -87 is 0 or subnormal. */
 #define TINY 1e-36
 
@@ -328,7 +329,7 @@ static double query_probabilities(const call *c, const float *q, const float *k,
     }
     for (int64_t j = first; j <= last; j++) sum += p[j] = exp(p[j] - top);
     for (int64_t j = first; j <= last; j++) p[j] /= sum;
-    return TOL * (1 + most);
+    return (c->attn.allow_bf16 ? TOL_BF16 : TOL) * (1 + most);
 }
 
 /* One query i of one head; everything begins at its window and head. */
@@ -377,8 +378,7 @@ static void attention_reference(const call *c, const attention_sums *s) {
     mem_free(p);
 }
 
-/* q and k of `scale`; 0: all scores are equal. */
-static void check_attention(llmq_causal a, double scale) {
+static void check_attention_by(llmq_causal a, double scale) {
     size_t n_q = (size_t)(a.n_windows * a.n_tok * a.n_head * a.head_dim),
            n_k = (size_t)(a.n_windows * a.n_tok * a.n_head_kv * a.head_dim);
     a.scale = 1.3f / sqrtf((float)a.head_dim);
@@ -387,8 +387,9 @@ static void check_attention(llmq_causal a, double scale) {
     call c = {.attn = a, .q = q, .k = k, .v = v, .dy = dy, .scratch_bytes = causal_scratch};
     attention_reference(&c, &s);
     char what[160];
-    snprintf(what, sizeof what, "attention, %d/%d heads of %d, %lld windows of %lld, window %lld, scale %g", a.n_head,
-             a.n_head_kv, a.head_dim, (long long)a.n_windows, (long long)a.n_tok, (long long)a.window, scale);
+    snprintf(what, sizeof what, "attention, %d/%d heads of %d, %lld windows of %lld, window %lld, scale %g, bf16 %d",
+             a.n_head, a.n_head_kv, a.head_dim, (long long)a.n_windows, (long long)a.n_tok, (long long)a.window, scale,
+             a.allow_bf16);
     c.r[0] = (result){.name = "out", .n = n_q, .want = s.out, .tol = s.abs_out};
     check(c, run_causal, what);
     c.r[0] = (result){.name = "dq", .n = n_q, .want = s.dq, .tol = s.abs_dq};
@@ -398,6 +399,13 @@ static void check_attention(llmq_causal a, double scale) {
     double *sums[] = {s.out, s.dq, s.dk, s.dv, s.abs_out, s.abs_dq, s.abs_dk, s.abs_dv};
     for (int i = 0; i < 8; i++) mem_free(sums[i]);
     input_free(q, n_q), input_free(k, n_k), input_free(v, n_k), input_free(dy, n_q);
+}
+
+/* q and k of `scale`; 0: all scores are equal. */
+static void check_attention(llmq_causal a, double scale) {
+    check_attention_by(a, scale);
+    a.allow_bf16 = true;
+    check_attention_by(a, scale);
 }
 
 static void test_attention(void **state) {
@@ -433,13 +441,14 @@ static void test_attention(void **state) {
 static void test_attention_nan(void **state) {
     (void)state;
     enum { DIM = 16, N = 70 };
-    for (int i = 0; i < N_ISAS; i++) {
-        call c = {.ops = backend_cpu_isa(all_isas[i])};
+    for (int i = 0; i < 2 * N_ISAS; i++) {
+        call c = {.ops = backend_cpu_isa(all_isas[i / 2])};
         if (!c.ops) continue;
         static float k[N * DIM], q[N * DIM], out[3][N * DIM];
         for (int j = 0; j < N * DIM; j++) q[j] = k[j] = (float)rng_normal();
         k[5 * DIM + 3] = NAN;
         c.attn = (llmq_causal){.n_head = 1, .n_head_kv = 1, .head_dim = DIM, .scale = 1, .n_tok = N, .n_windows = 1};
+        c.attn.allow_bf16 = i % 2;
         c.q = c.v = c.dy = q, c.k = k;
         c.scratch = mem_alloc(c.ops->causal_scratch_bytes(&c.attn, 1), 1);
         for (int o = 0; o < 3; o++) c.r[o].got = out[o];

@@ -95,7 +95,7 @@ static void products(void **state) {
     (void)state;
     for (int round = 0; round < 240; round++) {
         int64_t rows = 1 + rng_u32() % (round % 3 ? 40 : 200), cols = 32 * (1 + rng_u32() % 20),
-                n_tok = 1 + rng_u32() % (round % 2 ? 9 : 26);
+                n_tok = 1 + rng_u32() % (round % 40 == 7 ? 1100 : round % 5 == 3 ? 90 : round % 2 ? 9 : 26);
         matrix m = random_matrix(rows, cols);
         float *x = guarded_normal((size_t)(n_tok * cols)), *bias = round % 4 ? NULL : guarded_normal((size_t)rows);
         if (round % 5 == 1) memset(x, 0, (size_t)cols * sizeof *x);

@@ -91,6 +91,35 @@ static void test_gram(void **state) {
     }
 }
 
+static float *gram_of(const char *isa, const float *x, int64_t n_tok, int64_t cols, const float *before) {
+    size_t area = (size_t)(cols * cols);
+    gram_call c = {.ops = backend_cpu_isa(isa), .x = x, .n_tok = n_tok, .cols = cols, .q8 = true};
+    c.gram = guarded(area);
+    memcpy(c.gram, before, area * sizeof(float));
+    c.scratch = mem_alloc(c.ops->gram_scratch_bytes(n_tok, cols), 1);
+    team_run(teams[MAX_TEAM], run_gram, &c);
+    mem_free(c.scratch);
+    assert_guard(c.gram, area);
+    return c.gram;
+}
+
+/* Tiles give the bits of AVX-512, also of columns that are all 0 or tiny. */
+static void test_gram_tiles(void **state) {
+    (void)state;
+    if (!backend_cpu_isa("amx")) skip();
+    rng_state = 36;
+    for (int round = 0; round < 60; round++) {
+        int64_t cols = 1 + rng_u32() % (round % 2 ? 300 : 70), n_tok = 1 + rng_u32() % 700;
+        float *x = guarded_normal((size_t)(cols * n_tok)), *before = guarded_normal((size_t)(cols * cols));
+        int64_t odd = rng_u32() % cols;
+        for (int64_t t = 0; round % 3 && t < n_tok; t++) x[t * cols + odd] *= round % 3 == 1 ? 0.0f : 1e-32f;
+        float *want = gram_of("avx512", x, n_tok, cols, before), *got = gram_of("amx", x, n_tok, cols, before);
+        if (memcmp(want, got, (size_t)(cols * cols) * sizeof *got) != 0)
+            fail_msg("gram of %d columns, %d tokens: not the bits of AVX-512", (int)cols, (int)n_tok);
+        guarded_free(x), guarded_free(before), guarded_free(want), guarded_free(got);
+    }
+}
+
 /* However many tokens come at a time, cut where slices are: the same bits, sums not asked for, and scratch that a
  * larger call asked for. So many tokens that not all are packed at once. */
 static void test_gram_parts(void **state) {
@@ -247,8 +276,8 @@ static void test_cholesky_refuses(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram), cmocka_unit_test(test_gram_parts),
-                                       cmocka_unit_test(test_gemm_sub), cmocka_unit_test(test_cholesky),
-                                       cmocka_unit_test(test_cholesky_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gram),       cmocka_unit_test(test_gram_tiles),
+                                       cmocka_unit_test(test_gram_parts), cmocka_unit_test(test_gemm_sub),
+                                       cmocka_unit_test(test_cholesky),   cmocka_unit_test(test_cholesky_refuses)};
     return cmocka_run_group_tests_name("linalg", tests, make_teams, drop_teams);
 }
