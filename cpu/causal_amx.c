@@ -125,7 +125,7 @@ typedef struct product {
 
 static void run_product(const product *p) {
     int64_t down = p->left->depth * AMX_TILE, across = p->right->depth * AMX_TILE;
-    __asm__ volatile("" : : : "memory"); /* gcc believes that a tile is loaded from one byte, */
+    amx_fence();
     for (int64_t j = p->c0; j < p->c1; j += SQUARE) {
         const uint8_t *b = p->right->tiles + j / AMX_SIDE * across + p->k0 * AMX_TILE;
         for (int64_t i = p->r0; i < p->r1; i += SQUARE) {
@@ -139,7 +139,7 @@ static void run_product(const product *p) {
             store_sums(c, p->ldc * 4);
         }
     }
-    __asm__ volatile("" : : : "memory"); /* and stored into one */
+    amx_fence();
 }
 
 /* ---- one block of m queries from i0 on; keys [lo, hi) are those that one of them sees, in whole squares */

@@ -62,7 +62,7 @@ static void begin_square(const square *s) {
         for (int i = 0; i < 2; i++)
             _mm512_store_ps(&e.g[r][16 * i],
                             _mm512_maskz_loadu_ps(mask_of(s->n_cols - 16 * i), s->g + r * s->cols + 16 * i));
-    __asm__ volatile("" : : "m"(e)); /* gcc believes that a tile is loaded from one byte, */
+    amx_fence();
     load_sums(e.g[0], sizeof e.g[0]);
 }
 
@@ -73,7 +73,7 @@ static void finish_square(const square *s) {
     }
     edge e;
     store_sums(e.g[0], sizeof e.g[0]);
-    __asm__ volatile("" : "=m"(e)); /* and stored into one */
+    amx_fence();
     for (int64_t r = 0; r < s->n_rows && r < SQUARE; r++)
         for (int i = 0; i < 2; i++)
             _mm512_mask_storeu_ps(s->g + r * s->cols + 16 * i, mask_of(s->n_cols - 16 * i),

@@ -4,12 +4,11 @@
  * Both operands of tdpbssd are signed. A panel's words, four tokens of a column each, are the right operand as they
  * stand; the left one has 64 tokens of a column side by side, which is 16 x 16 of those words transposed. Squares of
  * 32 x 32 columns are summed over a slice in four tiles, and scaled and added from the L1 cache. */
-#include "cpu/amx.h"
+#include "cpu/amx_square.h"
 
 #include <string.h>
 
 #include "cpu/gram_q8.h"
-#include "cpu/simd.h"
 
 #define DEPTH 64                      /* tokens of a tile */
 #define SQUARE (2 * AMX_SIDE)         /* columns of a side of a square */
@@ -44,10 +43,7 @@ INLINE void multiply_square(int64_t n_tok, const tile_panel *r, int64_t i0, cons
                             square *out) {
     const int8_t *a = r->left[i0 / AMX_SIDE][0], *low = r->left[i0 / AMX_SIDE + 1][0];
     const int32_t *b = c->p.word + j0;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     for (int64_t t = 0; t < n_tok; t += DEPTH, a += AMX_TILE, low += AMX_TILE, b += DEPTH / 4 * SIDE) {
         _tile_loadd(4, a, 64);
         _tile_loadd(6, b, LINE);
@@ -58,11 +54,8 @@ INLINE void multiply_square(int64_t n_tok, const tile_panel *r, int64_t i0, cons
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
     }
-    _tile_stored(0, out->sum[0], sizeof out->sum[0]);
-    _tile_stored(1, out->sum[0] + AMX_SIDE, sizeof out->sum[0]);
-    _tile_stored(2, out->sum[AMX_SIDE], sizeof out->sum[0]);
-    _tile_stored(3, out->sum[AMX_SIDE] + AMX_SIDE, sizeof out->sum[0]);
-    __asm__ volatile("" : "=m"(*out)); /* gcc believes that a tile is stored into one byte */
+    store_sums(out->sum[0], sizeof out->sum[0]);
+    amx_fence();
 }
 
 static void multiply(int64_t n_tok, const void *rows, const void *cols, tile *t) {

@@ -54,7 +54,7 @@ static void panel_rows(const llmq_weight *w, int64_t r, int64_t k, uint8_t (*roo
         memset(room[i] + bytes, 0, (size_t)(n * AMX_TILE - bytes));
         b[i] = room[i];
     }
-    __asm__ volatile("" : : "r"(room) : "memory"); /* gcc believes that a tile is loaded from one byte */
+    amx_fence();
 }
 
 typedef struct sums {
@@ -62,7 +62,7 @@ typedef struct sums {
 } sums;
 
 static void store_results(const product *p, const sums *s, int64_t n_tok) {
-    __asm__ volatile("" : : : "memory"); /* nor that one is stored into more */
+    amx_fence();
     for (int t = 0; t < n_tok; t++)
         for (int i = 0; i < 2 && p->rows > i * AMX_SIDE; i++) store(p, _mm512_load_si512(s->v[t] + 16 * i), t, i);
 }

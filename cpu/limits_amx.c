@@ -17,7 +17,7 @@ static double products_amx(int64_t rounds, uint64_t *sum_out) {
     _Alignas(64) uint16_t factors[4][AMX_TILE / 2];
     _Alignas(64) uint64_t sums[AMX_TILE / 8];
     for (int i = 0; i < 4; i++) fill(factors[i], (uint32_t)i);
-    __asm__ volatile("" : : "m"(factors)); /* gcc believes that a tile is loaded from one byte */
+    amx_fence();
     amx_begin();
     _tile_zero(0);
     _tile_zero(1);

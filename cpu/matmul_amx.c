@@ -9,7 +9,7 @@
  * of to that of the largest of 32.
  *
  * A result's order of sums depends on the shape only. */
-#include "cpu/amx.h"
+#include "cpu/amx_square.h"
 
 #include <string.h>
 
@@ -17,32 +17,14 @@
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
 #include "cpu/layout.h"
-#include "cpu/simd.h"
 
 #define PANEL_ROWS (2 * AMX_SIDE)
-#define PANEL_TILES 8 /* of columns: a panel is 16 KB, and so are the inputs it is multiplied by at a time */
 #define PANEL_COLS (PANEL_TILES * AMX_DEPTH)
 #define BLOCK_PANELS 4   /* of rows whose sums are kept, */
 #define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
 
 /* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
  * columns past the last are zero. Where a form has two parts the second lies behind the first */
-
-INLINE int64_t tiles_of(int64_t n, int64_t side) {
-    return (n + side - 1) / side;
-}
-
-/* Tiles of columns of the panel that holds tile k of depth. */
-INLINE int64_t panel_tiles(int64_t k, int64_t depth) {
-    int64_t left = depth - k / PANEL_TILES * PANEL_TILES;
-    return left < PANEL_TILES ? left : PANEL_TILES;
-}
-
-/* Where tile k of columns of a tile of tokens lies; n of those, of depth columns' tiles. */
-INLINE int64_t tile_offset(int64_t tokens, int64_t k, int64_t n, int64_t depth) {
-    int64_t first = k / PANEL_TILES * PANEL_TILES;
-    return (first * n + tokens * panel_tiles(k, depth) + k - first) * AMX_TILE;
-}
 
 static bool many(int64_t n_tok) {
     return n_tok > ACT_FEW;
@@ -86,13 +68,6 @@ static void fill_tiles(const llmq_worker *worker, const llmq_acts *a, uint8_t *t
 
 /* ---- weights */
 
-/* lo[r], hi[r] rounded side by side into word r. */
-INLINE __m512i pair_up(__m512 lo, __m512 hi) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
-}
-
 INLINE __m512 byte_of(__m512i words, int b, __m512 scale, __m512 offset) {
     __m512i v = b == 3 ? _mm512_srli_epi32(words, 24)
                        : _mm512_and_si512(b ? _mm512_srli_epi32(words, 8 * b) : words, _mm512_set1_epi32(255));
@@ -118,8 +93,9 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         }
         UNROLL for (int j = 0; j < 8; j++, out += 128) {
             int h = j * 4 / group;
-            _mm512_store_si512(out, pair_up(byte_of(u[j], 0, w[h], m[h]), byte_of(u[j], 1, w[h], m[h])));
-            _mm512_store_si512(out + 64, pair_up(byte_of(u[j], 2, w[h], m[h]), byte_of(u[j], 3, w[h], m[h])));
+            vf_store((float *)(void *)out, vf_pair_bf16(byte_of(u[j], 0, w[h], m[h]), byte_of(u[j], 1, w[h], m[h])));
+            vf_store((float *)(void *)(out + 64),
+                     vf_pair_bf16(byte_of(u[j], 2, w[h], m[h]), byte_of(u[j], 3, w[h], m[h])));
         }
     }
 }
@@ -179,29 +155,10 @@ typedef struct edge {
     _Alignas(64) float y[PANEL_ROWS][PANEL_ROWS];
 } edge;
 
-INLINE void load_sums(const float *from, int64_t bytes) {
-    const char *low = (const char *)from + 16 * bytes;
-    _tile_loadd(0, from, bytes);
-    _tile_loadd(1, from + 16, bytes);
-    _tile_loadd(2, low, bytes);
-    _tile_loadd(3, low + 64, bytes);
-}
-
-INLINE void store_sums(float *to, int64_t bytes) {
-    char *low = (char *)to + 16 * bytes;
-    _tile_stored(0, to, bytes);
-    _tile_stored(1, to + 16, bytes);
-    _tile_stored(2, low, bytes);
-    _tile_stored(3, low + 64, bytes);
-}
-
 /* Sums begin with the bias, the same for every token. */
 static void begin_sums(const square *s) {
     if (!s->bias) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        zero_sums();
         return;
     }
     _Alignas(64) float bias[PANEL_ROWS];
@@ -223,23 +180,6 @@ static void finish_sums(const square *s) {
         for (int i = 0; i < 2; i++)
             _mm512_mask_storeu_ps(s->y + t * s->ldy + 16 * i, mask_of(s->n_rows - 16 * i),
                                   _mm512_load_ps(&e.y[t][16 * i]));
-}
-
-/* 2 x 2 tiles of sums += those of 32 tokens times those of 32 rows, over n tiles of columns. `next`: the sums that come
- * after these. */
-INLINE void multiply(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, const uint8_t *b1, int64_t n,
-                     const float *next) {
-    for (int64_t k = 0; k < n * AMX_TILE; k += AMX_TILE, next += 128) {
-        UNROLL for (int i = 0; i < 8; i++) _mm_prefetch((const char *)(next + 16 * i), _MM_HINT_T0);
-        _tile_loadd(4, a0 + k, 64);
-        _tile_loadd(6, b0 + k, 64);
-        _tile_loadd(7, b1 + k, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a1 + k, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
 }
 
 /* Which parts of inputs and weights are multiplied: all but the rests with each other. */
@@ -278,7 +218,7 @@ static void times_tokens(const block *p, const rows_tiles *rows, int64_t r, int6
             load_sums(sums, 128);
         for (int i = 0; i < p->n_products; i++) {
             const uint8_t *a = a0 + products[i].a * part, *const *b = rows->part[products[i].b];
-            multiply(a, s.n_tok > AMX_SIDE ? a + step : a, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE);
+            multiply_bf16(a, s.n_tok > AMX_SIDE ? a + step : a, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE, 128);
         }
         if (last)
             finish_sums(&s);
