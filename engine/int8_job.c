@@ -34,10 +34,6 @@ llmq_status pipeline_check_int8(const pipeline *p, llmq_err *err) {
     if (params->awq && !params->no_smooth)
         return llmq_fail(err, LLMQ_E_ARG, "--%s scales inputs itself (--smooth); leave out --awq, or say --no-smooth",
                          name);
-    if (is_static(p) && params->tune)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED,
-                         "--int8-static: tuning would move the inputs out of their ranges; leave out --tune, or take "
-                         "--int8-dynamic");
     if (pipeline_finds_ranges(p) && !p->model->ops->weight_prepare_int8)
         return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--%s: this backend has no 8-bit products", name);
     return LLMQ_OK;

@@ -35,6 +35,8 @@ typedef struct llmq_tune_job {
     bool restored;
     /* The grid of a quantized matrix; NULL: the tensor is not quantized. */
     const struct llmq_type_info *(*grid)(void *user, size_t index);
+    /* Are a quantized matrix's inputs 8 bits, and in which range? */
+    bool (*input)(void *user, size_t index, llmq_act_range *range);
     bool (*tick)(void *user, double share, const char *what); /* of the stage just done; false stops */
     /* State, and streams if asked for, into the journal, so that a killed run goes on from there; now, or only if it is
      * time for that. */

@@ -74,16 +74,33 @@ done:
     return status;
 }
 
+/* Blocks of a row as the row of an integer grid that put packed into them: they all have its scale, and codes differ by
+ * where levels begin. */
+static void join_row(const llmq_type_info *type, const uint8_t *row, int64_t r, llmq_quantized *q) {
+    int shift = (int)type->levels[0] - (int)q->type->levels[0];
+    for (int64_t i = 0; i < type_blocks(type, q->cols); i++) {
+        uint8_t *codes = q->codes + r * q->cols + i * type->block_len;
+        llmq_grid grid;
+        type->unpack(row + i * type->block_bytes, &grid, codes);
+        for (int k = 0; k < type->block_len; k++) codes[k] = (uint8_t)(codes[k] + shift);
+        q->grids[r].d = q->grids[r].scale[0] = grid.scale[0];
+    }
+}
+
 static llmq_status get(llmq_output *base, size_t index, llmq_quantized **out, llmq_err *err) {
     const llmq_tensor *t = &base->ex->tensors[index];
-    const llmq_type_info *type = type_info(t->type);
-    int64_t cols = tensor_cols(t), rows = tensor_rows(t);
+    const llmq_type_info *type = type_info(t->type), *grid = base->grid;
+    bool joined = grid && grid->group_len == TYPE_WHOLE_ROW && grid->form == GRID_SCALE;
+    int64_t cols = tensor_cols(t), rows = tensor_rows(t), blocks = type_blocks(type, cols);
     uint8_t *bytes = NULL;
-    LLMQ_TRY(quantized_create(type, rows, cols, out, err));
+    LLMQ_TRY(quantized_create(joined ? grid : type, rows, cols, out, err));
     llmq_status status = read_rows((gguf_output *)base, index, &bytes, err);
-    int64_t n = status == LLMQ_OK ? rows * type_blocks(type, cols) : 0;
-    for (int64_t i = 0; i < n; i++)
-        type->unpack(bytes + i * type->block_bytes, &(*out)->grids[i], (*out)->codes + i * type->block_len);
+    for (int64_t r = 0; status == LLMQ_OK && r < rows; r++) {
+        const uint8_t *row = bytes + r * blocks * type->block_bytes;
+        if (joined) join_row(type, row, r, *out);
+        for (int64_t i = r * blocks; !joined && i < (r + 1) * blocks; i++)
+            type->unpack(bytes + i * type->block_bytes, &(*out)->grids[i], (*out)->codes + i * type->block_len);
+    }
     mem_free(bytes);
     if (status != LLMQ_OK) quantized_destroy(*out);
     return status;

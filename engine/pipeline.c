@@ -400,6 +400,13 @@ void pipeline_drop_calibration(pipeline *p) {
     p->gram = NULL;
 }
 
+static bool input_of(void *user, size_t index, llmq_act_range *range) {
+    const pipeline *p = user;
+    if (!p->params->int8) return false;
+    *range = pipeline_input_range(p, index);
+    return true;
+}
+
 llmq_tune_job pipeline_tune_job(pipeline *p) {
     return (llmq_tune_job){.model = p->model,
                            .ex = p->ex,
@@ -409,6 +416,7 @@ llmq_tune_job pipeline_tune_job(pipeline *p) {
                            .params = p->params,
                            .result = p->result,
                            .grid = first_grid,
+                           .input = input_of,
                            .tick = tick_tune,
                            .plan = p->tune_plan,
                            .state = p->resume.tune_state,

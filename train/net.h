@@ -24,6 +24,7 @@ typedef struct net_shape {
     bool neox;                /* order of q/k rows */
     int64_t n_windows, n_tok; /* of a batch; n_tok of each window */
     const float *rope;        /* (n_tok, n_rot/2, 2), rope_table; copied */
+    bool int8;                /* matrices may take inputs of 8 bits (net_weights_f32) */
     bool alone;               /* layers are run one by one (net_layer): no room for a model's pass and its head */
     size_t keep_bytes; /* what layers compute is kept for the way back where it takes no more than this, instead of
                           being computed once more; the results are the same */
@@ -56,6 +57,10 @@ typedef struct net_weights_f32 {
     /* Where products of the way forward read something else, which means the same: a quantized matrix's own blocks, by
      * the kernels of inference. data NULL: `of`, which then may be absent where only the way forward is asked for. */
     llmq_tensor forward[ROLE_COUNT];
+    /* Of those: 8-bit rows whose inputs are 8 bits, too, in `range` (weight_prepare_int8). On the way back rounding of
+     * inputs counts as none. */
+    bool int8[ROLE_COUNT];
+    llmq_act_range range[ROLE_COUNT];
 } net_weights_f32;
 
 typedef struct net_source_f32 {

@@ -23,7 +23,7 @@ typedef struct math_ctx {
     llmq_team *team;
     bool exact, packs;              /* packs: weights are copied when they are made ready */
     float *inv, *add, *teacher_row; /* [rows of a norm], (n, n_embd), (workers, n_vocab) */
-    void *q8, *bf16, *attention, *outer;
+    void *q8, *bf16, *int8, *attention, *outer;
     float *flip; /* a slice of a matrix, transposed */
 } math_ctx;
 
@@ -54,7 +54,7 @@ typedef struct math_part {
     size_t at; /* of the pointer to it */
     size_t bytes;
 } math_part;
-#define MATH_PARTS 8
+#define MATH_PARTS 9
 
 /* Each for the largest use of it. */
 static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_workers, math_part parts[MATH_PARTS]) {
@@ -72,6 +72,7 @@ static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_wo
         {offsetof(math_ctx, teacher_row), s->alone ? 0 : (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
         {offsetof(math_ctx, q8), ops->acts_bytes(ACT_Q8, n, widest)},
         {offsetof(math_ctx, bf16), ops->acts_bytes(ACT_BF16, n, widest)},
+        {offsetof(math_ctx, int8), s->int8 ? ops->acts_bytes(ACT_INT8, n, widest) : 0},
         {offsetof(math_ctx, attention), ops->causal_scratch_bytes(&one, n_workers)},
         {offsetof(math_ctx, outer), ops->outer_scratch_bytes(widest, widest, n)},
         {offsetof(math_ctx, flip), (size_t)(max_of(hp->n_embd, q_dim) * widest) * sizeof(float)}};
@@ -158,7 +159,10 @@ static llmq_status math_ready(math_ctx *m, const this_weights *weights, llmq_rol
     const llmq_tensor *v = &weights->of[role], *f = weights->forward[role].data ? &weights->forward[role] : v;
     *out = (math_matrix){.rows = rows, .cols = cols};
     if (forward) {
-        LLMQ_TRY_GOTO(m->ops->weight_prepare(&out->forward, f, m->exact ? 0 : PREP_BF16, m->team, err));
+        if (weights->int8[role])
+            LLMQ_TRY_GOTO(m->ops->weight_prepare_int8(&out->forward, f, weights->range[role], m->team, err));
+        else
+            LLMQ_TRY_GOTO(m->ops->weight_prepare(&out->forward, f, m->exact ? 0 : PREP_BF16, m->team, err));
         out->forward.bias = bias;
     }
     if (back) LLMQ_TRY_GOTO(ready_back(m, v, rows, cols, slice, out, err));
@@ -176,11 +180,16 @@ static void math_embed(const llmq_worker *w, math_ctx *m, const math_view *table
 }
 
 /* x in the form that a weight reads. */
-static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t n_tok, int64_t cols,
-                      llmq_act_form form) {
-    llmq_acts a = {.n_tok = n_tok, .cols = cols, .x = x, .q8 = m->q8, .bf16 = m->bf16};
+static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t n_tok, const llmq_weight *reader) {
+    llmq_acts a = {.n_tok = n_tok,
+                   .cols = reader->cols,
+                   .x = x,
+                   .q8 = m->q8,
+                   .bf16 = m->bf16,
+                   .int8 = m->int8,
+                   .range = reader->range};
     worker_barrier(w); /* the buffer may still be read */
-    m->ops->acts_fill(w, &a, form);
+    m->ops->acts_fill(w, &a, reader->act);
     worker_barrier(w);
     return a;
 }
@@ -191,7 +200,7 @@ static void math_linears(const llmq_worker *w, math_ctx *m, int n_mats, const ma
     llmq_acts a = {0};
     for (int i = 0; i < n_mats; i++) {
         llmq_act_form form = mats[i]->forward.act;
-        if (!filled[form]) a = fill(w, m, x, n_tok, mats[i]->cols, form);
+        if (!filled[form]) a = fill(w, m, x, n_tok, &mats[i]->forward);
         filled[form] = true;
         m->ops->matmul(w, &mats[i]->forward, &a, y[i], mats[i]->rows);
     }
@@ -201,7 +210,7 @@ static void math_linears(const llmq_worker *w, math_ctx *m, int n_mats, const ma
 /* dx = dy of one slice times its rows; more: what is added to dx. */
 static void slice_back(const llmq_worker *w, math_ctx *m, const llmq_weight *back, const float *dy, int64_t n_tok,
                        bool more, float *dx) {
-    llmq_acts a = fill(w, m, dy, n_tok, back->cols, back->act);
+    llmq_acts a = fill(w, m, dy, n_tok, back);
     m->ops->matmul(w, back, &a, more ? m->add : dx, back->rows);
     worker_barrier(w);
     if (!more) return;

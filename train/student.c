@@ -160,6 +160,7 @@ typedef struct values_job {
     const float *grad;
     float *out;
     uint8_t *blocks;
+    bool int8;
     const student *t;
 } values_job;
 
@@ -174,7 +175,10 @@ static void pack_worker(const llmq_worker *w, void *arg) {
     const values_job *j = arg;
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
-    tunable_pack(j->m, begin, end, j->blocks);
+    if (j->int8)
+        tunable_pack_q8(j->m, begin, end, j->blocks);
+    else
+        tunable_pack(j->m, begin, end, j->blocks);
 }
 
 static void sums_worker(const llmq_worker *w, void *arg) {
@@ -219,14 +223,20 @@ static llmq_status as_floats(student *t, student_part *p, int role, const llmq_t
 /* A matrix inside a layer. */
 static llmq_status student_matrix(student *t, student_part *p, int role, const llmq_tensor *like, bool back,
                                   net_weights_f32 *out, llmq_err *err) {
+    size_t index = t->first + (size_t)(p - t->parts);
     if (!p->matrix.rows) {
         out->forward[role] = p->view;
-    } else if (tunable_can_pack(&p->matrix)) {
-        llmq_tensor v = view_of(like, p->matrix.type->id, NULL);
-        LLMQ_TRY(take(&t->packed[role], (size_t)v.bytes, err));
-        v.data = t->packed[role];
-        team_run(t->job->team, pack_worker, &(values_job){.m = &p->matrix, .blocks = t->packed[role]});
-        out->forward[role] = v;
+    } else {
+        bool int8 = tunable_can_pack_q8(&p->matrix) && t->job->input(t->job->user, index, &out->range[role]);
+        if (int8 || tunable_can_pack(&p->matrix)) {
+            llmq_tensor v = view_of(like, int8 ? LLMQ_TYPE_Q8_0 : p->matrix.type->id, NULL);
+            LLMQ_TRY(take(&t->packed[role], (size_t)v.bytes, err));
+            v.data = t->packed[role];
+            team_run(t->job->team, pack_worker,
+                     &(values_job){.m = &p->matrix, .blocks = t->packed[role], .int8 = int8});
+            out->forward[role] = v;
+            out->int8[role] = int8;
+        }
     }
     return back || !out->forward[role].data ? as_floats(t, p, role, like, &out->of[role], err) : LLMQ_OK;
 }
@@ -411,6 +421,7 @@ size_t student_layer_bytes(const llmq_tune_job *job, size_t first, size_t last) 
 
 static net_shape shape_of(const llmq_tune_job *job, int64_t n_windows, bool alone) {
     return (net_shape){.hp = job->model->hp,
+                       .int8 = job->params->int8 != LLMQ_INT8_OFF,
                        .neox = job->model->rope_neox,
                        .n_windows = n_windows,
                        .n_tok = job->calib->ctx,

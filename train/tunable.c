@@ -5,6 +5,7 @@
 
 #include "core/half.h"
 #include "core/mem.h"
+#include "types/blocks.h"
 #include "types/nf4.h"
 
 /* A step of a minimum's parameter moves it by so many steps of the scale's factor: a factor moves the weights of a
@@ -192,6 +193,25 @@ void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out) {
         param_now(t, b / t->tie, &d, &m);
         block_now(t, b, d, m, &grid);
         t->type->pack(&grid, t->codes + b * t->type->block_len, out + b * t->type->block_bytes);
+    }
+}
+
+bool tunable_can_pack_q8(const tunable *t) {
+    const llmq_type_info *type = t->type;
+    return t->offset == OFFSET_NONE && t->per_block == 1 && t->n_groups == t->rows && t->cols % QK == 0 &&
+           type->levels[0] >= -128 && type->levels[type->n_levels - 1] <= 127;
+}
+
+void tunable_pack_q8(const tunable *t, int64_t begin, int64_t end, uint8_t *out) {
+    block_q8_0 *block = (block_q8_0 *)(void *)out + begin * (t->cols / QK);
+    const uint8_t *code = t->codes + begin * t->cols;
+    for (int64_t r = begin; r < end; r++) {
+        float d, m;
+        param_now(t, r, &d, &m);
+        for (int64_t i = 0; i < t->cols / QK; i++, block++, code += QK) {
+            block->d = f32_to_f16(d);
+            for (int k = 0; k < QK; k++) block->qs[k] = (int8_t)t->type->levels[code[k]];
+        }
     }
 }
 

@@ -46,6 +46,9 @@ void tunable_clear(tunable *t); /* zeroed allowed */
 void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out);
 /* The same rows as blocks of the type (type_row_bytes each), of types that have any. */
 bool tunable_can_pack(const tunable *t);
+/* The same as Q8_0 whose blocks of a row all have the row's one scale, which weight_prepare_int8 takes. */
+bool tunable_can_pack_q8(const tunable *t);
+void tunable_pack_q8(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
 void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
 /* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g
  * [n_x].

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -113,6 +114,43 @@ static void test_team_barrier(void **state) {
     }
 }
 
+/* Every number once, in each of several shares and after barriers, with few numbers and with many. */
+typedef struct share_test {
+    atomic_int seen[3][2000];
+    int64_t n;
+} share_test;
+
+static void mark_shares(const llmq_worker *w, void *arg) {
+    share_test *t = arg;
+    for (int phase = 0; phase < 20; phase++) {
+        for (int i = 0; i < 12; i++) { /* more than have counters */
+            int64_t begin, end;
+            for (worker_share s = worker_share_begin(w, t->n, 3); worker_share_next(&s, &begin, &end);)
+                for (int64_t k = begin; k < end; k++) atomic_fetch_add(&t->seen[i % 3][k], 1);
+        }
+        worker_barrier(w);
+    }
+}
+
+static void test_team_shares(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {0, 1, 3, 190, 191, 500, 1999};
+    static share_test t;
+    for (int n = 1; n <= 4; n++) {
+        llmq_team *team;
+        assert_int_equal(team_create(n, &team, NULL), LLMQ_OK);
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            memset(&t, 0, sizeof t);
+            t.n = sizes[i];
+            team_run(team, mark_shares, &t);
+            team_run(team, mark_shares, &t);
+            for (int k = 0; k < 2000; k++)
+                for (int s = 0; s < 3; s++) assert_int_equal(t.seen[s][k], k < t.n ? 2 * 20 * 4 : 0);
+        }
+        team_destroy(team);
+    }
+}
+
 static void count_workers(const llmq_worker *w, void *arg) {
     bool *met = arg;
     met[w->id] = w->n == team_size(w->team);
@@ -185,6 +223,30 @@ static void test_failed_allocation_is_reported(void **state) {
     mem_free(p);
 }
 
+/* Large blocks are zero when they come, also where others were, and do not overlap. */
+static void test_big_blocks(void **state) {
+    (void)state;
+    enum { N = 60 };
+    uint8_t *block[N] = {NULL};
+    size_t bytes[N] = {0};
+    for (int round = 0; round < 300; round++) {
+        int i = round * 37 % N;
+        for (size_t k = 0; block[i] && k < bytes[i]; k += 509) assert_int_equal(block[i][k], i + 1);
+        mem_free_big(block[i], bytes[i]);
+        bytes[i] = (size_t)(round * 7919 % 1000) * (round % 5 ? 3000 : 40000) + 1;
+        block[i] = mem_alloc_big(bytes[i]);
+        assert_non_null(block[i]);
+        for (size_t k = 0; k < bytes[i]; k += 509)
+            if (block[i][k]) fail_msg("byte %zu of %zu is not zero", k, bytes[i]);
+        memset(block[i], i + 1, bytes[i]);
+    }
+    for (int i = 0; i < N; i++) mem_free_big(block[i], bytes[i]);
+    assert_null(mem_alloc_big(0));
+    mem_fail_after(1);
+    assert_null(mem_alloc_big(1 << 20));
+    mem_fail_after(0);
+}
+
 /* Sums by the xxhash package of Python. */
 static void test_hash(void **state) {
     (void)state;
@@ -248,7 +310,8 @@ int main(void) {
         cmocka_unit_test(test_meta),             cmocka_unit_test(test_out_is_whole_or_absent),
         cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_team_is_as_large_as_asked),
         cmocka_unit_test(test_worker_range_covers_once),
-        cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_team_shares),
+        cmocka_unit_test(test_big_blocks), cmocka_unit_test(test_hash),
         cmocka_unit_test(test_out_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include "core/mem.h"
 #include "quantized.h"
 
+#define TINY LLMQ_TEST_DATA "/../../data/tiny"
 #define FOLDER LLMQ_TEST_TMP "/tune-folder"
 
 static char *read_out(size_t *len) {
@@ -237,6 +238,32 @@ static void other_outputs(void **state) {
     }
 }
 
+/* 8-bit inputs: the way forward rounds them as inference will, in fixed ranges too, and rows keep their one scale (or the
+ * file would not be read again). */
+static void int8_follows_better(void **state) {
+    double before[LLMQ_INT8_STATIC + 1] = {0};
+    (void)state;
+    for (int kind = LLMQ_INT8_DYNAMIC; kind <= LLMQ_INT8_STATIC; kind++) {
+        llmq_quant_params p = params("steps=8,batch=1,held=2,judge=2,lr=0.003");
+        p.type = NULL;
+        p.method = "rtn";
+        p.int8 = (llmq_int8)kind;
+        p.calib_tokens = 4096;
+        p.tokenizer = NULL;
+        llmq_quant_result r = quantize(TINY, &p);
+        assert_int_equal(r.tune_steps, 8);
+        before[kind] = r.tune_before;
+        if (!(r.tune_after <= r.tune_before && (kind == LLMQ_INT8_DYNAMIC || r.tune_after < r.tune_before)))
+            fail_msg("int8 %d: %.6f, tuned %.6f", kind, r.tune_before, r.tune_after);
+        llmq_quant_result_clear(&r);
+        llmq_model *model = NULL;
+        llmq_err err = {0};
+        if (llmq_model_open(OUT, NULL, &model, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+        llmq_model_close(model);
+    }
+    assert_true(before[LLMQ_INT8_STATIC] > before[LLMQ_INT8_DYNAMIC]);
+}
+
 static void refusals(void **state) {
     static const struct {
         const char *set, *say;
@@ -256,6 +283,7 @@ int main(void) {
     /* memory_decides comes first: a process that has had a team of threads cannot fork and have another. */
     const struct CMUnitTest tests[] = {cmocka_unit_test(memory_decides),       cmocka_unit_test(it_follows_better),
                                        cmocka_unit_test(bad_steps_are_undone), cmocka_unit_test(any_team_and_any_stop),
-                                       cmocka_unit_test(other_outputs),        cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(other_outputs),        cmocka_unit_test(int8_follows_better),
+                                       cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
