@@ -48,7 +48,7 @@ typedef struct llmq_acts {
     int64_t n_tok, cols;
     const float *x; /* (n_tok, cols), always set */
     void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
-    void *bf16;     /* likewise */
+    void *bf16;     /* likewise; of ACT_SPLIT too */
     void *int8;     /* likewise, in `range`, which is set before */
     llmq_act_range range;
 } llmq_acts;

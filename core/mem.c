@@ -133,8 +133,9 @@ static bool slab_free(char *p, size_t size) {
 void *mem_alloc_big(size_t bytes) {
     if (bytes == 0 || bytes > SIZE_MAX / 2 || must_fail()) return NULL;
     size_t size = size_align(bytes, 4096);
-    if (size <= SLAB_MOST) return slab_alloc(size);
-    void *p = map_anonymous(size);
+    void *p = size <= SLAB_MOST ? slab_alloc(size) : NULL;
+    if (p) return p;
+    p = map_anonymous(size); /* a limit may leave room for the block, but not for a slab */
     if (p) madvise(p, size, MADV_HUGEPAGE);
     return p;
 }

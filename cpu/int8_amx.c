@@ -98,6 +98,7 @@ static void matmul_tiles(const llmq_worker *worker, const llmq_weight *w, const 
                     const uint8_t *b[2];
                     panel_rows(w, r, k, room, b);
                     times_tokens(a, t, t1, k, b, product_of(w, a, y, ldy, r), s[(r - r0) / SQUARE]);
+                    amx_fence(); /* before `room` is written again */
                 }
             }
         }

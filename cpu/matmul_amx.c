@@ -291,6 +291,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                     rows(w, r0 + i * PANEL_ROWS, k, room, &made);
                     amx_fence();
                     times_tokens(&p, &made, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
+                    amx_fence(); /* before `room` is written again */
                 }
             }
         }

@@ -99,11 +99,8 @@ static int64_t open_budget(const pipeline *p, const choice_table *t) {
 }
 
 static llmq_status refuse(const pipeline *p, int64_t missing, llmq_err *err) {
-    int64_t weights = 0, bytes = 0;
-    for (size_t i = 0; i < p->ex->n; i++) {
-        weights += tensor_numel(&p->ex->tensors[i]);
-        bytes += p->ex->tensors[i].bytes;
-    }
+    int64_t weights = 0;
+    for (size_t i = 0; i < p->ex->n; i++) weights += tensor_numel(&p->ex->tensors[i]);
     if (p->params->target_bytes > 0)
         return llmq_fail(err, LLMQ_E_ARG, "--target-size %lld: the smallest file that is possible has %lld bytes",
                          (long long)p->params->target_bytes, (long long)(p->params->target_bytes + missing));

@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "core/file.h"
@@ -114,43 +115,6 @@ static void test_team_barrier(void **state) {
     }
 }
 
-/* Every number once, in each of several shares and after barriers, with few numbers and with many. */
-typedef struct share_test {
-    atomic_int seen[3][2000];
-    int64_t n;
-} share_test;
-
-static void mark_shares(const llmq_worker *w, void *arg) {
-    share_test *t = arg;
-    for (int phase = 0; phase < 20; phase++) {
-        for (int i = 0; i < 12; i++) { /* more than have counters */
-            int64_t begin, end;
-            for (worker_share s = worker_share_begin(w, t->n, 3); worker_share_next(&s, &begin, &end);)
-                for (int64_t k = begin; k < end; k++) atomic_fetch_add(&t->seen[i % 3][k], 1);
-        }
-        worker_barrier(w);
-    }
-}
-
-static void test_team_shares(void **state) {
-    (void)state;
-    static const int64_t sizes[] = {0, 1, 3, 190, 191, 500, 1999};
-    static share_test t;
-    for (int n = 1; n <= 4; n++) {
-        llmq_team *team;
-        assert_int_equal(team_create(n, &team, NULL), LLMQ_OK);
-        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-            memset(&t, 0, sizeof t);
-            t.n = sizes[i];
-            team_run(team, mark_shares, &t);
-            team_run(team, mark_shares, &t);
-            for (int k = 0; k < 2000; k++)
-                for (int s = 0; s < 3; s++) assert_int_equal(t.seen[s][k], k < t.n ? 2 * 20 * 4 : 0);
-        }
-        team_destroy(team);
-    }
-}
-
 static void count_workers(const llmq_worker *w, void *arg) {
     bool *met = arg;
     met[w->id] = w->n == team_size(w->team);
@@ -196,6 +160,99 @@ static void test_worker_range_covers_once(void **state) {
         }
 }
 
+enum { SHARE_MOST = 1100, SHARE_ROUNDS = 12 };
+
+typedef struct share_seen {
+    int64_t n, step;
+    atomic_int times[SHARE_ROUNDS][SHARE_MOST];
+} share_seen;
+
+/* More shares than there are counters between two barriers, by workers that go through them at different times; again
+ * after a barrier. */
+static void take_shares(const llmq_worker *w, void *arg) {
+    share_seen *seen = arg;
+    int64_t begin, end;
+    for (int round = 0; round < SHARE_ROUNDS; round++) {
+        for (worker_share s = worker_share_begin(w, seen->n, seen->step); worker_share_next(&s, &begin, &end);) {
+            if (begin % seen->step || (end % seen->step && end != seen->n)) seen->times[round][0] = 100;
+            for (int64_t i = begin; i < end; i++) atomic_fetch_add(&seen->times[round][i], 1);
+        }
+        if (round == SHARE_ROUNDS - 3) worker_barrier(w);
+    }
+}
+
+static void test_share_covers_once(void **state) {
+    (void)state;
+    static const int64_t steps[] = {1, 16};
+    static share_seen seen;
+    for (int n_workers = 1; n_workers <= 5; n_workers++) {
+        llmq_team *team;
+        assert_int_equal(team_create(n_workers, &team, NULL), LLMQ_OK);
+        for (int64_t i = 0; i < 2 * 56; i++) { /* with and without pieces, whole steps and not */
+            memset(&seen, 0, sizeof seen);
+            seen.step = steps[i % 2];
+            seen.n = i / 2 * (seen.step == 1 ? 3 : 19);
+            team_run(team, take_shares, &seen);
+            for (int round = 0; round < SHARE_ROUNDS; round++)
+                for (int64_t k = 0; k < seen.n; k++)
+                    if (seen.times[round][k] != 1)
+                        fail_msg("%d workers, %d in steps of %d: %d is handed out %d times", n_workers, (int)seen.n,
+                                 (int)seen.step, (int)k, seen.times[round][k]);
+        }
+        team_destroy(team);
+    }
+}
+
+/* Large blocks come and go in any order: zeros at first, and nobody else's. */
+static void test_big_blocks(void **state) {
+    (void)state;
+    enum { N = 24, STEP = 1021 };
+    static const size_t sizes[] = {1, 4096, 70001, (3 << 20) + 5, 16 << 20, (16 << 20) + 1};
+    uint8_t *block[N] = {NULL};
+    size_t size[N];
+    uint32_t random = 1;
+    for (int round = 0; round < 600; round++) {
+        random = random * 1664525 + 1013904223;
+        int i = (int)(random >> 16) % N;
+        if (block[i]) {
+            for (size_t k = 0; k < size[i]; k += STEP)
+                if (block[i][k] != i + 1) fail_msg("block of %zu: another wrote to byte %zu", size[i], k);
+            mem_free_big(block[i], size[i]);
+            block[i] = NULL;
+            continue;
+        }
+        size[i] = sizes[(random >> 8) % (sizeof sizes / sizeof *sizes)];
+        block[i] = mem_alloc_big(size[i]);
+        assert_non_null(block[i]);
+        assert_int_equal((uintptr_t)block[i] % MEM_ALIGN, 0);
+        for (size_t k = 0; k < size[i]; k += STEP) {
+            if (block[i][k]) fail_msg("block of %zu: byte %zu is not zero", size[i], k);
+            block[i][k] = (uint8_t)(i + 1);
+        }
+    }
+    for (int i = 0; i < N; i++) mem_free_big(block[i], size[i]);
+}
+
+/* A limit of address space that leaves room for a block is enough. */
+static void test_big_block_under_a_limit(void **state) {
+    (void)state;
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld", &pages), 1);
+    fclose(f);
+    struct rlimit old, low;
+    assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+    low = old;
+    low.rlim_cur = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + (16 << 20);
+    assert_int_equal(setrlimit(RLIMIT_AS, &low), 0);
+    void *p = mem_alloc_big(1 << 20), *q = mem_alloc_big(64 << 20);
+    assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+    assert_non_null(p);
+    assert_null(q);
+    mem_free_big(p, 1 << 20);
+}
+
 static void test_failed_allocation_is_reported(void **state) {
     (void)state;
     mem_fail_after(1);
@@ -221,30 +278,6 @@ static void test_failed_allocation_is_reported(void **state) {
     void *p = mem_alloc(0, 0);
     assert_non_null(p);
     mem_free(p);
-}
-
-/* Large blocks are zero when they come, also where others were, and do not overlap. */
-static void test_big_blocks(void **state) {
-    (void)state;
-    enum { N = 60 };
-    uint8_t *block[N] = {NULL};
-    size_t bytes[N] = {0};
-    for (int round = 0; round < 300; round++) {
-        int i = round * 37 % N;
-        for (size_t k = 0; block[i] && k < bytes[i]; k += 509) assert_int_equal(block[i][k], i + 1);
-        mem_free_big(block[i], bytes[i]);
-        bytes[i] = (size_t)(round * 7919 % 1000) * (round % 5 ? 3000 : 40000) + 1;
-        block[i] = mem_alloc_big(bytes[i]);
-        assert_non_null(block[i]);
-        for (size_t k = 0; k < bytes[i]; k += 509)
-            if (block[i][k]) fail_msg("byte %zu of %zu is not zero", k, bytes[i]);
-        memset(block[i], i + 1, bytes[i]);
-    }
-    for (int i = 0; i < N; i++) mem_free_big(block[i], bytes[i]);
-    assert_null(mem_alloc_big(0));
-    mem_fail_after(1);
-    assert_null(mem_alloc_big(1 << 20));
-    mem_fail_after(0);
 }
 
 /* Sums by the xxhash package of Python. */
@@ -309,9 +342,9 @@ int main(void) {
         cmocka_unit_test(test_f16_round_trip),   cmocka_unit_test(test_f16_rounding),
         cmocka_unit_test(test_meta),             cmocka_unit_test(test_out_is_whole_or_absent),
         cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_team_is_as_large_as_asked),
-        cmocka_unit_test(test_worker_range_covers_once),
-        cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_team_shares),
-        cmocka_unit_test(test_big_blocks), cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_worker_range_covers_once), cmocka_unit_test(test_share_covers_once),
+        cmocka_unit_test(test_big_blocks),       cmocka_unit_test(test_big_block_under_a_limit),
+        cmocka_unit_test(test_failed_allocation_is_reported), cmocka_unit_test(test_hash),
         cmocka_unit_test(test_out_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
