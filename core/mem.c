@@ -71,15 +71,15 @@ static void *map_anonymous(size_t size) {
     return p == MAP_FAILED ? NULL : p;
 }
 
-/* Large blocks come from slabs, one behind the other, so that huge pages cover them all: a mapping of its own would keep
- * a block's first and last pages small. */
+/* Large blocks come from slabs, one behind the other, so that huge pages cover them all: a mapping of its own would
+ * keep a block's first and last pages small. */
 #define SLAB_BYTES ((size_t)64 << 20)
 #define SLAB_MOST (SLAB_BYTES / 4) /* of a block: larger ones lose little by mappings of their own */
 
 typedef struct slab {
     struct slab *next;
     char *base;
-    size_t used; /* bytes handed out, including blocks that came back since */
+    size_t used;  /* bytes handed out, including blocks that came back since */
     int64_t live; /* blocks */
 } slab;
 
@@ -113,7 +113,8 @@ static void *slab_alloc(size_t size) {
     return p;
 }
 
-/* False: p is of no slab. What comes back takes no memory any more; its place is used again if nothing lies behind it. */
+/* False: p is of no slab. What comes back takes no memory any more; its place is used again if nothing lies behind it.
+ */
 static bool slab_free(char *p, size_t size) {
     pthread_mutex_lock(&slabs_lock);
     slab **at = &slabs;

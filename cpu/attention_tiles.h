@@ -1,6 +1,6 @@
-/* Many queries by tiles of bf16 (amx.h), 16 rows at a time; included by attention_simd.h. A word is two neighbours of what
- * a product sums over: q (rows, head_dim / 2 words in the front of each row), keys (head_dim / 2, ATTN_KEYS), values
- * (ATTN_KEYS / 2, head_dim); weights take the place of the scores that they come from. */
+/* Many queries by tiles of bf16 (amx.h), 16 rows at a time; included by attention_simd.h. A word is two neighbours of
+ * what a product sums over: q (rows, head_dim / 2 words in the front of each row), keys (head_dim / 2, ATTN_KEYS),
+ * values (ATTN_KEYS / 2, head_dim); weights take the place of the scores that they come from. */
 
 #define TILES_VECTORS (ATTN_KEYS / VF_N)
 
@@ -12,7 +12,9 @@ static bool tiles_take(const attn_call *c) {
 /* ---- keys and values; what lies past the n-th is 0 */
 
 /* Neighbours stay side by side. */
-SIMD_FN vf tiles_pair(vf first, vf second) { return (vf)_mm512_cvtne2ps_pbh(second, first); }
+SIMD_FN vf tiles_pair(vf first, vf second) {
+    return (vf)_mm512_cvtne2ps_pbh(second, first);
+}
 
 SIMD_FN void tiles_keys(int type, const attn_call *c, const attn_item *it, int64_t key, int64_t n, float *k) {
     int64_t dim = c->a->head_dim, stride = (int64_t)kv_row_bytes(type, (int)dim);
@@ -96,7 +98,8 @@ static void tiles_sums(const attn_space *sp, int64_t row, int64_t n, int64_t dim
 
 /* The largest lane of each of 16 vectors, in their order. */
 SIMD_FN vf tiles_tops(vf t[16]) {
-    UNROLL_FOR(i, 8) t[i] = vf_max(_mm512_unpacklo_ps(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_ps(t[2 * i], t[2 * i + 1]));
+    UNROLL_FOR(i, 8)
+    t[i] = vf_max(_mm512_unpacklo_ps(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_ps(t[2 * i], t[2 * i + 1]));
     UNROLL_FOR(i, 4) {
         vf a = t[2 * i], b = t[2 * i + 1]; /* two rows each in every quarter */
         t[i] = vf_max(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));

@@ -101,8 +101,9 @@ typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m5
     }
 #define X(type, ...)                                                                                                   \
     GEMV(1, type, __VA_ARGS__)                                                                                         \
-    GEMV(2, type, __VA_ARGS__) GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__)        \
-        GEMV(6, type, __VA_ARGS__) GEMV(7, type, __VA_ARGS__) GEMV(8, type, __VA_ARGS__)
+    GEMV(2, type, __VA_ARGS__)                                                                                         \
+    GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__) GEMV(6, type, __VA_ARGS__)        \
+        GEMV(7, type, __VA_ARGS__) GEMV(8, type, __VA_ARGS__)
 CPU_LAYOUTS(X)
 #undef X
 

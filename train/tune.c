@@ -66,8 +66,8 @@ llmq_status tune_settings_parse(const char *list, bool codes, bool blocks, tune_
     return LLMQ_OK;
 }
 
-/* Of scales and norms of the whole model. A step of a minimum moves all weights of its group the same way, and 8-bit rows
- * have little error to win back: larger steps lead away from where both begin. */
+/* Of scales and norms of the whole model. A step of a minimum moves all weights of its group the same way, and 8-bit
+ * rows have little error to win back: larger steps lead away from where both begin. */
 static double default_lr(const llmq_tune_job *job) {
     if (job->params->int8) return 1e-4;
     for (size_t i = 0; i < job->ex->n; i++) {

@@ -238,8 +238,8 @@ static void other_outputs(void **state) {
     }
 }
 
-/* 8-bit inputs: the way forward rounds them as inference will, in fixed ranges too, and rows keep their one scale (or the
- * file would not be read again). */
+/* 8-bit inputs: the way forward rounds them as inference will, in fixed ranges too, and rows keep their one scale (or
+ * the file would not be read again). */
 static void int8_follows_better(void **state) {
     double before[LLMQ_INT8_STATIC + 1] = {0};
     (void)state;
@@ -281,9 +281,12 @@ static void refusals(void **state) {
 
 int main(void) {
     /* memory_decides comes first: a process that has had a team of threads cannot fork and have another. */
-    const struct CMUnitTest tests[] = {cmocka_unit_test(memory_decides),       cmocka_unit_test(it_follows_better),
-                                       cmocka_unit_test(bad_steps_are_undone), cmocka_unit_test(any_team_and_any_stop),
-                                       cmocka_unit_test(other_outputs),        cmocka_unit_test(int8_follows_better),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(memory_decides),
+                                       cmocka_unit_test(it_follows_better),
+                                       cmocka_unit_test(bad_steps_are_undone),
+                                       cmocka_unit_test(any_team_and_any_stop),
+                                       cmocka_unit_test(other_outputs),
+                                       cmocka_unit_test(int8_follows_better),
                                        cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
