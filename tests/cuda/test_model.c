@@ -283,6 +283,11 @@ static void test_batch(void **state) {
 
 /* ---- models of which a part is on the GPU */
 
+/* Of the largest logit. AMX takes attention of prompts in bf16, which random models feel (docs/numerics.md). */
+static double alike(void) {
+    return strcmp(backend_cpu()->isa, "amx") == 0 ? 2e-2 : 5e-3;
+}
+
 /* The same batch, of two sessions that go apart, on both: the first layers' rows run on the CPU together. */
 static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
     llmq_model *models[2] = {a, b};
@@ -300,7 +305,7 @@ static void same_batch(llmq_model *a, llmq_model *b, const int32_t *tokens) {
     }
     for (int i = 0; i < 2; i++)
         assert_true(row_error(llmq_session_logits(s[0][i]), llmq_session_logits(s[1][i]), (size_t)a->hp.n_vocab) <=
-                    5e-3);
+                    alike());
     for (int m = 0; m < 2; m++) llmq_batch_destroy(batches[m]);
 }
 
@@ -313,7 +318,7 @@ static void test_some_layers(void **state) {
         snprintf(path, sizeof path, "%s/goldens/%s", LLMQ_TEST_DATA, some[i]);
         read_tokens(some[i], tokens, N_TOKENS);
         double error = compare(path, 1, tokens, N_TOKENS, N_TEXT);
-        if (!(error <= 5e-3)) fail_msg("%s: logits differ by %.3g of the largest", some[i], error);
+        if (!(error <= alike())) fail_msg("%s: logits differ by %.3g of the largest", some[i], error);
         llmq_model *part = open_model(path, NULL, 1), *cpu = open_model(path, NULL, ON_CPU);
         llmq_model_info info;
         llmq_model_get_info(part, &info);
