@@ -12,6 +12,8 @@ typedef struct llmq_worker {
     llmq_team *team;
 } llmq_worker;
 
+/* Kernels keep up to 300 KB on a worker's stack (cpu/matmul_amx.c): threads, and the caller of a team of one, need
+ * 512 KB. */
 typedef void team_fn(const llmq_worker *worker, void *arg);
 
 /* n_threads 0: physical cores this process may use; else exactly so many, LLMQ_THREADS_MAX at most (LLMQ_E_ARG). */
