@@ -72,7 +72,9 @@ static void *map_anonymous(size_t size) {
 }
 
 /* Large blocks come from slabs, one behind the other, so that huge pages cover them all: a mapping of its own would
- * keep a block's first and last pages small. */
+ * keep a block's first and last pages small. The first of them have small pages: what a small model takes may not be a
+ * multiple of huge ones. */
+#define SMALL_PAGES ((size_t)8 << 20) /* live blocks up to which pages are small */
 #define SLAB_BYTES ((size_t)64 << 20)
 #define SLAB_MOST (SLAB_BYTES / 4) /* of a block: larger ones lose little by mappings of their own */
 
@@ -81,12 +83,14 @@ typedef struct slab {
     char *base;
     size_t used;  /* bytes handed out, including blocks that came back since */
     int64_t live; /* blocks */
+    bool huge;
 } slab;
 
-static slab *slabs; /* the newest first */
+static slab *slabs;       /* the newest first */
+static size_t slabs_live; /* bytes of blocks */
 static pthread_mutex_t slabs_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static slab *slab_new(void) {
+static slab *slab_new(bool huge) {
     slab *s = malloc(sizeof *s);
     char *p = s ? map_anonymous(SLAB_BYTES + HUGE_PAGE) : NULL;
     if (!p) {
@@ -96,16 +100,20 @@ static slab *slab_new(void) {
     char *base = p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
     if (base > p) munmap(p, (size_t)(base - p));
     munmap(base + SLAB_BYTES, (size_t)(p + HUGE_PAGE - base));
-    madvise(base, SLAB_BYTES, MADV_HUGEPAGE);
-    *s = (slab){slabs, base, 0, 0};
+    madvise(base, SLAB_BYTES, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    *s = (slab){.next = slabs, .base = base, .huge = huge};
     return slabs = s;
 }
 
 static void *slab_alloc(size_t size) {
     pthread_mutex_lock(&slabs_lock);
-    slab *s = slabs && SLAB_BYTES - slabs->used >= size ? slabs : slab_new();
+    bool huge = slabs_live + size > SMALL_PAGES;
+    slab *s = slabs;
+    while (s && (s->huge != huge || SLAB_BYTES - s->used < size)) s = s->next;
+    if (!s) s = slab_new(huge);
     void *p = s ? s->base + s->used : NULL;
     if (s) {
+        slabs_live += size;
         s->used += size;
         s->live++;
     }
@@ -120,6 +128,7 @@ static bool slab_free(char *p, size_t size) {
     slab **at = &slabs;
     while (*at && !(p >= (*at)->base && p < (*at)->base + SLAB_BYTES)) at = &(*at)->next;
     slab *s = *at;
+    if (s) slabs_live -= size;
     if (s && --s->live == 0) {
         *at = s->next;
         munmap(s->base, SLAB_BYTES);
