@@ -87,6 +87,21 @@ INLINE void zero_sums(void) {
     _tile_zero(3);
 }
 
+/* The square where it goes: `rows` rows and `cols` columns of it, ld numbers apart. */
+static inline void finish_sums(float *to, int64_t ld, int64_t rows, int64_t cols) {
+    enum { SIDE_OF_SQUARE = 2 * AMX_SIDE };
+    _Alignas(64) float edge[SIDE_OF_SQUARE][SIDE_OF_SQUARE];
+    if (rows >= SIDE_OF_SQUARE && cols >= SIDE_OF_SQUARE) {
+        store_sums(to, ld * 4);
+        return;
+    }
+    store_sums(edge[0], sizeof edge[0]);
+    amx_fence();
+    for (int64_t r = 0; r < rows && r < SIDE_OF_SQUARE; r++)
+        for (int i = 0; i < 2; i++)
+            _mm512_mask_storeu_ps(to + r * ld + 16 * i, mask_of(cols - 16 * i), _mm512_load_ps(&edge[r][16 * i]));
+}
+
 /* The square += n tiles of columns of two rows of tiles each, by an instruction. `next`: sums that are needed soon, 32
  * numbers each next_bytes apart. */
 #define MULTIPLY(name, product)                                                                                        \

@@ -325,7 +325,7 @@ static void attend_tiles(const attn_call *c, const attn_item *it, const attn_spa
 }
 
 #if VF_HAS_TILES
-#include "cpu/amx.h"
+#include "cpu/amx_square.h"
 #include "cpu/attention_tiles.h"
 #endif
 

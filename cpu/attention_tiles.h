@@ -52,10 +52,7 @@ static void tiles_scores(const attn_space *sp, int64_t row, int64_t dim) {
     int64_t key_bytes = ATTN_KEYS * sizeof *k, row_bytes = dim * (int64_t)sizeof *q;
     _Static_assert(ATTN_KEYS == 4 * AMX_SIDE, "four tiles of scores");
     amx_fence();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     for (int64_t d = 0; d < dim; d += AMX_DEPTH, q += AMX_DEPTH / 2, k += AMX_DEPTH / 2 * ATTN_KEYS) {
         _tile_loadd(4, q, row_bytes);
         _tile_loadd(5, k, key_bytes);

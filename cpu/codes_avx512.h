@@ -79,6 +79,14 @@ typedef struct scale_walk {
     __m512 d, dmin;
 } scale_walk;
 
+/* At the scales of column k0 of a tile. */
+INLINE scale_walk scales_from(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0) {
+    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    (void)codebook, (void)zero;
+    return (scale_walk){tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
+                        _mm512_setzero_ps()};
+}
+
 /* w[h], m[h]: scale and offset of the group of 32, or of its two halves where group is 16. g counts groups of 32. */
 INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m512 w[2], __m512 m[2]) {
     if (!two_level) {

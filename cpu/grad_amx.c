@@ -66,20 +66,6 @@ static void begin_square(const square *s) {
     load_sums(e.g[0], sizeof e.g[0]);
 }
 
-static void finish_square(const square *s) {
-    if (is_whole(s)) {
-        store_sums(s->g, s->cols * 4);
-        return;
-    }
-    edge e;
-    store_sums(e.g[0], sizeof e.g[0]);
-    amx_fence();
-    for (int64_t r = 0; r < s->n_rows && r < SQUARE; r++)
-        for (int i = 0; i < 2; i++)
-            _mm512_mask_storeu_ps(s->g + r * s->cols + 16 * i, mask_of(s->n_cols - 16 * i),
-                                  _mm512_load_ps(&e.g[r][16 * i]));
-}
-
 typedef struct job {
     const uint8_t *a, *b; /* tiles of dy and of x */
     int64_t rows, cols, n_tok;
@@ -105,7 +91,7 @@ static void times_panel(const job *j, int64_t r, int64_t c, int64_t k, float *su
     else
         multiply_bf16(a, a + step, b, b + step, n, sums + SQUARE * SQUARE, 128);
     if (last)
-        finish_square(&s);
+        finish_sums(s.g, s.cols, s.n_rows, s.n_cols);
     else
         store_sums(sums, 128);
 }

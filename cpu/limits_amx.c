@@ -1,6 +1,6 @@
 /* The probe of AMX: tdpbf16ps, 8192 multiply-adds each, on numbers that are not 0, for what is multiplied decides about
  * the power that the clock has to be lowered for. Reading is AVX-512's. */
-#include "cpu/amx.h"
+#include "cpu/amx_square.h"
 #include "cpu/cpu.h"
 
 enum { SUMS = 4 }; /* as the kernels have; each waits for its own */
@@ -19,10 +19,7 @@ static double products_amx(int64_t rounds, uint64_t *sum_out) {
     for (int i = 0; i < 4; i++) fill(factors[i], (uint32_t)i);
     amx_fence();
     amx_begin();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     _tile_loadd(4, factors[0], 64);
     _tile_loadd(5, factors[1], 64);
     _tile_loadd(6, factors[2], 64);

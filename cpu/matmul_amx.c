@@ -15,11 +15,9 @@
 
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
-#include "cpu/dense.h"
 #include "cpu/layout.h"
 
 #define PANEL_ROWS (2 * AMX_SIDE)
-#define PANEL_COLS (PANEL_TILES * AMX_DEPTH)
 #define BLOCK_PANELS 4   /* of rows whose sums are kept, */
 #define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
 
@@ -78,9 +76,7 @@ INLINE __m512 byte_of(__m512i words, int b, __m512 scale, __m512 offset) {
 INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
                         uint8_t *out) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
-    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
-    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
-                       _mm512_setzero_ps()};
+    scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, k0);
     const __m512 lowest = _mm512_set1_ps((float)-zero);
     for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
         __m512i u[8];
@@ -150,11 +146,6 @@ typedef struct square {
     const float *bias; /* of row 0, or NULL */
 } square;
 
-/* The same whole and in place of its own: for the edges. */
-typedef struct edge {
-    _Alignas(64) float y[PANEL_ROWS][PANEL_ROWS];
-} edge;
-
 /* Sums begin with the bias, the same for every token. */
 static void begin_sums(const square *s) {
     if (!s->bias) {
@@ -166,20 +157,6 @@ static void begin_sums(const square *s) {
         _mm512_store_ps(bias + 16 * i, _mm512_maskz_loadu_ps(mask_of(s->n_rows - 16 * i), s->bias + 16 * i));
     amx_fence();
     load_sums(bias, 0);
-}
-
-static void finish_sums(const square *s) {
-    if (s->n_tok >= PANEL_ROWS && s->n_rows >= PANEL_ROWS) {
-        store_sums(s->y, s->ldy * 4);
-        return;
-    }
-    edge e;
-    store_sums(e.y[0], sizeof e.y[0]);
-    amx_fence();
-    for (int64_t t = 0; t < s->n_tok && t < PANEL_ROWS; t++)
-        for (int i = 0; i < 2; i++)
-            _mm512_mask_storeu_ps(s->y + t * s->ldy + 16 * i, mask_of(s->n_rows - 16 * i),
-                                  _mm512_load_ps(&e.y[t][16 * i]));
 }
 
 /* Which parts of inputs and weights are multiplied: all but the rests with each other. */
@@ -221,7 +198,7 @@ static void times_tokens(const block *p, const rows_tiles *rows, int64_t r, int6
             multiply_bf16(a, s.n_tok > AMX_SIDE ? a + step : a, b[0], b[1], n, sums + 4 * AMX_SIDE * AMX_SIDE, 128);
         }
         if (last)
-            finish_sums(&s);
+            finish_sums(s.y, s.ldy, s.n_tok, s.n_rows);
         else
             store_sums(sums, 128);
     }

@@ -102,8 +102,9 @@ typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m5
 #define X(type, ...)                                                                                                   \
     GEMV(1, type, __VA_ARGS__)                                                                                         \
     GEMV(2, type, __VA_ARGS__)                                                                                         \
-    GEMV(3, type, __VA_ARGS__) GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__) GEMV(6, type, __VA_ARGS__)        \
-        GEMV(7, type, __VA_ARGS__) GEMV(8, type, __VA_ARGS__)
+    GEMV(3, type, __VA_ARGS__)                                                                                         \
+    GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__) GEMV(6, type, __VA_ARGS__) GEMV(7, type, __VA_ARGS__)        \
+        GEMV(8, type, __VA_ARGS__)
 CPU_LAYOUTS(X)
 #undef X
 
@@ -148,9 +149,7 @@ typedef struct panel {
 INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
                         panel *out, int half) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
-    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
-    scale_walk walk = {tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
-                       _mm512_setzero_ps()};
+    scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, k0);
     __m512i shift = _mm512_set1_epi8((char)(128 - zero));
     int halves = 32 / group;
     for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
