@@ -118,6 +118,15 @@ typedef struct llmq_refine_block {
     float *gain;                     /* [lanes] how much e H e' fell is added to it */
 } llmq_refine_block;
 
+/* Codes of (a part of) a row in groups of group_len, the last of which may have fewer. */
+typedef struct llmq_code_run {
+    const uint8_t *codes;
+    int64_t n, group_len;
+    const float *levels; /* n_levels: consecutive integers if uniform, else 16 at most */
+    int n_levels;
+    bool uniform;
+} llmq_code_run;
+
 /* Attention of training: n_windows windows of n_tok tokens, each causal by itself. q and out (n_windows * n_tok,
  * n_head * head_dim), k and v (n_windows * n_tok, n_head_kv * head_dim). */
 typedef struct llmq_causal {
@@ -256,6 +265,10 @@ typedef struct llmq_backend_ops {
     void (*loss_rows)(const llmq_worker *, const llmq_loss *l); /* workers divide rows */
     /* x, g, m, v [n]; workers divide elements. */
     void (*adam)(const llmq_worker *, const llmq_adam *a, float *x, const float *g, float *m, float *v, int64_t n);
+    /* y[k] = scale * level + offset, with scale[g] and offset[g] of k's group. One thread. */
+    void (*code_values)(const llmq_code_run *c, const float *scale, const float *offset, float *y);
+    /* sums (groups, 2): of a group's g * level, and of its g; g [n]. One thread. */
+    void (*code_sums)(const llmq_code_run *c, const float *g, float *sums);
     /* Of y = x w': g (rows, cols), the gradient of w, = dy' x, or with add what is added to it; dy (n_tok, rows), x
      * (n_tok, cols). allow_bf16: inputs may be rounded to bf16. Contains barriers: all workers must call. */
     size_t (*outer_scratch_bytes)(int64_t rows, int64_t cols, int64_t n_tok);

@@ -90,6 +90,24 @@ static void adam_c(const llmq_worker *w, const llmq_adam *a, float *x, const flo
     }
 }
 
+static void code_values_c(const llmq_code_run *c, const float *scale, const float *offset, float *y) {
+    for (int64_t k = 0; k < c->n; k++) {
+        int64_t g = k / c->group_len;
+        y[k] = scale[g] * c->levels[c->codes[k]] + offset[g];
+    }
+}
+
+static void code_sums_c(const llmq_code_run *c, const float *g, float *sums) {
+    for (int64_t at = 0; at < c->n; at += c->group_len, sums += 2) {
+        int64_t end = c->n - at < c->group_len ? c->n : at + c->group_len;
+        sums[0] = sums[1] = 0;
+        for (int64_t k = at; k < end; k++) {
+            sums[0] += g[k] * c->levels[c->codes[k]];
+            sums[1] += g[k];
+        }
+    }
+}
+
 static size_t outer_scratch_c(int64_t rows, int64_t cols, int64_t n_tok) {
     (void)rows, (void)cols, (void)n_tok;
     return 0;
@@ -115,4 +133,6 @@ void cpu_fill_grad_c(llmq_backend_ops *ops) {
     ops->causal_back = causal_back_c;
     ops->loss_rows = loss_rows_c;
     ops->adam = adam_c;
+    ops->code_values = code_values_c;
+    ops->code_sums = code_sums_c;
 }

@@ -111,6 +111,60 @@ static void adam_simd(const llmq_worker *w, const llmq_adam *a, float *x, const 
     }
 }
 
+/* ---- codes ---- */
+
+typedef struct code_table {
+    const llmq_code_run *run;
+    vf first;       /* uniform */
+    vf_table table; /* else */
+} code_table;
+
+static code_table code_table_of(const llmq_code_run *c) {
+    code_table t = {.run = c, .first = vf_set1(c->levels[0])};
+    for (int i = 0; !c->uniform && i < 16 / VF_N; i++)
+        t.table.at[i] = vf_load_n(c->levels + i * VF_N, lanes_left(c->n_levels, i * VF_N));
+    return t;
+}
+
+/* The levels of m <= VF_N codes from k on; lanes behind them hold anything finite. */
+SIMD_FN vf code_levels(const code_table *t, int64_t k, int64_t m) {
+    uint8_t few[16] = {0};
+    const uint8_t *codes = t->run->codes + k;
+    if (m < VF_N) {
+        memcpy(few, codes, (size_t)m);
+        codes = few;
+    }
+    return t->run->uniform ? vf_add(vf_load_u8(codes), t->first) : vf_look_up(&t->table, codes);
+}
+
+static void code_values_simd(const llmq_code_run *c, const float *scale, const float *offset, float *y) {
+    const code_table t = code_table_of(c);
+    for (int64_t at = 0, g = 0; at < c->n; at += c->group_len, g++) {
+        int64_t end = c->n - at < c->group_len ? c->n : at + c->group_len;
+        vf s = vf_set1(scale[g]), o = vf_set1(offset[g]);
+        for (int64_t k = at; k < end; k += VF_N) {
+            int64_t m = lanes_left(end, k);
+            vf_store_n(y + k, vf_fma(s, code_levels(&t, k, m), o), m);
+        }
+    }
+}
+
+static void code_sums_simd(const llmq_code_run *c, const float *g, float *sums) {
+    const code_table t = code_table_of(c);
+    for (int64_t at = 0; at < c->n; at += c->group_len, sums += 2) {
+        int64_t end = c->n - at < c->group_len ? c->n : at + c->group_len;
+        vf with = vf_zero(), alone = vf_zero();
+        for (int64_t k = at; k < end; k += VF_N) {
+            int64_t m = lanes_left(end, k);
+            vf v = vf_load_n(g + k, m);
+            with = vf_fma(v, code_levels(&t, k, m), with);
+            alone = vf_add(alone, v);
+        }
+        sums[0] = vf_sum(with);
+        sums[1] = vf_sum(alone);
+    }
+}
+
 /* ---- products ---- */
 
 /* Rows of C = A B, or C += A B: an element of A is a[row * a_row + l * a_k], rows of B and C are ldb and ldc apart. All
@@ -592,4 +646,6 @@ void SIMD_NAME(cpu_fill_grad)(llmq_backend_ops *ops) {
     ops->causal_back = causal_back_simd;
     ops->loss_rows = loss_rows_simd;
     ops->adam = adam_simd;
+    ops->code_values = code_values_simd;
+    ops->code_sums = code_sums_simd;
 }

@@ -95,6 +95,14 @@ SIMD_FN vf vf_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si25
 SIMD_FN void vf_store_f16(void *p, vf x) {
     _mm256_storeu_si256(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+SIMD_FN vf vf_load_u8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p))); }
+/* VF_N numbers, by bytes of 0..15. */
+typedef struct vf_table {
+    vf at[1];
+} vf_table;
+SIMD_FN vf vf_look_up(const vf_table *t, const void *index) {
+    return _mm512_permutex2var_ps(t->at[0], _mm512_cvtepu8_epi32(_mm_loadu_si128(index)), t->at[0]);
+}
 SIMD_FN vf vf_load_i8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 /* Rounded to nearest even; |x| <= 127. */
 SIMD_FN void vf_store_i8(void *p, vf x) { _mm_storeu_si128(p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))); }
@@ -204,6 +212,15 @@ SIMD_FN __m128 vf_sum4(vf a, vf b, vf c, vf d) {
 SIMD_FN vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 SIMD_FN void vf_store_f16(void *p, vf x) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+SIMD_FN vf vf_load_u8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p))); }
+typedef struct vf_table {
+    vf at[2];
+} vf_table;
+SIMD_FN vf vf_look_up(const vf_table *t, const void *index) {
+    __m256i i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(index));
+    vf high = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)); /* the sign says which half */
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t->at[0], i), _mm256_permutevar8x32_ps(t->at[1], i), high);
 }
 SIMD_FN vf vf_load_i8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
 SIMD_FN void vf_store_i8(void *p, vf x) {

@@ -158,7 +158,7 @@ static const adam_settings adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-12};
 typedef struct values_job {
     tunable *m;
     const float *grad;
-    float *out;
+    float *out; /* the weights, or the gradient of what is trained */
     uint8_t *blocks;
     bool int8;
     const student *t;
@@ -168,7 +168,7 @@ static void values_worker(const llmq_worker *w, void *arg) {
     const values_job *j = arg;
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
-    tunable_values(j->m, begin, end, j->out);
+    tunable_values(j->m, j->t->job->model->ops, begin, end, j->out);
 }
 
 static void pack_worker(const llmq_worker *w, void *arg) {
@@ -185,11 +185,13 @@ static void sums_worker(const llmq_worker *w, void *arg) {
     const values_job *j = arg;
     int64_t begin, end;
     worker_range(w, j->m->rows, 1, &begin, &end);
-    tunable_sums(j->m, j->grad, begin, end);
+    const llmq_backend_ops *ops = j->t->job->model->ops;
+    tunable_sums(j->m, ops, j->grad, begin, end);
+    if (tunable_rows_apart(j->m)) tunable_gradient(j->m, begin, end, j->out);
     if (!j->m->z) return;
     double lr = j->t->set->code_lr * j->t->rate;
     const llmq_adam now = adam_step(&adam, lr, j->t->step + 1, 0, false);
-    tunable_update_codes(j->m, j->t->job->model->ops, &now, j->grad, begin, end);
+    tunable_update_codes(j->m, ops, &now, j->grad, begin, end);
 }
 
 /* A buffer for a role's matrix, which all layers share. */
@@ -213,7 +215,7 @@ static llmq_status as_floats(student *t, student_part *p, int role, const llmq_t
     int64_t cells = tensor_numel(like);
     LLMQ_TRY(take(&t->dense[role], (size_t)cells * sizeof(float), err));
     if (p->matrix.rows)
-        team_run(t->job->team, values_worker, &(values_job){.m = &p->matrix, .out = t->dense[role]});
+        team_run(t->job->team, values_worker, &(values_job){.m = &p->matrix, .out = t->dense[role], .t = t});
     else
         type_to_f32(p->view.type, p->view.data, t->dense[role], cells);
     *out = view_of(like, LLMQ_TYPE_F32, t->dense[role]);
@@ -283,8 +285,8 @@ static llmq_status student_gradients(void *user, int layer, float *const *g, llm
         student_part *p = part_at(t, layer, role);
         if (!g[role] || !p || !p->t.n) continue;
         if (p->matrix.rows) {
-            team_run(t->job->team, sums_worker, &(values_job){.m = &p->matrix, .grad = g[role], .t = t});
-            tunable_gradient(&p->matrix, p->t.g);
+            team_run(t->job->team, sums_worker, &(values_job){.m = &p->matrix, .grad = g[role], .out = p->t.g, .t = t});
+            if (!tunable_rows_apart(&p->matrix)) tunable_gradient(&p->matrix, 0, p->matrix.rows, p->t.g);
         } else {
             for (int64_t i = 0; i < p->gain.n; i++) p->t.g[i] = g[role][i] * p->gain.g0[i];
         }

@@ -127,14 +127,13 @@ void tunable_clear(tunable *t) {
     *t = (tunable){0};
 }
 
-/* The factor of the row that parameter p belongs to. */
-static float row_factor(const tunable *t, int64_t p) {
-    return t->tie == 1 ? t->x[t->n_numbers + p / (t->n_params / t->rows)] : 1;
+static float row_factor(const tunable *t, int64_t row) {
+    return t->tie == 1 ? t->x[t->n_numbers + row] : 1;
 }
 
-/* The numbers of parameter p as stored: D, and M or the minimum. */
-static void param_now(const tunable *t, int64_t p, float *d, float *m) {
-    float row = row_factor(t, p);
+/* The numbers of parameter p, of this row, as stored: D, and M or the minimum. */
+static void param_now(const tunable *t, int64_t r, int64_t p, float *d, float *m) {
+    float row = row_factor(t, r);
     *d = stored(t, t->d0[p] * t->x[p] * row);
     if (t->offset == OFFSET_SUPER) *m = stored(t, t->m0[p] * fmaxf(t->x[t->n_params + p] * row, 0));
     if (t->offset == OFFSET_MIN)
@@ -152,20 +151,39 @@ static void group_now(const tunable *t, int64_t b, int64_t g, float d, float m, 
     if (t->offset == OFFSET_SUPER) *offset = -(m * t->m[at]);
 }
 
-void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out) {
+/* Groups whose numbers are made at a time. */
+#define GROUPS 64
+
+/* Codes of groups [first, first + n) of row r. */
+static llmq_code_run run_of(const tunable *t, int64_t r, int64_t first, int64_t n) {
     const llmq_type_info *type = t->type;
-    int64_t row_blocks = type_blocks(type, t->cols);
+    int64_t at = first * type->group_len, left = t->cols - at;
+    return (llmq_code_run){.codes = t->codes + r * t->cols + at,
+                           .n = left / n < type->group_len ? left : n * type->group_len,
+                           .group_len = type->group_len,
+                           .levels = type->levels,
+                           .n_levels = type->n_levels,
+                           .uniform = type->uniform};
+}
+
+static int64_t row_groups(const tunable *t) {
+    return (t->cols + t->type->group_len - 1) / t->type->group_len;
+}
+
+void tunable_values(const tunable *t, const llmq_backend_ops *ops, int64_t begin, int64_t end, float *out) {
+    int64_t all = row_groups(t), row_blocks = type_blocks(t->type, t->cols);
+    float scale[GROUPS], offset[GROUPS];
     for (int64_t r = begin; r < end; r++)
-        for (int64_t i = 0; i < row_blocks; i++) {
-            int64_t b = r * row_blocks + i, at = r * t->cols + i * type->block_len;
-            int64_t len = type_block_cols(type, t->cols, i);
-            float d, m = 0, scale, offset;
-            param_now(t, b / t->tie, &d, &m);
-            for (int64_t k = 0, g = 0; k < len; g++) {
-                int64_t stop = len - k < type->group_len ? len : k + type->group_len;
-                group_now(t, b, g, d, m, &scale, &offset);
-                for (; k < stop; k++) out[at + k] = scale * type->levels[t->codes[at + k]] + offset;
+        for (int64_t first = 0; first < all; first += GROUPS) {
+            int64_t n = all - first < GROUPS ? all - first : GROUPS;
+            float d = 0, m = 0;
+            for (int64_t i = 0; i < n; i++) {
+                int64_t b = r * row_blocks + (first + i) / t->per_block, g = (first + i) % t->per_block;
+                if (g == 0 || i == 0) param_now(t, r, b / t->tie, &d, &m);
+                group_now(t, b, g, d, m, &scale[i], &offset[i]);
             }
+            llmq_code_run run = run_of(t, r, first, n);
+            ops->code_values(&run, scale, offset, out + r * t->cols + first * t->type->group_len);
         }
 }
 
@@ -187,13 +205,14 @@ static void block_now(const tunable *t, int64_t b, float d, float m, llmq_grid *
 
 void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out) {
     int64_t row_blocks = type_blocks(t->type, t->cols);
-    for (int64_t b = begin * row_blocks; b < end * row_blocks; b++) {
-        llmq_grid grid;
-        float d, m = 0;
-        param_now(t, b / t->tie, &d, &m);
-        block_now(t, b, d, m, &grid);
-        t->type->pack(&grid, t->codes + b * t->type->block_len, out + b * t->type->block_bytes);
-    }
+    for (int64_t r = begin; r < end; r++)
+        for (int64_t b = r * row_blocks; b < (r + 1) * row_blocks; b++) {
+            llmq_grid grid;
+            float d, m = 0;
+            param_now(t, r, b / t->tie, &d, &m);
+            block_now(t, b, d, m, &grid);
+            t->type->pack(&grid, t->codes + b * t->type->block_len, out + b * t->type->block_bytes);
+        }
 }
 
 bool tunable_can_pack_q8(const tunable *t) {
@@ -207,7 +226,7 @@ void tunable_pack_q8(const tunable *t, int64_t begin, int64_t end, uint8_t *out)
     const uint8_t *code = t->codes + begin * t->cols;
     for (int64_t r = begin; r < end; r++) {
         float d, m;
-        param_now(t, r, &d, &m);
+        param_now(t, r, r, &d, &m);
         for (int64_t i = 0; i < t->cols / QK; i++, block++, code += QK) {
             block->d = f32_to_f16(d);
             for (int k = 0; k < QK; k++) block->qs[k] = (int8_t)t->type->levels[code[k]];
@@ -215,40 +234,46 @@ void tunable_pack_q8(const tunable *t, int64_t begin, int64_t end, uint8_t *out)
     }
 }
 
-void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end) {
-    const llmq_type_info *type = t->type;
-    int64_t row_blocks = type_blocks(type, t->cols), row_groups = row_blocks * t->per_block;
-    for (int64_t r = begin; r < end; r++)
-        for (int64_t g = 0; g < row_groups; g++) {
-            int64_t from = g * type->group_len, stop = from + type->group_len;
-            float with = 0, alone = 0;
-            if (stop > t->cols || stop < from) stop = t->cols;
-            for (int64_t k = r * t->cols + from; k < r * t->cols + stop; k++) {
-                with += grad[k] * type->levels[t->codes[k]];
-                alone += grad[k];
-            }
-            t->sums[2 * (r * row_groups + g)] = with;
-            t->sums[2 * (r * row_groups + g) + 1] = alone;
-        }
+void tunable_sums(const tunable *t, const llmq_backend_ops *ops, const float *grad, int64_t begin, int64_t end) {
+    int64_t all = row_groups(t), stride = type_blocks(t->type, t->cols) * t->per_block;
+    for (int64_t r = begin; r < end; r++) {
+        llmq_code_run run = run_of(t, r, 0, all);
+        ops->code_sums(&run, grad + r * t->cols, t->sums + 2 * r * stride);
+        memset(t->sums + 2 * (r * stride + all), 0, (size_t)(2 * (stride - all)) * sizeof *t->sums);
+    }
 }
 
-/* By the chain rule through group_now and param_now; rounding to f16 counts as none. */
-void tunable_gradient(const tunable *t, float *g) {
-    float centre = middle(t->type);
-    memset(g, 0, (size_t)t->n_x * sizeof *g);
-    for (int64_t i = 0; i < t->n_groups; i++) {
-        int64_t p = i / t->per_block / t->tie;
-        float with = t->sums[2 * i], alone = t->sums[2 * i + 1], row = row_factor(t, p);
-        float d = with * (t->a ? t->a[i] : 1), m = 0, x2 = t->n_numbers > t->n_params ? t->x[t->n_params + p] : 0;
-        if (t->offset == OFFSET_ZERO) d -= alone * t->m[i];
-        if (t->offset == OFFSET_MIN) d -= alone * centre;
-        if (t->offset == OFFSET_SUPER) g[t->n_params + p] -= alone * t->m[i] * t->m0[p] * row;
-        if (t->offset == OFFSET_SUPER) m = -alone * t->m[i] * t->m0[p] * x2;
-        if (t->offset == OFFSET_MIN) g[t->n_params + p] += alone * MIN_REACH * t->d0[p] * row;
-        if (t->offset == OFFSET_MIN) m = alone * (t->m0[p] + MIN_REACH * t->d0[p] * x2);
-        g[p] += d * t->d0[p] * row;
-        if (t->tie == 1) g[t->n_numbers + p / (t->n_params / t->rows)] += d * t->d0[p] * t->x[p] + m;
-    }
+/* Of group i of row r, by the chain rule through group_now and param_now; rounding to f16 counts as none. */
+static void group_gradient(const tunable *t, int64_t r, int64_t i, int64_t p, float *g) {
+    float with = t->sums[2 * i], alone = t->sums[2 * i + 1], row = row_factor(t, r);
+    float d = with * (t->a ? t->a[i] : 1), m = 0, x2 = t->n_numbers > t->n_params ? t->x[t->n_params + p] : 0;
+    if (t->offset == OFFSET_ZERO) d -= alone * t->m[i];
+    if (t->offset == OFFSET_MIN) d -= alone * middle(t->type);
+    if (t->offset == OFFSET_SUPER) g[t->n_params + p] -= alone * t->m[i] * t->m0[p] * row;
+    if (t->offset == OFFSET_SUPER) m = -alone * t->m[i] * t->m0[p] * x2;
+    if (t->offset == OFFSET_MIN) g[t->n_params + p] += alone * MIN_REACH * t->d0[p] * row;
+    if (t->offset == OFFSET_MIN) m = alone * (t->m0[p] + MIN_REACH * t->d0[p] * x2);
+    g[p] += d * t->d0[p] * row;
+    if (t->tie == 1) g[t->n_numbers + r] += d * t->d0[p] * t->x[p] + m;
+}
+
+static void clear(float *g, int64_t begin, int64_t end) {
+    memset(g + begin, 0, (size_t)(end - begin) * sizeof *g);
+}
+
+void tunable_gradient(const tunable *t, int64_t begin, int64_t end, float *g) {
+    int64_t row_blocks = type_blocks(t->type, t->cols);
+    int64_t first = begin * row_blocks / t->tie, last = (end * row_blocks + t->tie - 1) / t->tie;
+    clear(g, first, last);
+    if (t->n_numbers > t->n_params) clear(g, t->n_params + first, t->n_params + last);
+    if (t->tie == 1) clear(g, t->n_numbers + begin, t->n_numbers + end);
+    for (int64_t r = begin; r < end; r++)
+        for (int64_t b = r * row_blocks; b < (r + 1) * row_blocks; b++)
+            for (int64_t k = 0; k < t->per_block; k++) group_gradient(t, r, b * t->per_block + k, b / t->tie, g);
+}
+
+bool tunable_rows_apart(const tunable *t) {
+    return t->tie == 1;
 }
 
 void tunable_free_codes(tunable *t, bool filled, float *z, float *zm, float *zv) {
@@ -282,7 +307,7 @@ void tunable_update_codes(tunable *t, const llmq_backend_ops *ops, const llmq_ad
             int64_t b = r * row_blocks + i, at = r * t->cols + i * type->block_len;
             int64_t len = type_block_cols(type, t->cols, i);
             float d, m = 0, scale = 0, offset;
-            param_now(t, b / t->tie, &d, &m);
+            param_now(t, r, b / t->tie, &d, &m);
             for (int64_t from = 0; from < len; from += TYPE_MAX_BLOCK) {
                 int64_t n = len - from < TYPE_MAX_BLOCK ? len - from : TYPE_MAX_BLOCK;
                 for (int64_t k = 0; k < n; k++) {
@@ -306,7 +331,7 @@ void tunable_settle_codes(tunable *t) {
 void tunable_numbers(const tunable *t, float *numbers) {
     for (int64_t p = 0; p < t->n_params; p++) {
         float d, m = 0;
-        param_now(t, p, &d, &m);
+        param_now(t, t->tie == 1 ? p / (t->n_params / t->rows) : 0, p, &d, &m);
         numbers[p] = d;
         if (t->n_numbers > t->n_params) numbers[t->n_params + p] = m;
     }

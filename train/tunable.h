@@ -43,18 +43,18 @@ llmq_status tunable_create(const llmq_quantized *q, tunable *out, llmq_err *err)
 void tunable_clear(tunable *t); /* zeroed allowed */
 
 /* The weights as floats, (rows, cols): rows [begin, end). */
-void tunable_values(const tunable *t, int64_t begin, int64_t end, float *out);
+void tunable_values(const tunable *t, const llmq_backend_ops *ops, int64_t begin, int64_t end, float *out);
 /* The same rows as blocks of the type (type_row_bytes each), of types that have any. */
 bool tunable_can_pack(const tunable *t);
 /* The same as Q8_0 whose blocks of a row all have the row's one scale, which weight_prepare_int8 takes. */
 bool tunable_can_pack_q8(const tunable *t);
 void tunable_pack_q8(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
 void tunable_pack(const tunable *t, int64_t begin, int64_t end, uint8_t *out);
-/* From the gradient of the weights: sums of rows [begin, end) (any order, any worker), then, when all are there, g
- * [n_x].
- */
-void tunable_sums(const tunable *t, const float *grad, int64_t begin, int64_t end);
-void tunable_gradient(const tunable *t, float *g);
+/* From the gradient of the weights: sums of rows [begin, end), then of the same rows their part of g [n_x]: with any
+ * rows by any worker where rows have parameters of their own, else of all rows at once. */
+void tunable_sums(const tunable *t, const llmq_backend_ops *ops, const float *grad, int64_t begin, int64_t end);
+void tunable_gradient(const tunable *t, int64_t begin, int64_t end, float *g);
+bool tunable_rows_apart(const tunable *t);
 /* From now on codes are trained too: by straight-through estimation (Bengio et al. 2013), a weight's gradient moves a
  * real number z, and its code is the level nearest to it. filled: z and the moments are there already. */
 void tunable_free_codes(tunable *t, bool filled, float *z, float *zm, float *zv);

@@ -93,8 +93,9 @@ if not chat.read(b"Once upon a time"):
     fault("the arrow key does not bring the last line back")
 chat.type(b"\x03")
 chat.read(b"")
-if chat.status() != 130:
-    fault("Ctrl-C at the prompt does not leave with 130")
+status = chat.status()
+if status != 130:
+    fault(f"Ctrl-C at the prompt leaves with {status} instead of 130: " + repr(chat.seen[-200:]))
 
 chat = Terminal("chat", model, "--temp", "0", "-n", "12")
 chat.prompt()

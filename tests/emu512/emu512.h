@@ -400,6 +400,10 @@ EMU __m128i _mm512_cvtepi32_epi8(__m512i a) {
     for (int j = 0; j < 16; j++) r.b[j] = (int8_t)x.i[j];
     return _mm256_castsi256_si128(r.hi[0]);
 }
+EMU __m512i _mm512_cvtepu8_epi32(__m128i a) {
+    emu512 r = {.hi = {_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(a, a))}};
+    return r.si;
+}
 EMU __m512i _mm512_cvtepi8_epi32(__m128i a) {
     emu512 r = {.hi = {_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(a, a))}};
     return r.si;

@@ -188,6 +188,7 @@ TRY(cvtepi32_ps, ps, _mm512_cvtepi32_ps(a.si), 16, f, (float)a.i[j])
 TRY(cvtps_epi32, si, _mm512_cvtps_epi32(a.ps), 16, i,
     a.f[j] >= -0x1p31f && a.f[j] < 0x1p31f ? (int32_t)nearbyintf(a.f[j]) : INT32_MIN)
 TRY(cvtepi32_epi8, si128, _mm512_cvtepi32_epi8(a.si), 16, b, (int8_t)a.i[j])
+TRY(cvtepu8_epi32, si, _mm512_cvtepu8_epi32(a.si128), 16, u, a.ub[j])
 TRY(cvtepi8_epi32, si, _mm512_cvtepi8_epi32(a.si128), 16, i, a.b[j])
 TRY(cvtepu16_epi32, si, _mm512_cvtepu16_epi32(a.si256), 16, u, a.uh[j])
 TRY(cvtps_pd, pd, _mm512_cvtps_pd(a.ps256), 8, d, (double)a.f[j])
@@ -420,6 +421,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(cvtepi32_ps),
         cmocka_unit_test(cvtps_epi32),
         cmocka_unit_test(cvtepi32_epi8),
+        cmocka_unit_test(cvtepu8_epi32),
         cmocka_unit_test(cvtepi8_epi32),
         cmocka_unit_test(cvtepu16_epi32),
         cmocka_unit_test(cvtps_pd),

@@ -42,6 +42,8 @@
 #define _mm512_cvtepi32_epi8 emu_mm512_cvtepi32_epi8
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps emu_mm512_cvtepi32_ps
+#undef _mm512_cvtepu8_epi32
+#define _mm512_cvtepu8_epi32 emu_mm512_cvtepu8_epi32
 #undef _mm512_cvtepi8_epi32
 #define _mm512_cvtepi8_epi32 emu_mm512_cvtepi8_epi32
 #undef _mm512_cvtepu16_epi32

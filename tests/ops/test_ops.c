@@ -231,6 +231,62 @@ static void test_adam(void **state) {
     }
 }
 
+/* scale * level + offset, then its gradients with respect to scale and offset. */
+typedef struct code_case {
+    llmq_code_run run;
+    const float *scale, *offset, *g;
+    int64_t groups;
+} code_case;
+
+static void check_codes(const code_case *c) {
+    const llmq_code_run *run = &c->run;
+    size_t n = (size_t)run->n, groups = (size_t)c->groups;
+    double *value = calloc(n, sizeof *value), *sums = calloc(2 * groups, sizeof *sums);
+    for (int64_t k = 0; k < run->n; k++) {
+        int64_t at = k / run->group_len;
+        double level = run->levels[run->codes[k]];
+        value[k] = c->scale[at] * level + c->offset[at];
+        sums[2 * at] += c->g[k] * level;
+        sums[2 * at + 1] += c->g[k];
+    }
+    for (int i = 0; i < N_ISAS; i++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
+        if (!ops) continue;
+        float *y = guarded(n), *s = guarded(2 * groups);
+        ops->code_values(run, c->scale, c->offset, y);
+        ops->code_sums(run, c->g, s);
+        assert_close(y, value, n, 1e-6, "code_values");
+        assert_close(s, sums, 2 * groups, 1e-5, "code_sums");
+        assert_guard(y, n);
+        assert_guard(s, 2 * groups);
+        guarded_free(y);
+        guarded_free(s);
+    }
+    free(value);
+    free(sums);
+}
+
+static void test_codes(void **state) {
+    static const int64_t group_lens[] = {16, 32, 64, 7, (int64_t)1 << 40}, lens[] = {1, 16, 37, 64, 250};
+    const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q6_K};
+    (void)state;
+    rng_state = 19;
+    for (int i = 0; i < 5 * 5 * 4; i++) {
+        const llmq_type_info *type = type_info(types[i / 25]);
+        int64_t n = lens[i % 5], len = group_lens[i / 5 % 5], groups = n <= len ? 1 : (n + len - 1) / len;
+        float *scale = guarded_normal((size_t)groups), *offset = guarded_normal((size_t)groups),
+              *g = guarded_normal((size_t)n);
+        uint8_t *codes = malloc((size_t)n); /* exactly: what lies behind is AddressSanitizer's */
+        for (int64_t k = 0; k < n; k++) codes[k] = (uint8_t)(rng_u32() % (unsigned)type->n_levels);
+        check_codes(
+            &(code_case){{codes, n, len, type->levels, type->n_levels, type->uniform}, scale, offset, g, groups});
+        free(codes);
+        guarded_free(scale);
+        guarded_free(offset);
+        guarded_free(g);
+    }
+}
+
 /* Tails, NaN of either sign, infinities, subnormals and ties: the bits of core/half.h on every ISA. */
 static void test_bf16(void **state) {
     (void)state;
@@ -317,6 +373,6 @@ int main(void) {
         cmocka_unit_test(test_rms_norm),   cmocka_unit_test(test_rope),      cmocka_unit_test(test_add_and_silu),
         cmocka_unit_test(test_silu_range), cmocka_unit_test(test_embed),     cmocka_unit_test(test_adam),
         cmocka_unit_test(test_bf16),       cmocka_unit_test(test_drop_rows), cmocka_unit_test(test_dispatch),
-        cmocka_unit_test(test_probes)};
+        cmocka_unit_test(test_codes),      cmocka_unit_test(test_probes)};
     return cmocka_run_group_tests_name("ops", tests, make_teams, drop_teams);
 }

@@ -90,7 +90,7 @@ static void nothing_changes(void **state) {
         assert_int_equal(t.n_x, tunable_count(c.type, ROWS, c.cols));
         float *w = mem_alloc(cells, sizeof *w), *row = mem_alloc((size_t)c.cols, sizeof *row),
               *numbers = mem_alloc((size_t)t.n_x, sizeof *numbers);
-        tunable_values(&t, 0, t.rows, w);
+        tunable_values(&t, backend_cpu(), 0, t.rows, w);
         for (int64_t r = 0; r < ROWS; r++) {
             if (quantized_crosses_rows(c.type, c.cols)) break;
             quantized_row_to_f32(q, r, row);
@@ -127,7 +127,7 @@ static void nothing_changes(void **state) {
 
 static double loss_of(tunable *t, const float *r, float *w) {
     double sum = 0;
-    tunable_values(t, 0, t->rows, w);
+    tunable_values(t, backend_cpu(), 0, t->rows, w);
     for (int64_t i = 0; i < t->rows * t->cols; i++) sum += (double)w[i] * r[i];
     return sum;
 }
@@ -148,8 +148,11 @@ static void gradients(void **state) {
               *g = mem_alloc((size_t)t.n_x, sizeof *g);
         for (size_t k = 0; k < cells; k++) r[k] = uniform();
         for (int64_t k = 0; k < t.n_x; k++) t.x[k] += 0.1f * uniform();
-        for (int64_t row = t.rows - 1; row >= 0; row--) tunable_sums(&t, r, row, row + 1);
-        tunable_gradient(&t, g);
+        for (int64_t row = t.rows - 1; row >= 0; row--) {
+            tunable_sums(&t, backend_cpu(), r, row, row + 1);
+            if (tunable_rows_apart(&t)) tunable_gradient(&t, row, row + 1, g);
+        }
+        if (!tunable_rows_apart(&t)) tunable_gradient(&t, 0, t.rows, g);
         for (int64_t i0 = 0; i0 < t.n_x; i0 += 1 + t.n_x / 11) {
             int64_t k = t.n_x - 1 - i0; /* rows are at the end */
             float keep = t.x[k], h = 0.25f;
