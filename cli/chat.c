@@ -263,6 +263,15 @@ static llmq_status converse(chat *c, const char *system, bool quiet, llmq_err *e
     return status;
 }
 
+/* Its absence is told at once, not after the first message. */
+static llmq_status need_tokenizer(const llmq_model *model, llmq_err *err) {
+    int32_t *ids = NULL;
+    size_t n = 0;
+    llmq_status status = llmq_encode(model, "", 0, 0, &ids, &n, err);
+    llmq_free(ids);
+    return status;
+}
+
 static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const gen_opts *gen,
                                 const common_opts *common, llmq_err *err) {
     chat c = {.model = model, .gen = gen};
@@ -276,7 +285,8 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
         cli_note("--system is not used without a chat template");
         system = NULL;
     }
-    llmq_status status = gen_open(model, gen, common, &c.engine, err);
+    llmq_status status = need_tokenizer(model, err);
+    if (!status) status = gen_open(model, gen, common, &c.engine, err);
     if (!status) status = reset(&c, system, err);
     if (!status) status = converse(&c, system, common->quiet, err);
     if (!common->quiet && c.total_seconds > 0)

@@ -5,8 +5,8 @@ usage: quality.py MODEL --work DIR --calib TEXT --judge NAME=TEXT[:CHUNKS] [--ju
                   [--ctx 512] [--case METHOD:TYPE[:OPTIONS] ...] [--llmq build/llmq] [--tag WORD] [--llama DIR [--llama-alone]] [--threads N]
 
 MODEL is a Hugging Face folder. METHOD is what llmq knows ("gptq", "rtn", "awq", "awq+gptq", ...), TYPE a GGUF type ("q4_0") or
-"gN", "gNsym" or "gNasym" (an HF GPTQ folder of groups of N, with llmq's default, without or with zero points; with --llama turned to F16
-by llama.cpp's converter); OPTIONS more words for llmq, "--bits 2" or "--qat" among them. The methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from
+"gN", "gNsym" or "gNasym" (an HF GPTQ folder of groups of N, with llmq's default, without or with zero points; "awq-gN" an AWQ folder; with
+--llama turned to F16 by llama.cpp's converter); OPTIONS more words for llmq, "--bits 2" or "--qat" among them. The methods "imatrix" and "llama.cpp" are llama-quantize with and without an importance matrix from
 the same tokens, TYPE one of its own names ("Q4_K_M"); they and the column "llama.cpp" need --llama, a folder with llama-quantize,
 llama-imatrix, llama-perplexity and ../convert_hf_to_gguf. The embedding and the head are Q8_0 in every GGUF file (and as they were in a
 folder that is judged as it is), except with TYPE "=Q4_K_M": that is llama-quantize's mixture
@@ -94,12 +94,13 @@ class Bench:
             if unlike:
                 sys.exit(f"{out}: not llama.cpp's types:\n" + "\n".join(unlike))
             return out, seconds
-        grid = re.fullmatch(r"g(-?\d+)(sym|asym|)", kind)
+        grid = re.fullmatch(r"(awq-|)g(-?\d+)(sym|asym|)", kind)
         if not grid:
             return out, self.once(out, lambda p: run(common + ["--type", kind, "-o", p, "--force"], out.with_suffix(".log")))
         folder = self.work / f"{self.stem}-{tag}"
-        zeros = [f"--{grid[2]}"] if grid[2] else []
-        seconds = self.once(folder, lambda p: run(common + ["--emit", "gptq", "--group", grid[1], *zeros, "-o", p, "--force"]))
+        zeros = [f"--{grid[3]}"] if grid[3] else []
+        layout = ["--emit", grid[1].rstrip("-") or "gptq", "--group", grid[2]]
+        seconds = self.once(folder, lambda p: run(common + layout + zeros + ["-o", p, "--force"]))
         if not self.a.llama:
             return folder, seconds
         self.once(out, lambda p: run([self.a.convert, folder, "--outtype", "f16", "--outfile", p]))

@@ -263,6 +263,7 @@ cp "$work/long" "$work/lines"
 run 0 chat "$gguf" --temp 0 -n 5 --ctx 64 -t 1
 grep -q 'shorten it' "$err" || fault "chat does not refuse a message longer than the context"
 input=/dev/null
+fails "--tokenizer" chat "$bin" # at once, although nothing was typed
 
 section "tokenize"
 printf 'Once upon a time' >"$work/text" && input=$work/text
