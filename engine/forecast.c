@@ -102,13 +102,9 @@ double forecast_source(const pipeline *p) {
     return (double)p->model->source->file_bytes * p->costs.source_byte;
 }
 
-/* Norms, attention in floats, sums and what else is not products of weights. */
-#define TUNE_REST 1.35
-
-void forecast_tuning(pipeline *p) {
+llmq_status forecast_tuning(pipeline *p, llmq_err *err) {
     llmq_tune_job job = pipeline_tune_job(p);
-    if (p->params->tune && p->params->tune_minutes > 0)
-        p->costs.tune = 60e9 * p->params->tune_minutes;
-    else
-        p->costs.tune = p->params->tune ? TUNE_REST * p->tuner->work(&job) * p->costs.dense_pass[CALIB_WEIGHTS] : 0;
+    p->costs.tune = p->params->tune ? 60e9 * p->params->tune_minutes : 0;
+    if (!p->params->tune || p->params->tune_minutes > 0) return LLMQ_OK;
+    return p->tuner->cost(&job, p->costs.dense_pass[CALIB_WEIGHTS], &p->costs.tune, err);
 }

@@ -202,3 +202,24 @@ llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_
     *out = hp;
     return LLMQ_OK;
 }
+
+/* ---- a small shape */
+
+#define SMALL_EMBD 768 /* multiples of every block */
+#define SMALL_FF 1536
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+llmq_hparams hparams_small(const llmq_hparams *hp) {
+    llmq_hparams s = *hp;
+    int64_t heads = SMALL_EMBD / hp->head_dim > 1 ? SMALL_EMBD / hp->head_dim : 1,
+            group = least(hp->n_head / hp->n_head_kv, heads);
+    s.n_layer = 1;
+    s.n_embd = least(hp->n_embd, SMALL_EMBD);
+    s.n_ff = least(hp->n_ff, SMALL_FF);
+    s.n_head_kv = least(hp->n_head_kv, heads / group);
+    s.n_head = s.n_head_kv * group;
+    return s;
+}

@@ -45,12 +45,19 @@ typedef struct llmq_tune_job {
     void *user;
 } llmq_tune_job;
 
+/* Nanoseconds of the team for a token and a weight inside layers. */
+typedef struct llmq_tune_costs {
+    double dense;         /* the full-precision model's layers, forward */
+    double forward, step; /* the quantized model's, forward; forward and back, with what is trained */
+} llmq_tune_costs;
+
 /* The stage of params->tune, which a room above knows. */
 typedef struct llmq_tuner {
     /* Once there is a plan of the job: that it can be done, and how, with so many bytes of memory. */
     llmq_status (*plan)(const llmq_tune_job *job, size_t room, llmq_tune_plan *out, llmq_err *err);
     llmq_tune_need (*need)(const llmq_tune_job *job);
-    double (*work)(const llmq_tune_job *job); /* multiply-adds of matrices that run takes */
+    /* Nanoseconds that run will take, by trying its parts here; dense: of a float matrix's weight and a token. */
+    llmq_status (*cost)(const llmq_tune_job *job, double dense, double *out, llmq_err *err);
     llmq_status (*run)(const llmq_tune_job *job, llmq_err *err);
 } llmq_tuner;
 

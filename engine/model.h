@@ -93,6 +93,9 @@ llmq_status model_tokenizer(const llmq_model *model, const llmq_tokenizer **out,
 llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_vocab_hint, llmq_hparams *out,
                          llmq_err *err);
 
+/* One layer of this shape, or of a smaller one that works as fast: what speeds are measured on. */
+llmq_hparams hparams_small(const llmq_hparams *hp);
+
 /* rope.c: the divisors of llama3 scaling, [n_rot/2]. */
 void rope_llama3_factors(const llmq_hparams *hp, float *out);
 /* cos/sin of positions pos..pos+n-1: out (n, n_rot/2, 2). Every scaling (linear, YaRN, llama3) and YaRN's attention

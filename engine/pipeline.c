@@ -652,7 +652,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     LLMQ_TRY(pipeline_manifest(p, err));
     LLMQ_TRY(pipeline_sizes(p, err));
     LLMQ_TRY(pipeline_budget(p, err));
-    forecast_tuning(p);
+    LLMQ_TRY(forecast_tuning(p, err));
     set_planned_seconds(p);
     end_stage(p, LLMQ_STAGE_OPEN);
     if (params->plan_only) return LLMQ_OK;

@@ -151,7 +151,7 @@ double forecast_layers(const pipeline *p, double stages[LLMQ_STAGE_COUNT]);
 double forecast_choice(const pipeline *p); /* pipeline_choose_types */
 double forecast_self(const pipeline *p);   /* the text that the model writes */
 double forecast_source(const pipeline *p); /* the manifest's sums */
-void forecast_tuning(pipeline *p);         /* sets costs.tune */
+llmq_status forecast_tuning(pipeline *p, llmq_err *err); /* sets costs.tune */
 
 /* ---- budget.c */
 

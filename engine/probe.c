@@ -8,8 +8,6 @@
 #include "engine/pipeline.h"
 #include "engine/sampler.h"
 
-#define MOST_EMBD 768 /* dims of the layer that passes are probed on: multiples of every block */
-#define MOST_FF 1536
 #define MOST_CTX 2048
 #define PROBE_TIMES 2      /* the fastest one counts, */
 #define PROBE_LONG 0.15    /* unless the first took so many seconds */
@@ -81,20 +79,6 @@ static llmq_type pass_type(const pipeline *p, const llmq_hparams *hp) {
     return LLMQ_TYPE_BF16;
 }
 
-/* A layer of the model's shape, or of a smaller one that works as fast. */
-static llmq_hparams small_hparams(const llmq_hparams *hp) {
-    llmq_hparams s = *hp;
-    int64_t heads = MOST_EMBD / hp->head_dim > 1 ? MOST_EMBD / hp->head_dim : 1,
-            group = min64(hp->n_head / hp->n_head_kv, heads);
-    s.n_layer = 1;
-    s.n_vocab = TABLE_ROWS;
-    s.n_embd = min64(hp->n_embd, MOST_EMBD);
-    s.n_ff = min64(hp->n_ff, MOST_FF);
-    s.n_head_kv = min64(hp->n_head_kv, heads / group);
-    s.n_head = s.n_head_kv * group;
-    return s;
-}
-
 static llmq_status prepare_layer(rehearsal *r, llmq_type type, llmq_team *team, llmq_err *err) {
     const llmq_hparams *hp = &r->model.hp;
     int64_t q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
@@ -130,7 +114,8 @@ static llmq_status rehearsal_create(const pipeline *p, bool dense, rehearsal *r,
     const llmq_model *model = p->model;
     llmq_hparams *hp = &r->model.hp;
     *r = (rehearsal){.model = {.ops = model->ops, .rope_neox = model->rope_neox, .freq_factors = model->freq_factors}};
-    *hp = small_hparams(&model->hp);
+    *hp = hparams_small(&model->hp);
+    hp->n_vocab = TABLE_ROWS;
     r->calib.ctx = min64(p->calib.ctx, MOST_CTX);
     r->calib.n_windows = p->params->max_ram > 0 ? 1 : calib_run_chunk(&p->calib, 0) / p->calib.ctx;
     int64_t n_tok = r->calib.n_windows * r->calib.ctx, widest = 0;

@@ -115,17 +115,23 @@ static void lay_out(student_part *p, int64_t n_codes, bool filled, float **resul
     *rest += 3 * codes;
 }
 
-llmq_status student_open(student *s, const llmq_tune_job *job, const tune_settings *set, size_t first, size_t last,
-                         const student_memory *memory, llmq_err *err) {
+llmq_status student_shell(student *s, const llmq_tune_job *job, const tune_settings *set, size_t n, llmq_err *err) {
     size_t cells = (size_t)(job->model->hp.n_layer + 1) * ROLE_COUNT;
-    float *result = memory->result, *rest = memory->rest;
-    *s = (student){.job = job, .set = set, .first = first, .last = last};
-    s->parts = mem_zalloc(last - first, sizeof *s->parts);
+    *s = (student){.job = job, .set = set, .last = n};
+    s->parts = mem_zalloc(n, sizeof *s->parts);
     s->by_role = mem_zalloc(cells, sizeof *s->by_role);
     s->dense = mem_zalloc(ROLE_COUNT, sizeof *s->dense);
     s->packed = mem_zalloc(ROLE_COUNT, sizeof *s->packed);
-    if (!s->parts || !s->by_role || !s->dense || !s->packed)
-        return mem_error(err, cells * sizeof *s->by_role, "tuning");
+    if (s->parts && s->by_role && s->dense && s->packed) return LLMQ_OK;
+    return mem_error(err, cells * sizeof *s->by_role, "tuning");
+}
+
+llmq_status student_open(student *s, const llmq_tune_job *job, const tune_settings *set, size_t first, size_t last,
+                         const student_memory *memory, llmq_err *err) {
+    float *result = memory->result, *rest = memory->rest;
+    LLMQ_TRY(student_shell(s, job, set, last - first, err));
+    s->first = first;
+    s->last = last;
     for (size_t i = first; i < last; i++) {
         LLMQ_TRY(load_part(s, i, err));
         lay_out(&s->parts[i - first], codes_of(job, set, i), memory->filled, &result, &rest);

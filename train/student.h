@@ -61,6 +61,8 @@ typedef struct student_memory {
     bool filled; /* they are of an earlier run, not zeros */
 } student_memory;
 
+/* A student of n parts, all of them empty, for what fills them itself. It stays to be cleared after a failure. */
+llmq_status student_shell(student *s, const llmq_tune_job *job, const tune_settings *set, size_t n, llmq_err *err);
 /* Reads entries [first, last) from the outputs. All are borrowed. s stays to be cleared after a failure. */
 llmq_status student_open(student *s, const llmq_tune_job *job, const tune_settings *set, size_t first, size_t last,
                          const student_memory *memory, llmq_err *err);

@@ -185,11 +185,23 @@ static llmq_status make_plan(const llmq_tune_job *job, size_t room, llmq_tune_pl
     return LLMQ_OK;
 }
 
-static double work(const llmq_tune_job *job) {
+/* Norms, attention and sums, beside products of weights. */
+#define DENSE_REST 1.2
+
+static llmq_status cost(const llmq_tune_job *job, double dense, double *out, llmq_err *err) {
     stages s;
-    if (read_stages(job, &job->plan, &s, NULL) != LLMQ_OK) return 0;
-    return (job->plan.blocks ? tune_blocks_work(job, &s.blocks) : 0) +
-           (job->plan.whole ? tune_whole_work(job, &s.whole) : 0);
+    llmq_tune_costs costs = {.dense = DENSE_REST * dense};
+    *out = 0;
+    LLMQ_TRY(read_stages(job, &job->plan, &s, err));
+    if (job->plan.blocks) {
+        LLMQ_TRY(tune_probe(job, &s.blocks, &costs, err));
+        *out += tune_blocks_cost(job, &s.blocks, &costs);
+    }
+    if (job->plan.whole) {
+        LLMQ_TRY(tune_probe(job, &s.whole, &costs, err));
+        *out += tune_whole_cost(job, &s.whole, &costs);
+    }
+    return LLMQ_OK;
 }
 
 static llmq_status run(const llmq_tune_job *job, llmq_err *err) {
@@ -207,7 +219,7 @@ static llmq_status run(const llmq_tune_job *job, llmq_err *err) {
     return LLMQ_OK;
 }
 
-static const llmq_tuner tuner_of_outputs = {.plan = make_plan, .need = need_of, .work = work, .run = run};
+static const llmq_tuner tuner_of_outputs = {.plan = make_plan, .need = need_of, .cost = cost, .run = run};
 
 const llmq_tuner *tune_tuner(void) {
     return &tuner_of_outputs;

@@ -258,10 +258,12 @@ done:
 
 /* ---- what it takes ---- */
 
-/* Multiply-adds of products with weights. */
-double tune_blocks_work(const llmq_tune_job *job, const tune_settings *set) {
-    const blocks b = {.job = job, .set = set};
-    return passes_of(&b, set->steps) * (double)job->calib->ctx * tune_layers_size(job);
+/* All windows through both models, the steps, and the windows that judge. */
+double tune_blocks_cost(const llmq_tune_job *job, const tune_settings *set, const llmq_tune_costs *costs) {
+    double all = (double)job->calib->n_windows, steps = (double)(set->steps * set->batch),
+           judged = (double)((set->judge + 1) * set->held_out);
+    return (all * (costs->dense + costs->forward) + steps * costs->step + judged * costs->forward) *
+           (double)job->calib->ctx * tune_layers_size(job);
 }
 
 static size_t max_size(size_t a, size_t b) {

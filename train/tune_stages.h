@@ -17,13 +17,17 @@ typedef struct tune_head {
     double block_first, block_best; /* sums over them of the error of held-out windows: before, and the best */
 } tune_head;
 
+/* _cost: nanoseconds. */
 llmq_status tune_whole(const llmq_tune_job *job, const tune_settings *set, llmq_err *err);
 llmq_tune_need tune_whole_need(const llmq_tune_job *job, const tune_settings *set);
-double tune_whole_work(const llmq_tune_job *job, const tune_settings *set);
+double tune_whole_cost(const llmq_tune_job *job, const tune_settings *set, const llmq_tune_costs *costs);
 
 llmq_status tune_blocks(const llmq_tune_job *job, const tune_settings *set, llmq_err *err);
 llmq_tune_need tune_blocks_need(const llmq_tune_job *job, const tune_settings *set);
-double tune_blocks_work(const llmq_tune_job *job, const tune_settings *set);
+double tune_blocks_cost(const llmq_tune_job *job, const tune_settings *set, const llmq_tune_costs *costs);
+
+/* tune_probe.c: measures costs->forward and costs->step. */
+llmq_status tune_probe(const llmq_tune_job *job, const tune_settings *set, llmq_tune_costs *costs, llmq_err *err);
 
 /* The i-th of n windows in an order that a fixed stride through all of them makes, round and round. */
 int64_t tune_window(int64_t n, int64_t i);

@@ -162,15 +162,15 @@ done:
 
 /* ---- what it takes ---- */
 
-/* Multiply-adds of products with weights. Layers: the teacher forward, the student forward, once more on the way back
- * but for the last matrix, and the gradients of inputs and weights; the head without the gradient of its weights. */
-double tune_whole_work(const llmq_tune_job *job, const tune_settings *s) {
+/* A step: the teacher forward, the student forward, once more with the way back, and the head for both of them and
+ * back. Judging: the student forward and both heads; the first time the teacher too. */
+double tune_whole_cost(const llmq_tune_job *job, const tune_settings *s, const llmq_tune_costs *costs) {
     const llmq_hparams *hp = &job->model->hp;
-    double layers = tune_layers_size(job), head = (double)(hp->n_vocab * hp->n_embd);
-    double steps = (double)(s->steps * s->batch * job->calib->ctx) * (4.75 * layers + 3 * head);
-    double judged = (double)(s->held_out * job->calib->ctx) *
-                    ((double)(s->judge + 2) * (layers + head) + (double)(s->judge + 1) * head);
-    return steps + judged;
+    double layers = tune_layers_size(job), head = costs->dense * (double)(hp->n_vocab * hp->n_embd);
+    double trained = (double)(s->steps * s->batch * job->calib->ctx), judges = (double)(s->judge + 1);
+    double judged = (double)(s->held_out * job->calib->ctx);
+    return trained * (layers * (costs->dense + costs->forward + costs->step) + 3 * head) +
+           judged * (judges * (layers * costs->forward + 2 * head) + layers * costs->dense);
 }
 
 /* The student, the optimizer, one layer made ready both ways, both heads, and the net. */
