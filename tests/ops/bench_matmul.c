@@ -82,6 +82,7 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     if (w->act == ACT_Q8) j.a.q8 = form;
     if (w->act == ACT_BF16 || w->act == ACT_SPLIT) j.a.bf16 = form;
     if (w->act == ACT_INT8) j.a.int8 = form;
+    if (w->act == ACT_Q16) j.a.q16 = form;
     team_run(team, fill_fn, &j);
     double best = 1e9, spent = 0;
     for (int i = 0; i < 40 && (i < 4 || spent < 0.25); i++) {
