@@ -193,7 +193,7 @@ static int64_t error_rows(const llmq_export *ex, size_t index) {
     return rows < most ? rows : most;
 }
 
-/* Fills error and coarse of entry `index`. */
+/* Fills error and coarse of entry `index`, whose source is loaded. */
 static llmq_status measure_errors(sensitivity *s, size_t index, const float *gram, const float *importance,
                                   llmq_err *err) {
     const llmq_sensitivity_job *job = s->job;
@@ -231,9 +231,11 @@ llmq_status sensitivity_probe(const llmq_sensitivity_job *job, size_t index, dou
     s.m = mem_zalloc(job->ex->n, sizeof *s.m);
     s.gram = mem_zalloc(cols * cols, sizeof *s.gram);
     llmq_status status = s.m && s.gram ? LLMQ_OK : mem_error(err, cols * cols * sizeof *s.gram, "the forecast");
+    if (status == LLMQ_OK) status = source_load(job->model->source, job->ex->entries[index].src, false, err);
     double begin = time_seconds();
     if (status == LLMQ_OK) status = measure_errors(&s, index, s.gram, NULL, err);
     *seconds_out = time_seconds() - begin;
+    source_release(job->model->source, job->ex->entries[index].src);
     mem_free(s.gram);
     mem_free(s.m);
     return status;
@@ -385,6 +387,7 @@ static llmq_status measure_layer(sensitivity *s, int64_t layer, llmq_err *err) {
     for (int k = 0; k < N_MATRIX_ROLES; k++) {
         llmq_role role = matrix_roles[k];
         const llmq_tensor *src = job->ex->entries[s->index[layer][role]].src;
+        LLMQ_TRY(source_load(job->model->source, src, false, err));
         LLMQ_TRY(job->model->ops->weight_prepare(&s->clean[role], src, PREP_BF16, job->team, err));
         calib_run_weight(s->gram_run, role, &s->clean[role]);
         calib_run_weight(s->stream_run, role, &s->clean[role]);
@@ -649,9 +652,13 @@ static llmq_status measure_all(sensitivity *s, llmq_err *err) {
         release_layer(s);
         if (status != LLMQ_OK) return status;
     }
+    const llmq_tensor *table = ex->entries[head < ex->n ? head : embedding].src;
+    LLMQ_TRY(source_load(s->job->model->source, table, false, err)); /* a model has its embedding loaded */
     if (s->job->open[embedding]) LLMQ_TRY(measure_errors(s, embedding, NULL, NULL, err));
     if (head < ex->n && s->job->open[head]) LLMQ_TRY(measure_errors(s, head, NULL, NULL, err));
-    return measure_predictions(s, embedding, head, err);
+    LLMQ_TRY(measure_predictions(s, embedding, head, err));
+    source_release(s->job->model->source, table);
+    return LLMQ_OK;
 }
 
 llmq_status sensitivity_measure(const llmq_sensitivity_job *job, double *loss, llmq_err *err) {
