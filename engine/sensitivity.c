@@ -411,7 +411,7 @@ typedef struct head_job {
     int64_t first, n_tok, n_vocab; /* first: of the tokens that count */
     int64_t stride;                /* every stride-th token counts */
     float *in, *base_logits, *logits;
-    void *q8, *bf16;
+    void *q8, *bf16, *q16;
     double *kl; /* [HEAD_ROWS] */
 } head_job;
 
@@ -419,7 +419,8 @@ static void head_logits(const llmq_worker *worker, const head_job *job, float *y
     const llmq_model *model = job->s->job->model;
     const llmq_backend_ops *ops = model->ops;
     int64_t n_embd = model->hp.n_embd;
-    llmq_acts acts = {.n_tok = job->n_tok, .cols = n_embd, .x = job->in, .q8 = job->q8, .bf16 = job->bf16};
+    llmq_acts acts = {
+        .n_tok = job->n_tok, .cols = n_embd, .x = job->in, .q8 = job->q8, .bf16 = job->bf16, .q16 = job->q16};
     worker_barrier(worker);
     if (worker->id == 0)
         for (int64_t t = 0; t < job->n_tok; t++)
@@ -478,8 +479,9 @@ static llmq_status alloc_head(head_job *job, llmq_err *err) {
     job->logits = mem_alloc(HEAD_ROWS * n_vocab, sizeof *job->logits);
     job->q8 = mem_alloc(model->ops->acts_bytes(ACT_Q8, HEAD_ROWS, model->hp.n_embd), 1);
     job->bf16 = mem_alloc(model->ops->acts_bytes(ACT_BF16, HEAD_ROWS, model->hp.n_embd), 1);
+    job->q16 = mem_alloc(model_q16_bytes(model, HEAD_ROWS, model->hp.n_embd), 1);
     job->kl = mem_zalloc(HEAD_ROWS, sizeof *job->kl);
-    if (job->in && job->base_logits && job->logits && job->q8 && job->bf16 && job->kl) return LLMQ_OK;
+    if (job->in && job->base_logits && job->logits && job->q8 && job->bf16 && job->q16 && job->kl) return LLMQ_OK;
     return mem_error(err, 2 * HEAD_ROWS * n_vocab * sizeof(float), "logits");
 }
 
@@ -515,7 +517,7 @@ done:
     if (clean.rows) model->ops->weight_release(&clean);
     if (worse.rows) model->ops->weight_release(&worse);
     mem_free(bf16);
-    void *blocks[] = {job.in, job.base_logits, job.logits, job.q8, job.bf16, job.kl};
+    void *blocks[] = {job.in, job.base_logits, job.logits, job.q8, job.bf16, job.q16, job.kl};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     return status;
 }

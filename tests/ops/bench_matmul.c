@@ -54,6 +54,8 @@ static llmq_tensor make_tensor(llmq_type type, int64_t rows, int64_t cols, void 
             for (int i = 0; i < info->block_bytes; i++)
                 block[i] = (uint8_t)((seed = seed * 1664525u + 1013904223u) >> 13);
             info->unpack(block, &grid, codes);
+            for (int i = 0; i < info->block_len; i++)
+                if (codes[i] >= info->n_levels) codes[i] = 0; /* FP4 has 15 */
             grid.d = grid.scale[0] = 0.5f;
             grid.dmin = grid.offset[0] = 0.25f;
             info->pack(&grid, codes, block);
