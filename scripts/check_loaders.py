@@ -250,8 +250,8 @@ def check(llmq, scheme, loader, folder, reference, tokens_in, greedy):
     got, tokens = scores(model, tokens_in, greedy)
     if scheme in INT8:
         row["expected"] = difference(got, nudged(model, tokens_in))
-    if scheme == "bnb" and has_avx512bf16():
-        dtype = torch.bfloat16
+    if scheme == "bnb":  # the folder's bnb_4bit_compute_dtype, but in the kernel of processors with bf16
+        dtype = torch.bfloat16 if has_avx512bf16() else torch.float16
     row["computes_in"] = str(dtype).split(".")[-1]
     whole = next(model.parameters()).dtype == dtype
     del model

@@ -355,8 +355,8 @@ static void test_writer_refusals(void **state) {
     refuses(meta, t, 1, LLMQ_E_FORMAT, "must be at least 1");
     t[0] = plan_tensor("huge", LLMQ_TYPE_F32, INT64_C(1) << 40, INT64_C(1) << 40);
     refuses(meta, t, 1, LLMQ_E_FORMAT, "overflows");
-    t[0] = plan_tensor("a", (llmq_type)61, 32, 1);
-    refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "type 61");
+    t[0] = plan_tensor("a", (llmq_type)60, 32, 1);
+    refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "type 60");
     t[0] = plan_tensor("a", LLMQ_TYPE_NF4, 64, 1);
     refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "of type nf4, which GGUF does not have");
     meta_set_str(meta, "llama.rope.scaling.type", "llama3", NULL);
