@@ -17,9 +17,9 @@
 
 /* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
  * better form (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding left, once more in bf16;
- * the same buffer takes either. */
-typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT_FORMS } llmq_act_form;
-#define ACT_GROUP 32 /* Q8: one scale for 32 consecutive inputs */
+ * the same buffer takes either. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits do not hold (cpu/nf4.h). */
+typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT_Q16, ACT_FORMS } llmq_act_form;
+#define ACT_GROUP 32 /* Q8, Q16: one scale for 32 consecutive inputs */
 #define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */
 #define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
 
@@ -49,6 +49,7 @@ typedef struct llmq_acts {
     const float *x; /* (n_tok, cols), always set */
     void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
     void *bf16;     /* likewise; of ACT_SPLIT too */
+    void *q16;      /* likewise */
     void *int8;     /* likewise, in `range`, which is set before */
     llmq_act_range range;
 } llmq_acts;

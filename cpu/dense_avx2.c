@@ -1,12 +1,13 @@
-/* AVX2 kernels for float weights, all in f32: few tokens by row dot products (4 rows x up to 2 tokens, 8 partial sums
- * each); more tokens by a panel of 16 rows x 128 columns, converted and transposed into L1, times 6 tokens at a time.
- * Rows may lie at any address; columns may be any number. */
+/* AVX2 kernels for float weights, and for many tokens by NF4 and FP4, all in f32: few tokens by row dot products (4
+ * rows x up to 2 tokens, 8 partial sums each); more tokens by a panel of 16 rows x 128 columns, converted and
+ * transposed into L1, times 6 tokens at a time. Rows may lie at any address; columns may be any number. */
 #include <immintrin.h>
 #include <string.h>
 
 #include "cpu/dense.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
+#include "cpu/nf4.h"
 
 #define PANEL_ROWS 16
 #define PANEL_COLS 128
@@ -14,7 +15,7 @@
 #define TOKENS 120       /* of a pass: whole tiles, so few that they stay in the L2 cache for all rows */
 #define FEW MATMUL_ALIKE /* up to so many tokens by dot products */
 
-enum { FLOAT32, FLOAT16, BFLOAT16 };
+enum { FLOAT32, FLOAT16, BFLOAT16, BLOCKS_NF4 };
 
 INLINE int64_t elem_bytes(int kind) {
     return kind == FLOAT32 ? 4 : 2;
@@ -139,7 +140,9 @@ INLINE void fill_panel_kind(int kind, const llmq_weight *w, int64_t r, int64_t k
 }
 
 static void fill_panel(int kind, const llmq_weight *w, int64_t r, int64_t k0, int64_t n, float *panel) {
-    if (kind == FLOAT32)
+    if (kind == BLOCKS_NF4)
+        nf4_panel_avx2(w, r, k0, n, panel);
+    else if (kind == FLOAT32)
         fill_panel_kind(FLOAT32, w, r, k0, n, panel);
     else if (kind == FLOAT16)
         fill_panel_kind(FLOAT16, w, r, k0, n, panel);
@@ -209,7 +212,10 @@ static void many(const llmq_worker *worker, const llmq_weight *w, int kind, cons
 }
 
 void dense_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;
+    int kind = w->layout == LAYOUT_NF4           ? BLOCKS_NF4
+               : w->native.type == LLMQ_TYPE_F32 ? FLOAT32
+               : w->native.type == LLMQ_TYPE_F16 ? FLOAT16
+                                                 : BFLOAT16;
     if (a->n_tok <= FEW)
         few(worker, w, kind, a, y, ldy);
     else

@@ -98,7 +98,8 @@ enum {
     CPU_LAYOUTS(X)
 #undef X
         LAYOUT_BF16, /* (tiles of 16 rows, pairs of columns): a word is two bf16 of one row */
-    LAYOUT_INT8      /* int8.h */
+    LAYOUT_INT8,     /* int8.h */
+    LAYOUT_NF4       /* nf4.h: NF4 and FP4 */
 };
 
 typedef struct cpu_layout {
@@ -108,7 +109,7 @@ typedef struct cpu_layout {
     int zero; /* subtracted from codes (codebook: added to levels to make them unsigned) */
 } cpu_layout;
 
-const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE, LAYOUT_BF16 and LAYOUT_INT8 */
+const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and from LAYOUT_BF16 on */
 
 static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
     return cols / 32 * l->bits * 64;

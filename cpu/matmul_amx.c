@@ -16,6 +16,7 @@
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
 #include "cpu/layout.h"
+#include "cpu/nf4.h"
 
 #define PANEL_ROWS (2 * AMX_SIDE)
 #define BLOCK_PANELS 4   /* of rows whose sums are kept, */
@@ -34,7 +35,7 @@ static int64_t part_bytes(int64_t n_tok, int64_t cols) {
 
 static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     if (!many(n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
-    if (form == ACT_Q8) return (size_t)part_bytes(n_tok, cols);
+    if (form == ACT_Q8 || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
     if (form == ACT_BF16 || form == ACT_SPLIT) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
     return cpu_acts_bytes(form, n_tok, cols);
 }
@@ -110,6 +111,26 @@ static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
     CPU_LAYOUTS(X)
 #undef X
 };
+
+/* 16 rows of one column, by codes in the low bits of words. */
+INLINE __m512 nf4_column(__m512 table, __m512i codes, __m512 scale) {
+    return _mm512_mul_ps(_mm512_permutex2var_ps(table, codes, table), scale); /* bit 4 says which: the same twice */
+}
+
+/* n columns of one tile of NF4 or FP4 as tiles of bf16. */
+static void unpack_nf4(const nf4_tile_block *w, int64_t n, __m512 table, uint8_t *out) {
+    for (int64_t k = 0; k < n / QK_NF4; k++, w++) {
+        __m512 scale = _mm512_loadu_ps(w->scale);
+        for (int j = 0; j < QK_NF4 / 8; j++) {
+            __m512i raw = load_i(w->code[j]);
+            UNROLL for (int i = 0; i < 4; i++, out += 64) {
+                __m512 even = nf4_column(table, _mm512_srli_epi32(raw, 4 * i), scale),
+                       odd = nf4_column(table, _mm512_srli_epi32(raw, 16 + 4 * i), scale);
+                vf_store((float *)(void *)out, vf_pair_bf16(even, odd));
+            }
+        }
+    }
+}
 
 /* Rows of F16 or BF16 as stored. */
 INLINE __m512 load_native(bool half, const uint16_t *p, int64_t left) {
@@ -223,6 +244,17 @@ static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, panel_roo
     out->part[0][1] = room[0][pair];
 }
 
+static void nf4_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
+    int64_t n = panel_tiles(k, w->cols / AMX_DEPTH) * AMX_DEPTH;
+    bool pair = w->rows - r > 16;
+    float level[16];
+    nf4_levels(w->native.type, level);
+    __m512 table = _mm512_loadu_ps(level);
+    for (int i = 0; i <= pair; i++) unpack_nf4(nf4_tile(w, r + 16 * i) + k * AMX_DEPTH / QK_NF4, n, table, room[0][i]);
+    out->part[0][0] = room[0][0];
+    out->part[0][1] = room[0][pair];
+}
+
 static void bf16_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
     int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
     (void)room;
@@ -290,8 +322,8 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_SPLIT && many(a->n_tok))
         fill_tiles(worker, a, a->bf16, (uint8_t *)a->bf16 + part_bytes(a->n_tok, a->cols));
-    else if ((form == ACT_Q8 || form == ACT_BF16) && many(a->n_tok))
-        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : a->bf16, NULL);
+    else if ((form == ACT_Q8 || form == ACT_Q16 || form == ACT_BF16) && many(a->n_tok))
+        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : form == ACT_Q16 ? a->q16 : a->bf16, NULL);
     else
         avx512.acts_fill(worker, a, form); /* few tokens of ACT_SPLIT are read as floats */
 }
@@ -303,6 +335,8 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
         matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);
     else if (w->layout == LAYOUT_BF16)
         matmul_many(worker, w, a, a->bf16, bf16_rows, 1, y, ldy);
+    else if (w->layout == LAYOUT_NF4)
+        matmul_many(worker, w, a, a->q16, nf4_rows, 1, y, ldy);
     else
         matmul_many(worker, w, a, a->q8, quantized_rows, 1, y, ldy);
 }

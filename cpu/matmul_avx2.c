@@ -12,6 +12,7 @@
 #include "cpu/inline.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
+#include "cpu/nf4.h"
 #include "types/type.h"
 
 #define PANEL_ROWS 16
@@ -442,6 +443,7 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
     if (form == ACT_Q8) fill_q8(worker, a);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_avx2(worker, a);
+    if (form == ACT_Q16) nf4_fill_avx2(worker, a);
 }
 
 /* ---- entries */
@@ -454,6 +456,8 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     if (w->layout == LAYOUT_INT8)
         int8_matmul_avx2(worker, w, a, y, ldy);
+    else if (w->layout == LAYOUT_NF4 && a->n_tok <= FEW)
+        nf4_few_avx2(worker, w, a, y, ldy);
     else if (!cpu_layout_of(w->layout))
         dense_matmul_avx2(worker, w, a, y, ldy);
     else if (a->n_tok <= FEW)

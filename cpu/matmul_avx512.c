@@ -18,24 +18,13 @@
 #include "cpu/inline.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
+#include "cpu/nf4.h"
+#include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
 #define FEW_TOKENS 8   /* that share the codes of a tile as they are taken apart */
 #define PREFETCH 2048  /* bytes of codes ahead of those in use */
-
-/* 4 activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its uses and
- * then spend more loads than products. */
-INLINE __m512i bcast4(const int8_t *q) {
-    int32_t v;
-    memcpy(&v, q, 4);
-    return _mm512_set1_epi32(v);
-}
-INLINE __m512i bcast4_reg(const int8_t *q) {
-    __m512i v = bcast4(q);
-    IN_REGISTER(v);
-    return v;
-}
 
 /* ---- few tokens */
 
@@ -230,29 +219,11 @@ INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, act_block b,
     }
 }
 
-/* y of 32 rows x nt tokens: starts at `bias` (first) or at what earlier columns gave. */
-typedef struct tile_out {
-    float *y; /* row r of token 0 */
-    int64_t ldy;
-    __mmask16 mask[2];
-    const float *bias; /* of row r, or NULL */
-    bool first;
-} tile_out;
-
 INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, const tile_out *o) {
     __m512 f[6][2];
-    UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            if (!o->first)
-                f[t][i] = _mm512_maskz_loadu_ps(o->mask[i], o->y + t * o->ldy + 16 * i);
-            else
-                f[t][i] = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
-        }
-    }
+    tile_begin(nt, o, f);
     gemm_tile(group, mins, nt, w, b, n, f);
-    UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int i = 0; i < 2; i++) _mm512_mask_storeu_ps(o->y + t * o->ldy + 16 * i, o->mask[i], f[t][i]);
-    }
+    tile_end(nt, o, f);
 }
 
 typedef void gemm_fn(const panel *w, act_block b, int64_t n, const tile_out *o);
@@ -295,11 +266,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                 b.q += k / 32 * b.n * 32;
                 b.group += k / 32 * b.n;
                 o.y = y + t * ldy + r;
-                /* Tokens lie far apart in y: fetch the lines of the next tile while this one is worked on. */
-                for (int64_t i = t + ACT_BLOCK; i < t + 2 * ACT_BLOCK && i < a->n_tok; i++) {
-                    _mm_prefetch((const char *)(y + i * ldy + r), _MM_HINT_T0);
-                    _mm_prefetch((const char *)(y + i * ldy + r + 16), _MM_HINT_T0);
-                }
+                int64_t next = t + ACT_BLOCK, last = next + ACT_BLOCK;
+                tile_fetch(y, ldy, r, next, last < a->n_tok ? last : a->n_tok);
                 gemm[b.n - 1](&p, b, n, &o);
             }
         }
@@ -351,6 +319,7 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
     if (form == ACT_Q8) fill_q8(worker, a);
     if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
     if (form == ACT_INT8) int8_fill_avx512(worker, a);
+    if (form == ACT_Q16) nf4_fill_avx512(worker, a);
 }
 
 /* ---- entries */
@@ -362,6 +331,8 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     if (w->layout == LAYOUT_INT8)
         int8_matmul_avx512(worker, w, a, y, ldy);
+    else if (w->layout == LAYOUT_NF4)
+        nf4_matmul_avx512(worker, w, a, y, ldy);
     else if (!cpu_layout_of(w->layout))
         dense_matmul_avx512(worker, w, a, y, ldy);
     else if (a->n_tok <= ACT_FEW)

@@ -1,6 +1,7 @@
 /* Plain C weights, activations and matmul: the oracle. Weights stay native rows. Quantized rows are taken apart by
  * their type's own unpack and multiplied with the int8 activations in integers, one exact sum for each group; float
- * rows in f32. Readable before fast: one row at a time, taken apart once for all tokens. */
+ * rows, and those whose levels are no integers (NF4, FP4), in f32. Readable before fast: one row at a time, taken apart
+ * once for all tokens. */
 #include <math.h>
 #include <string.h>
 
@@ -9,6 +10,7 @@
 #include "cpu/cpu.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
+#include "cpu/nf4.h"
 #include "types/type.h"
 
 /* ---- weights */
@@ -24,6 +26,7 @@ size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     if (form == ACT_Q8) return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
     if (form == ACT_BF16) return (size_t)(n_tok * act_bf16_stride(cols)) * 2;
     if (form == ACT_INT8) return int8_acts_bytes(n_tok, cols);
+    if (form == ACT_Q16) return act16_bytes(n_tok, cols);
     return 0;
 }
 
@@ -96,11 +99,10 @@ static void row_float(const llmq_weight *w, const llmq_type_info *info, const ch
                       float *y, int64_t ldy) {
     float seg[SEGMENT],
         stored[SEGMENT]; /* rows of a file may lie at any address: copied before they are read as numbers */
-    int64_t size = info->id == LLMQ_TYPE_F32 ? 4 : 2;
     for (int64_t k = 0; k < w->cols; k += SEGMENT) {
         int64_t n = w->cols - k < SEGMENT ? w->cols - k : SEGMENT;
-        memcpy(stored, row + k * size, (size_t)(n * size));
-        info->to_f32(stored, seg, n);
+        memcpy(stored, row + type_row_bytes(info->id, k), (size_t)type_row_bytes(info->id, n));
+        type_to_f32(info->id, stored, seg, n);
         for (int64_t t = 0; t < a->n_tok; t++) y[t * ldy + r] += (float)dot_f32(seg, a->x + t * a->cols + k, n);
     }
 }
@@ -167,7 +169,7 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
     for (int64_t r = begin; r < end; r++) {
         const char *row = (const char *)w->native.data + r * row_bytes;
         for (int64_t t = 0; t < a->n_tok; t++) y[t * ldy + r] = w->bias ? w->bias[r] : 0.0f;
-        if (type_is_float(info))
+        if (w->act == ACT_F32)
             row_float(w, info, row, r, a, y, ldy);
         else
             row_quantized(w, info, row, r, a, y, ldy);

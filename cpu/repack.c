@@ -6,6 +6,7 @@
 
 #include "core/half.h"
 #include "core/mem.h"
+#include "cpu/nf4.h"
 #include "types/blocks.h"
 #include "types/type.h"
 
@@ -43,7 +44,7 @@ llmq_status cpu_weight_init(llmq_weight *w, const llmq_tensor *t, llmq_err *err)
     *w = (llmq_weight){.native = *t,
                        .rows = rows,
                        .cols = cols,
-                       .act = type_is_float(info) ? ACT_F32 : ACT_Q8,
+                       .act = type_is_float(info) || is_nf4(t->type) ? ACT_F32 : ACT_Q8,
                        .layout = LAYOUT_NATIVE};
     return LLMQ_OK;
 }
@@ -160,6 +161,14 @@ static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, i
     }
 }
 
+/* The words of a block are those of a tile's. */
+static void pack_nf4(const block_nf4 *from, int64_t n, nf4_tile_block *to, int r) {
+    for (int64_t b = 0; b < n / QK_NF4; b++, from++, to++) {
+        memcpy(&to->scale[r], from->d, sizeof from->d);
+        for (int j = 0; j < QK_NF4 / 8; j++) to->code[j][r] = load_word(from->qs + 4 * j);
+    }
+}
+
 static void pack_bf16(cpu_to_bf16_fn *to_bf16, llmq_type type, const uint8_t *row, int64_t k, int64_t n, uint8_t *tile,
                       int r) {
     uint16_t h[PACK_COLS + 1];
@@ -188,6 +197,8 @@ static void pack_part(const pack_job *job, int64_t row, int64_t k, int64_t n, ui
     case LLMQ_TYPE_Q4_1:
     case LLMQ_TYPE_IQ4_NL: pack_nibbles(l, block, w->cols, k, n, tile, r); break;
     case LLMQ_TYPE_Q8_0: pack_q8_0(l, block, w->cols, k, n, tile, r); break;
+    case LLMQ_TYPE_NF4:
+    case LLMQ_TYPE_FP4: pack_nf4((const block_nf4 *)block, n, (nf4_tile_block *)(void *)tile + k / QK_NF4, r); break;
     default:
         if (l)
             pack_blocks(l, info, block, w->cols, k, n, tile, r);
@@ -220,6 +231,10 @@ llmq_status cpu_weight_pack(llmq_weight *w, const llmq_tensor *t, cpu_to_bf16_fn
         w->layout = LAYOUT_BF16;
         w->act = ACT_BF16;
         job.tile_bytes = layout_bf16_tile_bytes(w->cols);
+    } else if (is_nf4(t->type)) {
+        w->layout = LAYOUT_NF4;
+        w->act = ACT_Q16;
+        job.tile_bytes = nf4_tile_bytes(w->cols);
     } else {
         w->layout = layout_for(t->type);
         if (w->layout == LAYOUT_NATIVE)

@@ -12,9 +12,9 @@
 
 /* What one window passes through on its way to a site's inputs. */
 typedef struct lane {
-    float *x;               /* (ctx, wide) inputs of the matrices before the site */
-    void *q8, *bf16, *int8; /* x in other forms */
-    float *a, *b, *c;       /* (ctx, .) q k v, or gate up, or a block's output in a */
+    float *x;                     /* (ctx, wide) inputs of the matrices before the site */
+    void *q8, *bf16, *int8, *q16; /* x in other forms */
+    float *a, *b, *c;             /* (ctx, .) q k v, or gate up, or a block's output in a */
     llmq_kv kv;
     void *scratch;         /* of attention */
     llmq_calib_work spent; /* seconds, of what takes much time alone */
@@ -112,8 +112,13 @@ static void drop_bad_rows(const span *s, const part *p, float *x, int64_t cols) 
 
 /* The lane's x as ops take it. */
 static llmq_acts inputs(const span *s, int64_t cols) {
-    return (llmq_acts){
-        .n_tok = s->n, .cols = cols, .x = s->l->x, .q8 = s->l->q8, .bf16 = s->l->bf16, .int8 = s->l->int8};
+    return (llmq_acts){.n_tok = s->n,
+                       .cols = cols,
+                       .x = s->l->x,
+                       .q8 = s->l->q8,
+                       .bf16 = s->l->bf16,
+                       .q16 = s->l->q16,
+                       .int8 = s->l->int8};
 }
 
 static void norm_part(const span *s, const part *p, llmq_role gain, float *to) {
@@ -471,7 +476,7 @@ typedef struct block {
     void **p;
     size_t n, size;
 } block;
-enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 7, N_OF_LANE = 10 };
+enum { BLOCK_X, BLOCK_MID, BLOCK_BAD, N_SHARED = 7, N_OF_LANE = 11 };
 
 /* For the widest site: narrower ones take no more. */
 static size_t gram_scratch_bytes(const llmq_calib_run *run) {
@@ -500,6 +505,7 @@ static void list_lane(const llmq_calib_run *run, lane *l, block blocks[N_OF_LANE
     const block list[N_OF_LANE] = {{(void **)&l->x, (size_t)(ctx * run->wide), sizeof(float)},
                                    {&l->q8, ops->acts_bytes(ACT_Q8, ctx, run->wide), 1},
                                    {&l->bf16, ops->acts_bytes(ACT_BF16, ctx, run->wide), 1},
+                                   {&l->q16, model_q16_bytes(run->model, ctx, run->wide), 1},
                                    {&l->int8, ops->acts_bytes(ACT_INT8, ctx, run->wide), 1},
                                    {(void **)&l->a, (size_t)(ctx * run->wide), sizeof(float)},
                                    {(void **)&l->b, (size_t)(ctx * max64(run->kv_dim, hp->n_ff)), sizeof(float)},

@@ -22,7 +22,7 @@ typedef struct self_writer {
     float *x, *norm, *q, *k, *v, *mixed; /* (n, .) mixed: attention's outputs */
     float *gate, *up, *delta, *logits;   /* (n, .) */
     float *cos_sin, *turn;               /* (ctx, n_rot), (n, n_rot) */
-    void *q8, *bf16, *int8, *scratch;
+    void *q8, *bf16, *int8, *q16, *scratch;
     llmq_attn attn;
     llmq_sampler samplers[STREAMS];
     llmq_status status[STREAMS];
@@ -35,7 +35,8 @@ typedef struct self_writer {
 static void multiply(const llmq_worker *w, const self_writer *s, const float *x, const llmq_weight *const *weights,
                      float *const *y) {
     const llmq_backend_ops *ops = s->model->ops;
-    llmq_acts acts = {.n_tok = s->n, .cols = weights[0]->cols, .x = x, .q8 = s->q8, .bf16 = s->bf16, .int8 = s->int8};
+    llmq_acts acts = {
+        .n_tok = s->n, .cols = weights[0]->cols, .x = x, .q8 = s->q8, .bf16 = s->bf16, .q16 = s->q16, .int8 = s->int8};
     bool filled[ACT_FORMS] = {[ACT_F32] = true};
     for (int i = 0; weights[i]; i++) {
         if (weights[i]->act == ACT_INT8) acts.range = weights[i]->range;
@@ -185,7 +186,7 @@ typedef struct block {
     void *p; /* the address of a pointer */
     size_t n, size;
 } block;
-enum { N_BLOCKS = 19 };
+enum { N_BLOCKS = 20 };
 
 /* Of K or V, one layer and one window. */
 static size_t kv_bytes(const llmq_model *model, int64_t ctx) {
@@ -223,6 +224,7 @@ static void list_blocks(self_writer *s, int n_workers, block blocks[N_BLOCKS]) {
                                   {&s->turn, n * (size_t)hp->n_rot, f},
                                   {&s->q8, ops->acts_bytes(ACT_Q8, STREAMS, wide), 1},
                                   {&s->bf16, ops->acts_bytes(ACT_BF16, STREAMS, wide), 1},
+                                  {&s->q16, model_q16_bytes(s->model, STREAMS, wide), 1},
                                   {&s->int8, ops->acts_bytes(ACT_INT8, STREAMS, wide), 1},
                                   {&s->scratch, ops->attn_scratch_bytes(&s->attn, n_workers), 1}};
     memcpy(blocks, list, sizeof list);
@@ -269,8 +271,9 @@ static llmq_status create_buffers(self_writer *s, llmq_team *team, llmq_err *err
 }
 
 static void clear_buffers(self_writer *s) {
-    void *blocks[] = {s->ids, s->kv,    s->kv_block, s->x,       s->norm, s->q,  s->k,    s->v,    s->mixed,  s->gate,
-                      s->up,  s->delta, s->logits,   s->cos_sin, s->turn, s->q8, s->bf16, s->int8, s->scratch};
+    void *blocks[] = {s->ids,  s->kv,    s->kv_block, s->x,    s->norm,  s->q,      s->k,
+                      s->v,    s->mixed, s->gate,     s->up,   s->delta, s->logits, s->cos_sin,
+                      s->turn, s->q8,    s->bf16,     s->int8, s->q16,   s->scratch};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     for (int i = 0; i < STREAMS; i++) sampler_destroy(&s->samplers[i]);
 }

@@ -93,6 +93,7 @@ static llmq_status add_entry(llmq_export *ex, const llmq_arch_rule *rule, int la
     t->n_dims = src ? src->n_dims : 1;
     for (int d = 0; d < TENSOR_MAX_DIMS; d++) t->dims[d] = src ? src->dims[d] : d ? 1 : model->hp.n_rot / 2;
     llmq_type type = ex->naming == NAMING_HF ? LLMQ_TYPE_F16 : entry->matrix ? src->type : LLMQ_TYPE_F32;
+    if (type_info(type)->in_memory) type = LLMQ_TYPE_F16;
     return export_set_type(ex, ex->n++, type, err);
 }
 

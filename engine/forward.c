@@ -35,8 +35,13 @@ static void sync_small(const step *s) {
 
 /* x (n_tok, cols) in every form that one of the n weights reads. */
 static llmq_acts acts_for(const step *s, const float *x, int64_t cols, const llmq_weight *const *weights, int n) {
-    llmq_acts a = {
-        .n_tok = s->n_tok, .cols = cols, .x = x, .q8 = s->lane->q8, .bf16 = s->lane->bf16, .int8 = s->lane->int8};
+    llmq_acts a = {.n_tok = s->n_tok,
+                   .cols = cols,
+                   .x = x,
+                   .q8 = s->lane->q8,
+                   .bf16 = s->lane->bf16,
+                   .q16 = s->lane->q16,
+                   .int8 = s->lane->int8};
     bool filled[ACT_FORMS] = {[ACT_F32] = true};
     bool any = false;
     for (int i = 0; i < n; i++) {
@@ -366,6 +371,7 @@ static void carve_scratch(llmq_forward *f, carver *c) {
         lane->act = carve_f32(c, 1, hp->n_ff);
         lane->q8 = carve(c, acts_max(f->model->ops, hp, ACT_Q8, n_tok));
         lane->bf16 = carve(c, acts_max(f->model->ops, hp, ACT_BF16, n_tok));
+        lane->q16 = carve(c, f->model->q16_inputs ? acts_max(f->model->ops, hp, ACT_Q16, n_tok) : 0);
         lane->int8 = carve(c, f->model->int8_inputs ? acts_max(f->model->ops, hp, ACT_INT8, n_tok) : 0);
     }
     f->q = carve_f32(c, n, q_dim);

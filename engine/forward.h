@@ -10,9 +10,9 @@
  * quantizing one row takes less time than the barriers that sharing it would need. Passes of more tokens share lane 0.
  */
 typedef struct forward_lane {
-    float *x, *norm;        /* (n_batch or 1, n_embd): the residual stream, its normalized copy */
-    float *act;             /* (1, n_ff): silu(gate) * up of one token */
-    void *q8, *bf16, *int8; /* the current site's inputs in other forms */
+    float *x, *norm;              /* (n_batch or 1, n_embd): the residual stream, its normalized copy */
+    float *act;                   /* (1, n_ff): silu(gate) * up of one token */
+    void *q8, *bf16, *int8, *q16; /* the current site's inputs in other forms */
 } forward_lane;
 
 /* Keys and values of one sequence. */

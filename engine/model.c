@@ -320,6 +320,20 @@ done:
     return status;
 }
 
+/* Those are the types that folders' matrices of fractions have in memory. */
+static bool takes_q16(const llmq_model *model) {
+    for (int64_t l = -1; l < model->hp.n_layer; l++)
+        for (int role = 0; role < ROLE_COUNT; role++) {
+            const llmq_tensor *t = l < 0 ? model->by_role[role] : model->layer_tensors[l].by_role[role];
+            if (t && type_info(t->type)->in_memory) return true;
+        }
+    return false;
+}
+
+size_t model_q16_bytes(const llmq_model *model, int64_t n_tok, int64_t cols) {
+    return model->q16_inputs ? model->ops->acts_bytes(ACT_Q16, n_tok, cols) : 0;
+}
+
 static llmq_status load_freq_factors(llmq_model *model, llmq_err *err) {
     const llmq_tensor *t = model->by_role[ROLE_ROPE_FREQS];
     int64_t n = model->hp.n_rot / 2;
@@ -434,6 +448,7 @@ static llmq_status open_body(llmq_model *model, const llmq_model_params *params,
     model->rope_neox = src->naming == NAMING_HF || model->arch->gguf_neox;
     LLMQ_TRY(bind_tensors(model, err));
     LLMQ_TRY(int8_read(model, err));
+    model->q16_inputs = takes_q16(model);
     LLMQ_TRY(load_freq_factors(model, err));
     if (model->tok && tokenizer_n_vocab(model->tok) > model->hp.n_vocab)
         llmq_log(LLMQ_LOG_WARN, "%s: the tokenizer has %lld tokens, the model %lld", src->path,

@@ -53,6 +53,7 @@ struct llmq_model {
         *freq_factors; /* [n_rot/2] divisors of the rope frequencies (llama3 scaling, rope_freqs.weight), or NULL */
     /* How matrices of 8-bit rows inside layers take the inputs of each site (int8.h); NULL: no model of that kind. */
     const llmq_act_range *int8_inputs; /* [n_layer * SITE_COUNT] */
+    bool q16_inputs;                   /* some matrix may take its inputs as ACT_Q16 */
     /* Made ready for running (NULL/zero when opened with no_weights): */
     llmq_layer *layers;
     const float *output_norm;      /* [n_embd] */
@@ -72,6 +73,8 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
 llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
                           llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
+/* Of llmq_acts.q16; 0 if no weight reads it. */
+size_t model_q16_bytes(const llmq_model *model, int64_t n_tok, int64_t cols);
 
 /* device.c: the device that --device names, opened; *out NULL for the CPU. */
 llmq_status device_select(const char *spec, const llmq_device_ops **out, llmq_err *err);

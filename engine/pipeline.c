@@ -263,6 +263,8 @@ static llmq_status make_ready(pipeline *p, size_t index, llmq_err *err) {
         view.type = p->ready_type[role];
         view.data = p->ready_data[role];
         view.bytes = tensor_rows(&view) * type_row_bytes(view.type, tensor_cols(&view));
+    } else {
+        LLMQ_TRY(source_load(p->model->source, entry->src, false, err)); /* writing it let it go; until the layer's end */
     }
     llmq_weight *w = &p->ready[role];
     llmq_status status = LLMQ_E_UNSUPPORTED;

@@ -193,7 +193,7 @@ static int64_t error_rows(const llmq_export *ex, size_t index) {
     return rows < most ? rows : most;
 }
 
-/* Fills error and coarse of entry `index`. */
+/* Fills error and coarse of entry `index`, whose source is loaded. */
 static llmq_status measure_errors(sensitivity *s, size_t index, const float *gram, const float *importance,
                                   llmq_err *err) {
     const llmq_sensitivity_job *job = s->job;
@@ -231,9 +231,11 @@ llmq_status sensitivity_probe(const llmq_sensitivity_job *job, size_t index, dou
     s.m = mem_zalloc(job->ex->n, sizeof *s.m);
     s.gram = mem_zalloc(cols * cols, sizeof *s.gram);
     llmq_status status = s.m && s.gram ? LLMQ_OK : mem_error(err, cols * cols * sizeof *s.gram, "the forecast");
+    if (status == LLMQ_OK) status = source_load(job->model->source, job->ex->entries[index].src, false, err);
     double begin = time_seconds();
     if (status == LLMQ_OK) status = measure_errors(&s, index, s.gram, NULL, err);
     *seconds_out = time_seconds() - begin;
+    source_release(job->model->source, job->ex->entries[index].src);
     mem_free(s.gram);
     mem_free(s.m);
     return status;
@@ -385,6 +387,7 @@ static llmq_status measure_layer(sensitivity *s, int64_t layer, llmq_err *err) {
     for (int k = 0; k < N_MATRIX_ROLES; k++) {
         llmq_role role = matrix_roles[k];
         const llmq_tensor *src = job->ex->entries[s->index[layer][role]].src;
+        LLMQ_TRY(source_load(job->model->source, src, false, err));
         LLMQ_TRY(job->model->ops->weight_prepare(&s->clean[role], src, PREP_BF16, job->team, err));
         calib_run_weight(s->gram_run, role, &s->clean[role]);
         calib_run_weight(s->stream_run, role, &s->clean[role]);
@@ -408,7 +411,7 @@ typedef struct head_job {
     int64_t first, n_tok, n_vocab; /* first: of the tokens that count */
     int64_t stride;                /* every stride-th token counts */
     float *in, *base_logits, *logits;
-    void *q8, *bf16;
+    void *q8, *bf16, *q16;
     double *kl; /* [HEAD_ROWS] */
 } head_job;
 
@@ -416,7 +419,8 @@ static void head_logits(const llmq_worker *worker, const head_job *job, float *y
     const llmq_model *model = job->s->job->model;
     const llmq_backend_ops *ops = model->ops;
     int64_t n_embd = model->hp.n_embd;
-    llmq_acts acts = {.n_tok = job->n_tok, .cols = n_embd, .x = job->in, .q8 = job->q8, .bf16 = job->bf16};
+    llmq_acts acts = {
+        .n_tok = job->n_tok, .cols = n_embd, .x = job->in, .q8 = job->q8, .bf16 = job->bf16, .q16 = job->q16};
     worker_barrier(worker);
     if (worker->id == 0)
         for (int64_t t = 0; t < job->n_tok; t++)
@@ -475,8 +479,9 @@ static llmq_status alloc_head(head_job *job, llmq_err *err) {
     job->logits = mem_alloc(HEAD_ROWS * n_vocab, sizeof *job->logits);
     job->q8 = mem_alloc(model->ops->acts_bytes(ACT_Q8, HEAD_ROWS, model->hp.n_embd), 1);
     job->bf16 = mem_alloc(model->ops->acts_bytes(ACT_BF16, HEAD_ROWS, model->hp.n_embd), 1);
+    job->q16 = mem_alloc(model_q16_bytes(model, HEAD_ROWS, model->hp.n_embd), 1);
     job->kl = mem_zalloc(HEAD_ROWS, sizeof *job->kl);
-    if (job->in && job->base_logits && job->logits && job->q8 && job->bf16 && job->kl) return LLMQ_OK;
+    if (job->in && job->base_logits && job->logits && job->q8 && job->bf16 && job->q16 && job->kl) return LLMQ_OK;
     return mem_error(err, 2 * HEAD_ROWS * n_vocab * sizeof(float), "logits");
 }
 
@@ -512,7 +517,7 @@ done:
     if (clean.rows) model->ops->weight_release(&clean);
     if (worse.rows) model->ops->weight_release(&worse);
     mem_free(bf16);
-    void *blocks[] = {job.in, job.base_logits, job.logits, job.q8, job.bf16, job.kl};
+    void *blocks[] = {job.in, job.base_logits, job.logits, job.q8, job.bf16, job.q16, job.kl};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     return status;
 }
@@ -649,9 +654,13 @@ static llmq_status measure_all(sensitivity *s, llmq_err *err) {
         release_layer(s);
         if (status != LLMQ_OK) return status;
     }
+    const llmq_tensor *table = ex->entries[head < ex->n ? head : embedding].src;
+    LLMQ_TRY(source_load(s->job->model->source, table, false, err)); /* a model has its embedding loaded */
     if (s->job->open[embedding]) LLMQ_TRY(measure_errors(s, embedding, NULL, NULL, err));
     if (head < ex->n && s->job->open[head]) LLMQ_TRY(measure_errors(s, head, NULL, NULL, err));
-    return measure_predictions(s, embedding, head, err);
+    LLMQ_TRY(measure_predictions(s, embedding, head, err));
+    source_release(s->job->model->source, table);
+    return LLMQ_OK;
 }
 
 llmq_status sensitivity_measure(const llmq_sensitivity_job *job, double *loss, llmq_err *err) {

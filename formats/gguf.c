@@ -185,7 +185,7 @@ static llmq_status read_tensor(cursor *c, llmq_tensor *t, uint64_t *offset_out) 
     LLMQ_TRY(take(c, &type, sizeof type));
     LLMQ_TRY(take(c, offset_out, sizeof *offset_out));
     t->type = type < LLMQ_TYPE_COUNT ? (llmq_type)type : LLMQ_TYPE_NONE;
-    if (!type_info(t->type))
+    if (!type_info(t->type) || type_info(t->type)->in_memory)
         return llmq_fail(c->err, LLMQ_E_UNSUPPORTED,
                          "%s: tensor %s is of GGUF type %u (%s), which llmq does not read; use a file in F16, BF16, "
                          "Q8_0, Q4_0, Q4_K_M or a "

@@ -197,6 +197,9 @@ static llmq_status plan_tensors(const char *path, plan *p, llmq_err *err) {
         if (t->n_dims < 0 || t->n_dims > TENSOR_MAX_DIMS)
             return llmq_fail(err, LLMQ_E_ARG, "%s: tensor %s: %d dimensions cannot be written", path, t->name,
                              t->n_dims);
+        if (type_info(t->type) && type_info(t->type)->in_memory)
+            return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s: tensor %s is of type %s, which GGUF does not have", path,
+                             t->name, llmq_type_name(t->type));
         LLMQ_TRY(source_size_tensor(t, path, err));
         while (t->n_dims > 1 && t->dims[t->n_dims - 1] == 1) t->n_dims--;
         p->places[i].offset = at; /* from the start of the data until the header's size is known */

@@ -79,6 +79,9 @@ typedef enum llmq_type {
     LLMQ_TYPE_IQ4_NL = 20,
     LLMQ_TYPE_IQ4_XS = 23,
     LLMQ_TYPE_BF16 = 30,
+    /* No types of GGUF: how 4-bit matrices of bitsandbytes folders are held in memory. */
+    LLMQ_TYPE_NF4 = 62,
+    LLMQ_TYPE_FP4 = 63,
     LLMQ_TYPE_COUNT = 64, /* one past the largest id that a table indexed by type needs */
     LLMQ_TYPE_NONE = -1
 } llmq_type;

@@ -9,12 +9,12 @@ GPTQModel's for bf16), ct and bnb by transformers. llmq reads each folder, too: 
 convert --type f32).
 Of each loaded model:
   weights  every matrix as the program itself dequantizes it, in f32, and every other tensor, beside llmq's: elements that differ.
-           None may. bnb's are rounded to f16 first, since that is what llmq makes of NF4 (docs/formats.md)
+           None may. bnb's whose rows 64 does not divide are rounded to f16 first: llmq has no blocks for those (docs/formats.md)
   f32      these weights in a plain transformers model, all in f32: the largest difference of log-probabilities from llmq's
   own      the loaded model as it is, whatever its kernels compute in: the same difference, and greedy tokens that agree. f16 and bf16
            bound what it can say: `expected` is the plain model's difference when its matrices and inputs are rounded to that
   generic  bnb, whose kernel on processors with bf16 always computes in that: the loaded model without that kernel, in f32, beside the plain
-           model of its weights unrounded; `f16_costs` is how far that is from llmq's
+           model of its weights
 --emit also takes int8-dynamic and int8-static: compressed-tensors folders of 8-bit weights whose inputs are quantized, too. Their `own` is
 beside llmq's run of the same folder with inputs quantized as the folder says. The two programs' inputs differ in their last bits, so a
 few are rounded to the neighbouring integer: `expected` is what embeddings that are 1e-6 off cost the loaded model itself.
@@ -146,14 +146,16 @@ def llmq_weights(gguf):
     return out
 
 
+def as_llmq_has(scheme, w):
+    return w.half().float() if scheme == "bnb" and w.ndim == 2 and w.shape[1] % 64 else w
+
+
 def compare_weights(ours, theirs, scheme):
     import torch
     missing = sorted(set(ours) ^ set(theirs))
     different, largest = 0, 0.0
     for name in set(ours) & set(theirs):
-        a, b = ours[name], theirs[name]
-        if scheme == "bnb":
-            a, b = a.half(), b.half()
+        a, b = ours[name], as_llmq_has(scheme, theirs[name])
         different += int((a != b).sum()) if a.shape == b.shape else a.numel()
         if a.shape == b.shape:
             largest = max(largest, float((a.float() - b.float()).abs().max()))
@@ -242,15 +244,14 @@ def check(llmq, scheme, loader, folder, reference, tokens_in, greedy):
         from bitsandbytes.functional import has_avx512bf16
         exact = scores(plain_model(folder, theirs), tokens_in, 0)[0]
         row["generic"] = difference(exact, scores(generic(model), tokens_in, 0)[0])
-        row["f16_costs"] = difference(exact, want)
-        theirs = {name: w.half().float() for name, w in theirs.items()}
+        theirs = {name: as_llmq_has(scheme, w) for name, w in theirs.items()}
     if scheme == "bnb" or dtype != exact_dtype:
         model = load(scheme, loader, folder, dtype)
     got, tokens = scores(model, tokens_in, greedy)
     if scheme in INT8:
         row["expected"] = difference(got, nudged(model, tokens_in))
-    if scheme == "bnb" and has_avx512bf16():
-        dtype = torch.bfloat16
+    if scheme == "bnb":  # the folder's bnb_4bit_compute_dtype, but in the kernel of processors with bf16
+        dtype = torch.bfloat16 if has_avx512bf16() else torch.float16
     row["computes_in"] = str(dtype).split(".")[-1]
     whole = next(model.parameters()).dtype == dtype
     del model

@@ -25,6 +25,7 @@ typedef struct net_shape {
     int64_t n_windows, n_tok; /* of a batch; n_tok of each window */
     const float *rope;        /* (n_tok, n_rot/2, 2), rope_table; copied */
     bool int8;                /* matrices may take inputs of 8 bits (net_weights_f32) */
+    bool q16;                 /* or of 16 (llmq_model.q16_inputs) */
     bool alone;               /* layers are run one by one (net_layer): no room for a model's pass and its head */
     size_t keep_bytes; /* what layers compute is kept for the way back where it takes no more than this, instead of
                           being computed once more; the results are the same */

@@ -23,7 +23,7 @@ typedef struct math_ctx {
     llmq_team *team;
     bool exact, packs;              /* packs: weights are copied when they are made ready */
     float *inv, *add, *teacher_row; /* [rows of a norm], (n, n_embd), (workers, n_vocab) */
-    void *q8, *bf16, *int8, *attention, *outer;
+    void *q8, *bf16, *int8, *q16, *attention, *outer;
     float *flip; /* a slice of a matrix, transposed */
 } math_ctx;
 
@@ -54,7 +54,7 @@ typedef struct math_part {
     size_t at; /* of the pointer to it */
     size_t bytes;
 } math_part;
-#define MATH_PARTS 9
+#define MATH_PARTS 10
 
 /* Each for the largest use of it. */
 static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_workers, math_part parts[MATH_PARTS]) {
@@ -72,6 +72,7 @@ static void math_parts(const net_shape *s, const llmq_backend_ops *ops, int n_wo
         {offsetof(math_ctx, teacher_row), s->alone ? 0 : (size_t)n_workers * (size_t)hp->n_vocab * sizeof(float)},
         {offsetof(math_ctx, q8), ops->acts_bytes(ACT_Q8, n, widest)},
         {offsetof(math_ctx, bf16), ops->acts_bytes(ACT_BF16, n, widest)},
+        {offsetof(math_ctx, q16), s->q16 ? ops->acts_bytes(ACT_Q16, n, widest) : 0},
         {offsetof(math_ctx, int8), s->int8 ? ops->acts_bytes(ACT_INT8, n, widest) : 0},
         {offsetof(math_ctx, attention), ops->causal_scratch_bytes(&one, n_workers)},
         {offsetof(math_ctx, outer), ops->outer_scratch_bytes(widest, widest, n)},
@@ -186,6 +187,7 @@ static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t
                    .x = x,
                    .q8 = m->q8,
                    .bf16 = m->bf16,
+                   .q16 = m->q16,
                    .int8 = m->int8,
                    .range = reader->range};
     worker_barrier(w); /* the buffer may still be read */

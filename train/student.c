@@ -430,6 +430,7 @@ size_t student_layer_bytes(const llmq_tune_job *job, size_t first, size_t last) 
 static net_shape shape_of(const llmq_tune_job *job, int64_t n_windows, bool alone) {
     return (net_shape){.hp = job->model->hp,
                        .int8 = job->params->int8 != LLMQ_INT8_OFF,
+                       .q16 = job->model->q16_inputs,
                        .neox = job->model->rope_neox,
                        .n_windows = n_windows,
                        .n_tok = job->calib->ctx,

@@ -1,6 +1,6 @@
-/* Block layouts of the quantized storage types (GGUF / ggml), for C and CUDA: the only definition in the project.
- * Little-endian, no padding. f16 fields are raw bits (core/half.h). Blocks lie at 2-byte aligned addresses.
- * How the bits are placed is said beside each field: "elem" is the index of a weight inside the block. */
+/* Block layouts of the quantized storage types (GGUF / ggml, but for the last), for C and CUDA: the only definition in
+ * the project. Little-endian, no padding. f16 fields are raw bits (core/half.h). Blocks lie at 2-byte aligned
+ * addresses. How the bits are placed is said beside each field: "elem" is the index of a weight inside the block. */
 #ifndef LLMQ_TYPES_BLOCKS_H
 #define LLMQ_TYPES_BLOCKS_H
 
@@ -92,6 +92,16 @@ typedef struct block_q6_k { /* d * scales * (q - 32) */
     uint16_t d;
 } block_q6_k;
 
+#define QK_NF4 64
+
+/* llmq's own, for memory only: nf4 and fp4. Nibble i (from the low end) of the little-endian word qs[4j..4j+3]: elem
+ * 8j + 2i for i < 4, 8j + 2(i - 4) + 1 for the others, so that a word's halves have the neighbours of every pair. */
+typedef struct block_nf4 { /* d * level[q] */
+    uint8_t d[4];          /* a little-endian f32: blocks lie at any address */
+    uint8_t qs[QK_NF4 / 2];
+} block_nf4;
+
+static_assert(sizeof(block_nf4) == 36, "nf4");
 static_assert(sizeof(block_q4_0) == 18, "q4_0");
 static_assert(sizeof(block_q4_1) == 20, "q4_1");
 static_assert(sizeof(block_q5_0) == 22, "q5_0");

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/half.h"
+#include "types/bits.h"
 
 #define MAX_BLOCK 4096
 #define TINY 1e-30f
@@ -189,6 +190,50 @@ static void settle(llmq_quantized *q) {
         }
     }
 }
+
+/* ---- blocks in memory ---- */
+
+/* As block_nf4 places them: the place of element e of 8 in their word. */
+static int nibble_of(int e) {
+    return 4 * (e % 2) + e / 2;
+}
+
+static void unpack(const void *block, llmq_grid *grid, uint8_t *codes) {
+    const block_nf4 *b = block;
+    float d;
+    memcpy(&d, b->d, sizeof d);
+    grid_single(grid, d, 0.0f);
+    for (int e = 0; e < QK_NF4; e++) {
+        int at = nibble_of(e % 8);
+        codes[e] = b->qs[e / 8 * 4 + at / 2] >> at % 2 * 4 & 15;
+    }
+}
+
+static void pack(const llmq_grid *grid, const uint8_t *codes, void *block) {
+    block_nf4 *b = block;
+    memcpy(b->d, &grid->d, sizeof b->d);
+    memset(b->qs, 0, sizeof b->qs);
+    for (int e = 0; e < QK_NF4; e++) {
+        int at = nibble_of(e % 8);
+        uint8_t *byte = &b->qs[e / 8 * 4 + at / 2];
+        *byte = (uint8_t)(*byte | (codes[e] & 15) << at % 2 * 4);
+    }
+}
+
+#define IN_MEMORY(kind, type_id, n)                                                                                    \
+    const llmq_type_info type_##kind = {.id = type_id,                                                                 \
+                                        .name = #kind,                                                                 \
+                                        .bits = 4,                                                                     \
+                                        .block_len = QK_NF4,                                                           \
+                                        .block_bytes = sizeof(block_nf4),                                              \
+                                        .group_len = QK_NF4,                                                           \
+                                        .in_memory = true,                                                             \
+                                        .levels = kind##_levels,                                                       \
+                                        .n_levels = n,                                                                 \
+                                        .unpack = unpack,                                                              \
+                                        .pack = pack}
+IN_MEMORY(nf4, LLMQ_TYPE_NF4, 16);
+IN_MEMORY(fp4, LLMQ_TYPE_FP4, 15);
 
 /* ---- the grids ---- */
 

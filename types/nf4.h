@@ -1,6 +1,7 @@
 /* bitsandbytes' 4-bit grids: NF4 and FP4, one scale (its "absmax") a block, without offset. With double quantization
  * ("nested") the scales themselves are 8-bit codes into a fixed map, times a number for every NF4_NESTED_BLOCK of
- * them, plus one offset for the matrix: llmq_nested in types/quantized.h. */
+ * them, plus one offset for the matrix: llmq_nested in types/quantized.h. Matrices that are read have blocks of
+ * QK_NF4 weights with their scales as floats (LLMQ_TYPE_NF4, LLMQ_TYPE_FP4), however large the blocks of the file. */
 #ifndef LLMQ_TYPES_NF4_H
 #define LLMQ_TYPES_NF4_H
 

@@ -38,6 +38,9 @@ struct llmq_type_info {
                     * block of a row may be shorter; no bytes of its own (formats/schemes/ lay them out) */
     bool flat;     /* ragged, and blocks run over the ends of rows: where block_len does not divide cols, a matrix is
                     * quantized as one row of rows * cols weights */
+    /* What matrices of a folder become when they are read (formats/schemes/): no file has such blocks, and there is no
+     * fit, but pack. */
+    bool in_memory;
     const float *levels; /* n_levels, ascending; NULL for float types */
     int n_levels;
     bool uniform;                     /* levels are consecutive integers */

@@ -233,6 +233,7 @@ static llmq_status open_matrix(llmq_scheme_matrix *m, llmq_err *err) {
     int64_t n = m->rows * m->cols;
     m->bits = 4;
     m->levels = nf4_table(!m->members[STATE_NF4]);
+    m->type = m->members[STATE_NF4] ? LLMQ_TYPE_NF4 : LLMQ_TYPE_FP4;
     m->flat = true;
     m->n_groups = blocks_of(n, m->group);
     LLMQ_TRY(check_map(m, err));

@@ -3,9 +3,10 @@
  * A matrix of integer codes is scale * (code - zero). Where groups are made of whole blocks of 32 columns and codes
  * less zeros fit the signed levels of Q4_0, Q5_0 or Q8_0, the values are exactly those of such blocks with the scale as
  * d: symmetric 2 to 4 bits become Q4_0, asymmetric 4 bits Q5_0 (their differences go from -15 to 15) or, where every
- * -scale * zero happens to be an F16 number, Q4_1. What no block type can hold (act-order, groups that cut a block,
- * code books) becomes F16, rounded; F32 where F16 would overflow. Scales that F16 does not hold are rounded too,
- * provided that the largest change is small beside the matrix's largest scale. What was rounded is counted. */
+ * -scale * zero happens to be an F16 number, Q4_1. NF4 and FP4 become blocks of 64 with the scale of the file's block
+ * that they lie in. What no block type can hold (act-order, groups that cut a block) becomes F16, rounded; F32 where
+ * F16 would overflow. Scales that F16 does not hold are rounded too, provided that the largest change is small beside
+ * the matrix's largest scale. What was rounded is counted. */
 #include "formats/schemes/read.h"
 
 #include <math.h>
@@ -18,10 +19,10 @@
 #include "formats/json.h"
 #include "formats/schemes/scheme.h"
 #include "formats/source.h"
+#include "types/blocks.h"
 
 #define CONFIG_MAX_BYTES ((size_t)16 << 20)
 #define SLAB 64 /* rows made at a time */
-#define BLOCK 32
 #define F16_OVERFLOW 65520.0f
 
 typedef struct matrix {
@@ -186,19 +187,25 @@ done:
     return status;
 }
 
-static bool blocks_fit(const llmq_scheme_matrix *m) {
-    if (m->cols % BLOCK || m->levels) return false;
-    if (!m->group_of) return (m->n_groups == 1 && !m->flat) || m->group % BLOCK == 0;
+/* Do blocks of len weights each lie in one row and one group? */
+static bool blocks_fit(const llmq_scheme_matrix *m, int64_t len) {
+    if (m->cols % len) return false;
+    if (!m->group_of) return (m->n_groups == 1 && !m->flat) || m->group % len == 0;
     for (int64_t k = 0; k < m->cols; k++)
-        if (m->group_of[k] != m->group_of[k / BLOCK * BLOCK]) return false;
+        if (m->group_of[k] != m->group_of[k / len * len]) return false;
     return true;
 }
 
 static llmq_type choose_type(const llmq_scheme_matrix *m, const survey *s, bool *rounded) {
     int lo = -s->zero_max, hi = (1 << m->bits) - 1 - s->zero_min;
     float largest = s->scale_max * (m->levels ? 1.0f : (float)(hi > -lo ? hi : -lo));
+    if (m->levels && m->type != LLMQ_TYPE_NONE && blocks_fit(m, type_info(m->type)->block_len) &&
+        largest < F16_OVERFLOW) { /* otherwise a conversion to GGUF would fail */
+        *rounded = false;
+        return m->type;
+    }
     *rounded = !s->scales_exact;
-    if (blocks_fit(m) && s->scale_change <= s->scale_max / 2048 && s->scale_max < F16_OVERFLOW) {
+    if (!m->levels && blocks_fit(m, QK) && s->scale_change <= s->scale_max / 2048 && s->scale_max < F16_OVERFLOW) {
         if (lo >= -8 && hi <= 7) return LLMQ_TYPE_Q4_0;
         if (m->bits <= 4 && s->mins_exact && s->zero_min >= 0) return LLMQ_TYPE_Q4_1;
         if (lo >= -16 && hi <= 15) return LLMQ_TYPE_Q5_0;
@@ -235,7 +242,7 @@ static llmq_status add_matrix(llmq_source *src, owned *o, const source_index *in
     *t = (llmq_tensor){.n_dims = 2};
     snprintf(name, sizeof name, "%.*s.weight", (int)prefix, key->name);
     LLMQ_TRY(source_name_tensor(t, name, strlen(name), src->path, err));
-    x->m = (llmq_scheme_matrix){.file = src->path, .name = t->name, .spec = o->spec};
+    x->m = (llmq_scheme_matrix){.file = src->path, .name = t->name, .spec = o->spec, .type = LLMQ_TYPE_NONE};
     find_members(o, index, key->name, prefix, x, used);
     o->of_tensor[i] = x;
     return open_matrix(o, x, t, err);
@@ -340,6 +347,7 @@ void schemes_close(llmq_source *src) {
 /* ---- making the bytes ---- */
 
 typedef struct slab {
+    uint8_t map[256]; /* with levels: a code's number among the type's */
     uint8_t *codes;
     float *scale, *values;
     int16_t *zero;
@@ -354,12 +362,18 @@ static int64_t group_at(const llmq_scheme_matrix *m, const slab *s, int64_t r, i
 /* Row r of the slab to blocks of t: exactly, or with the scale (and the minimum) rounded to F16. */
 static void make_blocks(const llmq_scheme_matrix *m, const llmq_type_info *t, slab *s, int64_t r, uint8_t *dst) {
     uint8_t *codes = s->codes + r * m->cols;
-    for (int64_t k = 0; k < m->cols; k += BLOCK, dst += t->block_bytes, codes += BLOCK) {
+    for (int64_t k = 0; k < m->cols; k += t->block_len, dst += t->block_bytes, codes += t->block_len) {
         int64_t g = group_at(m, s, r, k);
+        if (m->levels) {
+            llmq_grid grid = {.scale = {s->scale[g]}, .d = s->scale[g]};
+            for (int i = 0; i < t->block_len; i++) codes[i] = s->map[codes[i]];
+            t->pack(&grid, codes, dst);
+            continue;
+        }
         float first = t->levels[0], offset = 0;
         int shift = first < 0 ? -(int)first - s->zero[g] : 0;
         if (first == 0) offset = -(s->scale[g] * (float)s->zero[g]);
-        for (int i = 0; shift && i < BLOCK; i++) codes[i] = (uint8_t)(codes[i] + shift);
+        for (int i = 0; shift && i < t->block_len; i++) codes[i] = (uint8_t)(codes[i] + shift);
         llmq_grid grid = {.scale = {s->scale[g]}, .offset = {offset}, .d = s->scale[g], .dmin = offset};
         t->pack(&grid, codes, dst);
     }
@@ -386,6 +400,7 @@ static llmq_status make_matrix(const llmq_scheme *scheme, matrix *x, const llmq_
               .zero = mem_alloc(groups, sizeof *s.zero)};
     llmq_status status = LLMQ_OK;
     if (!s.codes || !s.scale || !s.values || !s.zero) LLMQ_TRY_GOTO(mem_error(err, n_codes, m->name));
+    if (m->levels) scheme_map_codes(m, type, s.map);
     for (int64_t row = 0; row < m->rows; row += SLAB) {
         int64_t n = slab_rows(m, row);
         s.base = slab_base(m, row);

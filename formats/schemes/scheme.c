@@ -70,6 +70,14 @@ void scheme_floats(const llmq_tensor *t, int64_t at, int64_t n, float *out) {
     }
 }
 
+void scheme_map_codes(const llmq_scheme_matrix *m, const llmq_type_info *type, uint8_t map[256]) {
+    for (int code = 0; code < 256; code++) {
+        map[code] = (uint8_t)code;
+        for (int i = 0; m->levels && code < 1 << m->bits && i < type->n_levels; i++)
+            if (type->levels[i] == m->levels[code]) map[code] = (uint8_t)i;
+    }
+}
+
 /* ---- split's inverse ---- */
 
 static llmq_type member_type(const char *dtype) {
@@ -97,15 +105,6 @@ static void view_members(const llmq_scheme *scheme, llmq_scheme_matrix *m, void 
         for (int d = 0; d < members[i].n_dims; d++) views[i].dims[d] = members[i].dims[members[i].n_dims - 1 - d];
         for (int k = 0; scheme->suffixes[k]; k++)
             if (!strcmp(scheme->suffixes[k], members[i].suffix)) m->members[k] = &views[i];
-    }
-}
-
-/* The number in type's levels of each code of the scheme. */
-static void map_codes(const llmq_scheme_matrix *m, const llmq_type_info *type, uint8_t map[256]) {
-    for (int code = 0; code < 256; code++) {
-        map[code] = (uint8_t)code;
-        for (int i = 0; m->levels && code < 1 << m->bits && i < type->n_levels; i++)
-            if (type->levels[i] == m->levels[code]) map[code] = (uint8_t)i;
     }
 }
 
@@ -148,7 +147,7 @@ llmq_status scheme_join(const llmq_scheme *scheme, const llmq_scheme_spec *spec,
     LLMQ_TRY_GOTO(scheme->open(&m, err));
     scheme->scales(&m, 0, q->rows, scale, zero);
     scheme->codes(&m, 0, q->rows, q->codes);
-    map_codes(&m, q->type, map);
+    scheme_map_codes(&m, q->type, map);
     for (int64_t i = 0; m.levels && i < q->rows * q->cols; i++) q->codes[i] = map[q->codes[i]];
     join_grids(scheme, &m, scale, zero, q);
 done:

@@ -47,6 +47,7 @@ typedef struct llmq_scheme_matrix {
     int64_t rows, cols;
     int bits;             /* of a code */
     const float *levels;  /* [1 << bits]; NULL: the code itself */
+    llmq_type type;       /* with levels: the storage type that has them in blocks; LLMQ_TYPE_NONE: there is none */
     int64_t n_groups;     /* of a row; of all rows together if flat */
     int64_t group;        /* weights that share a scale; the last group of a row may have less */
     int32_t *group_of;    /* [cols] by mem_alloc where groups do not follow the order of the columns, else NULL */
@@ -106,6 +107,8 @@ llmq_status scheme_join(const llmq_scheme *scheme, const llmq_scheme_spec *spec,
  * any size). */
 llmq_status scheme_need(const llmq_scheme_matrix *m, const llmq_scheme *scheme, int i, llmq_type type, int64_t rows,
                         int64_t cols, llmq_err *err);
+/* The number in type's levels of each of m's codes. */
+void scheme_map_codes(const llmq_scheme_matrix *m, const llmq_type_info *type, uint8_t map[256]);
 /* n numbers from number `at` on of a float member, as floats. */
 void scheme_floats(const llmq_tensor *t, int64_t at, int64_t n, float *out);
 

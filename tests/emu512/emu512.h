@@ -388,6 +388,11 @@ EMU __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     r.hi[1] = emu_dpbusd(s.hi[1], x.hi[1], y.hi[1]);
     return r.si;
 }
+EMU __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+    emu512 s = {.si = sum}, x = {.si = a}, y = {.si = b}, r;
+    for (int h = 0; h < 2; h++) r.hi[h] = _mm256_add_epi32(s.hi[h], _mm256_madd_epi16(x.hi[h], y.hi[h]));
+    return r.si;
+}
 EMU __m128i _mm_dpbusd_epi32(__m128i sum, __m128i a, __m128i b) {
     return _mm256_castsi256_si128(
         emu_dpbusd(_mm256_castsi128_si256(sum), _mm256_castsi128_si256(a), _mm256_castsi128_si256(b)));

@@ -114,6 +114,11 @@ static uint32_t dot4(uint32_t sum, const uint8_t *a, const int8_t *b) {
 }
 TRY(dpbusd_epi32, si, _mm512_dpbusd_epi32(a.si, b.si, c.si), 16, u, dot4(a.u[j], b.ub + 4 * j, c.b + 4 * j))
 TRY(dpbusd_128, si128, _mm_dpbusd_epi32(a.si128, b.si128, c.si128), 4, u, dot4(a.u[j], b.ub + 4 * j, c.b + 4 * j))
+/* Without saturation, in 32 bits. */
+static uint32_t dot_words(uint32_t sum, const int16_t *a, const int16_t *b) {
+    return (uint32_t)((int64_t)sum + (int64_t)a[0] * b[0] + (int64_t)a[1] * b[1]);
+}
+TRY(dpwssd_epi32, si, _mm512_dpwssd_epi32(a.si, b.si, c.si), 16, u, dot_words(a.u[j], b.h + 2 * j, c.h + 2 * j))
 
 static uint32_t most(const vec *a) {
     uint32_t m = 0;
@@ -367,6 +372,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(srai_epi64_some),
         cmocka_unit_test(dpbusd_epi32),
         cmocka_unit_test(dpbusd_128),
+        cmocka_unit_test(dpwssd_epi32),
         cmocka_unit_test(reduce_max_epu32),
         cmocka_unit_test(setzero_ps),
         cmocka_unit_test(setzero_si512),

@@ -66,6 +66,8 @@
 #define _mm512_dpbf16_ps emu_mm512_dpbf16_ps
 #undef _mm512_dpbusd_epi32
 #define _mm512_dpbusd_epi32 emu_mm512_dpbusd_epi32
+#undef _mm512_dpwssd_epi32
+#define _mm512_dpwssd_epi32 emu_mm512_dpwssd_epi32
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps emu_mm512_extractf32x8_ps
 #undef _mm512_fmadd_ps

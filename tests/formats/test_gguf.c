@@ -355,8 +355,10 @@ static void test_writer_refusals(void **state) {
     refuses(meta, t, 1, LLMQ_E_FORMAT, "must be at least 1");
     t[0] = plan_tensor("huge", LLMQ_TYPE_F32, INT64_C(1) << 40, INT64_C(1) << 40);
     refuses(meta, t, 1, LLMQ_E_FORMAT, "overflows");
-    t[0] = plan_tensor("a", (llmq_type)63, 32, 1);
-    refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "type 63");
+    t[0] = plan_tensor("a", (llmq_type)60, 32, 1);
+    refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "type 60");
+    t[0] = plan_tensor("a", LLMQ_TYPE_NF4, 64, 1);
+    refuses(meta, t, 1, LLMQ_E_UNSUPPORTED, "of type nf4, which GGUF does not have");
     meta_set_str(meta, "llama.rope.scaling.type", "llama3", NULL);
     meta_set_f32(meta, "llama.rope.scaling.factor", 8, NULL);
     t[0] = plan_tensor("a", LLMQ_TYPE_F32, 1, 1);
@@ -492,6 +494,7 @@ static void test_header_lies(void **state) {
     LIE(n_dims, 5, LLMQ_E_FORMAT, "5 dimensions");
     LIE(type, 4, LLMQ_E_UNSUPPORTED, "GGUF type 4");
     LIE(type, 16, LLMQ_E_UNSUPPORTED, "IQ2_XXS");
+    LIE(type, LLMQ_TYPE_NF4, LLMQ_E_UNSUPPORTED, "GGUF type 62"); /* in memory only */
     LIE(type, 0xffffffffu, LLMQ_E_UNSUPPORTED, "GGUF type 4294967295");
     LIE(type, LLMQ_TYPE_Q4_0, LLMQ_E_FORMAT, "do not divide");
     LIE(dim0, 0, LLMQ_E_FORMAT, "must be at least 1");

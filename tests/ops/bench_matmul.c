@@ -54,6 +54,8 @@ static llmq_tensor make_tensor(llmq_type type, int64_t rows, int64_t cols, void 
             for (int i = 0; i < info->block_bytes; i++)
                 block[i] = (uint8_t)((seed = seed * 1664525u + 1013904223u) >> 13);
             info->unpack(block, &grid, codes);
+            for (int i = 0; i < info->block_len; i++)
+                if (codes[i] >= info->n_levels) codes[i] = 0; /* FP4 has 15 */
             grid.d = grid.scale[0] = 0.5f;
             grid.dmin = grid.offset[0] = 0.25f;
             info->pack(&grid, codes, block);
@@ -82,6 +84,7 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     if (w->act == ACT_Q8) j.a.q8 = form;
     if (w->act == ACT_BF16 || w->act == ACT_SPLIT) j.a.bf16 = form;
     if (w->act == ACT_INT8) j.a.int8 = form;
+    if (w->act == ACT_Q16) j.a.q16 = form;
     team_run(team, fill_fn, &j);
     double best = 1e9, spent = 0;
     for (int i = 0; i < 40 && (i < 4 || spent < 0.25); i++) {

@@ -14,7 +14,7 @@
 
 #include "core/half.h"
 #include "core/mem.h"
-#include "cpu/layout.h"
+#include "cpu/nf4.h"
 #include "tests/isas.h"
 #include "types/type.h"
 
@@ -36,6 +36,8 @@ static void random_block(const llmq_type_info *info, uint8_t *block) {
     uint8_t codes[TYPE_MAX_BLOCK];
     for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)(rng() >> 5);
     info->unpack(block, &grid, codes);
+    for (int i = 0; i < info->block_len; i++)
+        if (codes[i] >= info->n_levels) codes[i] = 0; /* FP4 has 15 */
     grid.d = grid.scale[0] = f16_to_f32(f32_to_f16(uniform(0.5f, 1.5f) * (rng() & 1 ? 1.0f : -1.0f)));
     grid.dmin = grid.offset[0] = f16_to_f32(f32_to_f16(uniform(-1.0f, 1.0f)));
     info->pack(&grid, codes, block);
@@ -102,6 +104,7 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     unsigned char *form = mem_alloc(bytes + 64, 1);
     memset(form, 0xa5, bytes + 64);
     if (w.act == ACT_Q8) a->q8 = form;
+    if (w.act == ACT_Q16) a->q16 = form;
     if (w.act == ACT_BF16 || w.act == ACT_SPLIT) a->bf16 = form;
     float *y = malloc((size_t)(n_tok * ldy) * sizeof *y);
     for (int64_t i = 0; i < n_tok * ldy; i++) y[i] = GUARD;
@@ -133,6 +136,22 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
 }
 #define BF16_ERROR 0.008 /* of two factors, 2^-9 each, at worst aligned */
 #define SPLIT_ERROR 2e-5 /* of inputs in two parts, 2^-17; and what the rests would give each other */
+/* Of levels of 15 bits and inputs rounded to 1/4424 of the largest of 32 (cpu/nf4.h), half of which, 1.1e-4 of the
+ * largest, may be twice as much of their mean magnitude. */
+#define Q16_ERROR 4e-4
+
+/* NF4 and FP4 by integers of 16 bits; otherwise their own levels are multiplied with inputs as they are. */
+static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
+    return strcmp(ops->isa, "c") != 0 && (strcmp(ops->isa, "avx2") != 0 || n_tok <= MATMUL_ALIKE);
+}
+
+/* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */
+static double allowed(const llmq_backend_ops *ops, llmq_type type, bool q8, int64_t n_tok) {
+    bool tiles = in_tiles(ops, n_tok);
+    if (q8 && tiles) return BF16_ERROR;
+    if (type_info(type)->in_memory) return tiles ? BF16_ERROR : in_16_bits(ops, n_tok) ? Q16_ERROR : 1e-6;
+    return tiles && !q8 && type != LLMQ_TYPE_F32 ? SPLIT_ERROR : 1e-6;
+}
 
 /* want, mag (n_tok, rows) from dequantized weights; activations as the backend rounded them (Q8), or x itself. */
 static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, double *want, double *mag) {
@@ -190,8 +209,7 @@ static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_to
                 bool tiles = first.q8 && in_tiles(ops, n_tok);
                 if (tiles) reference(&t, bias, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, want, mag);
                 double e = worst(y, want, mag, n_tok, rows);
-                bool split = !first.q8 && type != LLMQ_TYPE_F32 && in_tiles(ops, n_tok);
-                if (!(e < (tiles ? BF16_ERROR : split ? SPLIT_ERROR : 1e-6)))
+                if (!(e < allowed(ops, type, first.q8 != NULL, n_tok)))
                     fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops->isa, type_info(type)->name, (int)rows,
                              (int)cols, (int)n_tok, e);
             } else {
@@ -314,6 +332,81 @@ static void test_activation_error(void **state) {
     free(y), free(x), free(buffer);
 }
 
+/* Of NF4 or FP4, from the formula of their blocks; rounded: with levels as the kernels' integers have them. */
+static void block_reference(const llmq_tensor *t, const float *x, int64_t n_tok, bool rounded, double *want,
+                            double *mag) {
+    const llmq_type_info *info = type_info(t->type);
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t), n_blocks = cols / QK_NF4;
+    memset(want, 0, (size_t)(n_tok * rows) * sizeof *want);
+    memset(mag, 0, (size_t)(n_tok * rows) * sizeof *mag);
+    for (int64_t b = 0; b < rows * n_blocks; b++) {
+        llmq_grid grid;
+        uint8_t codes[QK_NF4];
+        info->unpack((const block_nf4 *)t->data + b, &grid, codes);
+        for (int64_t i = 0; i < QK_NF4; i++) {
+            double level = (double)info->levels[codes[i]];
+            if (rounded) level = rint(level * NF4_ONE) / NF4_ONE;
+            for (int64_t k = 0; k < n_tok; k++) {
+                double p = (double)grid.scale[0] * level * (double)x[k * cols + b % n_blocks * QK_NF4 + i];
+                want[k * rows + b / n_blocks] += p;
+                mag[k * rows + b / n_blocks] += fabs(p);
+            }
+        }
+    }
+}
+
+/* Where nothing is rounded but levels, products of 16 bits give the sums of their integers. */
+static void test_nf4_integers(void **state) {
+    (void)state;
+    enum { ROWS = 37, COLS = 832 };
+    const llmq_type types[] = {LLMQ_TYPE_NF4, LLMQ_TYPE_FP4};
+    for (int i = 0; i < 2 * (int)N_TOKENS * N_ISAS; i++) {
+        llmq_type type = types[i % 2];
+        int64_t n_tok = tokens[(size_t)(i / 2) % N_TOKENS];
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i / 2 / (int)N_TOKENS]);
+        if (!ops || in_tiles(ops, n_tok)) continue;
+        void *buffer;
+        llmq_acts a;
+        llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
+        float *x = random_floats(n_tok * COLS, -ACT16_MAX, ACT16_MAX);
+        double *want = malloc((size_t)(n_tok * ROWS) * sizeof *want),
+               *mag = malloc((size_t)(n_tok * ROWS) * sizeof *mag);
+        for (int64_t k = 0; k < n_tok * COLS; k++) x[k] = k % 32 == k / 32 % 32 ? ACT16_MAX : rintf(x[k]);
+        float *y = run(ops, &t, 0, NULL, x, n_tok, 2, &a);
+        block_reference(&t, x, n_tok, in_16_bits(ops, n_tok), want, mag);
+        double e = worst(y, want, mag, n_tok, ROWS);
+        if (!(e < 1e-6)) fail_msg("%s %s n_tok %d: error %g", ops->isa, type_info(type)->name, (int)n_tok, e);
+        free(buffer), free(x), free(y), free(want), free(mag);
+    }
+}
+
+/* All that is rounded on the way costs less than weights in F16 would. */
+static void test_nf4_error(void **state) {
+    (void)state;
+    enum { ROWS = 64, COLS = 1024, TOK = 8 };
+    for (int isa = 1; isa < N_ISAS; isa++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+        if (!ops) continue;
+        void *buffer;
+        llmq_acts a;
+        llmq_tensor t = random_tensor(LLMQ_TYPE_NF4, ROWS, COLS, &buffer);
+        float *x = random_floats(TOK * COLS, -1, 1), w[COLS], *y = run(ops, &t, 0, NULL, x, TOK, 1, &a);
+        double want[TOK * ROWS], mag[TOK * ROWS], ours = 0, halves = 0;
+        block_reference(&t, x, TOK, false, want, mag);
+        for (int r = 0; r < ROWS; r++) {
+            type_to_f32(t.type, (const block_nf4 *)t.data + r * COLS / QK_NF4, w, COLS);
+            for (int k = 0; k < TOK; k++) {
+                double sum = 0;
+                for (int c = 0; c < COLS; c++) sum += (double)f16_to_f32(f32_to_f16(w[c])) * (double)x[k * COLS + c];
+                halves += pow(sum - want[k * ROWS + r], 2);
+                ours += pow((double)y[k * (ROWS + PAD) + r] - want[k * ROWS + r], 2);
+            }
+        }
+        if (!(ours > 0 && ours < halves)) fail_msg("%s: %g, in F16 %g", ops->isa, sqrt(ours), sqrt(halves));
+        free(buffer), free(x), free(y);
+    }
+}
+
 static void test_bf16(void **state) {
     (void)state;
     const llmq_type types[] = {LLMQ_TYPE_F32, LLMQ_TYPE_F16, LLMQ_TYPE_BF16};
@@ -346,35 +439,41 @@ static void test_bf16(void **state) {
 }
 
 /* Zero, tiny, huge and non-finite activations. */
+static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok) {
+    enum { ROWS = 20, COLS = 64 };
+    void *buffer;
+    llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
+    float *x = random_floats(18 * COLS, -1, 1);
+    for (int c = 0; c < COLS; c++) {
+        x[c] = 0;
+        x[COLS + c] *= 1e-38f;
+        x[2 * COLS + c] *= 1e30f;
+    }
+    x[3 * COLS + 40] = NAN;
+    x[4 * COLS + 3] = INFINITY;
+    x[5 * COLS] = -INFINITY;
+    x[5 * COLS + 1] = NAN;
+    llmq_acts a;
+    float *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
+    bool floats = type != LLMQ_TYPE_Q8_0 && !in_16_bits(ops, n_tok);
+    for (int r = 0; r < ROWS; r++) {
+        assert_true(y[r] == 0);
+        assert_true(floats ? fabsf(y[ROWS + PAD + r]) < 1e-36f : y[ROWS + PAD + r] == 0);
+        assert_true(isfinite(y[2 * (ROWS + PAD) + r]));
+        for (int k = 3; k < 6; k++) assert_false(isfinite(y[k * (ROWS + PAD) + r]));
+    }
+    mem_free(a.q8);
+    free(y), free(x), free(buffer);
+}
+
 static void test_odd_activations(void **state) {
     (void)state;
-    enum { ROWS = 20, COLS = 64 };
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
         for (int n_tok = 6; n_tok <= 18; n_tok += 6) {
-            void *buffer;
-            llmq_tensor t = random_tensor(LLMQ_TYPE_Q8_0, ROWS, COLS, &buffer);
-            float *x = random_floats(18 * COLS, -1, 1);
-            for (int c = 0; c < COLS; c++) {
-                x[c] = 0;
-                x[COLS + c] *= 1e-38f;
-                x[2 * COLS + c] *= 1e30f;
-            }
-            x[3 * COLS + 40] = NAN;
-            x[4 * COLS + 3] = INFINITY;
-            x[5 * COLS] = -INFINITY;
-            x[5 * COLS + 1] = NAN;
-            llmq_acts a;
-            float *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
-            for (int r = 0; r < ROWS; r++) {
-                assert_true(y[r] == 0);
-                assert_true(y[ROWS + PAD + r] == 0);
-                assert_true(isfinite(y[2 * (ROWS + PAD) + r]));
-                for (int k = 3; k < 6; k++) assert_false(isfinite(y[k * (ROWS + PAD) + r]));
-            }
-            mem_free(a.q8);
-            free(y), free(x), free(buffer);
+            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok);
+            check_odd(ops, LLMQ_TYPE_NF4, n_tok);
         }
     }
 }
@@ -448,7 +547,8 @@ int main(void) {
         cmocka_unit_test(test_activation_error),  cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_odd_activations),   cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_packed_size),       cmocka_unit_test(test_alike),
-        cmocka_unit_test(test_few_without_tiles),
+        cmocka_unit_test(test_few_without_tiles), cmocka_unit_test(test_nf4_integers),
+        cmocka_unit_test(test_nf4_error),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -158,12 +158,36 @@ static void settled_scales_are_storable(void **state) {
     }
 }
 
+/* Bytes of a block that a folder's matrix becomes: the halves of a word have the neighbours of every pair. */
+static void blocks_in_memory(void **state) {
+    (void)state;
+    static const uint8_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7}; /* element of each nibble */
+    for (int fp4 = 0; fp4 < 2; fp4++) {
+        const llmq_type_info *t = type_info(fp4 ? LLMQ_TYPE_FP4 : LLMQ_TYPE_NF4);
+        const float d = 0.3f; /* no number of F16 */
+        uint8_t block[36], again[36];
+        uint8_t codes[64];
+        float x[64];
+        llmq_grid grid;
+        assert_int_equal(t->block_bytes, sizeof block);
+        assert_true(nf4_is(t, fp4) && !nf4_is(t, !fp4));
+        memcpy(block, &d, sizeof d);
+        for (int i = 0; i < 32; i++) block[4 + i] = (uint8_t)(2 * i % t->n_levels | (2 * i + 1) % t->n_levels << 4);
+        type_to_f32(t->id, block, x, 64);
+        for (int i = 0; i < 64; i++) assert_true(x[i / 8 * 8 + order[i % 8]] == d * t->levels[i % t->n_levels]);
+        t->unpack(block, &grid, codes);
+        t->pack(&grid, codes, again);
+        assert_memory_equal(again, block, sizeof block);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scales_are_nearly_the_best),
         cmocka_unit_test(odd_blocks_give_finite_grids),
         cmocka_unit_test(fp4_has_one_zero),
         cmocka_unit_test(settled_scales_are_storable),
+        cmocka_unit_test(blocks_in_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
