@@ -130,8 +130,9 @@ static void test_architectures(void **state) {
     emu_set_order(EMU_FORWARD, 0);
 }
 
-/* Quantized weights meet activations of the same 8 bits on both; but now and then one of those is rounded the other
- * way, and these random models make much of it. The first six types have layouts of their own. */
+/* In steps of up to 8 tokens quantized weights meet activations of the same 8 bits on both; but now and then one of
+ * those is rounded the other way, and these random models make much of it. The first six types have layouts of their
+ * own. */
 static void test_quantized(void **state) {
     (void)state;
     static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
@@ -149,7 +150,7 @@ static void test_quantized(void **state) {
         params.type = types[i];
         params.force = true;
         if (llmq_convert(from, to, &params, NULL, &err) != LLMQ_OK) fail_msg("%s: %s", types[i], err.msg);
-        double error = compare(to, ON_GPU, tokens, 10, N_TEXT / 2);
+        double error = compare(to, ON_GPU, tokens, 8, N_TEXT / 2);
         if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
     }
     remove(from);
@@ -200,7 +201,8 @@ static void test_sessions(void **state) {
     int64_t replays = emu_replays();
     llmq_session_truncate(s, 5);
     for (size_t i = 5; i < N_TOKENS; i++) append(s, tokens + i, 1);
-    assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-5);
+    /* Other kernels than a prompt's: where a sum differs in its last bit, an activation may become another f16. */
+    assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-3);
     if (emu_here())
         assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
     llmq_session_truncate(s, 0);
