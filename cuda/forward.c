@@ -139,12 +139,11 @@ static void attend(llmq_device_work *w, int64_t l, const step *s, const span *of
     const cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, pos};
     cuda_rope_store(w->stream, &rope, q, q_dim, w->k + of->first * kv_dim, kv_dim, w->v + of->first * kv_dim, kv_dim,
                     of->n_tok, kv);
-    cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)d->head_dim), d->window, of->n_keys, pos};
-    for (int at = 0; at < of->n_tok; at += ACT_TOKENS) {
-        const int n = of->n_tok - at < ACT_TOKENS ? of->n_tok - at : ACT_TOKENS;
-        attn.pos = pos + at;
-        cuda_attention(w->stream, &attn, q + at * q_dim, q_dim, kv, n, out + at * q_dim, w->attn_scratch);
-    }
+    const cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)d->head_dim), d->window, of->n_keys, pos};
+    if (of->n_tok > ACT_TOKENS)
+        cuda_prompt_attention(w->stream, &attn, q, q_dim, kv, of->n_tok, out);
+    else
+        cuda_attention(w->stream, &attn, q, q_dim, kv, of->n_tok, out, w->attn_scratch);
 }
 
 /* x += o(attention(rope(qkv(norm(x))))) */
