@@ -63,7 +63,8 @@ typedef struct llmq_device_ops {
     llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
                                 size_t *bytes, llmq_err *err);
     void (*cache_destroy)(llmq_device_cache *c);
-    /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. */
+    /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. May get by with
+     * less memory and be slower, so caches come first. */
     llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err);
     void (*work_destroy)(llmq_device_work *w);

@@ -34,20 +34,23 @@ template <class C, int DIM> struct shape {
     static constexpr bool parks_queries = DIM > 128;
     static constexpr int queries = parks_queries ? WARPS * steps * 512 : 0;
     static constexpr int total = 2 * (tile + codes) + queries;
+    static constexpr int blocks = DIM > 64 ? 2 : 3;          /* that a multiprocessor has to have registers for */
     static constexpr int pieces = keys * DIM / 16 / THREADS; /* of 16 codes, of a thread */
     static_assert(total <= 101376 && keys * DIM / 16 % THREADS == 0, "for every target");
 };
 
 /* ---- tiles of keys or values */
 
-/* Begins the copy of the first n_keys rows of a tile; the others become zeros. */
+/* Begins the copy of the first n_keys rows of a tile; the others become zeros. Two threads copy 32 bytes of a row, a
+ * whole sector; eight do so of every other row, which again meet all banks once. */
 template <class C, int DIM>
 __device__ __forceinline__ void fetch_rows(gptr<const uint8_t> rows, int n_keys, int row_bytes, sptr<uint8_t> to) {
     using S = shape<C, DIM>;
     constexpr int CHUNKS = DIM * C::bytes / 16, STRIDE = S::coded ? S::coded_stride : S::stride;
     UNROLL
     for (int i = 0; i < S::keys * CHUNKS / THREADS; i++) {
-        const int n = i * THREADS + threadIdx.x, key = n / CHUNKS, at = n % CHUNKS * 16;
+        const int n = i * THREADS + threadIdx.x, rows_at = n / 16 / (CHUNKS / 2) * 8;
+        const int key = rows_at + n / 2 % 4 * 2 + n / 8 % 2, at = (n / 16 % (CHUNKS / 2) * 2 + n % 2) * 16;
         const bool there = key < n_keys;
         if (at < row_bytes)
             cp_async_16(to + (key * STRIDE + at), rows + (there ? key * row_bytes + at : 0), there ? 16 : 0);
@@ -307,7 +310,8 @@ __device__ __forceinline__ void store(const prompt_args<C> &a, const query_rows 
 }
 
 /* grid (blocks of 64 queries, n_head_kv). The last queries see most keys: they begin first. */
-template <class C, int DIM> __global__ void __launch_bounds__(THREADS) attend_prompt(prompt_args<C> a) {
+template <class C, int DIM>
+__global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_prompt(prompt_args<C> a) {
     using S = shape<C, DIM>;
     DYNAMIC_SHARED(uint8_t, memory);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head_kv = blockIdx.y;
