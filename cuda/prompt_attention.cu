@@ -19,8 +19,15 @@ template <class C> struct prompt_args {
     gptr<float> out;
     int64_t ldq, n_ctx;
     int n_tok, n_head, n_head_kv, head_dim, window;
+    int group; /* heads that share a cache head */
+    uint64_t group_inverse;
     float scale; /* of scores as exponents of two */
 };
+
+/* n / a.group, of n < 2^20: a product instead of a division. */
+template <class C> __device__ __forceinline__ int token_of(const prompt_args<C> &a, int n) {
+    return static_cast<int>(static_cast<uint64_t>(n) * a.group_inverse >> 40);
+}
 
 /* DIM: head_dim, or more; what is more is zeros. */
 template <class C, int DIM> struct shape {
@@ -34,7 +41,7 @@ template <class C, int DIM> struct shape {
     static constexpr bool parks_queries = DIM > 128;
     static constexpr int queries = parks_queries ? WARPS * steps * 512 : 0;
     static constexpr int total = 2 * (tile + codes) + queries;
-    static constexpr int blocks = DIM > 64 ? 2 : 3;          /* that a multiprocessor has to have registers for */
+    static constexpr int blocks = DIM > 64 || coded ? 2 : 3; /* that a multiprocessor has to have registers for */
     static constexpr int pieces = keys * DIM / 16 / THREADS; /* of 16 codes, of a thread */
     static_assert(total <= 101376 && keys * DIM / 16 % THREADS == 0, "for every target");
 };
@@ -129,9 +136,9 @@ template <class C, int DIM> struct stream_of {
     }
     /* Columns that heads do not have. */
     __device__ __forceinline__ void clear_padding(int head_dim) {
-        const int first = head_dim / 8, chunks = DIM / 8 - first;
-        for (int i = threadIdx.x; i < S::keys * chunks; i += THREADS)
-            as<uint4>(tile + i / chunks * S::stride)[first + i % chunks] = uint4{0, 0, 0, 0};
+        for (int key = threadIdx.x; key < S::keys; key += THREADS)
+            for (int chunk = head_dim / 8; chunk < DIM / 8; chunk++)
+                as<uint4>(tile + key * S::stride)[chunk] = uint4{0, 0, 0, 0};
     }
 };
 
@@ -139,7 +146,7 @@ template <class C, int DIM> struct stream_of {
  * that share a cache head, of token r / group. */
 
 struct query_rows {
-    int row[2];               /* of out's (token, head) rows; -1: none */
+    int64_t q[2], out[2];     /* where they are; q -1: there is none */
     int newest[2], oldest[2]; /* the keys that they see */
     int all_from, all_to;     /* that all rows of the warp see, from..to - 1 */
     int any_from, any_to;     /* that any of them sees */
@@ -152,26 +159,28 @@ template <class C> __device__ __forceinline__ int oldest_of(const prompt_args<C>
 template <class C>
 __device__ __forceinline__ query_rows rows_of(const prompt_args<C> &a, int first, int head_kv, int pos, int lane) {
     query_rows r;
-    const int group = a.n_head / a.n_head_kv, n_rows = a.n_tok * group;
+    const int n_rows = a.n_tok * a.group;
     UNROLL
     for (int i = 0; i < 2; i++) {
-        const int n = first + lane / 4 + i * 8, token = n / group;
-        r.row[i] = n < n_rows ? token * a.n_head + head_kv * group + n % group : -1;
-        r.newest[i] = n < n_rows ? pos + token : -1;
+        const int n = first + lane / 4 + i * 8, token = token_of(a, n), head = head_kv * a.group + n - token * a.group;
+        const bool there = n < n_rows;
+        r.q[i] = there ? token * a.ldq + head * a.head_dim : -1;
+        r.out[i] = (static_cast<int64_t>(token) * a.n_head + head) * a.head_dim;
+        r.newest[i] = there ? pos + token : -1;
         r.oldest[i] = oldest_of(a, r.newest[i]);
     }
-    const int last = pos + min(first + 15, n_rows - 1) / group;
+    const int last = pos + token_of(a, min(first + 15, n_rows - 1));
     r.all_from = oldest_of(a, last);
-    r.all_to = pos + first / group + 1;
+    r.all_to = pos + token_of(a, first) + 1;
     r.any_from = oldest_of(a, r.all_to - 1);
     r.any_to = first < n_rows ? last + 1 : 0;
     return r;
 }
 
 /* Two dims as f16. */
-template <class C> __device__ __forceinline__ uint32_t query_pair(const prompt_args<C> &a, int row, int dim) {
+template <class C> __device__ __forceinline__ uint32_t query_pair(const prompt_args<C> &a, int64_t row, int dim) {
     if (row < 0 || dim >= a.head_dim) return 0;
-    const float2 x = as<const float2>(a.q + (row / a.n_head * a.ldq + row % a.n_head * a.head_dim + dim))[0];
+    const float2 x = as<const float2>(a.q + (row + dim))[0];
     return h2_from_floats(x.x, x.y);
 }
 
@@ -186,7 +195,7 @@ template <class C, int DIM> struct queries_of {
         for (int k = 0; k < S::steps; k++) {
             uint32_t x[4];
             UNROLL
-            for (int i = 0; i < 4; i++) x[i] = query_pair(a, r.row[i % 2], k * 16 + i / 2 * 8 + lane % 4 * 2);
+            for (int i = 0; i < 4; i++) x[i] = query_pair(a, r.q[i % 2], k * 16 + i / 2 * 8 + lane % 4 * 2);
             if constexpr (S::parks_queries) {
                 parked[k * 32] = uint4{x[0], x[1], x[2], x[3]};
             } else {
@@ -300,8 +309,8 @@ __device__ __forceinline__ void store(const prompt_args<C> &a, const query_rows 
         float sum = s.sum[row];
         sum += __shfl_xor_sync(WARP_ALL, sum, 1);
         sum += __shfl_xor_sync(WARP_ALL, sum, 2);
-        if (r.row[row] < 0) continue;
-        gptr<float> to = a.out + (static_cast<int64_t>(r.row[row]) * a.head_dim + lane % 4 * 2);
+        if (r.q[row] < 0) continue;
+        gptr<float> to = a.out + (r.out[row] + lane % 4 * 2);
         UNROLL
         for (int n = 0; n < DIM / 8; n++)
             if (n * 8 < a.head_dim)
@@ -315,9 +324,9 @@ __global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_promp
     using S = shape<C, DIM>;
     DYNAMIC_SHARED(uint8_t, memory);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head_kv = blockIdx.y;
-    const int group = a.n_head / a.n_head_kv, pos = a.pos[0];
+    const int pos = a.pos[0];
     const int first_query = (gridDim.x - 1 - blockIdx.x) * QUERIES;
-    const int end = pos + min(first_query + QUERIES - 1, a.n_tok * group - 1) / group + 1; /* of the block's keys */
+    const int end = pos + token_of(a, min(first_query + QUERIES, a.n_tok * a.group) - 1) + 1; /* of the block's keys */
     const int64_t head_row = head_kv * a.n_ctx;
 
     sptr<uint8_t> codes = memory + 2 * S::tile;
@@ -331,7 +340,7 @@ __global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_promp
 
     softmax_of_rows s = {{-INFINITY, -INFINITY}, {0, 0}};
     float out[DIM / 8][4] = {};
-    int first = oldest_of(a, pos + first_query / group) / S::keys * S::keys;
+    int first = oldest_of(a, pos + token_of(a, first_query)) / S::keys * S::keys;
     keys.fetch(a, head_row + first, end - first);
     for (; first < end; first += S::keys) {
         const bool seen = first < r.any_to && first + S::keys > r.any_from; /* by the warp */
@@ -352,7 +361,7 @@ __global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_promp
 }
 
 template <class C, int DIM> void launch(stream_t stream, const prompt_args<C> &a) {
-    const int queries = a.n_tok * (a.n_head / a.n_head_kv);
+    const int queries = a.n_tok * a.group;
     const dim3 grid(static_cast<unsigned>((queries + QUERIES - 1) / QUERIES), static_cast<unsigned>(a.n_head_kv));
     constexpr int shared = shape<C, DIM>::total;
     ALLOW_SHARED((attend_prompt<C, DIM>), shared);
@@ -363,6 +372,7 @@ template <class C>
 void launch_any(stream_t stream, const cuda_attn *attn, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                 float *out) {
     const float log2_e = 1.44269504f;
+    const int group = attn->n_head / kv->n_head_kv;
     const prompt_args<C> a = {device_pointer(q),
                               cache_of<C>(kv->k, kv),
                               cache_of<C>(kv->v, kv),
@@ -375,6 +385,8 @@ void launch_any(stream_t stream, const cuda_attn *attn, const float *q, int64_t 
                               kv->n_head_kv,
                               kv->head_dim,
                               attn->window < kv->n_ctx ? static_cast<int>(attn->window) : 0,
+                              group,
+                              ((uint64_t{1} << 40) + static_cast<uint64_t>(group) - 1) / static_cast<uint64_t>(group),
                               attn->scale * log2_e};
     if (kv->head_dim <= 64) return launch<C, 64>(stream, a);
     if (kv->head_dim <= 96) return launch<C, 96>(stream, a);
