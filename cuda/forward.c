@@ -84,7 +84,7 @@ static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, int k
 
 /* ---- what fits */
 
-/* A part stays free: for what the driver takes when kernels are first run, and for gaps between buffers. */
+/* A part stays free: for what the driver takes when kernels are first run, and cuBLAS, and for gaps between buffers. */
 static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch, int64_t *n_layers, llmq_err *err) {
     size_t available;
     *n_layers = 0;
@@ -191,8 +191,12 @@ static llmq_status launch_step(llmq_device_work *w, const step *s, llmq_err *err
 
 static llmq_status record_step(llmq_device_work *w, const step *s, gpu_recording **out, llmq_err *err) {
     LLMQ_TRY(gpu_record_begin(w->stream, err));
-    const llmq_status launched = launch_step(w, s, err), ended = gpu_record_end(w->stream, out, err);
-    return launched != LLMQ_OK ? launched : ended;
+    const llmq_status launched = launch_step(w, s, err);
+    LLMQ_TRY(gpu_record_end(w->stream, out, err));
+    if (launched == LLMQ_OK) return LLMQ_OK;
+    gpu_recording_destroy(*out);
+    *out = NULL;
+    return launched;
 }
 
 /* A step whose kernels are loaded: from its recording, which is made if it is not there. */

@@ -24,7 +24,7 @@ template <class C> struct prompt_args {
     float scale; /* of scores as exponents of two */
 };
 
-/* n / a.group, of n < 2^20: a product instead of a division. */
+/* n / a.group, exact for n < 2^24: a product instead of a division. */
 template <class C> __device__ __forceinline__ int token_of(const prompt_args<C> &a, int n) {
     return static_cast<int>(static_cast<uint64_t>(n) * a.group_inverse >> 40);
 }

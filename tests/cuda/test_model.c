@@ -285,19 +285,22 @@ static void test_short_passes(void **state) {
 
 static const char story[] = ", there was a little girl named Lily. She loved to play outside in the park.";
 
-static void test_story(void **state) {
-    (void)state;
+/* The story from its first n_given characters behind "Once upon a time" on. */
+static void check_story(size_t n_given) {
     llmq_model *model =
         open_model(LLMQ_TEST_DATA "/stories260K/stories260K.bin", LLMQ_TEST_DATA "/stories260K/tok512.bin", ON_GPU);
     llmq_session *s = open_session(model);
     llmq_stream *stream = NULL;
     int32_t *ids = NULL;
-    size_t n_ids = 0, len = 0;
-    char text[256] = "";
+    size_t n_ids = 0, len = n_given;
+    char text[256];
+    snprintf(text, sizeof text, "Once upon a time%.*s", (int)n_given, story);
     assert_int_equal(llmq_stream_create(model, &stream, NULL), LLMQ_OK);
-    assert_int_equal(llmq_encode(model, "Once upon a time", 16, LLMQ_TOK_BOS, &ids, &n_ids, NULL), LLMQ_OK);
+    assert_int_equal(llmq_encode(model, text, strlen(text), LLMQ_TOK_BOS, &ids, &n_ids, NULL), LLMQ_OK);
     llmq_session_set_sampler(s, &(llmq_sampler_params){.temperature = 0});
+    assert_true(n_given == 0 ? n_ids <= 8 : n_ids > 8); /* a step, a pass */
     append(s, ids, n_ids);
+    memcpy(text, story, n_given);
     while (len < sizeof story - 1) {
         int32_t token;
         const char *piece;
@@ -313,6 +316,12 @@ static void test_story(void **state) {
     llmq_stream_destroy(stream);
     llmq_session_destroy(s);
     llmq_model_close(model);
+}
+
+static void test_story(void **state) {
+    (void)state;
+    check_story(0);
+    check_story(sizeof ", there was a little girl named Lily." - 1);
 }
 
 /* Tokens taken back and run again one by one, and the logits of every position. */
