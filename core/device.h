@@ -42,6 +42,13 @@ typedef struct llmq_device_model llmq_device_model;
 typedef struct llmq_device_cache llmq_device_cache; /* keys and values of one sequence */
 typedef struct llmq_device_work llmq_device_work;   /* what passes write besides: one serves several sequences */
 
+/* A token of a pass over several sequences. */
+typedef struct llmq_device_row {
+    llmq_device_cache *cache; /* all before pos are in it, or are rows before this one */
+    int32_t token;
+    int64_t pos;
+} llmq_device_row;
+
 typedef struct llmq_device_ops {
     const char *name; /* "cuda" */
     /* Device `index` can be used: this thread's next models are made there. LLMQ_E_UNSUPPORTED says what is missing. */
@@ -56,7 +63,8 @@ typedef struct llmq_device_ops {
     llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
                                 size_t *bytes, llmq_err *err);
     void (*cache_destroy)(llmq_device_cache *c);
-    /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. */
+    /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. May get by with
+     * less memory and be slower, so caches come first. */
     llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err);
     void (*work_destroy)(llmq_device_work *w);
@@ -65,6 +73,9 @@ typedef struct llmq_device_ops {
      * layers for head. */
     llmq_status (*run)(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                        int64_t n_tok, int64_t pos, llmq_err *err);
+    /* The same for rows of any sequences, at most n_batch of them; each gets the bits that run gives it alone. */
+    llmq_status (*run_rows)(llmq_device_work *w, const llmq_device_row *rows, const float *hidden, int64_t n_rows,
+                            llmq_err *err);
     /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */
     llmq_status (*head)(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
     /* The largest logit of a token of the last run and whose it is, the first of equals; -1 if none is a number. */

@@ -2,25 +2,12 @@
  * block has one part, one head of the cache with all the query heads that share it, and one token; so each key and
  * value is read once for its group of heads. A second kernel puts the parts together in their order. All sums are f32.
  */
-#include "cuda/kernels.h"
-#include "cuda/ptx.cuh"
+#include "cuda/cache.cuh"
 
 namespace {
 
 constexpr int KEYS = CUDA_ATTENTION_KEYS; /* of a part; a thread each */
 constexpr int HEADS_MOST = 4;             /* query heads that are worked on at a time */
-
-/* Of one layer's cache; offsets are in elements, rows lie head_dim apart. */
-struct cache_f16 {
-    static constexpr int bytes = 2; /* of an element */
-    gptr<const uint8_t> data;
-    gptr<const uint16_t> scales; /* none */
-};
-struct cache_q8 {
-    static constexpr int bytes = 1;
-    gptr<const uint8_t> data;
-    gptr<const uint16_t> scales; /* of 32 elements */
-};
 
 template <class C> struct attention_args {
     gptr<const float> q;
@@ -240,11 +227,6 @@ size_t shared_bytes(int head_dim, int element_bytes) {
     const size_t keys = static_cast<size_t>(KEYS * key_stride(head_dim * element_bytes));
     const size_t slices = static_cast<size_t>(KEYS / (head_dim / 2) * HEADS_MOST * head_dim) * sizeof(float);
     return keys > slices ? keys : slices;
-}
-
-template <class C> C cache_of(const void *data, const cuda_kv *kv) {
-    gptr<const uint8_t> bytes = device_pointer(static_cast<const uint8_t *>(data));
-    return {bytes, as<const uint16_t>(bytes + kv->n_ctx * kv->n_head_kv * kv->head_dim)};
 }
 
 template <class C>

@@ -95,6 +95,12 @@ typedef struct cuda_attn {
 size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok);
 void cuda_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                     float *out, void *scratch);
+/* The same with any number of queries, on tensor cores, which take q and the weights of softmax as f16: results are off
+ * by about 2^-11 of the values. ldq is even, n_tok times the heads that share one is below 2^24, n_keys is not used.
+ * Later tokens' values have no weight, but where they are infinite or NaN, so is what tokens up to 63 positions before
+ * them get. */
+void cuda_prompt_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv,
+                           int n_tok, float *out);
 
 #ifdef __cplusplus
 }

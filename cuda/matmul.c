@@ -4,7 +4,6 @@
 #include "cuda/gemm.h"
 #include "cuda/layout.h"
 
-#define GEMM_TOKENS 256         /* from there on unpacking costs less than what cuBLAS gains. UNTUNED */
 #define SLAB_BYTES (64LL << 20) /* of f16 weights at once */
 
 static size_t larger(size_t a, size_t b) {
@@ -32,7 +31,7 @@ static int64_t row_bytes(int64_t cols) {
 size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
     if (n_tok <= ACT_TOKENS) return 0;
     size_t gemm = cuda_gemm_bytes(n_tok, rows, cols);
-    if (n_tok <= GEMM_TOKENS) return gemm;
+    if (n_tok <= CUDA_GEMM_TOKENS) return gemm;
     int64_t all = rows * row_bytes(cols), one_tile = TILE_ROWS * row_bytes(cols), most = SLAB_BYTES;
     if (most < one_tile) most = one_tile;
     return larger(gemm, (size_t)(all < most ? all : most));
@@ -78,7 +77,7 @@ llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in
     in->has_rows = true;
     int64_t slab = (int64_t)scratch->bytes / row_bytes(w->cols);
     if (slab < w->rows) slab -= slab % TILE_ROWS;
-    if (in->n_tok > GEMM_TOKENS && scratch->blas && slab > 0)
+    if (in->n_tok > CUDA_GEMM_TOKENS && scratch->blas && slab > 0)
         return unpack_and_multiply(stream, w, in, slab, y, ldy, scratch, err);
     cuda_gemm(stream, w, in->forms, (int)in->n_tok, y, ldy, scratch->memory, scratch->bytes);
     return LLMQ_OK;

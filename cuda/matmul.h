@@ -18,6 +18,8 @@
 extern "C" {
 #endif
 
+#define CUDA_GEMM_TOKENS 256 /* the most for gemm: with more, unpacking costs less than what cuBLAS gains. UNTUNED */
+
 /* One input of matrices, and the forms that they have asked for so far. x may not change while it is in use; `forms`
  * may serve one input after another. */
 typedef struct cuda_input {

@@ -10,8 +10,6 @@ static llmq_status create_body(llmq_batch *b, const llmq_session_params *params,
     llmq_session_params p;
     LLMQ_TRY(session_params_check(b->model, params, &p, err));
     LLMQ_TRY(team_create(p.n_threads, &b->team, err));
-    LLMQ_TRY(forward_create(b->model, b->team, p.n_ctx, p.n_batch,
-                            b->n_sessions > SPEC_ROWS ? b->n_sessions : SPEC_ROWS, &b->fwd, err));
     size_t n = (size_t)b->n_sessions, n_logits = n * (size_t)b->model->hp.n_vocab;
     b->sessions = mem_zalloc(n, sizeof *b->sessions);
     b->rows = mem_alloc(n, sizeof *b->rows);
@@ -21,9 +19,11 @@ static llmq_status create_body(llmq_batch *b, const llmq_session_params *params,
         return mem_error(err, n_logits * sizeof *b->logits, "a batch");
     for (size_t i = 0; i < n; i++) {
         b->sessions[i].batch = b;
-        LLMQ_TRY(session_init(&b->sessions[i], b->model, &b->fwd, &p, err));
+        LLMQ_TRY(session_init(&b->sessions[i], b->model, b->team, &b->fwd, &p, err));
     }
-    return LLMQ_OK;
+    /* Behind the caches: passes take what memory is left (core/device.h). */
+    return forward_create(b->model, b->team, p.n_ctx, p.n_batch, b->n_sessions > SPEC_ROWS ? b->n_sessions : SPEC_ROWS,
+                          &b->fwd, err);
 }
 
 llmq_status llmq_batch_create(llmq_model *model, int64_t n_sessions, const llmq_session_params *params,

@@ -230,19 +230,16 @@ static llmq_status run_on_device(llmq_forward *f, forward_cache *cache, const in
     return logits && n_out > 0 ? device->head(f->on_device, f->device_row, n_out, logits, err) : LLMQ_OK;
 }
 
-/* Rows that follow each other in one sequence are a run; others have runs of their own. */
 static llmq_status rows_on_device(llmq_forward *f, const forward_row *rows, const float *hidden, int64_t n,
                                   float *logits, llmq_err *err) {
-    for (int64_t at = 0, end; at < n; at = end) {
-        for (end = at; end < n && end - at < f->n_batch && rows[end].cache == rows[at].cache &&
-                       rows[end].pos == rows[at].pos + end - at;
-             end++)
-            f->row_tokens[end - at] = rows[end].token;
-        LLMQ_TRY(run_on_device(f, rows[at].cache, f->row_tokens, hidden ? hidden + at * f->model->hp.n_embd : NULL,
-                               end - at, rows[at].pos, end - at, logits + at * f->model->hp.n_vocab, err));
-    }
-    f->n_hidden = 0; /* those of the last run only: not what forward_head promises */
-    return LLMQ_OK;
+    const llmq_device_ops *device = f->model->device;
+    f->n_hidden = 0;
+    for (int64_t i = 0; i < n; i++)
+        f->device_rows[i] = (llmq_device_row){rows[i].cache->on_device, rows[i].token, rows[i].pos};
+    LLMQ_TRY(device->run_rows(f->on_device, f->device_rows, hidden, n, err));
+    f->device_row = 0;
+    f->n_hidden = n;
+    return device->head(f->on_device, 0, n, logits, err);
 }
 
 /* ---- passes */
@@ -385,6 +382,7 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     f->row_tokens = carve(c, (size_t)f->n_rows * sizeof *f->row_tokens);
     f->row_rope = carve_f32(c, f->n_rows, hp->n_rot);
     f->row_attn = carve(c, (size_t)(f->n_rows * hp->n_layer) * sizeof *f->row_attn);
+    f->device_rows = carve(c, f->model->on_device ? (size_t)f->n_rows * sizeof *f->device_rows : 0);
 }
 
 /* K and V of the layers that the CPU runs. */
@@ -453,11 +451,11 @@ static llmq_status create_buffers(llmq_forward *f, llmq_err *err) {
 }
 
 /* What is needed here where all layers are on the device. */
-static llmq_status create_row_tokens(llmq_forward *f, llmq_err *err) {
-    f->scratch_bytes = (size_t)f->n_rows * sizeof *f->row_tokens;
+static llmq_status create_device_rows(llmq_forward *f, llmq_err *err) {
+    f->scratch_bytes = (size_t)f->n_rows * sizeof *f->device_rows;
     f->scratch_block = mem_alloc_big(f->scratch_bytes);
     if (!f->scratch_block) return mem_error(err, f->scratch_bytes, "activations");
-    f->row_tokens = f->scratch_block;
+    f->device_rows = f->scratch_block;
     return LLMQ_OK;
 }
 
@@ -477,7 +475,7 @@ llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_c
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
     *out = (llmq_forward){
         .model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .n_rows = n_rows, .attn_scale = scale};
-    llmq_status status = model_cpu_layers(model) > 0 ? create_buffers(out, err) : create_row_tokens(out, err);
+    llmq_status status = model_cpu_layers(model) > 0 ? create_buffers(out, err) : create_device_rows(out, err);
     if (status == LLMQ_OK && model->on_device) status = create_on_device(out, err);
     if (status != LLMQ_OK) forward_destroy(out);
     return status;

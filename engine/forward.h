@@ -44,10 +44,11 @@ typedef struct llmq_forward {
     float attn_scale; /* 1 / sqrt(head_dim) */
     float *rope;      /* (n_ctx, n_rot/2, 2), filled up to n_rope positions */
     int64_t n_rope;
-    int32_t *row_tokens;     /* [n_rows] */
-    float *row_rope;         /* (n_rows, n_rot/2, 2): those rows of the table that a pass of rows needs */
-    llmq_attn_row *row_attn; /* (n_layer, rows of the pass) */
-    forward_lane *lanes;     /* [team_size] */
+    int32_t *row_tokens;          /* [n_rows] */
+    float *row_rope;              /* (n_rows, n_rot/2, 2): those rows of the table that a pass of rows needs */
+    llmq_attn_row *row_attn;      /* (n_layer, rows of the pass) */
+    llmq_device_row *device_rows; /* [n_rows], of a model on a device */
+    forward_lane *lanes;          /* [team_size] */
     float *q, *k, *v,
         *attn; /* (n_batch, n_head*head_dim | n_head_kv*head_dim | n_head_kv*head_dim | n_head*head_dim) */
     float *gate, *up, *delta; /* (n_batch, n_ff | n_ff | n_embd) */

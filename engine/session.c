@@ -37,10 +37,10 @@ llmq_status session_params_check(const llmq_model *model, const llmq_session_par
     return LLMQ_OK;
 }
 
-llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_forward *fwd, const llmq_session_params *p,
-                         llmq_err *err) {
+llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_team *team, llmq_forward *fwd,
+                         const llmq_session_params *p, llmq_err *err) {
     s->model = model;
-    s->team = fwd->team;
+    s->team = team;
     s->fwd = fwd;
     s->n_ctx = p->n_ctx;
     s->tokens = mem_alloc((size_t)s->n_ctx, sizeof *s->tokens);
@@ -57,8 +57,9 @@ static llmq_status create_body(llmq_session *s, const llmq_model *model, const l
     LLMQ_TRY(team_create(p.n_threads, &s->team, err));
     s->fwd = mem_zalloc(1, sizeof *s->fwd);
     if (!s->fwd) return mem_error(err, sizeof *s->fwd, "a session");
-    LLMQ_TRY(forward_create(model, s->team, p.n_ctx, p.n_batch, SPEC_ROWS, s->fwd, err));
-    return session_init(s, model, s->fwd, &p, err);
+    /* The cache first: passes take what memory is left (core/device.h). */
+    LLMQ_TRY(session_init(s, model, s->team, s->fwd, &p, err));
+    return forward_create(model, s->team, p.n_ctx, p.n_batch, SPEC_ROWS, s->fwd, err);
 }
 
 llmq_status llmq_session_create(llmq_model *model, const llmq_session_params *params, llmq_session **out,

@@ -29,8 +29,8 @@ struct llmq_session {
 };
 
 /* All of a session but a forward and a team, which it borrows. */
-llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_forward *fwd, const llmq_session_params *p,
-                         llmq_err *err);
+llmq_status session_init(llmq_session *s, const llmq_model *model, llmq_team *team, llmq_forward *fwd,
+                         const llmq_session_params *p, llmq_err *err);
 void session_clear(llmq_session *s); /* zeroed allowed */
 /* The parameters with defaults filled in, checked. */
 llmq_status session_params_check(const llmq_model *model, const llmq_session_params *params, llmq_session_params *out,

@@ -17,6 +17,7 @@ import sys
 # and opcodes (as regular expressions) that must not. STL and LDL (spills, arrays in local memory) never may be.
 WIDE = r"LDG\.E\.(NA\.)?128"  # no L1 allocation: a hint that some targets show
 COPY = r"LDGSTS\.E\.BYPASS\.128"
+LDSM, LDSM_T = r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4"
 SLOW = ["I2F", "F2I", "F2F", "I2FP"]
 GATES = {
     r"matvec<weights_(q4_0|iq4_nl), *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
@@ -30,6 +31,12 @@ GATES = {
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
     r"attend_part": (64, {COPY: 1, r"LDS\.128": 3}, ["F2F"]),
+    r"attend_prompt<cache_f16, 64>": (168, {COPY: 12, LDSM: 16, LDSM_T: 16, r"HMMA\.16816": 64}, SLOW),
+    r"attend_prompt<cache_f16, (96|128)>": (255, {COPY: 18, LDSM: 24, LDSM_T: 24, r"HMMA\.16816": 96}, SLOW),
+    r"attend_prompt<cache_f16, 256>": (255, {COPY: 24, LDSM: 32, LDSM_T: 32, r"LDS\.128": 16, r"HMMA\.16816": 128}, SLOW),
+    r"attend_prompt<cache_q8, 64>": (255, {COPY: 6, LDSM: 16, LDSM_T: 16, r"LDS\.128": 4, r"STS\.128": 8, r"HMMA\.16816": 64}, SLOW),
+    r"attend_prompt<cache_q8, (96|128)>": (255, {COPY: 9, LDSM: 24, LDSM_T: 24, r"LDS\.128": 6, r"STS\.128": 12, r"HMMA\.16816": 96}, SLOW),
+    r"attend_prompt<cache_q8, 256>": (255, {COPY: 12, LDSM: 32, LDSM_T: 32, r"LDS\.128": 24, r"STS\.128": 16, r"HMMA\.16816": 128}, SLOW),
     r"gemm<weights_\w+, 64>": (224, {COPY: 6, r"LDSM\.16\.M88\.4": 8, r"LDS\.128": 1, r"HMMA\.16816": 16}, SLOW),
     r"gemm<weights_\w+, 32>": (128, {COPY: 4, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),
     r"gemm<weights_\w+, 16>": (128, {COPY: 3, r"LDSM\.16\.M88\.4": 4, r"LDS\.128": 1, r"HMMA\.16816": 8}, SLOW),

@@ -2,7 +2,7 @@
 """Mistakes seeded into the kernels, one at a time: each has to be found by the kernels' own tests under the emulator, and
 those that the emulator reports have to come with their line. By hand, it compiles for minutes:
 
-usage: tests/cuda/mutate.py BUILD_FOLDER [WORD]      (only mutations whose name holds a match of WORD)"""
+usage: tests/cuda/mutate.py BUILD_FOLDER [WORD]      (only mutations whose file or name holds a match of WORD)"""
 import os
 import re
 import subprocess
@@ -37,6 +37,25 @@ MUTATIONS = [
      "acts_place(lane % 8, part * 8 + j * 4 + (lane / 8 ^ 1))", VALUES),
     ("gemm.cu", "minimums of the next group", "sums[((part * 2 + j) * TOKENS", "sums[((part * 2 + (j ^ 1)) * TOKENS", VALUES),
     ("gemm.cu", "a split too few is added", "for (int s = 0; s < splits; s++)", "for (int s = 1; s < splits; s++)", VALUES),
+    ("prompt_attention.cu", "no wait for keys and values", "        cp_async_wait<0>();\n", "", FAULT),
+    ("prompt_attention.cu", "no barrier after the wait", "cp_async_wait<0>();\n        __syncthreads();", "cp_async_wait<0>();", FAULT),
+    ("prompt_attention.cu", "the barrier before the wait", "cp_async_wait<0>();\n        __syncthreads();",
+     "__syncthreads();\n        cp_async_wait<0>();", FAULT),
+    ("prompt_attention.cu", "no commit of keys and values", "    cp_async_commit();\n", "", FAULT),
+    ("prompt_attention.cu", "no barrier after decoding", "scales, tile);\n            __syncthreads();", "scales, tile);", FAULT),
+    ("prompt_attention.cu", "keys are fetched over those that are read", "        values.arrive();\n        if (first + S::keys < end)",
+     "        if (first + S::keys < end)", FAULT),
+    ("prompt_attention.cu", "values are fetched over those that are read", "        keys.arrive();\n        values.fetch(a, head_row + first, end - first);",
+     "        values.fetch(a, head_row + first, end - first);\n        keys.arrive();", FAULT),
+    ("prompt_attention.cu", "keys past the last", "const bool there = key < n_keys;", "const bool there = true;", FAULT),
+    ("prompt_attention.cu", "padding of keys is not cleared", "    keys.clear_padding(a.head_dim);\n", "", FAULT),
+    ("prompt_attention.cu", "queries that are not there are stored", "        if (r.q[row] < 0) continue;\n", "", FAULT),
+    ("prompt_attention.cu", "a window is a key too long", "max(newest + 1 - a.window, 0)", "max(newest - a.window, 0)", VALUES),
+    ("prompt_attention.cu", "no mask at a window's edge", "first < r.all_from || ", "", VALUES),
+    ("prompt_attention.cu", "no mask at the newest keys", " || first + S::keys > r.all_to", "", VALUES),
+    ("prompt_attention.cu", "a tile that is seen is skipped", "first < r.any_to && ", "first + S::keys < r.any_to && ", VALUES),
+    ("prompt_attention.cu", "earlier sums do not shrink", "out[i / 4][i % 4] *= shrink[i / 2 % 2];", ";", VALUES),
+    ("prompt_attention.cu", "scales of the next row", "scales[key * (head_dim / 32) + column / 32]", "scales[key * (head_dim / 32)]", VALUES),
     ("quant.cu", "no barrier after the factors", "    __syncthreads();\n    const int64_t row", "    const int64_t row", FAULT),
     ("quant.cu", "rows that are not there", "    if (row >= rows) return;\n", "", FAULT),
     ("quant.cu", "factors of columns that are not there", "k < n && j < k ? at", "j < k ? at", FAULT),
@@ -64,7 +83,7 @@ def main():
     build, word = os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     compile_command, missed = compiler(build), 0
     for name, what, text, becomes, expected in MUTATIONS:
-        if not re.search(word, what):
+        if not re.search(word, f"{name}: {what}"):
             continue
         source = open(os.path.join(ROOT, "cuda", name)).read()
         if source.count(text) != 1:

@@ -65,7 +65,7 @@ static void check(const problem *p, int orders, double tol) {
         emu_set_order((emu_order)order, 5);
         run(p, &g, y, what);
         compare(p, y, want, mag, tol, what);
-        if (orders >> order == 1) continue;
+        if (orders == 1 << order) continue;
         if ((orders & ((1 << order) - 1)) == 0) memcpy(first, y, n_y * sizeof *y);
         assert_memory_equal(y, first, n_y * sizeof *y);
     }
@@ -97,7 +97,7 @@ static void test_every_type(void **state) {
         for (size_t k = 0; k < N_SHAPES; k++) {
             emu_set_tensor_core((i + k) % 2 ? EMU_GROUPS_OF_16 : EMU_GROUPS_OF_8);
             problem p = problem_of(types[i], &shapes[k], false);
-            check(&p, (i + k) % 3 ? 1 << (i + k) % EMU_ORDERS : ALL_ORDERS, 2.5e-6);
+            check(&p, ALL_ORDERS & ~(1 << (i + k) % EMU_ORDERS), 2.5e-6);
             drop_problem(&p);
         }
 }

@@ -1,10 +1,7 @@
 /* The small kernels and decode attention under the emulator, against the CPU's plain C ops (attention also against
  * double arithmetic), in every thread order. */
-#include "gpu.h"
-
-#include "core/half.h"
+#include "caches.h"
 #include "core/mem.h"
-#include "cpu/kv.h"
 
 /* fn(what) in every order: results must not depend on it. */
 typedef struct result {
@@ -124,31 +121,6 @@ static void cpu_rope_store(const llmq_worker *w, void *arg) {
 static void cpu_attention(const llmq_worker *w, void *arg) {
     cpu_call *c = arg;
     backend_cpu_isa("c")->attention(w, &c->attn, c->q, c->l->n_head * c->l->head_dim, c->kv, c->out, c->scratch);
-}
-
-/* Rows that earlier tokens left, on the CPU; both caches begin with them. */
-static void fill_cache(const llmq_kv *kv, void *rows) {
-    const size_t n = (size_t)kv->head_dim, n_rows = (size_t)(kv->n_head_kv * kv->n_ctx);
-    uint8_t *row = rows;
-    for (size_t r = 0; r < n_rows; r++, row += kv_row_bytes(kv->type, kv->head_dim)) {
-        uint16_t *halves = (uint16_t *)row;
-        for (size_t i = 0; i < n && kv->type == KV_F16; i++) halves[i] = f32_to_f16(uniform(-1, 1));
-        if (kv->type == KV_F16) continue;
-        for (size_t i = 0; i < n; i++) row[i] = (uint8_t)(int8_t)uniform(-127, 127);
-        for (size_t g = 0; g < n / KV_GROUP; g++) halves[n / 2 + g] = f32_to_f16(uniform(0.001f, 0.01f));
-    }
-}
-
-/* From the CPU's order to the GPU's, in which scales lie behind all codes, and back. */
-static void reorder(const llmq_kv *kv, const uint8_t *from, uint8_t *to, bool to_gpu) {
-    const size_t n_rows = (size_t)(kv->n_head_kv * kv->n_ctx), row_bytes = kv_row_bytes(kv->type, kv->head_dim);
-    const size_t codes = kv->type == KV_F16 ? row_bytes : (size_t)kv->head_dim, scales = row_bytes - codes;
-    for (size_t r = 0; r < n_rows; r++) {
-        const size_t here[2] = {r * row_bytes, r * row_bytes + codes},
-                     there[2] = {r * codes, n_rows * codes + r * scales};
-        memcpy(to + (to_gpu ? there : here)[0], from + (to_gpu ? here : there)[0], codes);
-        memcpy(to + (to_gpu ? there : here)[1], from + (to_gpu ? here : there)[1], scales);
-    }
 }
 
 /* A rotation may round its last bit the other way, and with it a code. */
