@@ -49,15 +49,17 @@ static double bandwidth_share(const bench_results *b, const bench_test *t) {
     return t->avg_ts / (double)t->n_batch * bytes_per_pass(b, t) / b->bandwidth;
 }
 
-static bool is_quantized(const bench_results *b) {
+/* By the instruction whose rate was measured: NF4's and FP4's levels are multiplied otherwise. */
+static bool is_measured(const bench_results *b) {
     llmq_type type = b->info.main_type;
-    return type != LLMQ_TYPE_F32 && type != LLMQ_TYPE_F16 && type != LLMQ_TYPE_BF16;
+    return type != LLMQ_TYPE_F32 && type != LLMQ_TYPE_F16 && type != LLMQ_TYPE_BF16 && type != LLMQ_TYPE_NF4 &&
+           type != LLMQ_TYPE_FP4;
 }
 
 /* Share of the measured rate of multiply-adds that a prompt's matrices inside the layers used; attention and the head,
  * which only the last token needs, come on top. */
 static double product_share(const bench_results *b, const bench_test *t) {
-    if (!t->n_prompt || b->product_rate <= 0 || !is_quantized(b) || b->info.device) return NAN;
+    if (!t->n_prompt || b->product_rate <= 0 || !is_measured(b) || b->info.device) return NAN;
     return t->avg_ts * (double)b->info.matrix_params / b->product_rate;
 }
 
@@ -68,7 +70,7 @@ static void print_limits(const bench_results *b) {
     if (b->info.device) return; /* what was measured is the CPU's */
     printf("\n%s of weights are read for each generated token; read bandwidth measured in this run: %.2f GB/s.\n",
            cli_bytes((double)b->info.bytes_per_token, per_token), b->bandwidth / 1e9);
-    if (is_quantized(b))
+    if (is_measured(b))
         printf("%.2f M multiply-adds in the layers' matrices for each token; product rate (%s) measured in this run: "
                "%.1f G/s.\n",
                (double)b->info.matrix_params / 1e6, llmq_product_name(), b->product_rate / 1e9);

@@ -135,9 +135,9 @@ llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n
 void gpu_work_destroy(llmq_device_work *w) {
     if (!w) return;
     gpu_use(w->m->device);
+    cuda_blas_destroy(w->scratch.blas); /* it knows the stream */
     gpu_stream_destroy(w->stream);
     gpu_recording_destroy(w->mixed);
-    cuda_blas_destroy(w->scratch.blas);
     free_buffers(w);
     gpu_free(w->rope);
     mem_free(w->host);

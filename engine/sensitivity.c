@@ -637,6 +637,9 @@ size_t sensitivity_bytes(const llmq_sensitivity_job *job) {
     for (int k = 0; k < N_MATRIX_ROLES; k++)
         layer += (size_t)tensor_numel(model->layer_tensors[0].by_role[matrix_roles[k]]);
     layer *= 3 * sizeof(uint16_t);
+    for (int k = 0; model->source->quant && k < N_MATRIX_ROLES;
+         k++) /* made of a folder's parts, until the layer's end */
+        layer += (size_t)model->layer_tensors[0].by_role[matrix_roles[k]]->bytes;
     head = 3 * sizeof(uint16_t) * head + sizeof(float) * n_vocab * (HEAD_ROWS + (size_t)stream.ctx / 2);
     return a.hidden + a.mid + a.bad + a.chunk + b.hidden + b.mid + b.bad + 2 * widest * widest * sizeof(float) +
            (layer > head ? layer : head);

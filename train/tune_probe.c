@@ -47,6 +47,10 @@ static void set_shape(rehearsal *r) {
     r->job.model = &r->model;
     r->job.calib = &r->calib;
     r->job.input = input_of;
+    r->job.grid = NULL; /* these know the job's own user only */
+    r->job.tick = NULL;
+    r->job.save = NULL;
+    r->job.skip = NULL;
     r->job.user = r;
 }
 
@@ -71,8 +75,9 @@ static llmq_status random_matrix(const llmq_type_info *grid, int64_t rows, int64
         q->codes[i] = (uint8_t)((s >> 33) % (uint64_t)grid->n_levels);
     }
     float top = grid->levels[grid->n_levels - 1], scale = 0.05f / (top > 1 ? top : 1);
+    if (q->nested) q->nested->offset = scale;
     for (int64_t g = 0; g < quantized_grids(q); g++) {
-        q->grids[g].d = scale;
+        q->grids[g] = (llmq_grid){.d = scale};
         for (int k = 0; k < TYPE_MAX_GROUPS; k++) q->grids[g].scale[k] = scale, q->grids[g].sc[k] = 1;
     }
     llmq_status status = tunable_create(q, out, err);
@@ -91,8 +96,9 @@ static llmq_status make_matrix(rehearsal *r, llmq_role role, llmq_err *err) {
     const llmq_tensor *shape = &r->shape[role];
     int64_t rows = tensor_rows(shape), cols = tensor_cols(shape);
     const llmq_type_info *grid = r->real->grid(r->real->user, r->entry[role]);
+    bool fits = grid && (grid->ragged || cols % grid->block_len == 0); /* the outputs of fewer heads may not */
     r->size += (double)(rows * cols);
-    if (!grid) { /* stays as it is */
+    if (!fits) { /* as it would stay */
         p->view = *shape;
         return take(&p->view.data, (size_t)shape->bytes, err);
     }

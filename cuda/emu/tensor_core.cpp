@@ -78,6 +78,7 @@ using bfloat_format = format<8>;
 
 /* significand * 2^exponent cut toward zero to a whole number of units of 2^unit. */
 static int64_t cut(int64_t significand, int exponent, int unit) {
+    if (significand == 0) return 0; /* its exponent says nothing */
     int shift = exponent - unit;
     if (shift >= 0) return significand * (int64_t{1} << shift);
     if (shift <= -63) return 0;

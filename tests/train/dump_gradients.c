@@ -170,7 +170,12 @@ static llmq_status run_kind(job *j, int kind, llmq_err *err) {
     for (int64_t i = 0; i < n; i++) counting += j->labels[i] >= 0;
     /* both ways to come back through a layer: from what was kept, and computing it once more */
     size_t keep = kind == F64 ? (size_t)1 << 30 : 0;
-    net_shape shape = {m->hp, m->rope_neox, j->n_windows, j->n_tok, rope, keep};
+    net_shape shape = {.hp = m->hp,
+                       .neox = m->rope_neox,
+                       .n_windows = j->n_windows,
+                       .n_tok = j->n_tok,
+                       .rope = rope,
+                       .keep_bytes = keep};
     net_loss what = {j->teacher.model != NULL, j->labels, 1.0 / (double)counting};
     for (int64_t l = 0; l < n_layers; l++)
         for (int role = 0; role < ROLE_COUNT; role++) {
