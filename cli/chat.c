@@ -276,6 +276,8 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
                                 const common_opts *common, llmq_err *err) {
     chat c = {.model = model, .gen = gen};
     llmq_model_info info;
+    llmq_status status = need_tokenizer(model, err);
+    if (status) return status;
     llmq_model_get_info(model, &info);
     c.plain = info.chat_template == NULL;
     if (c.plain && !common->quiet)
@@ -285,8 +287,7 @@ static llmq_status chat_session(llmq_model *model, const chat_opts *opts, const 
         cli_note("--system is not used without a chat template");
         system = NULL;
     }
-    llmq_status status = need_tokenizer(model, err);
-    if (!status) status = gen_open(model, gen, common, &c.engine, err);
+    status = gen_open(model, gen, common, &c.engine, err);
     if (!status) status = reset(&c, system, err);
     if (!status) status = converse(&c, system, common->quiet, err);
     if (!common->quiet && c.total_seconds > 0)
