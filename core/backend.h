@@ -16,8 +16,9 @@
 #include "core/tensor.h"
 
 /* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
- * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding left, once more in bf16;
- * the same buffer takes either. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits do not hold (cpu/nf4.h). */
+ * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding
+ * left, once more in bf16; the same buffer takes either. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
+ * do not hold (cpu/nf4.h). */
 typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT_Q16, ACT_FORMS } llmq_act_form;
 #define ACT_GROUP 32 /* Q8, Q16: one scale for 32 consecutive inputs */
 #define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */

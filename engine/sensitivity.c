@@ -634,12 +634,11 @@ size_t sensitivity_bytes(const llmq_sensitivity_job *job) {
         size_t cols = (size_t)calib_site_cols(&model->hp, (llmq_site_id)site);
         widest = cols > widest ? cols : widest;
     }
-    for (int k = 0; k < N_MATRIX_ROLES; k++)
-        layer += (size_t)tensor_numel(model->layer_tensors[0].by_role[matrix_roles[k]]);
-    layer *= 3 * sizeof(uint16_t);
-    for (int k = 0; model->source->quant && k < N_MATRIX_ROLES;
-         k++) /* made of a folder's parts, until the layer's end */
-        layer += (size_t)model->layer_tensors[0].by_role[matrix_roles[k]]->bytes;
+    for (int k = 0; k < N_MATRIX_ROLES; k++) {
+        const llmq_tensor *t = model->layer_tensors[0].by_role[matrix_roles[k]];
+        layer += (size_t)tensor_numel(t) * 3 * sizeof(uint16_t);
+        if (model->source->quant) layer += (size_t)t->bytes; /* made of a folder's parts, until the layer's end */
+    }
     head = 3 * sizeof(uint16_t) * head + sizeof(float) * n_vocab * (HEAD_ROWS + (size_t)stream.ctx / 2);
     return a.hidden + a.mid + a.bad + a.chunk + b.hidden + b.mid + b.bad + 2 * widest * widest * sizeof(float) +
            (layer > head ? layer : head);

@@ -1,7 +1,5 @@
 /* What training costs on this machine: a layer of the model's shape, or of a smaller one that works as fast, with codes
  * at random on the job's own grids, is run and trained as the job will do it. */
-#include <string.h>
-
 #include "engine/calib.h"
 #include "train/tune_stages.h"
 
