@@ -77,8 +77,10 @@ llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in
     in->has_rows = true;
     int64_t slab = (int64_t)scratch->bytes / row_bytes(w->cols);
     if (slab < w->rows) slab -= slab % TILE_ROWS;
-    if (in->n_tok > CUDA_GEMM_TOKENS && scratch->blas && slab > 0)
-        return unpack_and_multiply(stream, w, in, slab, y, ldy, scratch, err);
+    if (in->n_tok > CUDA_GEMM_TOKENS && scratch->blas && slab > 0) {
+        llmq_status status = unpack_and_multiply(stream, w, in, slab, y, ldy, scratch, err);
+        if (status != LLMQ_E_MEMORY) return status; /* cuBLAS takes memory of its own, gemm none */
+    }
     cuda_gemm(stream, w, in->forms, (int)in->n_tok, y, ldy, scratch->memory, scratch->bytes);
     return LLMQ_OK;
 }
