@@ -30,6 +30,7 @@ static double products_avx2(int64_t rounds, uint64_t *sum_out) {
         UNROLL for (int j = 0; j < SUMS; j++) {
             __asm__ volatile("" : "+x"(x)); /* another product, for all that the compiler knows */
             sum[j] = _mm256_add_epi16(sum[j], _mm256_maddubs_epi16(x, y));
+            IN_REGISTER(sum[j]);
         }
     }
     UNROLL for (int j = 1; j < SUMS; j++) sum[0] = _mm256_xor_si256(sum[0], sum[j]);

@@ -19,7 +19,8 @@
 #define PANEL_COLS 512
 #define TILE 3 /* tokens of a register tile; divides ACT_BLOCK */
 #define PREFETCH 1024
-#define FEW MATMUL_ALIKE /* up to so many tokens without a panel */
+#define FEW MATMUL_ALIKE /* up to so many tokens without a panel, */
+#define AT_ONCE 4        /* so many at a time */
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
@@ -49,35 +50,19 @@ INLINE __m256i plane_bits(__m256i plane, int from, int to, int mask) {
     return _mm256_and_si256(v, _mm256_set1_epi8((char)(mask << to)));
 }
 
-/* u[j] byte b = code of column 4j + b; for 8 bits and codebooks its signed level. */
-INLINE void decode(int bits, bool codebook, __m256i table, const uint8_t *p, __m256i u[8]) {
-    if (bits == 8) {
-        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_xor_si256(load_i(p + 64 * j), _mm256_set1_epi8((char)0x80));
-        return;
-    }
-    if (bits >= 4) {
-        const __m256i low = _mm256_set1_epi8(15);
-        UNROLL for (int j = 0; j < 4; j++) {
-            __m256i raw = load_i(p + 64 * j);
-            u[j] = _mm256_and_si256(raw, low);
-            u[j + 4] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
-        }
-        p += 256;
-    }
-    if (bits == 6 || bits <= 3) {
-        UNROLL for (int j = 0; j < 8; j++) {
-            __m256i v = plane_bits(load_i(p + 64 * (j & 1)), j / 2 * 2, bits == 6 ? 4 : 0, 3);
-            u[j] = bits == 6 ? _mm256_or_si256(u[j], v) : v;
-        }
-        p += 128;
-    }
-    if (bits == 5 || bits == 3) {
-        __m256i plane = load_i(p);
-        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_or_si256(u[j], plane_bits(plane, j, bits - 1, 1));
-    }
-    if (codebook) {
-        UNROLL for (int j = 0; j < 8; j++) u[j] = _mm256_shuffle_epi8(table, u[j]);
-    }
+/* Word j: byte b = code of column 4j + b; for 8 bits and codebooks its signed level. */
+INLINE __m256i word(int bits, bool codebook, __m256i table, const uint8_t *p, int j) {
+    const __m256i low = _mm256_set1_epi8(15);
+    const uint8_t *planes = bits >= 4 ? p + 256 : p; /* of two bits, then of one */
+    __m256i u = _mm256_setzero_si256();
+    if (bits == 8) return _mm256_xor_si256(load_i(p + 64 * j), _mm256_set1_epi8((char)0x80));
+    if (bits >= 4 && j < 4) u = _mm256_and_si256(load_i(p + 64 * j), low);
+    if (bits >= 4 && j >= 4) u = _mm256_and_si256(_mm256_srli_epi16(load_i(p + 64 * (j - 4)), 4), low);
+    if (bits == 6 || bits <= 3)
+        u = _mm256_or_si256(u, plane_bits(load_i(planes + 64 * (j & 1)), j / 2 * 2, bits == 6 ? 4 : 0, 3));
+    if (bits == 5 || bits == 3)
+        u = _mm256_or_si256(u, plane_bits(load_i(planes + (bits == 3 ? 128 : 0)), j, bits - 1, 1));
+    return codebook ? _mm256_shuffle_epi8(table, u) : u;
 }
 
 static __m256i code_table(const cpu_layout *l) {
@@ -100,18 +85,29 @@ INLINE __m256i products(bool sign, __m256i w, __m256i x) {
     return sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
 }
 
-/* start + sum of n_words words times the activations at q, for 8 rows. */
-INLINE __m256i dot_words(int bits, bool codebook, int n_words, const __m256i *u, const int8_t *q, __m256i start) {
-    bool sign = is_signed(bits, codebook);
-    int exact = exact_words(bits, codebook) < n_words ? exact_words(bits, codebook) : n_words;
-    __m256i acc = start;
-    UNROLL for (int j = 0; j < n_words; j += exact) {
-        __m256i s = products(sign, u[j], bcast4(q + 4 * j));
-        UNROLL for (int i = 1; i < exact; i++) s =
-            _mm256_add_epi16(s, products(sign, u[j + i], bcast4(q + 4 * (j + i))));
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(s, _mm256_set1_epi16(1)));
+/* acc[t][h] += part i of a group times token t's activations at q + 32t, for half h of 16 rows. Words that come from
+ * the same bytes follow each other. Sums are held in registers, or gcc makes all products first and spills them. */
+INLINE void dot_part(int bits, int group, bool codebook, int nt, int i, __m256i table, const uint8_t *p,
+                     const int8_t *q, __m256i acc[][2]) {
+    const bool sign = is_signed(bits, codebook);
+    const int words = group / 4, most = exact_words(bits, codebook), exact = most < words ? most : words;
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i s[AT_ONCE][2];
+    UNROLL for (int k = 0; k < words; k++) {
+        const int j = words == 8 ? k / 2 + k % 2 * 4 : 4 * i + k;
+        __m256i u[2] = {word(bits, codebook, table, p, j), word(bits, codebook, table, p + 32, j)};
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m256i x = bcast4(q + 32 * t + 4 * j);
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m256i y = products(sign, u[h], x);
+                s[t][h] = k % exact == 0 ? y : _mm256_add_epi16(s[t][h], y);
+                IN_REGISTER(s[t][h]);
+                if (k % exact != exact - 1) continue;
+                acc[t][h] = _mm256_add_epi32(acc[t][h], _mm256_madd_epi16(s[t][h], ones));
+                IN_REGISTER(acc[t][h]);
+            }
+        }
     }
-    return acc;
 }
 
 INLINE int log2_of(int zero) {
@@ -171,27 +167,27 @@ INLINE float part_dsum(int group, const act_group *ag, int i) {
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,
-                      __m256 out[2][2]) {
+                      __m256 out[AT_ONCE][2]) {
     const uint8_t *p = tile;
     scale_walk walk = {.p = tile + cols / 32 * bits * 64};
-    __m256 f[2][2];
+    __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m256 w[2][2], m[2][2];
         UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
         next_scales(group, two_level, mins, &walk, g, w, m);
-        UNROLL for (int h = 0; h < 2; h++) {
-            __m256i u[8];
-            decode(bits, codebook, table, p + 32 * h, u);
+        const int8_t *q = b.q + (g * b.n + t0) * 32;
+        const act_group *ag = b.group + g * b.n + t0;
+        UNROLL for (int i = 0; i < 32 / group; i++) {
+            __m256i acc[AT_ONCE][2];
+            UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] =
+                start_of(bits, codebook, zero, part_start(group, ag + t, i));
+            dot_part(bits, group, codebook, nt, i, table, p, q, acc);
             UNROLL for (int t = 0; t < nt; t++) {
-                const int8_t *q = b.q + (g * b.n + t0 + t) * 32;
-                const act_group *ag = b.group + g * b.n + t0 + t;
-                for (int i = 0; i < 32 / group; i++) {
-                    __m256i start = start_of(bits, codebook, zero, part_start(group, ag, i));
-                    __m256i sum = dot_words(bits, codebook, group / 4, u + 4 * i, q + 16 * i, start);
-                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(w[i][h], _mm256_set1_ps(ag->d)),
-                                              f[t][h]);
-                    if (mins) f[t][h] = _mm256_fmadd_ps(m[i][h], _mm256_set1_ps(part_dsum(group, ag, i)), f[t][h]);
+                __m256 d = _mm256_set1_ps(ag[t].d), dsum = _mm256_set1_ps(mins ? part_dsum(group, ag + t, i) : 0);
+                UNROLL for (int h = 0; h < 2; h++) {
+                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]), _mm256_mul_ps(w[i][h], d), f[t][h]);
+                    if (mins) f[t][h] = _mm256_fmadd_ps(m[i][h], dsum, f[t][h]);
                 }
             }
         }
@@ -202,22 +198,20 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
     }
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[2][2]);
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[AT_ONCE][2]);
 
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void gemv1_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,                    \
-                             __m256 out[2][2]) {                                                                       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 1, tile, cols, table, b, t0, out);                     \
-    }                                                                                                                  \
-    static void gemv2_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,                    \
-                             __m256 out[2][2]) {                                                                       \
-        gemv_tile(bits, group, two_level, mins, codebook, zero, 2, tile, cols, table, b, t0, out);                     \
+#define GEMV(type, nt, ...)                                                                                            \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,               \
+                                  __m256 out[AT_ONCE][2]) {                                                            \
+        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
     }
+#define X(type, ...)                                                                                                   \
+    GEMV(type, 1, __VA_ARGS__) GEMV(type, 2, __VA_ARGS__) GEMV(type, 3, __VA_ARGS__) GEMV(type, 4, __VA_ARGS__)
 CPU_LAYOUTS(X)
 #undef X
 
-static gemv_fn *const gemv_fns[LAYOUT_BF16][2] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = {gemv1_##type, gemv2_##type},
+static gemv_fn *const gemv_fns[LAYOUT_BF16][AT_ONCE] = {
+#define X(type, ...) [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type},
     CPU_LAYOUTS(X)
 #undef X
 };
@@ -236,9 +230,9 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
     for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
         for (int64_t r = begin; r < end; r += 16) {
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-            for (int t0 = 0; t0 < b.n; t0 += 2) {
-                int nt = b.n - t0 < 2 ? b.n - t0 : 2;
-                __m256 out[2][2];
+            for (int t0 = 0; t0 < b.n; t0 += AT_ONCE) {
+                int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
+                __m256 out[AT_ONCE][2];
                 float sum[16];
                 gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
                 for (int t = 0; t < nt; t++) {
@@ -272,10 +266,8 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         __m256 w[2][2], m[2][2];
         next_scales(group, two_level, mins, &walk, g, w, m);
         UNROLL for (int h = 0; h < 2; h++) {
-            __m256i u[8];
-            decode(bits, codebook, table, p + 32 * h, u);
-            UNROLL for (int j = 0; j < 8; j++)
-                _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h), u[j]);
+            UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h),
+                                                                  word(bits, codebook, table, p + 32 * h, j));
             UNROLL for (int i = 0; i < parts; i++) {
                 _mm256_store_ps(&out->scale[g * parts + i][8 * h], w[i][h]);
                 if (mins) _mm256_store_ps(&out->offset[g * parts + i][8 * h], m[i][h]);
@@ -307,11 +299,15 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0
                     __m256i x = bcast4(q + t * 32 + 4 * i), p0 = products(sign, w0, x), p1 = products(sign, w1, x);
                     sum[t][0] = i == j ? p0 : _mm256_add_epi16(sum[t][0], p0);
                     sum[t][1] = i == j ? p1 : _mm256_add_epi16(sum[t][1], p1);
+                    IN_REGISTER(sum[t][0]);
+                    IN_REGISTER(sum[t][1]);
                 }
             }
             UNROLL for (int t = 0; t < nt; t++) {
                 acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(sum[t][0], ones));
                 acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(sum[t][1], ones));
+                IN_REGISTER(acc[t][0]);
+                IN_REGISTER(acc[t][1]);
             }
         }
         UNROLL for (int t = 0; t < nt; t++) {
@@ -357,17 +353,29 @@ static const tile_fns tiles[LAYOUT_BF16] = {
 #undef X
 };
 
+/* Rows of y to and from f; of the last tile only some. */
+INLINE void load_rows(float f[16], const float *y, int64_t n) {
+    if (n == 16)
+        memcpy(f, y, 16 * sizeof *f);
+    else
+        memcpy(f, y, (size_t)n * sizeof *f);
+}
+INLINE void save_rows(float *y, const float f[16], int64_t n) {
+    if (n == 16)
+        memcpy(y, f, 16 * sizeof *f);
+    else
+        memcpy(y, f, (size_t)n * sizeof *f);
+}
+
 /* y (nt tokens, 16 rows) (+)= panel x tokens t0 .. of the block. */
 static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n,
                         int64_t r, bool first, float *y, int64_t ldy) {
-    _Alignas(32) float f[TILE][16];
+    _Alignas(32) float f[TILE][16] = {{0}};
     int nt = b.n - t0 < TILE ? b.n - t0 : TILE;
     int64_t left = w->rows - r < 16 ? w->rows - r : 16;
-    memset(f, 0, sizeof f);
-    for (int t = 0; t < nt && (!first || w->bias); t++)
-        memcpy(f[t], first ? w->bias + r : y + t * ldy, (size_t)left * sizeof(float));
+    for (int t = 0; t < nt && (!first || w->bias); t++) load_rows(f[t], first ? w->bias + r : y + t * ldy, left);
     fns->gemm[nt - 1](p, b, t0, n, f);
-    for (int t = 0; t < nt; t++) memcpy(y + t * ldy, f[t], (size_t)left * sizeof(float));
+    for (int t = 0; t < nt; t++) save_rows(y + t * ldy, f[t], left);
 }
 
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
