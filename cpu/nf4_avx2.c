@@ -47,22 +47,36 @@ INLINE __m256i four(const int16_t *q) {
     return _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i *)(const void *)q));
 }
 
-/* acc[t] += 4 columns of 8 rows, of codes in bytes, times q of each token: in acc[t][0] rows 0, 1, 4, 5, in acc[t][1]
- * the others, two sums each. */
-INLINE void add_products(int nt, const level_bytes *table, __m256i codes, const int16_t *q, __m256i acc[2][2]) {
+/* acc[t] += 4 columns of 8 rows, of codes in bytes, times x[t]: in acc[t][0] rows 0, 1, 4, 5, in acc[t][1] the others,
+ * two sums each. Sums are held in registers, or gcc makes the products of a whole group first and spills them. */
+INLINE void add_products(int nt, const level_bytes *table, __m256i codes, const __m256i x[2], __m256i acc[2][2]) {
     __m256i low = _mm256_shuffle_epi8(table->low, codes), high = _mm256_shuffle_epi8(table->high, codes),
             w0 = _mm256_unpacklo_epi8(low, high), w1 = _mm256_unpackhi_epi8(low, high);
     UNROLL for (int t = 0; t < nt; t++) {
-        __m256i x = four(q + 32 * t);
-        acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(w0, x));
-        acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(w1, x));
+        acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(w0, x[t]));
+        acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(w1, x[t]));
+        IN_REGISTER(acc[t][0]);
+        IN_REGISTER(acc[t][1]);
+    }
+}
+
+/* acc[h] as above, of half h of 16 rows, += the 32 columns of a group. */
+INLINE void add_group(int nt, const level_bytes *table, const uint32_t *code, const int16_t *q, __m256i acc[2][2][2]) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    UNROLL for (int j = 0; j < 8; j++) {
+        __m256i x[2];
+        UNROLL for (int t = 0; t < nt; t++) x[t] = four(q + 32 * t + 4 * j);
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i raw = _mm256_loadu_si256((const __m256i *)(const void *)(code + 16 * (j / 2) + 8 * h));
+            if (j % 2) raw = _mm256_srli_epi16(raw, 4);
+            add_products(nt, table, _mm256_and_si256(raw, nibble), x, acc[h]);
+        }
     }
 }
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
 INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const level_bytes *table, act16_block b,
                       int t0, __m256 out[2][2]) {
-    const __m256i nibble = _mm256_set1_epi8(15);
     const int16_t *q = b.q + 32 * t0;
     const float *d = b.d + t0;
     __m256 f[2][2];
@@ -71,18 +85,15 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const l
         const nf4_tile_block *block = w + g / 2;
         UNROLL for (int i = 0; i < 5; i++)
             _mm_prefetch((const char *)(block + BLOCKS_AHEAD) + (g % 2 * 4 + i) * 64, _MM_HINT_T0);
+        __m256i acc[2][2][2];
         UNROLL for (int h = 0; h < 2; h++) {
-            const uint32_t *p = block->code[g % 2 * 4] + 8 * h;
-            __m256i acc[2][2];
-            UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
-            UNROLL for (int j = 0; j < 4; j++) {
-                __m256i raw = _mm256_loadu_si256((const __m256i *)(const void *)(p + 16 * j));
-                add_products(nt, table, _mm256_and_si256(raw, nibble), q + 8 * j, acc);
-                add_products(nt, table, _mm256_and_si256(_mm256_srli_epi16(raw, 4), nibble), q + 8 * j + 4, acc);
-            }
+            UNROLL for (int t = 0; t < nt; t++) acc[h][t][0] = acc[h][t][1] = _mm256_setzero_si256();
+        }
+        add_group(nt, table, block->code[g % 2 * 4], q, acc);
+        UNROLL for (int h = 0; h < 2; h++) {
             __m256 scale = _mm256_loadu_ps(block->scale + 8 * h);
             UNROLL for (int t = 0; t < nt; t++) {
-                __m256 sum = _mm256_cvtepi32_ps(_mm256_hadd_epi32(acc[t][0], acc[t][1]));
+                __m256 sum = _mm256_cvtepi32_ps(_mm256_hadd_epi32(acc[h][t][0], acc[h][t][1]));
                 f[t][h] = _mm256_fmadd_ps(sum, _mm256_mul_ps(scale, _mm256_set1_ps(d[t])), f[t][h]);
             }
         }
