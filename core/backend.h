@@ -287,7 +287,7 @@ typedef struct llmq_backend_ops {
     const char *product; /* the instruction's name */
 } llmq_backend_ops;
 
-/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avx512|amx limits it. Never NULL. */
+/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|amx limits it. Never NULL. */
 const llmq_backend_ops *backend_cpu(void);
 /* The backend of one ISA for tests: "c", "avx2", "avx512", "amx"; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);

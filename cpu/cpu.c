@@ -8,11 +8,12 @@
 #include "cpu/affine.h"
 #include "cpu/ops.h"
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avx512", "amx"};
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "amx"};
 
 static affine_ops affine_tables[CPU_ISA_COUNT];
 static llmq_backend_ops tables[CPU_ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
 static cpu_isa isa_machine, isa_chosen;
+static bool isa_has[CPU_ISA_COUNT];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static cpu_isa isa_limit(void) {
@@ -20,7 +21,7 @@ static cpu_isa isa_limit(void) {
     if (!name || !*name) return CPU_ISA_AMX;
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(name, isa_names[i]) == 0) return (cpu_isa)i;
-    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avx512 or amx", name);
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avxvnni, avx512 or amx", name);
     return CPU_ISA_AMX;
 }
 
@@ -28,6 +29,7 @@ static void tables_build(void) {
     isa_machine = cpu_detect();
     for (int i = 0; i <= (int)isa_machine; i++) {
         llmq_backend_ops *ops = &tables[i];
+        isa_has[i] = i != CPU_ISA_AVXVNNI || cpu_has_avxvnni();
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
         cpu_fill_grad_c(ops);
@@ -44,6 +46,10 @@ static void tables_build(void) {
             cpu_fill_affine_avx2(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx2;
             ops->refine_block = cpu_refine_block_avx2;
+        }
+        if (i == CPU_ISA_AVXVNNI) {
+            cpu_fill_matmul_avxvnni(ops);
+            cpu_fill_limits_avxvnni(ops);
         }
         if (i >= CPU_ISA_AVX512) {
             cpu_fill_matmul_avx512(ops);
@@ -69,6 +75,7 @@ static void tables_build(void) {
     }
     cpu_isa limit = isa_limit();
     isa_chosen = limit < isa_machine ? limit : isa_machine;
+    while (!isa_has[isa_chosen]) isa_chosen--;
 }
 
 const llmq_backend_ops *backend_cpu(void) {
@@ -79,6 +86,6 @@ const llmq_backend_ops *backend_cpu(void) {
 const llmq_backend_ops *backend_cpu_isa(const char *name) {
     pthread_once(&tables_once, tables_build);
     for (int i = 0; i <= (int)isa_machine; i++)
-        if (strcmp(name, isa_names[i]) == 0) return &tables[i];
+        if (isa_has[i] && strcmp(name, isa_names[i]) == 0) return &tables[i];
     return NULL;
 }

@@ -4,13 +4,21 @@
 
 #include "core/backend.h"
 
-typedef enum cpu_isa { CPU_ISA_C, CPU_ISA_AVX2, CPU_ISA_AVX512, CPU_ISA_AMX, CPU_ISA_COUNT } cpu_isa;
-cpu_isa cpu_detect(void); /* the best that the processor and the operating system have */
+typedef enum cpu_isa {
+    CPU_ISA_C,
+    CPU_ISA_AVX2,
+    CPU_ISA_AVXVNNI, /* vpdpbusd of 256 bits, without AVX-512: desktops */
+    CPU_ISA_AVX512,
+    CPU_ISA_AMX,
+    CPU_ISA_COUNT
+} cpu_isa;
+cpu_isa cpu_detect(void);   /* the best that the processor and the operating system have, all those before it too, */
+bool cpu_has_avxvnni(void); /* but for this one */
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */
 void cpu_fill_grad_c(llmq_backend_ops *ops);   /* training */
-void cpu_fill_limits_c(llmq_backend_ops *ops);  /* probe_* */
+void cpu_fill_limits_c(llmq_backend_ops *ops); /* probe_* */
 void cpu_round_block_c(const llmq_round_block *b);
 void cpu_refine_block_c(const llmq_refine_block *b);
 #if defined(__x86_64__)
@@ -19,12 +27,14 @@ void cpu_refine_block_avx2(const llmq_refine_block *b);
 void cpu_round_block_avx512(const llmq_round_block *b);
 void cpu_refine_block_avx512(const llmq_refine_block *b);
 void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
+void cpu_fill_matmul_avxvnni(llmq_backend_ops *ops);
 void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
 void cpu_fill_ops_avx2(llmq_backend_ops *ops);
 void cpu_fill_ops_avx512(llmq_backend_ops *ops);
 void cpu_fill_grad_avx2(llmq_backend_ops *ops);
 void cpu_fill_grad_avx512(llmq_backend_ops *ops);
 void cpu_fill_limits_avx2(llmq_backend_ops *ops);
+void cpu_fill_limits_avxvnni(llmq_backend_ops *ops);
 void cpu_fill_limits_avx512(llmq_backend_ops *ops);
 void cpu_fill_matmul_amx(llmq_backend_ops *ops);
 void cpu_fill_limits_amx(llmq_backend_ops *ops);

@@ -19,6 +19,11 @@ static bool tiles_allowed(void) {
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L /* XFEATURE_XTILEDATA */) == 0;
 }
 
+bool cpu_has_avxvnni(void) {
+    uint32_t a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
 /* The flags here are those that CMakeLists.txt gives to the files of each ISA. */
 cpu_isa cpu_detect(void) {
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
@@ -31,9 +36,10 @@ cpu_isa cpu_detect(void) {
     uint32_t saved = os_saved_state();
     if ((saved & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return CPU_ISA_C; /* xmm, ymm */
     if ((b & (avx2 | bmi2)) != (avx2 | bmi2)) return CPU_ISA_C;
-    if ((saved & 0xe0) != 0xe0) return CPU_ISA_AVX2; /* mask registers, upper halves and upper 16 of zmm */
-    if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return CPU_ISA_AVX2;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return CPU_ISA_AVX2;
+    const cpu_isa narrow = cpu_has_avxvnni() ? CPU_ISA_AVXVNNI : CPU_ISA_AVX2;
+    if ((saved & 0xe0) != 0xe0) return narrow; /* mask registers, upper halves and upper 16 of zmm */
+    if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return narrow;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return narrow;
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25; /* BF16 TILE INT8 */
     bool tiles = (saved & 0x60000) == 0x60000 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx) == amx;
     return tiles && tiles_allowed() ? CPU_ISA_AMX : CPU_ISA_AVX512;
@@ -41,5 +47,8 @@ cpu_isa cpu_detect(void) {
 #else
 cpu_isa cpu_detect(void) {
     return CPU_ISA_C;
+}
+bool cpu_has_avxvnni(void) {
+    return false;
 }
 #endif

@@ -43,6 +43,7 @@ void int8_fill_avx2(const llmq_worker *worker, llmq_acts *a);
 void int8_fill_avx512(const llmq_worker *worker, llmq_acts *a);
 void int8_matmul_c(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void int8_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
+void int8_matmul_avxvnni(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void int8_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 
 #endif

@@ -15,20 +15,6 @@ INLINE __m256i four(const int8_t *q) {
     return _mm256_cvtepi8_epi16(_mm_set1_epi32(v));
 }
 
-/* Two sums for each row lie side by side: of rows 4i..4i+3 in vector i. */
-INLINE void store(const product *p, const __m256i sum[4], int t) {
-    const int8_tile_end *end = (const int8_tile_end *)(const void *)(p->w + p->cols * 16);
-    const int8_token *token = p->token + t;
-    int32_t pair[4][8];
-    int64_t n = p->rows < 16 ? p->rows : 16;
-    UNROLL for (int i = 0; i < 4; i++) _mm256_storeu_si256((__m256i *)pair[i], sum[i]);
-    for (int64_t r = 0; r < n; r++) {
-        uint32_t v = (uint32_t)pair[r / 4][r % 4 * 2] + (uint32_t)pair[r / 4][r % 4 * 2 + 1] + (uint32_t)end->start[r] +
-                     (uint32_t)token->start;
-        p->y[t * p->ldy + r] = (float)(int32_t)v * (end->scale[r] * token->d) + (p->bias ? p->bias[r] : 0.0f);
-    }
-}
-
 INLINE void tile(int nt, const product *p) {
     __m256i sum[TOKENS][4];
     UNROLL for (int t = 0; t < nt; t++) {
@@ -43,7 +29,11 @@ INLINE void tile(int nt, const product *p) {
             UNROLL for (int i = 0; i < 4; i++) sum[t][i] = _mm256_add_epi32(sum[t][i], _mm256_madd_epi16(w[i], x));
         }
     }
-    UNROLL for (int t = 0; t < nt; t++) store(p, sum[t], t);
+    UNROLL for (int t = 0; t < nt; t++) { /* two sums for each row, of rows 4i .. 4i+3 in vector i */
+        int32_t pair[32];
+        UNROLL for (int i = 0; i < 4; i++) _mm256_storeu_si256((__m256i *)(pair + 8 * i), sum[t][i]);
+        store_token(p, t, pair, 2);
+    }
 }
 
 static void tile_1(const product *p) {

@@ -69,6 +69,18 @@ static inline product product_of(const llmq_weight *w, const llmq_acts *a, float
                      .bias = w->bias ? w->bias + r : NULL};
 }
 
+/* Token t's results, from `ways` sums side by side for each row. */
+static inline void store_token(const product *p, int t, const int32_t *sum, int ways) {
+    const int8_tile_end *end = (const int8_tile_end *)(const void *)(p->w + p->cols * 16);
+    const int8_token *token = p->token + t;
+    int64_t n = p->rows < 16 ? p->rows : 16;
+    for (int64_t r = 0; r < n; r++) {
+        uint32_t v = (uint32_t)end->start[r] + (uint32_t)token->start;
+        for (int i = 0; i < ways; i++) v += (uint32_t)sum[r * ways + i];
+        p->y[t * p->ldy + r] = (float)(int32_t)v * (end->scale[r] * token->d) + (p->bias ? p->bias[r] : 0.0f);
+    }
+}
+
 static inline void next_tokens(product *p, int64_t n) {
     p->q += n * p->stride;
     p->token += n;

@@ -1,5 +1,5 @@
 /* The instruction sets that tests of kernels go through, and what a run says of them. Programs linked with the emulated
- * AVX-512 and AMX (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of both. */
+ * AVX-VNNI, AVX-512 and AMX (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of both. */
 #ifndef LLMQ_TESTS_ISAS_H
 #define LLMQ_TESTS_ISAS_H
 
@@ -8,10 +8,10 @@
 #include "core/backend.h"
 
 #ifdef LLMQ_EMULATED
-static const char *const all_isas[] = {"c", "avx512", "amx"};
+static const char *const all_isas[] = {"c", "avxvnni", "avx512", "amx"};
 #define VECTORS_RUN "emulated"
 #else
-static const char *const all_isas[] = {"c", "avx2", "avx512", "amx"};
+static const char *const all_isas[] = {"c", "avx2", "avxvnni", "avx512", "amx"};
 #define VECTORS_RUN "native"
 #endif
 #define N_ISAS (int)(sizeof all_isas / sizeof *all_isas)

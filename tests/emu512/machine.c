@@ -1,4 +1,4 @@
-/* In the programs that run the AVX-512 and AMX kernels emulated (linked with --wrap=cpu_detect) a machine has both.
+/* In the programs that run the AVX-VNNI, AVX-512 and AMX kernels emulated (linked with --wrap) a machine has them all.
  * Without the AVX2 that the emulation is made of they are skipped tests. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,9 +7,14 @@
 
 cpu_isa __real_cpu_detect(void);
 cpu_isa __wrap_cpu_detect(void);
+bool __wrap_cpu_has_avxvnni(void);
+
+bool __wrap_cpu_has_avxvnni(void) {
+    return true;
+}
 
 cpu_isa __wrap_cpu_detect(void) {
     if (__real_cpu_detect() >= CPU_ISA_AVX2) return CPU_ISA_AMX;
-    printf("the emulation of AVX-512 and AMX takes AVX2, which this machine lacks\n");
+    printf("the emulation of AVX-VNNI, AVX-512 and AMX takes AVX2, which this machine lacks\n");
     exit(77);
 }

@@ -142,7 +142,7 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
 
 /* NF4 and FP4 by integers of 16 bits; otherwise their own levels are multiplied with inputs as they are. */
 static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
-    return strcmp(ops->isa, "c") != 0 && (strcmp(ops->isa, "avx2") != 0 || n_tok <= MATMUL_ALIKE);
+    return strcmp(ops->isa, "c") != 0 && (strncmp(ops->isa, "avx", 3) != 0 || strcmp(ops->isa, "avx512") == 0 || n_tok <= MATMUL_ALIKE);
 }
 
 /* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */

@@ -1,0 +1,489 @@
+/* Kernels of 256 bits for the interleaved quantized layouts (layout.h), which matmul_avx2.c and matmul_avxvnni.c
+ * compile with VNNI as 0 and 1: the AVX-512 kernels' twins.
+ *
+ * Without VNNI: vpmaddubsw multiplies unsigned codes with signed activations and adds pairs in saturating 16 bits.
+ * Codes of b bits give at most (2^b - 1) * 127 * 2 for a pair, so up to 8 words (b <= 4), 4 (b = 5) or 2 (b = 6) add up
+ * exactly in 16 bits before they are widened. Signed operands (Q8_0, codebooks) go as |w| and activation * sign(w): one
+ * word at a time. With it vpdpbusd adds the four products of a word to 32 bits, and signed operands go as w + 128. The
+ * integers are the same. */
+#ifndef LLMQ_CPU_MATMUL_256_H
+#define LLMQ_CPU_MATMUL_256_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/dense.h"
+#include "cpu/inline.h"
+#include "cpu/int8.h"
+#include "cpu/layout.h"
+#include "cpu/nf4.h"
+#include "cpu/vnni256.h"
+#include "types/type.h"
+
+#define PANEL_ROWS 16
+#define PANEL_COLS 512
+#define TILE (VNNI ? 6 : 3) /* tokens of a register tile; divides ACT_BLOCK */
+#define PREFETCH 1024
+#define FEW MATMUL_ALIKE /* up to so many tokens without a panel, */
+#define AT_ONCE 4        /* so many at a time */
+
+/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
+#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
+#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
+
+INLINE __m256i load_i(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+INLINE __m256 load_half8(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE __m256 load_sc8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+INLINE __m256i bcast4(const int8_t *q) {
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm256_set1_epi32(v);
+}
+
+/* ---- codes of 8 rows (p: their half of the group's first vector) */
+
+INLINE __m256i plane_bits(__m256i plane, int from, int to, int mask) {
+    __m256i v = plane;
+    if (from > to) v = _mm256_srli_epi16(plane, from - to);
+    if (from < to) v = _mm256_slli_epi16(plane, to - from);
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)(mask << to)));
+}
+
+/* Word j: byte b = code of column 4j + b; for 8 bits and codebooks its level, plus 128 with
+ * VNNI. */
+INLINE __m256i word(int bits, bool codebook, __m256i table, const uint8_t *p, int j) {
+    const __m256i low = _mm256_set1_epi8(15);
+    const uint8_t *planes = bits >= 4 ? p + 256 : p; /* of two bits, then of one */
+    __m256i u = _mm256_setzero_si256();
+    if (bits == 8 && VNNI) return load_i(p + 64 * j);
+    if (bits == 8) return _mm256_xor_si256(load_i(p + 64 * j), _mm256_set1_epi8((char)0x80));
+    if (bits >= 4 && j < 4) u = _mm256_and_si256(load_i(p + 64 * j), low);
+    if (bits >= 4 && j >= 4) u = _mm256_and_si256(_mm256_srli_epi16(load_i(p + 64 * (j - 4)), 4), low);
+    if (bits == 6 || bits <= 3)
+        u = _mm256_or_si256(u, plane_bits(load_i(planes + 64 * (j & 1)), j / 2 * 2, bits == 6 ? 4 : 0, 3));
+    if (bits == 5 || bits == 3)
+        u = _mm256_or_si256(u, plane_bits(load_i(planes + (bits == 3 ? 128 : 0)), j, bits - 1, 1));
+    return codebook ? _mm256_shuffle_epi8(table, u) : u;
+}
+
+static __m256i code_table(const cpu_layout *l) {
+    if (!l->codebook) return _mm256_setzero_si256();
+    int8_t table[16];
+    for (int i = 0; i < 16; i++) table[i] = (int8_t)(type_info(l->type)->levels[i] + (VNNI ? 128 : 0));
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+}
+
+INLINE bool is_signed(int bits, bool codebook) {
+    return !VNNI && (bits == 8 || codebook);
+}
+
+/* Words whose products add up exactly in 16 bits, of a part's. */
+INLINE int exact_words(int bits, bool codebook, int words) {
+    int most = is_signed(bits, codebook) ? 1 : bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+    return most < words ? most : words;
+}
+
+/* *acc += the four products of each word, word k of its part. Without VNNI they gather in *sum, in 16 bits, for `exact`
+ * words. Both stay in registers, or gcc makes the products of all words first and spills them. */
+#if VNNI
+INLINE void add_word(bool sign, int exact, int k, __m256i w, __m256i x, __m256i *sum, __m256i *acc) {
+    (void)sign, (void)exact, (void)k, (void)sum;
+    *acc = vnni_add(*acc, w, x);
+}
+#else
+INLINE void add_word(bool sign, int exact, int k, __m256i w, __m256i x, __m256i *sum, __m256i *acc) {
+    __m256i y = sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+    *sum = k % exact == 0 ? y : _mm256_add_epi16(*sum, y);
+    IN_REGISTER(*sum);
+    if (k % exact != exact - 1) return;
+    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(*sum, _mm256_set1_epi16(1)));
+    IN_REGISTER(*acc);
+}
+#endif
+
+/* acc[t][h] += part i of a group times token t's activations at q + 32t, for half h of 16 rows. Words that come from
+ * the same bytes follow each other. */
+INLINE void dot_part(int bits, int group, bool codebook, int nt, int i, __m256i table, const uint8_t *p,
+                     const int8_t *q, __m256i acc[][2]) {
+    const int words = group / 4, exact = exact_words(bits, codebook, words);
+    __m256i sum[AT_ONCE][2];
+    UNROLL for (int k = 0; k < words; k++) {
+        const int j = words == 8 ? k / 2 + k % 2 * 4 : 4 * i + k;
+        __m256i u[2] = {word(bits, codebook, table, p, j), word(bits, codebook, table, p + 32, j)};
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m256i x = bcast4(q + 32 * t + 4 * j);
+            UNROLL for (int h = 0; h < 2; h++)
+                add_word(is_signed(bits, codebook), exact, k, u[h], x, &sum[t][h], &acc[t][h]);
+        }
+    }
+}
+
+INLINE int log2_of(int zero) {
+    return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
+}
+
+/* Start value of an integer sum: act_group's, scaled from 128 to the zero point of unsigned codes. */
+INLINE __m256i start_of(int bits, bool codebook, int zero, int32_t start) {
+    if (is_signed(bits, codebook) || zero == 0) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(start >> (7 - log2_of(zero)));
+}
+
+/* ---- scales of 8 rows (p: their half of the first) */
+
+typedef struct scale_walk {
+    const uint8_t *p; /* of the 16 rows */
+    __m256 d[2], dmin[2];
+} scale_walk;
+
+/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) or its parts where group is 16.
+ */
+INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m256 w[2][2],
+                        __m256 m[2][2]) {
+    if (!two_level) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            w[0][h] = load_half8(s->p + 16 * h);
+            if (mins) m[0][h] = load_half8(s->p + 32 + 16 * h);
+        }
+        s->p += mins ? 64 : 32;
+        return;
+    }
+    if (g % 8 == 0) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            s->d[h] = load_half8(s->p + 16 * h);
+            if (mins) s->dmin[h] = _mm256_sub_ps(_mm256_setzero_ps(), load_half8(s->p + 32 + 16 * h));
+        }
+        s->p += mins ? 64 : 32;
+    }
+    for (int i = 0; i < 32 / group; i++) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            w[i][h] = _mm256_mul_ps(load_sc8(s->p + 8 * h), s->d[h]);
+            if (mins) m[i][h] = _mm256_mul_ps(load_sc8(s->p + 16 + 8 * h), s->dmin[h]);
+        }
+        s->p += mins ? 32 : 16;
+    }
+}
+
+/* What one token of the block gives to part i of a group. */
+INLINE int32_t part_start(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->start : i == 0 ? ag->start_lo : ag->start - ag->start_lo;
+}
+INLINE float part_dsum(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->dsum : ag->d * (float)part_start(group, ag, i) * (-1.0f / 128);
+}
+
+/* ---- few tokens */
+
+/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,
+                      __m256 out[AT_ONCE][2]) {
+    const uint8_t *p = tile;
+    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
+    __m256 f[AT_ONCE][2];
+    UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
+        __m256 w[2][2], m[2][2];
+        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        const int8_t *q = b.q + (g * b.n + t0) * 32;
+        const act_group *ag = b.group + g * b.n + t0;
+        UNROLL for (int i = 0; i < 32 / group; i++) {
+            __m256i acc[AT_ONCE][2];
+            UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] =
+                start_of(bits, codebook, zero, part_start(group, ag + t, i));
+            dot_part(bits, group, codebook, nt, i, table, p, q, acc);
+            UNROLL for (int t = 0; t < nt; t++) {
+                __m256 d = _mm256_set1_ps(ag[t].d), dsum = _mm256_set1_ps(mins ? part_dsum(group, ag + t, i) : 0);
+                UNROLL for (int h = 0; h < 2; h++) {
+                    f[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]), _mm256_mul_ps(w[i][h], d), f[t][h]);
+                    if (mins) f[t][h] = _mm256_fmadd_ps(m[i][h], dsum, f[t][h]);
+                }
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < nt; t++) {
+        out[t][0] = f[t][0];
+        out[t][1] = f[t][1];
+    }
+}
+
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[AT_ONCE][2]);
+
+#define GEMV(type, nt, ...)                                                                                            \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,               \
+                                  __m256 out[AT_ONCE][2]) {                                                            \
+        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
+    }
+#define X(type, ...)                                                                                                   \
+    GEMV(type, 1, __VA_ARGS__) GEMV(type, 2, __VA_ARGS__) GEMV(type, 3, __VA_ARGS__) GEMV(type, 4, __VA_ARGS__)
+CPU_LAYOUTS(X)
+#undef X
+
+static gemv_fn *const gemv_fns[LAYOUT_BF16][AT_ONCE] = {
+#define X(type, ...) [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type},
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* Rows of a tile are written through a buffer: the last tile may be cut. */
+static void store_rows(float *y, const float *sum, const float *bias, int64_t left) {
+    int64_t n = left < 16 ? left : 16;
+    for (int64_t i = 0; i < n; i++) y[i] = sum[i] + (bias ? bias[i] : 0.0f);
+}
+
+static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
+    __m256i table = code_table(l);
+    act_block b = act_block_at(a, 0);
+    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
+        for (int64_t r = begin; r < end; r += 16) {
+            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            for (int t0 = 0; t0 < b.n; t0 += AT_ONCE) {
+                int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
+                __m256 out[AT_ONCE][2];
+                float sum[16];
+                gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
+                for (int t = 0; t < nt; t++) {
+                    _mm256_storeu_ps(sum, out[t][0]);
+                    _mm256_storeu_ps(sum + 8, out[t][1]);
+                    store_rows(y + (t0 + t) * ldy + r, sum, w->bias ? w->bias + r : NULL, w->rows - r);
+                }
+            }
+        }
+    }
+}
+
+/* ---- many tokens */
+
+/* 16 rows of weights ready for the register tile. */
+typedef struct panel {
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];        /* (words, 64) */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+} panel;
+
+/* Columns k0 .. k0+n of one tile. */
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table,
+                        panel *out) {
+    const uint8_t *p = tile + k0 / 32 * bits * 64;
+    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
+    int parts = 32 / group;
+    (void)zero;
+    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+        __m256 w[2][2], m[2][2];
+        next_scales(group, two_level, mins, &walk, g, w, m);
+        UNROLL for (int h = 0; h < 2; h++) {
+            UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h),
+                                                                  word(bits, codebook, table, p + 32 * h, j));
+            UNROLL for (int i = 0; i < parts; i++) {
+                _mm256_store_ps(&out->scale[g * parts + i][8 * h], w[i][h]);
+                if (mins) _mm256_store_ps(&out->offset[g * parts + i][8 * h], m[i][h]);
+            }
+        }
+    }
+}
+
+/* f (tokens, 2) += panel x nt tokens of the block from t0 on, over n columns; b points at its first group of them.
+ * f stays in memory: 6 sums (with VNNI 12), 2 words of weights and their helpers fill the 16 registers. */
+INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
+    const int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook, words);
+    const uint8_t *code = w->code;
+    (void)two_level;
+    for (int64_t s = 0; s < n / group; s++, code += words * 64) { /* s counts parts */
+        const act_group *ag = b.group + s / parts * b.n + t0;
+        const int8_t *q = b.q + (s / parts * b.n + t0) * 32 + s % parts * 16;
+        __m256i acc[TILE][2], sum[TILE][2];
+        UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] =
+            start_of(bits, codebook, zero, part_start(group, ag + t, (int)(s % parts)));
+        UNROLL for (int k = 0; k < words; k++) {
+            __m256i u[2] = {load_i(code + k * 64), load_i(code + k * 64 + 32)};
+            UNROLL for (int t = 0; t < nt; t++) {
+                __m256i x = bcast4(q + t * 32 + 4 * k);
+                UNROLL for (int h = 0; h < 2; h++)
+                    add_word(is_signed(bits, codebook), exact, k, u[h], x, &sum[t][h], &acc[t][h]);
+            }
+        }
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m256 d = _mm256_set1_ps(ag[t].d);
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m256 v = _mm256_load_ps(f[t] + 8 * h);
+                v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][h]),
+                                    _mm256_mul_ps(_mm256_load_ps(w->scale[s] + 8 * h), d), v);
+                if (mins)
+                    v = _mm256_fmadd_ps(_mm256_load_ps(w->offset[s] + 8 * h),
+                                        _mm256_set1_ps(part_dsum(group, ag + t, (int)(s % parts))), v);
+                _mm256_store_ps(f[t] + 8 * h, v);
+            }
+        }
+    }
+}
+
+typedef struct tile_fns {
+    void (*unpack)(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out);
+    void (*gemm[TILE])(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]);
+} tile_fns;
+
+#if VNNI
+#define TILES(Y, ...)                                                                                                  \
+    Y(1, __VA_ARGS__) Y(2, __VA_ARGS__) Y(3, __VA_ARGS__) Y(4, __VA_ARGS__) Y(5, __VA_ARGS__) Y(6, __VA_ARGS__)
+#else
+#define TILES(Y, ...) Y(1, __VA_ARGS__) Y(2, __VA_ARGS__) Y(3, __VA_ARGS__)
+#endif
+#define GEMM(nt, type, ...)                                                                                            \
+    static void gemm##nt##_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                 \
+        gemm_tile(__VA_ARGS__, nt, w, b, t0, n, f);                                                                    \
+    }
+#define GEMM_NAME(nt, type) gemm##nt##_##type,
+#define X(type, ...)                                                                                                   \
+    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table, panel *out) {   \
+        unpack_tile(__VA_ARGS__, tile, cols, k0, n, table, out);                                                       \
+    }                                                                                                                  \
+    TILES(GEMM, type, __VA_ARGS__)
+CPU_LAYOUTS(X)
+#undef X
+
+static const tile_fns tiles[LAYOUT_BF16] = {
+#define X(type, ...) [LAYOUT_##type] = {unpack_##type, {TILES(GEMM_NAME, type)}},
+    CPU_LAYOUTS(X)
+#undef X
+};
+
+/* Rows of y to and from f; of the last tile only some. */
+INLINE void load_rows(float f[16], const float *y, int64_t n) {
+    if (n == 16)
+        memcpy(f, y, 16 * sizeof *f);
+    else
+        memcpy(f, y, (size_t)n * sizeof *f);
+}
+INLINE void save_rows(float *y, const float f[16], int64_t n) {
+    if (n == 16)
+        memcpy(y, f, 16 * sizeof *f);
+    else
+        memcpy(y, f, (size_t)n * sizeof *f);
+}
+
+/* y (nt tokens, 16 rows) (+)= panel x tokens t0 .. of the block. */
+static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n,
+                        int64_t r, bool first, float *y, int64_t ldy) {
+    _Alignas(32) float f[TILE][16] = {{0}};
+    int nt = b.n - t0 < TILE ? b.n - t0 : TILE;
+    int64_t left = w->rows - r < 16 ? w->rows - r : 16;
+    for (int t = 0; t < nt && (!first || w->bias); t++) load_rows(f[t], first ? w->bias + r : y + t * ldy, left);
+    fns->gemm[nt - 1](p, b, t0, n, f);
+    for (int t = 0; t < nt; t++) save_rows(y + t * ldy, f[t], left);
+}
+
+static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
+    const tile_fns *fns = &tiles[w->layout];
+    __m256i table = code_table(l);
+    panel p;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t k = 0; k < w->cols; k += step) {
+        int64_t n = w->cols - k < step ? w->cols - k : step;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
+            fns->unpack((const uint8_t *)w->packed + r / 16 * tile_bytes, w->cols, k, n, table, &p);
+            for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
+                act_block b = act_block_at(a, t);
+                b.q += k / 32 * b.n * 32;
+                b.group += k / 32 * b.n;
+                for (int t0 = 0; t0 < b.n; t0 += TILE)
+                    panel_times(fns, w, &p, b, t0, n, r, k == 0, y + (t + t0) * ldy + r, ldy);
+            }
+        }
+    }
+}
+
+/* ---- activations */
+
+/* As quantize_group of the C backend, to the bit. x: 32 floats. */
+INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
+    const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
+    __m256 v[4];
+    __m256i mag = _mm256_setzero_si256(), i[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+        v[k] = _mm256_loadu_ps(x + 8 * k);
+        mag = _mm256_max_epi32(
+            mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(mag), _mm256_extracti128_si256(mag, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    int32_t bits = _mm_cvtsi128_si32(m), part[4];
+    float amax;
+    memcpy(&amax, &bits, 4);
+    bool finite = bits < 0x7f800000;
+    __m256 inverse = _mm256_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
+    UNROLL for (int k = 0; k < 4; k++) {
+        i[k] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(v[k], inverse)) : _mm256_setzero_si256();
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(i[k]), _mm256_extracti128_si256(i[k], 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        part[k] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    }
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    int32_t lo = part[0] + part[1], sum = lo + part[2] + part[3];
+    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
+    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+}
+
+static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
+    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
+    act_share(worker, a, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
+        act_block b = act_block_at(a, t / len * len);
+        int64_t at = g * b.n + t % len;
+        const float *x = a->x + t * a->cols + 32 * g;
+        float padded[32] = {0};
+        if (left < 32) x = memcpy(padded, x, (size_t)left * sizeof *x);
+        quantize_group(x, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+    }
+}
+
+static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
+    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_BF16) cpu_fill_bf16(worker, a);
+    if (form == ACT_INT8) int8_fill_avx2(worker, a);
+    if (form == ACT_Q16) nf4_fill_avx2(worker, a);
+}
+
+/* ---- entries */
+
+static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
+    (void)flags; /* without bf16 products there is nothing to gain from PREP_BF16 */
+    return cpu_weight_pack(w, t, NULL, team, err);
+}
+
+static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    if (w->layout == LAYOUT_INT8)
+        (VNNI ? int8_matmul_avxvnni : int8_matmul_avx2)(worker, w, a, y, ldy);
+    else if (w->layout == LAYOUT_NF4 && a->n_tok <= FEW)
+        nf4_few_avx2(worker, w, a, y, ldy);
+    else if (!cpu_layout_of(w->layout))
+        dense_matmul_avx2(worker, w, a, y, ldy);
+    else if (a->n_tok <= FEW)
+        matmul_few(worker, w, a, y, ldy);
+    else
+        matmul_many(worker, w, a, y, ldy);
+}
+
+static void fill_matmul(llmq_backend_ops *ops) {
+    ops->weight_prepare = weight_prepare;
+    ops->weight_prepare_int8 = int8_pack;
+    ops->weight_release = cpu_weight_release;
+    ops->acts_bytes = cpu_acts_bytes;
+    ops->acts_fill = acts_fill;
+    ops->matmul = matmul;
+}
+
+#endif

@@ -1,0 +1,7 @@
+/* AVX-VNNI kernels for the interleaved quantized layouts: of processors that have vpdpbusd for 256 bits and no AVX-512. */
+#define VNNI 1
+#include "cpu/matmul_256.h"
+
+void cpu_fill_matmul_avxvnni(llmq_backend_ops *ops) {
+    fill_matmul(ops);
+}
