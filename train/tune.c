@@ -10,7 +10,8 @@
 /* ---- settings ---- */
 
 static const tune_settings defaults[2] = {
-    {.steps = 135, .batch = 1, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3, .blocks = -1}, /* lr: below */
+    /* steps and lr: suit_grids */
+    {.steps = -1, .batch = 1, .warmup = 5, .norm_lr = 1, .held_out = 6, .judge = 3, .blocks = -1},
     /* codes too */
     {.steps = 300,
      .batch = 3,
@@ -66,22 +67,28 @@ llmq_status tune_settings_parse(const char *list, bool codes, bool blocks, tune_
     return LLMQ_OK;
 }
 
-/* Of scales and norms of the whole model. A step of a minimum moves all weights of its group the same way, and 8-bit
- * rows have little error to win back: larger steps lead away from where both begin. */
-static double default_lr(const llmq_tune_job *job) {
-    if (job->params->int8) return 1e-4;
+static bool has_minimums(const llmq_tune_job *job) {
     for (size_t i = 0; i < job->ex->n; i++) {
         const llmq_type_info *grid = job->grid(job->user, i);
-        if (grid && (grid->form == GRID_AFFINE || grid->form == GRID_SUPER_AFFINE)) return 3e-4;
+        if (grid && (grid->form == GRID_AFFINE || grid->form == GRID_SUPER_AFFINE)) return true;
     }
-    return 1e-3;
+    return false;
+}
+
+/* What was not set, of scales and norms of the whole model. A step of a minimum moves all weights of its group the same
+ * way, and 8-bit rows have little error to win back: larger steps lead away from where both begin. More of the small
+ * ones help with minimums. */
+static void suit_grids(const llmq_tune_job *job, tune_settings *s) {
+    bool int8 = job->params->int8, minimums = !int8 && has_minimums(job);
+    if (s->lr == 0) s->lr = int8 ? 1e-4 : minimums ? 3e-4 : 1e-3;
+    if (s->steps < 0) s->steps = minimums ? 270 : 135;
 }
 
 /* Settings for this job's text. */
 static llmq_status read_settings(const llmq_tune_job *job, bool codes, bool blocks, tune_settings *s, llmq_err *err) {
     int64_t n = job->calib->n_windows;
     LLMQ_TRY(tune_settings_parse(job->params->tune_settings, codes, blocks, s, err));
-    if (s->lr == 0) s->lr = default_lr(job);
+    suit_grids(job, s);
     s->held_out = s->held_out / s->batch * s->batch;
     if (s->held_out < s->batch) s->held_out = s->batch;
     if (n > s->held_out) return LLMQ_OK;
