@@ -1,5 +1,5 @@
 /* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; files of AVX2,
- * AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu() is the way in.
+ * AVX-VNNI, AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu() is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
  * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
@@ -162,7 +162,7 @@ typedef struct llmq_adam {
 } llmq_adam;
 
 typedef struct llmq_backend_ops {
-    const char *isa;          /* "c", "avx2", "avx512", "amx" */
+    const char *isa;          /* "c", "avx2", "avxvnni", "avx512", "amx" */
     const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:

@@ -77,7 +77,8 @@ static inline void store_token(const product *p, int t, const int32_t *sum, int 
     for (int64_t r = 0; r < n; r++) {
         uint32_t v = (uint32_t)end->start[r] + (uint32_t)token->start;
         for (int i = 0; i < ways; i++) v += (uint32_t)sum[r * ways + i];
-        p->y[t * p->ldy + r] = (float)(int32_t)v * (end->scale[r] * token->d) + (p->bias ? p->bias[r] : 0.0f);
+        /* fused in every copy of this, for the same bits in tiles of any number of tokens */
+        p->y[t * p->ldy + r] = fmaf((float)(int32_t)v, end->scale[r] * token->d, p->bias ? p->bias[r] : 0.0f);
     }
 }
 

@@ -1,4 +1,4 @@
-/* The probes of AVX2: 256-bit loads; vpmaddubsw with its sums kept in 16 bits, the products of matmul_avx2.c. */
+/* The probes of AVX2: 256-bit loads; vpmaddubsw with its sums kept in 16 bits, the products of matmul_256.h. */
 #include <immintrin.h>
 
 #include "cpu/cpu.h"

@@ -30,7 +30,6 @@
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
-#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
 
 INLINE __m256i load_i(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -75,8 +74,8 @@ INLINE __m256i word(int bits, bool codebook, __m256i table, const uint8_t *p, in
 
 static __m256i code_table(const cpu_layout *l) {
     if (!l->codebook) return _mm256_setzero_si256();
-    int8_t table[16];
-    for (int i = 0; i < 16; i++) table[i] = (int8_t)(type_info(l->type)->levels[i] + (VNNI ? 128 : 0));
+    uint8_t table[16];
+    for (int i = 0; i < 16; i++) table[i] = (uint8_t)((int)type_info(l->type)->levels[i] + (VNNI ? 128 : 0));
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
 }
 

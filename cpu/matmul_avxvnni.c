@@ -1,4 +1,4 @@
-/* AVX-VNNI kernels for the interleaved quantized layouts: of processors that have vpdpbusd for 256 bits and no AVX-512. */
+/* AVX-VNNI kernels for the interleaved quantized layouts: for processors with vpdpbusd of 256 bits and no AVX-512. */
 #define VNNI 1
 #include "cpu/matmul_256.h"
 

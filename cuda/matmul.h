@@ -1,7 +1,7 @@
 /* Products of packed weights with any number of tokens: one entry that picks the kernels by the number of tokens.
  *     1 to 8       the decode kernels (cuda/matvec.cu): 8-bit activations, f16 ones where weights are f16
  *     9 to 256     gemm (cuda/gemm.cu): f16 activations, weights unpacked on the fly, f32 sums
- *     more         weights unpacked to f16, then cuBLAS; gemm where there is no cuBLAS
+ *     more         weights unpacked to f16, then cuBLAS; gemm where there is no cuBLAS or no memory left for it
  * For C. Pointers are device addresses; sizes are checked by the caller. Calls are queued on the stream in order.
  *
  * How a layer uses it:

@@ -1,5 +1,6 @@
 /* The instruction sets that tests of kernels go through, and what a run says of them. Programs linked with the emulated
- * AVX-VNNI, AVX-512 and AMX (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of both. */
+ * AVX-VNNI, AVX-512 and AMX (tests/emu512, -DLLMQ_EMULATED) leave AVX2 to the native ones; plain C is the oracle of
+ * all. */
 #ifndef LLMQ_TESTS_ISAS_H
 #define LLMQ_TESTS_ISAS_H
 

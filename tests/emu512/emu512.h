@@ -379,13 +379,13 @@ EMU __m256i emu_dot4(__m256i sum, __m256i a, __m256i b, bool a_signed, bool b_si
     __m256i odd = _mm256_madd_epi16(emu_odd_bytes(a, a_signed), emu_odd_bytes(b, b_signed));
     return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
-EMU __m256i emu_dpbusd(__m256i sum, __m256i a, __m256i b) {
+EMU __m256i _mm256_dpbusd_epi32(__m256i sum, __m256i a, __m256i b) {
     return emu_dot4(sum, a, b, false, true);
 }
 EMU __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     emu512 s = {.si = sum}, x = {.si = a}, y = {.si = b}, r;
-    r.hi[0] = emu_dpbusd(s.hi[0], x.hi[0], y.hi[0]);
-    r.hi[1] = emu_dpbusd(s.hi[1], x.hi[1], y.hi[1]);
+    r.hi[0] = _mm256_dpbusd_epi32(s.hi[0], x.hi[0], y.hi[0]);
+    r.hi[1] = _mm256_dpbusd_epi32(s.hi[1], x.hi[1], y.hi[1]);
     return r.si;
 }
 EMU __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
@@ -395,7 +395,7 @@ EMU __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
 }
 EMU __m128i _mm_dpbusd_epi32(__m128i sum, __m128i a, __m128i b) {
     return _mm256_castsi256_si128(
-        emu_dpbusd(_mm256_castsi128_si256(sum), _mm256_castsi128_si256(a), _mm256_castsi128_si256(b)));
+        _mm256_dpbusd_epi32(_mm256_castsi128_si256(sum), _mm256_castsi128_si256(a), _mm256_castsi128_si256(b)));
 }
 
 /* ---- conversions */

@@ -113,6 +113,7 @@ static uint32_t dot4(uint32_t sum, const uint8_t *a, const int8_t *b) {
     return sum + (uint32_t)dot;
 }
 TRY(dpbusd_epi32, si, _mm512_dpbusd_epi32(a.si, b.si, c.si), 16, u, dot4(a.u[j], b.ub + 4 * j, c.b + 4 * j))
+TRY(dpbusd_256, si256, _mm256_dpbusd_epi32(a.si256, b.si256, c.si256), 8, u, dot4(a.u[j], b.ub + 4 * j, c.b + 4 * j))
 TRY(dpbusd_128, si128, _mm_dpbusd_epi32(a.si128, b.si128, c.si128), 4, u, dot4(a.u[j], b.ub + 4 * j, c.b + 4 * j))
 /* Without saturation, in 32 bits. */
 static uint32_t dot_words(uint32_t sum, const int16_t *a, const int16_t *b) {
@@ -371,6 +372,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(srai_epi64_none),
         cmocka_unit_test(srai_epi64_some),
         cmocka_unit_test(dpbusd_epi32),
+        cmocka_unit_test(dpbusd_256),
         cmocka_unit_test(dpbusd_128),
         cmocka_unit_test(dpwssd_epi32),
         cmocka_unit_test(reduce_max_epu32),

@@ -6,6 +6,8 @@
 /* clang-format off */
 #undef _mm256_mask_storeu_epi16
 #define _mm256_mask_storeu_epi16 emu_mm256_mask_storeu_epi16
+#undef _mm256_dpbusd_epi32
+#define _mm256_dpbusd_epi32 emu_mm256_dpbusd_epi32
 #undef _mm256_maskz_loadu_epi16
 #define _mm256_maskz_loadu_epi16 emu_mm256_maskz_loadu_epi16
 #undef _mm512_abs_ps

@@ -125,20 +125,21 @@ static void products(void **state) {
 static void tokens_do_not_matter(void **state) {
     (void)state;
     matrix m = random_matrix(75, 96);
-    float *x = guarded_normal(23 * 96);
+    float *x = guarded_normal(23 * 96), *bias = guarded_normal(75);
     for (int i = 0; i < N_ISAS; i++)
-        for (int mode = 0; mode < 2; mode++) {
-            llmq_act_range range = {mode ? 0.02f : 0, mode ? 11 : 0};
-            float *all = run_isa(all_isas[i], &m, x, 23, range, NULL, 2);
+        for (int mode = 0; mode < 4; mode++) {
+            llmq_act_range range = {mode % 2 ? 0.02f : 0, mode % 2 ? 11 : 0};
+            const float *b = mode / 2 ? bias : NULL;
+            float *all = run_isa(all_isas[i], &m, x, 23, range, b, 2);
             if (!all) continue;
             for (int64_t t = 0; t < 23; t++) {
-                float *one = run_isa(all_isas[i], &m, x + t * 96, 1, range, NULL, 3);
+                float *one = run_isa(all_isas[i], &m, x + t * 96, 1, range, b, 3);
                 assert_memory_equal(one, all + t * 78, 75 * sizeof *one);
                 guarded_free(one);
             }
             guarded_free(all);
         }
-    guarded_free(x), mem_free(m.blocks);
+    guarded_free(x), guarded_free(bias), mem_free(m.blocks);
 }
 
 /* The largest integers that there are stay inside 32 bits. */

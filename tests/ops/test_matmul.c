@@ -142,7 +142,8 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
 
 /* NF4 and FP4 by integers of 16 bits; otherwise their own levels are multiplied with inputs as they are. */
 static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
-    return strcmp(ops->isa, "c") != 0 && (strncmp(ops->isa, "avx", 3) != 0 || strcmp(ops->isa, "avx512") == 0 || n_tok <= MATMUL_ALIKE);
+    bool narrow = strcmp(ops->isa, "avx2") == 0 || strcmp(ops->isa, "avxvnni") == 0;
+    return strcmp(ops->isa, "c") != 0 && (!narrow || n_tok <= MATMUL_ALIKE);
 }
 
 /* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */
@@ -177,11 +178,10 @@ static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *
     free(w), free(row);
 }
 
-/* One shape on every ISA and team. Tiles come last: what they are held against differs. */
-static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, bool with_bias) {
-    void *buffer;
-    llmq_tensor t = random_tensor(type, rows, cols, &buffer);
-    float *x = random_floats(n_tok * cols, -2, 2), *bias = with_bias ? random_floats(rows, -9, 9) : NULL;
+/* One product on every ISA and team. Tiles come last: what they are held against differs. */
+static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const float *bias) {
+    const int64_t rows = tensor_rows(&t), cols = tensor_cols(&t);
+    const llmq_type type = t.type;
     size_t n = (size_t)(n_tok * rows);
     double *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
     llmq_acts first = {.q8 = NULL};
@@ -221,7 +221,15 @@ static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_to
         free(y1);
     }
     mem_free(first.q8);
-    free(buffer), free(x), free(bias), free(want), free(mag);
+    free(want), free(mag);
+}
+
+static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, bool with_bias) {
+    void *buffer;
+    llmq_tensor t = random_tensor(type, rows, cols, &buffer);
+    float *x = random_floats(n_tok * cols, -2, 2), *bias = with_bias ? random_floats(rows, -9, 9) : NULL;
+    check_product(t, x, n_tok, bias);
+    free(buffer), free(x), free(bias);
 }
 
 /* Past ACT_FEW: every width of the last block of ACT_BLOCK, in test_quantized with its 19. */
@@ -238,6 +246,37 @@ static void test_quantized(void **state) {
             check_shape(info->id, 1 + (int64_t)rng() % 70, cols, tokens[k], k % 2);
         }
         check_shape(info->id, 33, info->block_len == 32 ? 1056 : 1280, 19, true); /* several panels of columns */
+    }
+}
+
+/* All codes at one end, all inputs at +-127: the largest sums that there are (16 bits must hold them on AVX2). */
+static void check_largest(const llmq_type_info *info, int code, int64_t n_tok) {
+    const int64_t rows = 18, cols = 2 * info->block_len;
+    void *buffer;
+    llmq_grid grid;
+    uint8_t codes[TYPE_MAX_BLOCK];
+    llmq_tensor t = random_tensor(info->id, rows, cols, &buffer);
+    for (int64_t b = 0; b < t.bytes / info->block_bytes; b++) {
+        uint8_t *block = (uint8_t *)buffer + b * info->block_bytes;
+        info->unpack(block, &grid, codes);
+        memset(codes, code, (size_t)info->block_len);
+        info->pack(&grid, codes, block);
+    }
+    float *x = random_floats(n_tok * cols, 1, 1);
+    for (int64_t i = 0; i < n_tok * cols; i++) x[i] = i / cols % 2 ? -1.5f : 1.5f;
+    check_product(t, x, n_tok, NULL);
+    free(buffer), free(x);
+}
+
+static void test_largest(void **state) {
+    (void)state;
+    for (size_t i = 0; type_at(i); i++) {
+        const llmq_type_info *info = type_at(i);
+        if (type_is_float(info)) continue;
+        for (int64_t n_tok = 1; n_tok <= 19; n_tok += 3) {
+            check_largest(info, 0, n_tok);
+            check_largest(info, info->n_levels - 1, n_tok);
+        }
     }
 }
 
@@ -543,12 +582,12 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quantized),         cmocka_unit_test(test_float),
-        cmocka_unit_test(test_activation_error),  cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_odd_activations),   cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_packed_size),       cmocka_unit_test(test_alike),
-        cmocka_unit_test(test_few_without_tiles), cmocka_unit_test(test_nf4_integers),
-        cmocka_unit_test(test_nf4_error),
+        cmocka_unit_test(test_quantized),    cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_float),        cmocka_unit_test(test_activation_error),
+        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_odd_activations),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_size),
+        cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_without_tiles),
+        cmocka_unit_test(test_nf4_integers), cmocka_unit_test(test_nf4_error),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
