@@ -203,7 +203,31 @@ llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_
     return LLMQ_OK;
 }
 
-/* ---- a small shape */
+/* ---- shapes */
+
+void hparams_role_shape(const llmq_hparams *hp, llmq_role role, int64_t *rows, int64_t *cols) {
+    int64_t q_dim = hp->n_head * hp->head_dim, kv_dim = hp->n_head_kv * hp->head_dim;
+    *rows = 1;
+    *cols = hp->n_embd;
+    switch (role) {
+    case ROLE_TOKEN_EMBD:
+    case ROLE_OUTPUT: *rows = hp->n_vocab; break;
+    case ROLE_ROPE_FREQS: *cols = hp->n_rot / 2; break;
+    case ROLE_Q: *rows = q_dim; break;
+    case ROLE_K:
+    case ROLE_V: *rows = kv_dim; break;
+    case ROLE_O: *rows = hp->n_embd, *cols = q_dim; break;
+    case ROLE_Q_BIAS: *cols = q_dim; break;
+    case ROLE_K_BIAS:
+    case ROLE_V_BIAS: *cols = kv_dim; break;
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM: *cols = hp->head_dim; break;
+    case ROLE_GATE:
+    case ROLE_UP: *rows = hp->n_ff; break;
+    case ROLE_DOWN: *rows = hp->n_embd, *cols = hp->n_ff; break;
+    default: break; /* norms and o's bias: n_embd */
+    }
+}
 
 #define SMALL_EMBD 768 /* multiples of every block */
 #define SMALL_FF 1536

@@ -96,6 +96,9 @@ llmq_status model_tokenizer(const llmq_model *model, const llmq_tokenizer **out,
 llmq_status hparams_read(const llmq_source *source, const char *arch, int64_t n_vocab_hint, llmq_hparams *out,
                          llmq_err *err);
 
+/* The shape that a role's tensor has; rows 1 for vectors. */
+void hparams_role_shape(const llmq_hparams *hp, llmq_role role, int64_t *rows, int64_t *cols);
+
 /* One layer of this shape, or of a smaller one that works as fast: what speeds are measured on. */
 llmq_hparams hparams_small(const llmq_hparams *hp);
 

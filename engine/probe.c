@@ -80,19 +80,13 @@ static llmq_type pass_type(const pipeline *p, const llmq_hparams *hp) {
 }
 
 static llmq_status prepare_layer(rehearsal *r, llmq_type type, llmq_team *team, llmq_err *err) {
-    const llmq_hparams *hp = &r->model.hp;
-    int64_t q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
-    const struct {
-        llmq_role role;
+    static const llmq_role roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        llmq_role role = roles[i];
         int64_t rows, cols;
-    } matrices[] = {{ROLE_Q, q, hp->n_embd},           {ROLE_K, kv, hp->n_embd},
-                    {ROLE_V, kv, hp->n_embd},          {ROLE_O, hp->n_embd, q},
-                    {ROLE_GATE, hp->n_ff, hp->n_embd}, {ROLE_UP, hp->n_ff, hp->n_embd},
-                    {ROLE_DOWN, hp->n_embd, hp->n_ff}};
-    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
-        llmq_role role = matrices[i].role;
         llmq_tensor t;
-        LLMQ_TRY(random_weight(type, matrices[i].rows, matrices[i].cols, &t, &r->bytes[role], err));
+        hparams_role_shape(&r->model.hp, role, &rows, &cols);
+        LLMQ_TRY(random_weight(type, rows, cols, &t, &r->bytes[role], err));
         LLMQ_TRY(r->model.ops->weight_prepare(&r->w[role], &t, PREP_BF16, team, err));
         if (r->w[role].packed) {
             mem_free(r->bytes[role]);

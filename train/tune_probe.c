@@ -52,17 +52,6 @@ static void set_shape(rehearsal *r) {
     r->job.user = r;
 }
 
-static bool shape_of(const llmq_hparams *hp, llmq_role role, int64_t *rows, int64_t *cols) {
-    int64_t e = hp->n_embd, q = hp->n_head * hp->head_dim, kv = hp->n_head_kv * hp->head_dim;
-    *rows = role == ROLE_Q ? q : role == ROLE_K || role == ROLE_V ? kv : e;
-    *cols = role == ROLE_O ? q : e;
-    if (role == ROLE_GATE || role == ROLE_UP) *rows = hp->n_ff;
-    if (role == ROLE_DOWN) *cols = hp->n_ff;
-    if (role == ROLE_ATTN_NORM || role == ROLE_FFN_NORM) *rows = 1;
-    if (role == ROLE_Q_NORM || role == ROLE_K_NORM) *rows = 1, *cols = hp->head_dim;
-    return student_wants().of[role] && role != ROLE_OUTPUT_NORM;
-}
-
 /* A matrix on this grid whose codes take every value and whose weights are about as large as weights are. */
 static llmq_status random_matrix(const llmq_type_info *grid, int64_t rows, int64_t cols, tunable *out, llmq_err *err) {
     llmq_quantized *q = NULL;
@@ -139,7 +128,8 @@ static void find_entries(rehearsal *r) {
 static llmq_status make_layer(rehearsal *r, llmq_err *err) {
     for (int role = 0; role < ROLE_COUNT; role++) {
         int64_t rows, cols;
-        if (!r->has[role] || !shape_of(&r->model.hp, (llmq_role)role, &rows, &cols)) continue;
+        if (!r->has[role] || !student_wants().of[role] || role == ROLE_OUTPUT_NORM) continue;
+        hparams_role_shape(&r->model.hp, (llmq_role)role, &rows, &cols);
         bool matrix = arch_role_is_matrix((llmq_role)role);
         llmq_type type = matrix ? LLMQ_TYPE_BF16 : LLMQ_TYPE_F32;
         r->shape[role] = (llmq_tensor){.type = type, .n_dims = 2, .dims = {cols, rows, 1, 1}};
