@@ -180,15 +180,19 @@ INLINE float part_dsum(int group, const act_group *ag, int i) {
 /* ---- few tokens */
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,
-                      __m256 out[AT_ONCE][2]) {
-    const uint8_t *p = tile;
-    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table,
+                      act_block b, int t0, __m256 out[AT_ONCE][2]) {
+    const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
+    const int64_t scale_bytes = tile_bytes - (code_end - tile);
+    scale_walk walk = {.p = code_end};
     __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m256 w[2][2], m[2][2];
-        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)p + PREFETCH + 64 * i, _MM_HINT_T0);
+        /* What follows the tile's last codes are the next tile's; scales are fetched a whole tile ahead. */
+        const uint8_t *ahead = p + PREFETCH + (p + PREFETCH < code_end ? 0 : scale_bytes);
+        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
+        _mm_prefetch((const char *)walk.p + tile_bytes, _MM_HINT_T0);
         next_scales(group, two_level, mins, &walk, g, w, m);
         const int8_t *q = b.q + (g * b.n + t0) * 32;
         const act_group *ag = b.group + g * b.n + t0;
@@ -212,12 +216,13 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
     }
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0, __m256 out[AT_ONCE][2]);
+typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table, act_block b, int t0,
+                     __m256 out[AT_ONCE][2]);
 
 #define GEMV(type, nt, ...)                                                                                            \
-    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m256i table, act_block b, int t0,               \
-                                  __m256 out[AT_ONCE][2]) {                                                            \
-        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table, act_block b,   \
+                                  int t0, __m256 out[AT_ONCE][2]) {                                                    \
+        gemv_tile(__VA_ARGS__, nt, tile, tile_bytes, cols, table, b, t0, out);                                         \
     }
 #define X(type, ...)                                                                                                   \
     GEMV(type, 1, __VA_ARGS__) GEMV(type, 2, __VA_ARGS__) GEMV(type, 3, __VA_ARGS__) GEMV(type, 4, __VA_ARGS__)
@@ -248,7 +253,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
                 int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
                 __m256 out[AT_ONCE][2];
                 float sum[16];
-                gemv_fns[w->layout][nt - 1](tile, w->cols, table, b, t0, out);
+                gemv_fns[w->layout][nt - 1](tile, tile_bytes, w->cols, table, b, t0, out);
                 for (int t = 0; t < nt; t++) {
                     _mm256_storeu_ps(sum, out[t][0]);
                     _mm256_storeu_ps(sum + 8, out[t][1]);
