@@ -25,8 +25,10 @@
 #define PANEL_COLS 512
 #define TILE (VNNI ? 6 : 3) /* tokens of a register tile; divides ACT_BLOCK */
 #define PREFETCH 1024
-#define FEW MATMUL_ALIKE /* up to so many tokens without a panel, */
-#define AT_ONCE 4        /* so many at a time */
+#define PASS_TOKENS 120
+#define L2_BYTES (256 << 10) /* of it, for activations */
+#define FEW MATMUL_ALIKE     /* up to so many tokens without a panel, */
+#define AT_ONCE 4            /* so many at a time */
 
 /* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
 #define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
@@ -238,7 +240,10 @@ static gemv_fn *const gemv_fns[LAYOUT_BF16][AT_ONCE] = {
 /* Rows of a tile are written through a buffer: the last tile may be cut. */
 static void store_rows(float *y, const float *sum, const float *bias, int64_t left) {
     int64_t n = left < 16 ? left : 16;
-    for (int64_t i = 0; i < n; i++) y[i] = sum[i] + (bias ? bias[i] : 0.0f);
+    if (n == 16 && !bias)
+        memcpy(y, sum, 16 * sizeof *y);
+    else
+        for (int64_t i = 0; i < n; i++) y[i] = sum[i] + (bias ? bias[i] : 0.0f);
 }
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
@@ -360,49 +365,46 @@ static const tile_fns tiles[LAYOUT_BF16] = {
 #undef X
 };
 
-/* Rows of y to and from f; of the last tile only some. */
-INLINE void load_rows(float f[16], const float *y, int64_t n) {
-    if (n == 16)
-        memcpy(f, y, 16 * sizeof *f);
-    else
-        memcpy(f, y, (size_t)n * sizeof *f);
-}
-INLINE void save_rows(float *y, const float f[16], int64_t n) {
-    if (n == 16)
-        memcpy(y, f, 16 * sizeof *f);
-    else
-        memcpy(y, f, (size_t)n * sizeof *f);
+/* Tokens of a pass over all rows: their activations stay in the L2 cache meanwhile. Whole blocks. */
+static int64_t pass_tokens(int64_t cols) {
+    int64_t n = L2_BYTES / cols / ACT_BLOCK * ACT_BLOCK;
+    return n > PASS_TOKENS ? PASS_TOKENS : n < 5 * ACT_BLOCK ? 5 * ACT_BLOCK : n;
 }
 
-/* y (nt tokens, 16 rows) (+)= panel x tokens t0 .. of the block. */
-static void panel_times(const tile_fns *fns, const llmq_weight *w, const panel *p, act_block b, int t0, int64_t n,
-                        int64_t r, bool first, float *y, int64_t ldy) {
-    _Alignas(32) float f[TILE][16] = {{0}};
-    int nt = b.n - t0 < TILE ? b.n - t0 : TILE;
-    int64_t left = w->rows - r < 16 ? w->rows - r : 16;
-    for (int t = 0; t < nt && (!first || w->bias); t++) load_rows(f[t], first ? w->bias + r : y + t * ldy, left);
-    fns->gemm[nt - 1](p, b, t0, n, f);
-    for (int t = 0; t < nt; t++) save_rows(y + t * ldy, f[t], left);
+/* f (tokens, 16) += panel, columns k .. k+n, x tokens t0 .. t0+n_tok. */
+static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t t0,
+                        int64_t n_tok, float f[][16]) {
+    const int64_t len = act_block_len(a->n_tok);
+    for (int64_t t = 0; t < n_tok; t += len) {
+        act_block b = act_block_at(a, t0 + t);
+        b.q += k / 32 * b.n * 32;
+        b.group += k / 32 * b.n;
+        for (int i = 0; i < b.n; i += TILE) fns->gemm[(b.n - i < TILE ? b.n - i : TILE) - 1](p, b, i, n, f + t + i);
+    }
 }
 
+/* Sums stay in f over all panels of columns, as y would be read from far away. */
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
+    const int64_t pass = pass_tokens(w->cols);
     const tile_fns *fns = &tiles[w->layout];
     __m256i table = code_table(l);
+    _Alignas(64) float f[PASS_TOKENS][16];
     panel p;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t k = 0; k < w->cols; k += step) {
-        int64_t n = w->cols - k < step ? w->cols - k : step;
+    for (int64_t t0 = 0; t0 < a->n_tok; t0 += pass) {
+        int64_t n_tok = a->n_tok - t0 < pass ? a->n_tok - t0 : pass;
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
-            fns->unpack((const uint8_t *)w->packed + r / 16 * tile_bytes, w->cols, k, n, table, &p);
-            for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
-                act_block b = act_block_at(a, t);
-                b.q += k / 32 * b.n * 32;
-                b.group += k / 32 * b.n;
-                for (int t0 = 0; t0 < b.n; t0 += TILE)
-                    panel_times(fns, w, &p, b, t0, n, r, k == 0, y + (t + t0) * ldy + r, ldy);
+            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            memset(f, 0, (size_t)n_tok * sizeof *f);
+            for (int64_t k = 0; k < w->cols; k += step) {
+                int64_t n = w->cols - k < step ? w->cols - k : step;
+                fns->unpack(tile, w->cols, k, n, table, &p);
+                panel_times(fns, a, &p, k, n, t0, n_tok, f);
             }
+            for (int64_t t = 0; t < n_tok; t++)
+                store_rows(y + (t0 + t) * ldy + r, f[t], w->bias ? w->bias + r : NULL, w->rows - r);
         }
     }
 }
