@@ -14,6 +14,8 @@
 #define TILE 6
 #define TOKENS 120       /* of a pass: whole tiles, so few that they stay in the L2 cache for all rows */
 #define FEW MATMUL_ALIKE /* up to so many tokens by dot products */
+#define NEAR                                                                                                           \
+    (32 << 10) /* the next rows are fetched ahead if they are no more than this: longer ones come by themselves */
 
 enum { FLOAT32, FLOAT16, BFLOAT16, BLOCKS_NF4 };
 
@@ -46,14 +48,16 @@ INLINE float sum8(__m256 v) {
 INLINE void dot_tile(int kind, int nr, int nt, const char *row, int64_t row_bytes, const float *x, int64_t cols,
                      const float *bias, float *y, int64_t ldy) {
     __m256 f[4][2], v[2];
-    int64_t k = 0;
+    int64_t k = 0, next = nr * row_bytes <= NEAR ? nr * row_bytes : 0;
     UNROLL for (int i = 0; i < nr; i++) {
         UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm256_setzero_ps();
     }
     for (; k + 8 <= cols; k += 8) {
         UNROLL for (int t = 0; t < nt; t++) v[t] = _mm256_loadu_ps(x + t * cols + k);
         UNROLL for (int i = 0; i < nr; i++) {
-            __m256 w = load_w(kind, row + i * row_bytes + k * elem_bytes(kind));
+            const char *p = row + i * row_bytes + k * elem_bytes(kind);
+            _mm_prefetch(p + next, _MM_HINT_T0);
+            __m256 w = load_w(kind, p);
             UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm256_fmadd_ps(w, v[t], f[i][t]);
         }
     }
