@@ -1,5 +1,6 @@
 /* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; files of AVX2,
- * AVX-VNNI, AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu() is the way in.
+ * AVX-VNNI, AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu()
+ * is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
  * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
@@ -289,7 +290,7 @@ typedef struct llmq_backend_ops {
 
 /* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|amx limits it. Never NULL. */
 const llmq_backend_ops *backend_cpu(void);
-/* The backend of one ISA for tests: "c", "avx2", "avx512", "amx"; NULL if this machine or build lacks it. */
+/* The backend of one ISA for tests, by one of these names; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);
 /* Bytes/s that the team reads from a buffer of this size: the fastest pass of a plain loop and of one with prefetch, over
  * large pages and over small ones. 0: no memory. */

@@ -14,8 +14,8 @@
 #define TILE 6
 #define TOKENS 120       /* of a pass: whole tiles, so few that they stay in the L2 cache for all rows */
 #define FEW MATMUL_ALIKE /* up to so many tokens by dot products */
-#define NEAR                                                                                                           \
-    (32 << 10) /* the next rows are fetched ahead if they are no more than this: longer ones come by themselves */
+/* The next rows are fetched ahead if they are no more than this: longer ones come by themselves. */
+#define NEAR (32 << 10)
 
 enum { FLOAT32, FLOAT16, BFLOAT16, BLOCKS_NF4 };
 

@@ -45,6 +45,8 @@ static void tile_2(const product *p) {
     tile(2, p);
 }
 
+static tile_fn *const tiles[TOKENS] = {tile_1, tile_2};
+
 void int8_fill_avx2(const llmq_worker *worker, llmq_acts *a) {
     fill_tokens(worker, a);
 }
@@ -52,9 +54,5 @@ void int8_fill_avx2(const llmq_worker *worker, llmq_acts *a) {
 void int8_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t begin, end;
     worker_range(worker, w->rows, 16, &begin, &end);
-    for (int64_t r = begin; r < end; r += 16) {
-        product p = product_of(w, a, y, ldy, r);
-        for (int64_t t = 0; t < a->n_tok; t += TOKENS, next_tokens(&p, TOKENS))
-            (a->n_tok - t < TOKENS ? tile_1 : tile_2)(&p);
-    }
+    for (int64_t r = begin; r < end; r += 16) all_tokens(w, a, y, ldy, r, TOKENS, tiles);
 }

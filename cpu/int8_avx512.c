@@ -47,7 +47,6 @@ INLINE void tile(int nt, int np, int ways, const product *p) {
     }
 }
 
-typedef void tile_fn(const product *p);
 #define TILE(nt, np, ways)                                                                                             \
     static void tile_##nt##_##np(const product *p) {                                                                   \
         tile(nt, np, ways, p);                                                                                         \
@@ -60,14 +59,6 @@ TILE(1, 4, 1) TILE(2, 4, 1) TILE(3, 4, 1) TILE(4, 4, 1) TILE(5, 4, 1) TILE(6, 4,
                                            tile_5_1, tile_6_1, tile_7_1, tile_8_1};
 static tile_fn *const wide_tile[TOKENS] = {tile_1_4, tile_2_4, tile_3_4, tile_4_4, tile_5_4, tile_6_4};
 
-/* Rows from r on times all tokens, `most` at a time. */
-static void times_tokens(const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy, int64_t r, int64_t most,
-                         tile_fn *const *fns) {
-    product p = product_of(w, a, y, ldy, r);
-    for (int64_t t = 0; t < a->n_tok; t += most, next_tokens(&p, most))
-        fns[(a->n_tok - t < most ? a->n_tok - t : most) - 1](&p);
-}
-
 void int8_fill_avx512(const llmq_worker *worker, llmq_acts *a) {
     fill_tokens(worker, a);
 }
@@ -77,6 +68,6 @@ void int8_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const l
     bool few = a->n_tok <= FEW;
     worker_range(worker, w->rows, few ? 16 : 16 * WIDE, &begin, &end);
     int64_t r = begin;
-    for (; !few && end - r > 16 * (WIDE - 1); r += 16 * WIDE) times_tokens(w, a, y, ldy, r, TOKENS, wide_tile);
-    for (; r < end; r += 16) times_tokens(w, a, y, ldy, r, FEW, one_tile);
+    for (; !few && end - r > 16 * (WIDE - 1); r += 16 * WIDE) all_tokens(w, a, y, ldy, r, TOKENS, wide_tile);
+    for (; r < end; r += 16) all_tokens(w, a, y, ldy, r, FEW, one_tile);
 }

@@ -30,22 +30,17 @@ INLINE void tile(int nt, const product *p) {
     }
 }
 
-typedef void tile_fn(const product *p);
 #define TILE(nt)                                                                                                       \
     static void tile_##nt(const product *p) {                                                                          \
         tile(nt, p);                                                                                                   \
     }
 /* clang-format off */
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-/* clang-format on */
-static tile_fn *const tiles[TOKENS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+    /* clang-format on */
+    static tile_fn *const tiles[TOKENS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
 
 void int8_matmul_avxvnni(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t begin, end;
     worker_range(worker, w->rows, 16, &begin, &end);
-    for (int64_t r = begin; r < end; r += 16) {
-        product p = product_of(w, a, y, ldy, r);
-        for (int64_t t = 0; t < a->n_tok; t += TOKENS, next_tokens(&p, TOKENS))
-            tiles[(a->n_tok - t < TOKENS ? a->n_tok - t : TOKENS) - 1](&p);
-    }
+    for (int64_t r = begin; r < end; r += 16) all_tokens(w, a, y, ldy, r, TOKENS, tiles);
 }

@@ -88,4 +88,14 @@ static inline void next_tokens(product *p, int64_t n) {
     p->y += n * p->ldy;
 }
 
+typedef void tile_fn(const product *p);
+
+/* Rows from r on times all tokens, `most` at a time; fns[n - 1] is for n. */
+static inline void all_tokens(const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy, int64_t r, int64_t most,
+                              tile_fn *const *fns) {
+    product p = product_of(w, a, y, ldy, r);
+    for (int64_t t = 0; t < a->n_tok; t += most, next_tokens(&p, most))
+        fns[(a->n_tok - t < most ? a->n_tok - t : most) - 1](&p);
+}
+
 #endif

@@ -1,7 +1,73 @@
-/* AVX2 kernels for the interleaved quantized layouts. */
+/* AVX2 kernels for the interleaved quantized layouts, and activations in the forms that weights want. */
 #define VNNI 0
 #include "cpu/matmul_256.h"
 
+/* ---- activations */
+
+/* As quantize_group of the C backend, to the bit. x: 32 floats. */
+INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
+    const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
+    __m256 v[4];
+    __m256i mag = _mm256_setzero_si256(), i[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+        v[k] = _mm256_loadu_ps(x + 8 * k);
+        mag = _mm256_max_epi32(
+            mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(mag), _mm256_extracti128_si256(mag, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    int32_t bits = _mm_cvtsi128_si32(m), part[4];
+    float amax;
+    memcpy(&amax, &bits, 4);
+    bool finite = bits < 0x7f800000;
+    __m256 inverse = _mm256_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
+    UNROLL for (int k = 0; k < 4; k++) {
+        i[k] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(v[k], inverse)) : _mm256_setzero_si256();
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(i[k]), _mm256_extracti128_si256(i[k], 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        part[k] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    }
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    int32_t lo = part[0] + part[1], sum = lo + part[2] + part[3];
+    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
+    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+}
+
+static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
+    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
+    act_share(worker, a, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
+        act_block b = act_block_at(a, t / len * len);
+        int64_t at = g * b.n + t % len;
+        const float *x = a->x + t * a->cols + 32 * g;
+        float padded[32] = {0};
+        if (left < 32) x = memcpy(padded, x, (size_t)left * sizeof *x);
+        quantize_group(x, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
+    }
+}
+
+static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
+    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_BF16) cpu_fill_bf16(worker, a);
+    if (form == ACT_INT8) int8_fill_avx2(worker, a);
+    if (form == ACT_Q16) nf4_fill_avx2(worker, a);
+}
+
+/* ---- entries */
+
+static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
+    (void)flags; /* without bf16 products there is nothing to gain from PREP_BF16 */
+    return cpu_weight_pack(w, t, NULL, team, err);
+}
+
 void cpu_fill_matmul_avx2(llmq_backend_ops *ops) {
-    fill_matmul(ops);
+    ops->weight_prepare = weight_prepare;
+    ops->weight_prepare_int8 = int8_pack;
+    ops->weight_release = cpu_weight_release;
+    ops->acts_bytes = cpu_acts_bytes;
+    ops->acts_fill = acts_fill;
+    ops->matmul = matmul;
 }

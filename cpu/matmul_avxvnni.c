@@ -3,5 +3,5 @@
 #include "cpu/matmul_256.h"
 
 void cpu_fill_matmul_avxvnni(llmq_backend_ops *ops) {
-    fill_matmul(ops);
+    ops->matmul = matmul;
 }
