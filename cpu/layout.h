@@ -66,6 +66,22 @@ static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int6
     if (whole) *begin *= groups, *end *= groups;
 }
 
+/* ACT_Q8 of a's inputs. quantize: n of a group's 32, at most; the rest is zero. A constant, so that it is inlined. */
+static inline __attribute__((always_inline)) void act_fill_q8(const llmq_worker *worker, llmq_acts *a,
+                               void (*quantize)(const float *x, int64_t n, int8_t *q, act_group *group)) {
+    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
+    act_share(worker, a, &begin, &end);
+    for (int64_t i = begin; i < end;) { /* i = t * groups + g */
+        int64_t t = i / groups, g = i % groups, stop = end - i < groups - g ? g + end - i : groups;
+        act_block b = act_block_at(a, t / len * len);
+        for (i += stop - g; g < stop; g++) {
+            int64_t at = g * b.n + t % len, left = a->cols - 32 * g;
+            quantize(a->x + t * a->cols + 32 * g, left < 32 ? left : 32, (int8_t *)b.q + at * 32,
+                     (act_group *)b.group + at);
+        }
+    }
+}
+
 /* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a
  * register tile would otherwise compete for the same few sets of the L1 cache. */
 static inline int64_t act_bf16_stride(int64_t cols) {

@@ -4,8 +4,10 @@
 
 /* ---- activations */
 
-/* As quantize_group of the C backend, to the bit. x: 32 floats. */
-INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
+/* As quantize_group of the C backend, to the bit. */
+INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
+    float padded[32] = {0};
+    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
     const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
     __m256 v[4];
     __m256i mag = _mm256_setzero_si256(), i[4];
@@ -35,22 +37,8 @@ INLINE void quantize_group(const float *x, int8_t *q, act_group *group) {
     *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
 }
 
-static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
-    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    act_share(worker, a, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
-        act_block b = act_block_at(a, t / len * len);
-        int64_t at = g * b.n + t % len;
-        const float *x = a->x + t * a->cols + 32 * g;
-        float padded[32] = {0};
-        if (left < 32) x = memcpy(padded, x, (size_t)left * sizeof *x);
-        quantize_group(x, (int8_t *)b.q + at * 32, (act_group *)b.group + at);
-    }
-}
-
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_avx2(worker, a);
     if (form == ACT_Q16) nf4_fill_avx2(worker, a);

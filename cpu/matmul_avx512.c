@@ -301,22 +301,8 @@ INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
     *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
 }
 
-static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
-    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    act_share(worker, a, &begin, &end);
-    for (int64_t i = begin; i < end;) { /* i = t * groups + g */
-        int64_t t = i / groups, g = i % groups, stop = end - i < groups - g ? g + end - i : groups;
-        act_block b = act_block_at(a, t / len * len);
-        for (i += stop - g; g < stop; g++) {
-            int64_t at = g * b.n + t % len;
-            quantize_group(a->x + t * a->cols + 32 * g, a->cols - 32 * g, (int8_t *)b.q + at * 32,
-                           (act_group *)b.group + at);
-        }
-    }
-}
-
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
     if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
     if (form == ACT_INT8) int8_fill_avx512(worker, a);
     if (form == ACT_Q16) nf4_fill_avx512(worker, a);

@@ -53,18 +53,6 @@ static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
     *group = (act_group){d, -128 * (lo + hi), d * (float)(lo + hi), -128 * lo};
 }
 
-static void fill_q8(const llmq_worker *worker, llmq_acts *a) {
-    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    act_share(worker, a, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t t = i / groups, g = i % groups, left = a->cols - 32 * g;
-        act_block b = act_block_at(a, t / len * len);
-        int64_t at = g * b.n + t % len;
-        quantize_group(a->x + t * a->cols + 32 * g, left < 32 ? left : 32, (int8_t *)b.q + at * 32,
-                       (act_group *)b.group + at);
-    }
-}
-
 void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
     int64_t stride = act_bf16_stride(a->cols), begin, end;
     worker_range(worker, a->n_tok, 1, &begin, &end);
@@ -74,7 +62,7 @@ void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) fill_q8(worker, a);
+    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_c(worker, a);
 }

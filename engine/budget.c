@@ -165,11 +165,12 @@ llmq_status pipeline_budget_before(pipeline *p, llmq_err *err) {
     int64_t limit = p->params->max_ram, chunk, fixed = (int64_t)(p->base_bytes + SLACK);
     if (limit <= 0 || p->calib.n_windows <= 0) return LLMQ_OK;
     if (p->params->tune) (void)pipeline_plan_tuning(p, NULL); /* for the least; what is wrong is told later */
-    bool fits = fixed + (int64_t)max_size(self_bytes(p), choice_bytes(p, 0)) <= limit;
+    size_t first = max_size(self_bytes(p), pipeline_ranges_bytes(p));
+    bool fits = fixed + (int64_t)max_size(first, choice_bytes(p, 0)) <= limit;
     for (int halvings = 0; !fits && (chunk = calib_run_chunk(&p->calib, halvings)) > 0; halvings++) {
         p->choice_chunk = chunk;
         p->result->planned_peak_bytes = peak_bytes(p, chunk, chunk, true);
-        fits = fixed + (int64_t)max_size(self_bytes(p), choice_bytes(p, chunk)) <= limit;
+        fits = fixed + (int64_t)max_size(first, choice_bytes(p, chunk)) <= limit;
     }
     return fits ? LLMQ_OK : refuse(p, err);
 }

@@ -36,8 +36,6 @@ struct llmq_calib_run {
     bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
     bool allow_q8;
-    calib_watch_fn *watch;
-    void *watcher;
     llmq_calib_work spent;  /* seconds of the team */
     double *sums;           /* [wide] of a site's inputs over all tokens */
     float *in;              /* (chunk, cols of the site) inputs of the site's matrices */
@@ -65,7 +63,6 @@ typedef struct pass {
     llmq_calib_run *run;
     llmq_site_id site;
     float *gram;
-    bool wanted;         /* inputs of the site are, beyond what the passes keep */
     int64_t begin, n;    /* tokens of the chunk */
     double gram_seconds; /* worker 0's */
     _Atomic int64_t dropped;
@@ -224,7 +221,7 @@ static void attend(const llmq_worker *w, const span *s) {
 }
 
 static void pass_qkv(const llmq_worker *w, const span *s) {
-    if (!s->p->wanted) return;
+    if (!s->p->gram) return;
     for (part p = no_part; next_part(w, s, &p);) norm_part(s, &p, ROLE_ATTN_NORM, s->in);
     worker_barrier(w);
 }
@@ -248,7 +245,7 @@ static void pass_o(const llmq_worker *w, const span *s) {
 }
 
 static void pass_gate_up(const llmq_worker *w, const span *s) {
-    close_block(w, s, ROLE_O, s->run->q_dim, s->p->wanted ? ROLE_FFN_NORM : ROLE_COUNT);
+    close_block(w, s, ROLE_O, s->run->q_dim, s->p->gram ? ROLE_FFN_NORM : ROLE_COUNT);
 }
 
 static void pass_down(const llmq_worker *w, const span *s) {
@@ -345,9 +342,17 @@ static void add_spent(llmq_calib_run *run, const pass *p, double seconds) {
     run->spent.of[CALIB_FLOATS] += seconds > p->gram_seconds ? seconds - p->gram_seconds : 0;
 }
 
-void calib_run_watch(llmq_calib_run *run, calib_watch_fn *watch, void *user) {
-    run->watch = watch;
-    run->watcher = user;
+void calib_run_inputs(llmq_calib_run *run, llmq_site_id site, int64_t begin, int64_t n, float *to) {
+    const llmq_backend_ops *ops = run->model->ops;
+    const llmq_worker alone = {0, 1, run->team};
+    int64_t cols = calib_site_cols(&run->model->hp, site);
+    if (site == SITE_O || site == SITE_DOWN) {
+        ops->from_bf16(run->mid + begin * cols, to, n * cols);
+        return;
+    }
+    ops->rms_norm(&alone, run->x + begin * cols, run->vec[site == SITE_QKV ? ROLE_ATTN_NORM : ROLE_FFN_NORM],
+                  run->model->hp.eps, to, n, cols, cols);
+    ops->drop_rows(to, n, cols, run->bad + begin);
 }
 
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8) {
@@ -364,7 +369,7 @@ static void weigh_mean(const llmq_calib_run *run, int64_t cols, int64_t n_tokens
 
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
     int64_t cols = calib_site_cols(&run->model->hp, site);
-    pass p = {.run = run, .site = site, .gram = gram, .wanted = gram || run->watch};
+    pass p = {.run = run, .site = site, .gram = gram};
     if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
     if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
@@ -374,7 +379,6 @@ llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, 
         p.gram_seconds = 0;
         team_run(run->team, pass_worker, &p);
         add_spent(run, &p, time_seconds() - start);
-        if (run->watch && site < SITE_COUNT) run->watch(run->watcher, run->in, p.begin, p.n, cols, run->bad + p.begin);
         llmq_calib_work done = calib_site_work(&run->model->hp, run->calib->ctx, site, gram != NULL);
         for (int k = 0; k < CALIB_KINDS; k++) done.of[k] *= (double)p.n;
         if (!run->tick(run->user, &done)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");

@@ -62,10 +62,10 @@ int64_t calib_run_fork(llmq_calib_run *run, llmq_site_id site, llmq_role role, l
 /* Sites in order, then SITE_COUNT for what follows the last one. gram (cols, cols): zeroed, then filled in its lower
  * triangle; NULL: only the tokens move on. *n_tokens_out: tokens that count in it, the others were not finite. */
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err);
-/* After each chunk of later passes to a site, by the calling thread: the inputs (n, cols) of the site's matrices of
- * tokens [begin, begin + n); rows of bad[n] are left out. NULL: nobody watches. */
-typedef void calib_watch_fn(void *user, const float *in, int64_t begin, int64_t n, int64_t cols, const uint8_t *bad);
-void calib_run_watch(llmq_calib_run *run, calib_watch_fn *watch, void *user);
+/* After the pass to a site, and for those behind o and down still after the one that follows: the inputs (n, cols) of
+ * its matrices of tokens [begin, begin + n). Rows that are not finite are zero, and their tokens left out from then on.
+ * Several threads may read different tokens. */
+void calib_run_inputs(llmq_calib_run *run, llmq_site_id site, int64_t begin, int64_t n, float *to);
 /* Of the Gram matrices of later passes (docs/quantization.md): how often more they count the mean of the inputs, and
  * whether inputs may be rounded to 8 bits. 0 and true as created. */
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8);

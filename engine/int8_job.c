@@ -116,7 +116,7 @@ llmq_status pipeline_find_ranges(pipeline *p, llmq_err *err) {
 double forecast_ranges(const pipeline *p) {
     double sum = 0;
     if (!pipeline_finds_ranges(p) || p->calib.n_windows <= 0) return 0;
-    double n_tok = (double)int8_ranges_tokens(&p->calib);
+    double n_tok = (double)int8_ranges_tokens(&p->model->hp, &p->calib);
     for (int site = 0; site <= SITE_COUNT; site++) {
         llmq_calib_work work = calib_site_work(&p->model->hp, p->calib.ctx, (llmq_site_id)site, false);
         int64_t rows = 0;
@@ -134,7 +134,8 @@ double forecast_ranges(const pipeline *p) {
 
 size_t pipeline_ranges_bytes(const pipeline *p) {
     if (!pipeline_finds_ranges(p) || p->calib.n_windows <= 0) return 0;
-    const llmq_calib part = {.ctx = p->calib.ctx, .n_windows = int8_ranges_tokens(&p->calib) / p->calib.ctx};
+    const llmq_calib part = {.ctx = p->calib.ctx,
+                             .n_windows = int8_ranges_tokens(&p->model->hp, &p->calib) / p->calib.ctx};
     llmq_calib_need need = calib_run_need(p->model, &part, 0, team_size(p->team));
     return need.hidden + need.mid + need.bad + need.chunk + int8_ranges_bytes(p->ex, &p->calib);
 }

@@ -1,5 +1,5 @@
 /* INT8: smoothing of every matrix's input, and for static INT8 its range, found before anything is quantized in one
- * pass of some of the calibration tokens through the full-precision layers. */
+ * pass of the calibration tokens through the full-precision layers. */
 #ifndef LLMQ_ENGINE_INT8_RANGES_H
 #define LLMQ_ENGINE_INT8_RANGES_H
 
@@ -37,7 +37,7 @@ void int8_ranges_destroy(int8_ranges *r);                                       
 llmq_status int8_ranges_find(const int8_ranges_job *job, int8_ranges *r, llmq_err *err);
 
 /* Tokens that pass, and for forecasts: nanoseconds of some machine for a site's search on so many sampled rows. */
-int64_t int8_ranges_tokens(const llmq_calib *calib);
+int64_t int8_ranges_tokens(const llmq_hparams *hp, const llmq_calib *calib);
 int64_t int8_ranges_rows(int64_t rows); /* of a matrix, sampled */
 double int8_ranges_work(int64_t rows, int64_t cols, int64_t n_tok, bool fixed, bool smooth, int n_workers);
 /* Bytes beside those of the run. */

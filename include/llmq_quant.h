@@ -89,17 +89,18 @@ typedef struct llmq_quant_row { /* one tensor of the plan and, after the job, of
     int64_t n_tokens;   /* calibration tokens that counted for it; 0: no calibration */
 } llmq_quant_row;
 
-/* The input of matrices of a layer in an INT8 model. Errors are those of
- * the matrices' outputs on a sample of the calibration text: a mean of squares over squares, rounding of weights
- * included. */
+/* The input of matrices of a layer in an INT8 model. Errors are those of the matrices' outputs on a sample of the
+ * calibration text, rounding of weights included: a mean of squares over the squares of the outputs; for o and down
+ * over those of the residual stream that they are added to. */
 typedef struct llmq_quant_input {
     int layer;
     const char *site; /* "qkv", "o", "gate_up", "down". Static */
     bool kept;        /* in higher precision: a scale for each token, or floats; note says why */
-    float min, max;   /* seen, after smoothing */
+    float min, max;   /* seen, after smoothing; 0 lies between them */
     float scale;      /* x = scale * (q - zero), q from -128 to 127 */
     int zero;
-    const char *observer; /* whose range is used: "min-max", "percentile", "mse", "entropy"; NULL: none. Static */
+    const char *observer; /* whose range is used: "min-max", "percentile", "mse", "entropy", "channels" (the most that
+                           * any reaches where it is best cut off, or a part of that); NULL: none. Static */
     double alpha;         /* exponent of smoothing; 0: none */
     double error;         /* in the range, or where there is none (scale 0) with a scale for each token */
     double plain_error;   /* the same without smoothing */

@@ -1,5 +1,5 @@
-/* The range of a site's inputs: each observer of llmq_affine.h proposes one, and the one that the outputs lose least in
- * is taken. */
+/* The range of a site's inputs: each observer of llmq_affine.h proposes one, the channels' own cuts some, and the one
+ * that the outputs lose least in is taken. */
 #include <math.h>
 
 #include "core/mem.h"
@@ -69,7 +69,9 @@ static llmq_status try_range(const float ends[2], bool symmetric, const char *na
     return LLMQ_OK;
 }
 
-llmq_status int8_observers_choose(int8_observers *o, int8_trial *t, int8_range_report *report, llmq_err *err) {
+llmq_status int8_observers_choose(int8_observers *o, int8_trial *t, double limit, int8_range_report *report,
+                                  llmq_err *err) {
+    static const double kept[] = {1.5, 1.25, 1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3}; /* of limit */
     float ends[N_KINDS][2];
     for (int i = 0; i < N_KINDS; i++) LLMQ_TRY(llmq_observer_result(o->of[i], &ends[i][0], &ends[i][1], NULL, err));
     *report = (int8_range_report){.min = ends[0][0], .max = ends[0][1], .error = INFINITY};
@@ -77,5 +79,9 @@ llmq_status int8_observers_choose(int8_observers *o, int8_trial *t, int8_range_r
         for (int i = 0; i < N_KINDS; i++)
             if (kinds[i].both || kinds[i].symmetric == (bool)symmetric)
                 LLMQ_TRY(try_range(ends[i], symmetric, kinds[i].name, t, report, err));
+    for (size_t i = 0; limit > 0 && i < sizeof kept / sizeof *kept; i++) {
+        float most = (float)(kept[i] * limit);
+        LLMQ_TRY(try_range((float[2]){-most, most}, true, "channels", t, report, err));
+    }
     return LLMQ_OK;
 }

@@ -148,25 +148,47 @@ void int8_trial_scale(int8_trial *t, const float *s) {
 
 /* ---- errors */
 
-/* Of the outputs [row, row + n). */
-static double outputs_error(const int8_trial *t, int64_t row, int64_t n) {
+#define LARGEST_SHARE (1.0 / 128) /* what a largest token's error counts beside a common one's, if weights are given   \
+                                   */
+
+/* Of the outputs [row, row + n) of a token: the sums of squares of what they should be and of their error. */
+typedef struct squares {
+    double y, error;
+} squares;
+
+static squares token_squares(const int8_trial *t, int64_t token, int64_t row, int64_t n) {
+    const float *y = t->y + token * t->rows + row, *got = t->got + token * t->rows + row;
+    squares sum = {0, 0};
+    for (int64_t r = 0; r < n; r++) {
+        double e = (double)got[r] - (double)y[r];
+        sum.y += (double)y[r] * (double)y[r];
+        sum.error += e * e;
+    }
+    return sum;
+}
+
+static double relative_error(const int8_trial *t, int64_t row, int64_t n) {
     double all = 0, all_error = 0, even = 0;
     int64_t n_even = 0;
     for (int64_t i = 0; i < t->p->n_tok; i++) {
-        const float *y = t->y + i * t->rows + row, *got = t->got + i * t->rows + row;
-        double sum = 0, error = 0;
-        for (int64_t r = 0; r < n; r++) {
-            double e = (double)got[r] - (double)y[r];
-            sum += (double)y[r] * (double)y[r];
-            error += e * e;
-        }
-        all += sum;
-        all_error += error;
-        if (i >= t->p->n_even || !(sum > 0)) continue;
-        even += error / sum;
+        squares s = token_squares(t, i, row, n);
+        all += s.y;
+        all_error += s.error;
+        if (i >= t->p->n_even || !(s.y > 0)) continue;
+        even += s.error / s.y;
         n_even++;
     }
     return all > 0 && n_even ? even / (double)n_even + all_error / all : 0;
+}
+
+static double weighted_error(const int8_trial *t, int64_t row, int64_t n) {
+    double even = 0, largest = 0;
+    int64_t n_even = t->p->n_even, n_largest = t->p->n_tok - n_even;
+    for (int64_t i = 0; i < t->p->n_tok; i++)
+        *(i < n_even ? &even : &largest) += token_squares(t, i, row, n).error * (double)t->p->weight[i];
+    even = n_even ? even / (double)n_even : 0;
+    largest = n_largest ? LARGEST_SHARE * largest / (double)n_largest : 0;
+    return even + largest;
 }
 
 llmq_status int8_trial_error(int8_trial *t, llmq_act_range range, double *error_out, llmq_err *err) {
@@ -178,8 +200,10 @@ llmq_status int8_trial_error(int8_trial *t, llmq_act_range range, double *error_
     LLMQ_TRY(site->ops->weight_prepare_int8(&w, &view, range, site->team, err));
     multiply(t, &w, t->x, t->got);
     site->ops->weight_release(&w);
-    for (int i = 0; i < site->n_matrices; row += site->matrices[i++].n_rows)
-        *error_out += outputs_error(t, row, site->matrices[i].n_rows) / site->n_matrices;
+    for (int i = 0; i < site->n_matrices; row += site->matrices[i++].n_rows) {
+        int64_t n = site->matrices[i].n_rows;
+        *error_out += (t->p->weight ? weighted_error(t, row, n) : relative_error(t, row, n)) / site->n_matrices;
+    }
     return LLMQ_OK;
 }
 

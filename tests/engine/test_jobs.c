@@ -93,8 +93,26 @@ static void work_is_counted_by_kinds(void **state) {
 static const llmq_role matrices[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
 enum { N_MATRICES = 7 };
 
+/* The inputs of a site are those that its Gram matrix, of which diagonal is left, was summed from. */
+static void inputs_are_those_of(llmq_calib_run *run, llmq_site_id site, int64_t cols, const float *diagonal) {
+    void *hidden, *bad;
+    size_t hidden_bytes, n_tok;
+    calib_run_state(run, &hidden, &hidden_bytes, &bad, &n_tok);
+    float *x = mem_alloc(n_tok * (size_t)cols, sizeof *x);
+    int64_t first = (int64_t)n_tok / 3; /* read in two pieces */
+    calib_run_inputs(run, site, 0, first, x);
+    calib_run_inputs(run, site, first, (int64_t)n_tok - first, x + first * cols);
+    for (int64_t c = 0; c < cols; c++) {
+        double sum = 0;
+        for (size_t t = 0; t < n_tok; t++) sum += (double)x[t * (size_t)cols + (size_t)c] * x[t * (size_t)cols + (size_t)c];
+        assert_true(fabs(sum - (double)diagonal[c]) <= 0.02 * (double)diagonal[c]);
+    }
+    mem_free(x);
+}
+
 static void run_layer(llmq_model *model, llmq_calib_run *run, int layer, llmq_team *team, float *gram) {
     llmq_weight ready[N_MATRICES];
+    float diagonal[SITE_COUNT][512];
     llmq_err err = {0};
     int64_t n;
     memset(ready, 0, sizeof ready);
@@ -108,8 +126,14 @@ static void run_layer(llmq_model *model, llmq_calib_run *run, int layer, llmq_te
     for (int site = 0; site <= SITE_COUNT; site++) {
         int64_t cols = calib_site_cols(&model->hp, (llmq_site_id)site);
         assert_int_equal(calib_run_site(run, (llmq_site_id)site, site < SITE_COUNT ? gram : NULL, &n, &err), LLMQ_OK);
-        for (int64_t i = 0; site < SITE_COUNT && i < cols; i++)
-            assert_true(gram[i * cols + i] > 0 && isfinite(gram[i * cols + i]));
+        for (int64_t i = 0; site < SITE_COUNT && i < cols; i++) {
+            diagonal[site][i] = gram[i * cols + i];
+            assert_true(diagonal[site][i] > 0 && isfinite(diagonal[site][i]));
+        }
+        if (site < SITE_COUNT) inputs_are_those_of(run, (llmq_site_id)site, cols, diagonal[site]);
+        int64_t before = site > 0 ? calib_site_cols(&model->hp, (llmq_site_id)(site - 1)) : 0;
+        if (site == SITE_GATE_UP || site == SITE_COUNT) /* still there */
+            inputs_are_those_of(run, (llmq_site_id)(site - 1), before, diagonal[site - 1]);
     }
     for (int i = 0; i < N_MATRICES; i++) model->ops->weight_release(&ready[i]);
 }

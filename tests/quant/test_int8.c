@@ -120,7 +120,7 @@ static int8_range_report choose(site *s) {
     int8_trial_scale(t, NULL);
     assert_int_equal(int8_observers_create(&o, NULL), LLMQ_OK);
     assert_int_equal(int8_observers_add(o, s->x, ALL * COLS, true, NULL), LLMQ_OK);
-    assert_int_equal(int8_observers_choose(o, t, &r, NULL), LLMQ_OK);
+    assert_int_equal(int8_observers_choose(o, t, 0, &r, NULL), LLMQ_OK);
     int8_observers_destroy(o);
     int8_trial_destroy(t);
     return r;
@@ -160,6 +160,142 @@ static void the_largest_tokens_count(void **state) {
     drop_site(s);
 }
 
+/* With weights an error is the weighted mean over common tokens, and a 128th of that over the largest. */
+static void weights_weigh(void **state) {
+    (void)state;
+    site *s = make_site(1, 0, true);
+    float weight[ALL] = {0};
+    double one, two, all = 0;
+    int8_trial *t;
+    s->p.weight = weight;
+    assert_int_equal(int8_trial_create(&s->p, &t, NULL), LLMQ_OK);
+    int8_trial_scale(t, NULL);
+    for (int i = 0; i < ALL; i++) {
+        weight[i] = 1;
+        assert_int_equal(int8_trial_error(t, int8_range_of(2), &one, NULL), LLMQ_OK);
+        all += one;
+        weight[i] = 3;
+        assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
+        assert_true(one > 0 && fabs(two - 3 * one) < 1e-9 * one);
+        weight[i] = 0;
+    }
+    for (int i = 0; i < ALL; i++) weight[i] = 1;
+    assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
+    assert_true(fabs(two - all) < 1e-9 * all);
+    memset(weight, 0, sizeof weight);
+    weight[ALL - 1] = 1;
+    assert_int_equal(int8_trial_error(t, int8_range_of(2), &one, NULL), LLMQ_OK);
+    s->p.n_even = ALL; /* as if all were common */
+    assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
+    assert_true(one > 0 && fabs(two * ALL - 128 * one * (ALL - EVEN)) < 1e-9 * two * ALL);
+    int8_trial_destroy(t);
+    drop_site(s);
+}
+
+/* ---- channels */
+
+enum { N = 5000 };
+
+static double cut_loss(const float *x, const float *weight, int64_t stride, double limit) {
+    double sum = 0;
+    for (int i = 0; i < N; i++) {
+        double over = fabs((double)x[i * stride]) - limit;
+        sum += (double)weight[i] * (over > 0 ? over * over : limit * limit / (12.0 * 127 * 127));
+    }
+    return sum;
+}
+
+/* Beside the best of a thousand limits, by the numbers themselves. */
+static void channels_are_cut_where_it_costs_least(void **state) {
+    (void)state;
+    enum { WIDE = 70 }; /* more than are counted at a time */
+    float *x = mem_alloc((size_t)N * WIDE, sizeof *x), weight[N], cut[WIDE], most[WIDE] = {0};
+    for (int i = 0; i < N; i++) {
+        weight[i] = i < 2 ? 0.01f : 1; /* two numbers that hardly count, */
+        for (int c = 0; c < WIDE; c++) {
+            float v = c == 3 ? 0 : c % 3 == 0 ? (float)uniform() - 0.5f : c % 3 == 1 ? normal() : i < 2 ? 40 + normal() : normal(); /* far out */
+            x[i * WIDE + c] = v * (float)(1 + c);
+            most[c] = fmaxf(most[c], fabsf(x[i * WIDE + c]));
+        }
+    }
+    int8_channels *ch;
+    assert_int_equal(int8_channels_create(WIDE, &ch, NULL), LLMQ_OK);
+    for (int half = 0; half < 2; half++) int8_channels_find_ends(ch, x + half * (N / 2) * WIDE, N / 2, 0, WIDE);
+    for (int part = 0; part < 3; part++) int8_channels_count(ch, x, weight, N, part * WIDE / 3, (part + 1) * WIDE / 3);
+    float rms[WIDE];
+    int8_channels_cut(ch, cut);
+    int8_channels_rms(ch, rms);
+    for (int c = 0; c < WIDE; c++) {
+        double best = INFINITY;
+        assert_true(int8_channels_most(ch)[c] == most[c] && cut[c] <= most[c]);
+        assert_true(fmaxf(-int8_channels_low(ch)[c], int8_channels_high(ch)[c]) == most[c]);
+        for (int i = 1; i <= 1000 && c != 3; i++) best = fmin(best, cut_loss(x + c, weight, WIDE, i * 0.001 * (double)most[c]));
+        double squares = 0, all = 0;
+        for (int i = 0; i < N; i++) {
+            squares += (double)weight[i] * (double)x[i * WIDE + c] * (double)x[i * WIDE + c];
+            all += (double)weight[i];
+        }
+        assert_true(c == 3 ? rms[c] == 0 : fabs((double)rms[c] - sqrt(squares / all)) < 0.05 * (double)rms[c]);
+        if (c == 3) assert_true(cut[c] == 0);
+        else if (!(cut_loss(x + c, weight, WIDE, (double)cut[c]) < 1.2 * best)) fail_msg("channel %d: cut at %g of %g loses %.3f of the least", c, (double)cut[c], (double)most[c], cut_loss(x + c, weight, WIDE, (double)cut[c]) / best);
+        if (c % 3 == 0) assert_true(cut[c] == most[c]);
+        if (c % 3 == 2) assert_true(cut[c] < 0.7f * most[c]);
+    }
+    int8_channels_destroy(ch);
+    mem_free(x);
+}
+
+/* Large numbers in a few channels that the sampled tokens do not show: what is largest misleads, where channels are best
+ * cut off does not. */
+static void rare_numbers_do_not_decide(void **state) {
+    (void)state;
+    double after[2];
+    for (int known = 0; known < 2; known++) {
+        rng_state = 5;
+        site *s = make_site(20, 0, true);
+        float scale[COLS], cut[COLS], limit = 0;
+        int8_smooth_report r;
+        int8_trial *t;
+        for (int c = 0; c < COLS; c++) cut[c] = s->most[c];
+        for (int c = 8; c < 30; c++) s->most[c] = 100 + 20 * (float)c;
+        if (known) s->p.cut = cut;
+        assert_int_equal(int8_trial_create(&s->p, &t, NULL), LLMQ_OK);
+        assert_int_equal(smooth_scales(&s->p, t, scale, &r, NULL), LLMQ_OK);
+        for (int c = 0; c < COLS; c++) limit = fmaxf(limit, (known ? cut : s->most)[c] / scale[c]);
+        assert_true(r.limit == (double)limit);
+        after[known] = r.after;
+        int8_trial_destroy(t);
+        drop_site(s);
+    }
+    assert_true(after[1] < 0.5 * after[0]);
+}
+
+/* Ranges about a limit: one number that no sampled token has is in the ends, and every observer here goes by them. */
+static void a_limit_gives_ranges(void **state) {
+    (void)state;
+    double error[2];
+    for (int given = 0; given < 2; given++) {
+        rng_state = 7;
+        site *s = make_site(1, 0, true);
+        int8_trial *t;
+        int8_observers *o;
+        int8_range_report r;
+        const float far = 500;
+        assert_int_equal(int8_trial_create(&s->p, &t, NULL), LLMQ_OK);
+        int8_trial_scale(t, NULL);
+        assert_int_equal(int8_observers_create(&o, NULL), LLMQ_OK);
+        assert_int_equal(int8_observers_add(o, &far, 1, true, NULL), LLMQ_OK);
+        assert_int_equal(int8_observers_choose(o, t, given ? 4 : 0, &r, NULL), LLMQ_OK);
+        assert_true((strcmp(r.observer, "channels") == 0) == given);
+        assert_true(r.max == far && (!given || (r.range.scale < 6.1f / 127.5f && r.range.zero == 0)));
+        error[given] = r.error;
+        int8_observers_destroy(o);
+        int8_trial_destroy(t);
+        drop_site(s);
+    }
+    assert_true(error[1] < 0.01 * error[0]);
+}
+
 static void scales_fit_f16(void **state) {
     (void)state;
     for (int i = 0; i < 1000; i++) {
@@ -173,6 +309,8 @@ static void scales_fit_f16(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(outliers_move_into_weights), cmocka_unit_test(no_outliers_no_harm),
                                        cmocka_unit_test(shared_channels_share_a_scale), cmocka_unit_test(a_shift_gets_a_zero_point),
-                                       cmocka_unit_test(the_largest_tokens_count), cmocka_unit_test(scales_fit_f16)};
+                                       cmocka_unit_test(the_largest_tokens_count), cmocka_unit_test(weights_weigh),
+                                       cmocka_unit_test(channels_are_cut_where_it_costs_least), cmocka_unit_test(rare_numbers_do_not_decide),
+                                       cmocka_unit_test(a_limit_gives_ranges), cmocka_unit_test(scales_fit_f16)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
