@@ -164,5 +164,8 @@ void page_ranges(report_text *t, const llmq_report_facts *facts) {
     } else {
         text_add(t, "<p>Each token has a scale of its own.</p>\n");
     }
+    text_add(t,
+             "<p class=\"legend\">Errors: of the matrices' outputs, squares over squares; those of o and down over the "
+             "residual stream that they are added to.</p>\n");
     add_table(t, r);
 }

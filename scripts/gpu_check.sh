@@ -8,7 +8,7 @@
 # usage: scripts/gpu_check.sh [--out DIR] [--build DIR] [--no-build] [--model FILE]... [--emulated [--short]]
 #   --out DIR      where the results go (default gpu-check)
 #   --build DIR    build there (default build-gpu; build with --emulated)
-#   --no-build     the programs are there
+#   --no-build     the programs are there (scripts/gpu_bundle.sh packs them for machines without a package registry)
 #   --model FILE   also time this model (GGUF or folder), and compare its text with the CPU's
 #   --emulated     without a GPU: the same tests under the emulator; what only a device can tell is unrun. --short: fewer
 set -uo pipefail
@@ -34,7 +34,7 @@ done
 [ $short -eq 0 ] || [ $emulated -eq 1 ] || usage
 [ -n "$build" ] || { [ $emulated -eq 1 ] && build=build || build=build-gpu; }
 mkdir -p "$out" || exit 2
-rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json
+rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json
 
 # ---- parts: name, status, seconds, note
 names=() states=() times=() notes=()
@@ -80,6 +80,8 @@ write_json() {
     done
     printf '\n ],\n "decode": '
     if [ -s "$out/products.json" ]; then cat "$out/products.json"; else echo null; fi
+    printf ',\n "torch": '
+    if [ -s "$out/torch.json" ]; then cat "$out/torch.json"; else echo null; fi
     printf ',\n "models": ['
     sep=
     for i in "${!models[@]}"; do [ -s "$out/model-$i.json" ] && { printf '%s' "$sep"; cat "$out/model-$i.json"; sep=,; }; done
@@ -96,6 +98,10 @@ write_md() {
     if [ -s "$out/decode_products.log" ]; then
         printf '\n## Decode products\n\n'
         grep -E '^\||^plain' "$out/decode_products.log" | sed '/^plain/G'
+    fi
+    if [ -s "$out/torch.json" ]; then
+        printf '\n## The same in PyTorch\n\n'
+        grep -E '^\||^PyTorch' "$out/the_same_in_PyTorch.log" | sed '/^PyTorch/G'
     fi
     for i in "${!models[@]}"; do
         [ -s "$out/bench_model_$i.log" ] || continue
@@ -114,7 +120,6 @@ finish() {
 trap 'failed=${failed:-"an interrupt"}; finish' INT TERM
 
 # ---- the machine
-fact "llmq" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
 fact "date" "$(date -u +%Y-%m-%dT%H:%MZ)"
 fact "processors" "$(nproc)"
 gpu=
@@ -134,6 +139,7 @@ export -f build_all
 if [ $make -eq 1 ]; then part build 300 bash -c build_all; else unrun build "--no-build"; fi
 llmq=$build/llmq
 export llmq out
+fact "llmq" "$("$llmq" --version 2>/dev/null || echo unknown)"
 if [ -z "$failed" ] && [ ! -x "$llmq" ]; then failed=programs; record programs failed 0 "there is no $llmq"; fi
 
 # ---- the device
@@ -158,11 +164,16 @@ done
 
 # ---- compute-sanitizer; it says so where it cannot work with a device, and then nothing was found out
 sanitize() {
-    compute-sanitizer --tool "$1" --error-exitcode 9 "$build/tests/gpu_ops" >"$out/sanitizer.tmp" 2>&1
-    local rc=$?
-    cat "$out/sanitizer.tmp"
-    [ $rc -eq 0 ] || ! grep -qiE 'not supported|unsupported|Unable to find|Internal Sanitizer Error' "$out/sanitizer.tmp" || exit 77
-    exit $rc
+    local rc program
+    for program in ops matvec gemm prompt_attention; do
+        [ -x "$build/tests/gpu_$program" ] || continue
+        compute-sanitizer --tool "$1" --error-exitcode 9 "$build/tests/gpu_$program" >"$out/sanitizer.tmp" 2>&1
+        rc=$?
+        cat "$out/sanitizer.tmp"
+        [ $rc -ne 0 ] || continue
+        ! grep -qiE 'not supported|unsupported|Unable to find|Internal Sanitizer Error' "$out/sanitizer.tmp" || exit 77
+        exit $rc
+    done
 }
 export -f sanitize
 [ -x "${CUDA_PATH:-/usr/local/cuda}/bin/compute-sanitizer" ] && PATH=$PATH:${CUDA_PATH:-/usr/local/cuda}/bin
@@ -198,6 +209,13 @@ done
 bench=$build/tests/gpu_bench
 [ $emulated -eq 0 ] || bench=$build/tests/emulated_bench
 part "decode products" 90 "$bench" "$out/products.json"
+if [ $emulated -eq 1 ]; then
+    unrun "the same in PyTorch" "--emulated"
+elif [ -s "$out/products.json" ]; then
+    part "the same in PyTorch" 60 bash -c "python3 scripts/gpu_torch.py '$out/products.json' '$out/torch.json' || exit 77" # no failure of ours
+else
+    unrun "the same in PyTorch" "there are no products to stand beside"
+fi
 
 time_model() { # time_model MODEL N
     "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/model-$2.json" || exit 1

@@ -36,6 +36,7 @@ run 0 --emulated --short --build "$build"
 says "test device (emulated)" passed
 says "test model (emulated)" unrun --short
 says "decode products" unrun "measured nothing"
+says "the same in PyTorch" unrun --emulated
 says "sanitizer racecheck" unrun --emulated
 says "text tiny" unrun
 says "bench model" unrun "no --model"
@@ -58,6 +59,7 @@ says "test ops" passed
 says "test matvec" unrun 'no "device"'
 says "text tiny" passed
 says "decode products" passed
+says "the same in PyTorch" unrun # a stub's products are none
 says "bench model 0" passed
 says "text model 0" passed
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
