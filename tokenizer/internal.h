@@ -32,7 +32,7 @@ uint64_t tok_hash(const char *s, size_t len);
 size_t utf8_char(const char *s, size_t len);
 /* Length of the longest valid prefix. */
 size_t utf8_valid(const char *s, size_t len);
-size_t utf8_encode(uint32_t codepoint, char out[4]);
+size_t utf8_write(uint32_t codepoint, char out[4]);
 uint32_t utf8_codepoint(const char *s, size_t len); /* of a valid character */
 
 /* The GPT-2 byte alphabet: every byte as a printable character. text -> bytes; false (nothing written) if a character

@@ -84,7 +84,7 @@ size_t utf8_valid(const char *s, size_t len) {
     return i;
 }
 
-size_t utf8_encode(uint32_t c, char out[4]) {
+size_t utf8_write(uint32_t c, char out[4]) {
     if (c < 0x80) {
         out[0] = (char)c;
         return 1;
@@ -109,9 +109,9 @@ static bool is_printable(uint32_t b) {
 }
 
 size_t byte_alphabet_char(uint8_t byte, char out[4]) {
-    if (is_printable(byte)) return utf8_encode(byte, out);
+    if (is_printable(byte)) return utf8_write(byte, out);
     uint32_t rank = byte <= 0x20 ? byte : byte == 0xad ? 67 : byte - 0x7fu + 0x21;
-    return utf8_encode(0x100 + rank, out);
+    return utf8_write(0x100 + rank, out);
 }
 
 /* The byte of a character, -1 if it is not in the alphabet. */

@@ -123,7 +123,7 @@ static void test_round_trip(void **state) {
             if (!utf8)
                 text[len++] = (char)(c & 0x100 ? c : 'a' + c % 4); /* NULs, too */
             else
-                len += utf8_encode(c & 0x100000 ? c % 0xd800 : 0xe0 + c % 8, text + len);
+                len += utf8_write(c & 0x100000 ? c % 0xd800 : 0xe0 + c % 8, text + len);
         }
         llmq_meta *meta = train(text, len / 2, 1000);
         llmq_tokenizer *tok = open_tokenizer(meta);
