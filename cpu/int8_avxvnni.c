@@ -36,8 +36,8 @@ INLINE void tile(int nt, const product *p) {
     }
 /* clang-format off */
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-    /* clang-format on */
-    static tile_fn *const tiles[TOKENS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+static tile_fn *const tiles[TOKENS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+/* clang-format on */
 
 void int8_matmul_avxvnni(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t begin, end;

@@ -19,6 +19,7 @@
 #define LLMQ_CPU_LAYOUT_H
 
 #include "core/backend.h"
+#include "cpu/inline.h"
 
 /* ---- activations */
 
@@ -66,9 +67,15 @@ static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int6
     if (whole) *begin *= groups, *end *= groups;
 }
 
+/* Of a group with this largest magnitude, the sum of its codes and that of the first 16. */
+static inline act_group act_group_of(float amax, bool finite, int32_t sum, int32_t lo) {
+    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
+    return (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+}
+
 /* ACT_Q8 of a's inputs. quantize: n of a group's 32, at most; the rest is zero. A constant, so that it is inlined. */
-static inline __attribute__((always_inline)) void act_fill_q8(const llmq_worker *worker, llmq_acts *a,
-                               void (*quantize)(const float *x, int64_t n, int8_t *q, act_group *group)) {
+INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a,
+                        void (*quantize)(const float *x, int64_t n, int8_t *q, act_group *group)) {
     int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
     act_share(worker, a, &begin, &end);
     for (int64_t i = begin; i < end;) { /* i = t * groups + g */

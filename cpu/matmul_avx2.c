@@ -33,8 +33,7 @@ INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
     __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
     int32_t lo = part[0] + part[1], sum = lo + part[2] + part[3];
-    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
-    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+    *group = act_group_of(amax, finite, sum, lo);
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {

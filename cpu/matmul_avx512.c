@@ -297,8 +297,7 @@ INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
                                     _mm_dpbusd_epi32(_mm_setzero_si128(), ones, q1));
     halves = _mm_hadd_epi32(halves, halves);
     int32_t lo = _mm_cvtsi128_si32(halves), sum = lo + _mm_extract_epi32(halves, 1);
-    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
-    *group = (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
+    *group = act_group_of(amax, finite, sum, lo);
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {

@@ -49,8 +49,7 @@ static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *grou
         else
             hi += v;
     }
-    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
-    *group = (act_group){d, -128 * (lo + hi), d * (float)(lo + hi), -128 * lo};
+    *group = act_group_of(amax, finite, lo + hi, lo);
 }
 
 void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {

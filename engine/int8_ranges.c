@@ -73,11 +73,15 @@ typedef struct finder {
     const uint8_t *bad; /* [tokens] */
 } finder;
 
+static bool adds_to_stream(llmq_site_id site) {
+    return site == SITE_O || site == SITE_DOWN;
+}
+
 /* What an error of the token's outputs counts: what is added to the residual stream is measured by that, as the norms
  * behind it do; a norm's own output as it is. */
 static float weight_of(const finder *f, int64_t token) {
     if (f->bad[token]) return 0;
-    if (f->site != SITE_O && f->site != SITE_DOWN) return 1;
+    if (!adds_to_stream(f->site)) return 1;
     int64_t n = f->job->model->hp.n_embd;
     const float *h = calib_run_hidden(f->run) + token * n;
     double sum = 0;
@@ -85,19 +89,19 @@ static float weight_of(const finder *f, int64_t token) {
     return sum > 0 ? (float)(1 / sum) : 0;
 }
 
-/* A worker's share of the slab: the rows become floats. */
-static void fill_slab(const llmq_worker *w, finder *f, int64_t first, int64_t n) {
+/* A worker's share of the slab: the rows become floats. Then each row's largest, or its weight. */
+static void fill_slab(const llmq_worker *w, finder *f, int64_t first, int64_t n, bool weigh) {
     int64_t begin, end;
     worker_range(w, n, 1, &begin, &end);
     if (end > begin) calib_run_inputs(f->run, f->site, first + begin, end - begin, f->slab + begin * f->cols);
-    for (int64_t t = begin; t < end; t++) {
+    for (int64_t t = begin; t < end && weigh; t++) f->slab_weight[t] = weight_of(f, first + t);
+    for (int64_t t = begin; t < end && !weigh; t++) {
         float largest = 0;
         for (int64_t c = 0; c < f->cols; c++) {
             float x = fabsf(f->slab[t * f->cols + c]);
             largest = x > largest ? x : largest;
         }
         f->largest[first + t] = f->bad[first + t] ? -1 : largest;
-        f->slab_weight[t] = weight_of(f, first + t);
     }
 }
 
@@ -110,7 +114,7 @@ static void look_worker(const llmq_worker *w, void *arg) {
     for (int counts = 0; counts < 2; counts++)
         for (int64_t t = 0; t < f->n_tok; t += SLAB) {
             int64_t n = f->n_tok - t < SLAB ? f->n_tok - t : SLAB;
-            fill_slab(w, f, t, n);
+            fill_slab(w, f, t, n, counts);
             worker_barrier(w);
             if (counts)
                 int8_channels_count(f->channels, f->slab, f->slab_weight, n, begin, end);
@@ -241,12 +245,11 @@ static llmq_status look(finder *f, int8_problem *p, llmq_err *err) {
 
 /* scale: of weights, for the rows that are not sampled. */
 static void take_tokens(finder *f, const int64_t *token, int8_problem *p, double scale) {
-    bool weigh = f->site == SITE_O || f->site == SITE_DOWN;
     for (int64_t i = 0; i < p->n_tok; i++) {
         calib_run_inputs(f->run, f->site, token[i], 1, f->x + i * f->cols);
         f->weight[i] = (float)(scale * (double)weight_of(f, token[i]));
     }
-    p->weight = weigh ? f->weight : NULL;
+    p->weight = adds_to_stream(f->site) ? f->weight : NULL;
 }
 
 /* The site's matrices that will be rounded, and tokens; then its range. */

@@ -76,12 +76,15 @@ static float bin_begin(uint32_t bin) {
     return x;
 }
 
+/* Of the channel's histogram. */
+static uint32_t first_bin(const int8_channels *c, int64_t k) {
+    uint32_t top = bin_of(c->most[k]);
+    return top > BINS - 1 ? top - (BINS - 1) : 0;
+}
+
 static void count(int8_channels *c, const float *x, const float *weight, int64_t n, int64_t begin, int64_t end) {
     uint32_t first[COLUMNS]; /* bin number 0 of each column */
-    for (int64_t k = begin; k < end; k++) {
-        uint32_t top = bin_of(c->most[k]);
-        first[k - begin] = top > BINS - 1 ? top - (BINS - 1) : 0;
-    }
+    for (int64_t k = begin; k < end; k++) first[k - begin] = first_bin(c, k);
     for (int64_t i = 0; i < n; i++)
         for (int64_t k = begin; k < end; k++) {
             uint32_t bin = bin_of(fabsf(x[i * c->cols + k]));
@@ -99,17 +102,16 @@ void int8_channels_count(int8_channels *c, const float *x, const float *weight, 
 
 /* The middles of a channel's bins. */
 static void bin_middles(const int8_channels *c, int64_t k, float *middle) {
-    uint32_t top = bin_of(c->most[k]), first = top > BINS - 1 ? top - (BINS - 1) : 0;
+    uint32_t first = first_bin(c, k);
     for (uint32_t b = 0; b < BINS; b++) middle[b] = 0.5f * (bin_begin(first + b) + bin_begin(first + b + 1));
 }
 
 /* Of a symmetric range of 8 bits up to a limit: the squared error of what is cut off, numbers standing in the middle of
- * their bins, and of rounding all the rest. */
-static double cut_error(const float *histogram, const float *middle, double limit) {
-    double error = 0, all = 0;
-    for (int b = 0; b < BINS; b++) {
+ * their bins from `begin` on, and of rounding all the rest. all: the sum of the histogram. */
+static double cut_error(const float *histogram, const float *middle, int begin, double limit, double all) {
+    double error = 0;
+    for (int b = begin; b < BINS; b++) {
         double over = (double)middle[b] - limit;
-        all += (double)histogram[b];
         if (over > 0) error += over * over * (double)histogram[b];
     }
     return error + all * limit * limit / (12.0 * 127 * 127);
@@ -118,11 +120,13 @@ static double cut_error(const float *histogram, const float *middle, double limi
 static float cut_channel(const int8_channels *c, int64_t k) {
     const float *histogram = c->histogram + k * BINS;
     float middle[BINS], best = c->most[k];
+    double all = 0;
     bin_middles(c, k, middle);
-    double least = cut_error(histogram, middle, (double)best);
+    for (int b = 0; b < BINS; b++) all += (double)histogram[b];
+    double least = cut_error(histogram, middle, BINS - 1, (double)best, all);
     for (int b = BINS - CUTS; b < BINS; b++) { /* between two middles lies the end of a bin */
         float limit = 0.5f * (middle[b - 1] + middle[b]);
-        double error = cut_error(histogram, middle, (double)limit);
+        double error = cut_error(histogram, middle, b, (double)limit, all);
         if (error < least && limit < c->most[k]) best = limit, least = error;
     }
     return best;

@@ -148,8 +148,8 @@ void int8_trial_scale(int8_trial *t, const float *s) {
 
 /* ---- errors */
 
-#define LARGEST_SHARE (1.0 / 128) /* what a largest token's error counts beside a common one's, if weights are given   \
-                                   */
+/* What a largest token's error counts beside a common one's, if weights are given. */
+#define LARGEST_SHARE (1.0 / 128)
 
 /* Of the outputs [row, row + n) of a token: the sums of squares of what they should be and of their error. */
 typedef struct squares {

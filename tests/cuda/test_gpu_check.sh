@@ -64,6 +64,18 @@ says "bench model 0" passed
 says "text model 0" passed
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
 grep -q 'tg128 | 7.00' "$work/out/gpu_check.md" || fault "the model's figures are not in the table"
+# A sanitizer that finds nothing, that is too slow for one program, and that finds something.
+mkdir -p "$work/bin"
+sanitizer() { printf '#!/bin/sh\n%s\n' "$1" >"$work/bin/compute-sanitizer" && chmod +x "$work/bin/compute-sanitizer"; }
+sanitizer 'exit 0'
+PATH=$work/bin:$PATH run 0 --build "$fake"
+says "sanitizer memcheck" passed
+sanitizer 'case "$*" in *gpu_ops) exec sleep 9 ;; esac'
+GPU_CHECK_SANITIZER_SECONDS=1 PATH=$work/bin:$PATH run 0 --build "$fake"
+says "sanitizer memcheck" unrun "not done in time: ops"
+sanitizer 'case "$*" in *gpu_matvec) echo "a race"; exit 9 ;; esac'
+PATH=$work/bin:$PATH run 1 --build "$fake"
+says "sanitizer memcheck" failed "a race"
 stub tests/gpu_ops 'echo "row 3 is 7, expected 8"; exit 1'
 run 1 --build "$fake"
 says "test matvec" unrun
