@@ -1,5 +1,5 @@
-/* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Few tokens are bound by memory and stay
- * with AVX-512.
+/* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Up to 8 tokens stay with
+ * AVX-512, some more go to few_amx.c.
  *
  * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are
  * taken apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile
@@ -21,6 +21,7 @@
 #define PANEL_ROWS (2 * AMX_SIDE)
 #define BLOCK_PANELS 4   /* of rows whose sums are kept, */
 #define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
+#define FEW_LEAST 9      /* tokens from which on tiles of bytes are faster than vectors */
 
 /* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
  * columns past the last are zero. Where a form has two parts the second lies behind the first */
@@ -329,7 +330,9 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!many(a->n_tok) || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
+    if (!many(a->n_tok) && a->n_tok >= FEW_LEAST && cpu_layout_of(w->layout))
+        few_matmul_amx(worker, w, a, y, ldy);
+    else if (!many(a->n_tok) || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
         avx512.matmul(worker, w, a, y, ldy);
     else if (w->act == ACT_SPLIT)
         matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);

@@ -15,6 +15,7 @@
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
+#include "cpu/few_avx512.h"
 #include "cpu/inline.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
@@ -24,7 +25,6 @@
 #define PANEL_ROWS 32
 #define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
 #define FEW_TOKENS 8   /* that share the codes of a tile as they are taken apart */
-#define PREFETCH 2048  /* bytes of codes ahead of those in use */
 
 /* ---- few tokens */
 
@@ -32,11 +32,18 @@ INLINE int log2_of(int zero) {
     return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
 }
 
+/* Where a sum begins, so that a zero point costs nothing; start: -128 * sum of the inputs. */
+INLINE __m512i start_of(int bits, int zero, int32_t start) {
+    __m512i v = _mm512_set1_epi32(start);
+    return RAISED(bits, zero) ? v : _mm512_srai_epi32(v, 7 - log2_of(zero));
+}
+
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table,
                       act_block b, int t0, __m512 *out) {
     const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
     const int64_t scale_bytes = tile_bytes - (code_end - tile);
+    const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
     scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[FEW_TOKENS];
     UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
@@ -44,35 +51,44 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_b
         __m512i u[8];
         __m512 w[2], m[2];
         /* What follows the tile's last codes are the next tile's; scales are fetched a whole tile ahead. */
-        const uint8_t *ahead = p + PREFETCH + (p + PREFETCH < code_end ? 0 : scale_bytes);
+        const uint8_t *ahead = p + FEW_PREFETCH + (p + FEW_PREFETCH < code_end ? 0 : scale_bytes);
         UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
         _mm_prefetch((const char *)walk.p + tile_bytes, _MM_HINT_T0);
-        decode(bits, codebook, table, p, u);
+        decode_raised(bits, codebook, zero, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
+        w[0] = scale_raised(bits, zero, w[0]);
+        const int8_t *q = b.q + (g * b.n + t0) * 32;
+        const act_group *ag = b.group + g * b.n + t0;
+        __m512i lo[FEW_TOKENS], hi[FEW_TOKENS];
         UNROLL for (int t = 0; t < nt; t++) {
-            const int8_t *q = b.q + (g * b.n + t0 + t) * 32;
-            const act_group *ag = b.group + g * b.n + t0 + t;
-            __m512i lo = _mm512_setzero_si512(), hi = lo;
-            if (zero && group == 32) lo = _mm512_srai_epi32(_mm512_set1_epi32(ag->start), 7 - log2_of(zero));
+            lo[t] = hi[t] = _mm512_setzero_si512();
+            if (zero && group == 32) lo[t] = start_of(bits, zero, ag[t].start);
             if (zero && group == 16) {
-                lo = _mm512_srai_epi32(_mm512_set1_epi32(ag->start_lo), 7 - log2_of(zero));
-                hi = _mm512_srai_epi32(_mm512_set1_epi32(ag->start - ag->start_lo), 7 - log2_of(zero));
+                lo[t] = start_of(bits, zero, ag[t].start_lo);
+                hi[t] = start_of(bits, zero, ag[t].start - ag[t].start_lo);
             }
-            UNROLL for (int j = 0; j < 4; j++) {
-                lo = _mm512_dpbusd_epi32(lo, u[j], bcast4(q + 4 * j));
-                hi = _mm512_dpbusd_epi32(hi, u[j + 4], bcast4(q + 16 + 4 * j));
+        }
+        UNROLL for (int j = 0; j < 4; j++) {
+            UNROLL for (int t = 0; t < nt; t++) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j], bcast4(q + 32 * t + 4 * j));
+            UNROLL for (int t = 0; t < nt; t++) {
+                __m512i x = bcast4(q + 32 * t + 16 + 4 * j);
+                if (one) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j + 4], x);
+                if (!one) hi[t] = _mm512_dpbusd_epi32(hi[t], u[j + 4], x);
             }
-            __m512 d = _mm512_set1_ps(ag->d);
+        }
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m512 d = _mm512_set1_ps(ag[t].d);
             if (group == 32) {
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(lo, hi)), _mm512_mul_ps(w[0], d), f[t]);
-                if (mins) f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), f[t]);
+                if (!one) lo[t] = _mm512_add_epi32(lo[t], hi[t]);
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo[t]), _mm512_mul_ps(w[0], d), f[t]);
+                if (mins) f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag[t].dsum), f[t]);
             } else {
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), f[t]);
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi), _mm512_mul_ps(w[1], d), f[t]);
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo[t]), _mm512_mul_ps(w[0], d), f[t]);
+                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi[t]), _mm512_mul_ps(w[1], d), f[t]);
                 if (mins) {
-                    float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
+                    float dsum_lo = ag[t].d * (float)ag[t].start_lo * (-1.0f / 128);
                     f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), f[t]);
-                    f[t] = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag->dsum - dsum_lo), f[t]);
+                    f[t] = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag[t].dsum - dsum_lo), f[t]);
                 }
             }
         }
@@ -92,37 +108,29 @@ typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m5
     GEMV(1, type, __VA_ARGS__)                                                                                         \
     GEMV(2, type, __VA_ARGS__)                                                                                         \
     GEMV(3, type, __VA_ARGS__)                                                                                         \
-    GEMV(4, type, __VA_ARGS__) GEMV(5, type, __VA_ARGS__) GEMV(6, type, __VA_ARGS__) GEMV(7, type, __VA_ARGS__)        \
-        GEMV(8, type, __VA_ARGS__)
+    GEMV(4, type, __VA_ARGS__)                                                                                         \
+    GEMV(5, type, __VA_ARGS__)                                                                                         \
+    GEMV(6, type, __VA_ARGS__)                                                                                         \
+    GEMV(7, type, __VA_ARGS__)                                                                                         \
+    GEMV(8, type, __VA_ARGS__)                                                                                         \
+    static void few_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,          \
+                           __m512 *out) {                                                                              \
+        static gemv_fn *const fns[FEW_TOKENS] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,               \
+                                                 gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type};              \
+        for (int t = 0; t < b.n; t += FEW_TOKENS)                                                                      \
+            fns[(b.n - t < FEW_TOKENS ? b.n - t : FEW_TOKENS) - 1](tile, tile_bytes, cols, table, b, t, out + t);      \
+    }
 CPU_LAYOUTS(X)
 #undef X
 
-static gemv_fn *const gemv_fns[LAYOUT_BF16][FEW_TOKENS] = {
-#define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    [LAYOUT_##type] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,                                         \
-                       gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type},
+static few_fn *const few_fns[LAYOUT_BF16] = {
+#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = few_##type,
     CPU_LAYOUTS(X)
 #undef X
 };
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    const cpu_layout *l = cpu_layout_of(w->layout);
-    int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
-    __m512i table = code_table(l);
-    act_block b = act_block_at(a, 0);
-    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
-        for (int64_t r = begin; r < end; r += 16) {
-            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-            __mmask16 mask = mask_of(w->rows - r);
-            __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[FEW_TOKENS];
-            for (int t0 = 0; t0 < b.n; t0 += FEW_TOKENS) {
-                int nt = b.n - t0 < FEW_TOKENS ? b.n - t0 : FEW_TOKENS;
-                gemv_fns[w->layout][nt - 1](tile, tile_bytes, w->cols, table, b, t0, out);
-                for (int t = 0; t < nt; t++)
-                    _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
-            }
-        }
-    }
+    few_rows(worker, w, a, few_fns[w->layout], code_table(cpu_layout_of(w->layout)), y, ldy);
 }
 
 /* ---- many tokens */
