@@ -85,7 +85,7 @@ typedef struct cli_command {
     const char *about;    /* a paragraph or more; lines are wrapped */
     const char *examples; /* lines, or NULL */
     int (*run)(const struct cli_command *self, int argc, char **argv);
-    bool gpu; /* --device cuda means something: the command runs tokens through sessions */
+    bool gpu; /* --device cuda means something: tokens run through sessions, or matrices are quantized */
 } cli_command;
 
 enum { CLI_GO_ON = -1 };

@@ -348,6 +348,8 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     const char *path;
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
     if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
+    if (rc == CLI_GO_ON && common.gpu_layers)
+        rc = opt_bad(cmd, "--gpu-layers: the GPU gets one matrix after the other; leave it out");
     if (rc == CLI_GO_ON) rc = check_method(cmd, &opts);
     if (rc == CLI_GO_ON) rc = check_types(cmd, &opts);
     if (rc != CLI_GO_ON) return rc;
@@ -390,6 +392,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     params.max_ram = opts.max_ram;
     params.plan_only = opts.plan;
     params.n_threads = (int)common.threads;
+    params.device = common.device;
     params.report_json = opts.report_json;
     params.report = opts.report;
     params.command = join_command(argc, argv, command, sizeof command);
@@ -417,6 +420,7 @@ static int run(const cli_command *cmd, int argc, char **argv) {
 
 const cli_command cmd_quantize = {
     .name = "quantize",
+    .gpu = true,
     .usage = "MODEL [--gptq] [--bits 4] [-o OUT] [options]",
     .summary = "make a 4-bit model",
     .about =

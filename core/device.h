@@ -49,8 +49,43 @@ typedef struct llmq_device_row {
     int64_t pos;
 } llmq_device_row;
 
+/* What a device does of a quantization with calibration. One thread calls, always the same. */
+typedef struct llmq_device_sweep { /* the column sweep of GPTQ (llmq_round_block) over a whole matrix */
+    int64_t rows, cols;
+    const float *w;      /* (rows, cols) */
+    const float *at;     /* (cols, cols) below the diagonal, in the order of rounding */
+    const int32_t *perm; /* [cols] the column that is rounded k-th */
+    const float *grids;  /* (rows, groups, 2): scale and offset */
+    int64_t groups;      /* of a row, */
+    int group_len;       /* so many columns each; the last may have fewer */
+    const float *levels; /* n_levels, ascending */
+    int n_levels;
+    bool uniform;   /* levels are consecutive integers */
+    uint8_t *codes; /* (rows, cols) out */
+} llmq_device_sweep;
+
+typedef struct llmq_device_solver llmq_device_solver;
+typedef struct llmq_device_solver_ops {
+    /* Of the device that this thread opened last. LLMQ_E_UNSUPPORTED names the library that is missing. */
+    llmq_status (*create)(llmq_device_solver **out, llmq_err *err);
+    void (*destroy)(llmq_device_solver *s); /* NULL allowed */
+    /* A Gram matrix as in llmq_backend_ops.gram_add, of inputs rounded to bf16, an even number of columns: begin, then
+     * pieces (n_tok, cols) of finite numbers, which may be changed as soon as add returns, while it is still at work;
+     * gram (cols, cols) is there after end, its lower triangle and diagonal, the rest is anything. */
+    llmq_status (*gram_begin)(llmq_device_solver *s, int64_t cols, llmq_err *err);
+    llmq_status (*gram_add)(llmq_device_solver *s, const float *x, int64_t n_tok, llmq_err *err);
+    llmq_status (*gram_end)(llmq_device_solver *s, float *gram, llmq_err *err);
+    /* In place lower Cholesky, as in llmq_backend_ops; above the diagonal a is anything afterwards. */
+    llmq_status (*cholesky)(llmq_device_solver *s, int64_t n, float *a, llmq_err *err);
+    llmq_status (*sweep)(llmq_device_solver *s, const llmq_device_sweep *sweep, llmq_err *err);
+} llmq_device_solver_ops;
+struct llmq_device_solver { /* the device's own begins with this */
+    const llmq_device_solver_ops *ops;
+};
+
 typedef struct llmq_device_ops {
     const char *name; /* "cuda" */
+    const llmq_device_solver_ops *solver;
     /* Device `index` can be used: this thread's next models are made there. LLMQ_E_UNSUPPORTED says what is missing. */
     llmq_status (*open)(int index, llmq_err *err);
     /* How many of the last layers fit into the memory that is free now, with the head, one f16 cache of n_ctx positions

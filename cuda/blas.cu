@@ -112,8 +112,9 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *blas, gpu_stream *stream, int64_t m, i
 }
 
 llmq_status cuda_blas_gram(cuda_blas *blas, gpu_stream *stream, const uint16_t *x, int64_t n_tok, int64_t cols,
-                           float *gram, llmq_err *err) {
-    const product p = {CUBLAS_OP_N, CUBLAS_OP_T, cols, cols, n_tok, CUDA_R_16BF, x, cols, x, cols, gram, cols, 1, 1};
+                           bool add, float *gram, llmq_err *err) {
+    const float beta = add ? 1.0f : 0.0f;
+    const product p = {CUBLAS_OP_N, CUBLAS_OP_T, cols, cols, n_tok, CUDA_R_16BF, x, cols, x, cols, gram, cols, 1, beta};
     return multiply(blas, stream, p, err);
 }
 
@@ -193,7 +194,8 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t, int64_t, int6
                                const float *, int64_t, float *, int64_t, llmq_err *err) {
     return fail_absent(err);
 }
-llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *, int64_t, int64_t, float *, llmq_err *err) {
+llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *, int64_t, int64_t, bool, float *,
+                           llmq_err *err) {
     return fail_absent(err);
 }
 llmq_status cuda_blas_cholesky(cuda_blas *, gpu_stream *, int64_t, float *, int64_t, llmq_err *err) {

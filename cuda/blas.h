@@ -26,9 +26,9 @@ llmq_status cuda_blas_gemm_f16(cuda_blas *blas, gpu_stream *stream, int64_t m, i
 /* c (m, n; ldc) -= a (m, k; lda) * b (k, n; ldb) */
 llmq_status cuda_blas_gemm_sub(cuda_blas *blas, gpu_stream *stream, int64_t m, int64_t n, int64_t k, const float *a,
                                int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc, llmq_err *err);
-/* gram (cols, cols) f32 += x' x, x (n_tok, cols) bf16; both triangles. */
+/* gram (cols, cols) f32 = x' x, or with add += x' x, x (n_tok, cols) bf16; both triangles. */
 llmq_status cuda_blas_gram(cuda_blas *blas, gpu_stream *stream, const uint16_t *x, int64_t n_tok, int64_t cols,
-                           float *gram, llmq_err *err);
+                           bool add, float *gram, llmq_err *err);
 /* In place lower Cholesky of the n x n matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC when it is not
  * positive definite (a is then destroyed). Waits for the stream. */
 llmq_status cuda_blas_cholesky(cuda_blas *blas, gpu_stream *stream, int64_t n, float *a, int64_t lda, llmq_err *err);

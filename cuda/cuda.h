@@ -5,5 +5,6 @@
 #include "core/device.h"
 
 extern const llmq_device_ops cuda_device_ops;
+extern const llmq_device_solver_ops cuda_solver_ops; /* cuda_device_ops.solver */
 
 #endif

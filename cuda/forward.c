@@ -359,6 +359,7 @@ static llmq_status work_likeliest(llmq_device_work *w, int64_t row, int32_t *tok
 
 const llmq_device_ops cuda_device_ops = {
     .name = "cuda",
+    .solver = &cuda_solver_ops,
     .open = gpu_open,
     .fit = fit,
     .model_create = gpu_model_create,

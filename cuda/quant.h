@@ -1,6 +1,6 @@
 /* Quantization on the GPU, for C: the column sweep of GPTQ in its LDLQ form (quant/methods/gptq.c is the CPU's).
  * Matrices are (columns, rows): a row of weights is a thread's, and neighbouring threads read neighbouring floats.
- * Pointers are device addresses; conventions of launches: cuda/kernels.h. Not called by `llmq quantize` yet. */
+ * Pointers are device addresses; conventions of launches: cuda/kernels.h. cuda/solver.c brings the numbers. */
 #ifndef LLMQ_CUDA_QUANT_H
 #define LLMQ_CUDA_QUANT_H
 

@@ -36,13 +36,14 @@ struct llmq_calib_run {
     bool mapped, borrowed;       /* x and mid are the caller's; the buffers of a chunk another run's */
     double mean_weight;
     bool allow_q8;
-    llmq_calib_work spent;  /* seconds of the team */
-    double *sums;           /* [wide] of a site's inputs over all tokens */
-    float *in;              /* (chunk, cols of the site) inputs of the site's matrices */
-    void *gram_scratch;     /* of summing their Gram matrix */
-    float *cos_sin;         /* (ctx, n_rot / 2, 2) */
-    lane *lanes;            /* one: all workers share the work on a window; else one for each worker */
-    int n_lanes, n_workers; /* n_workers: on one window */
+    llmq_device_solver *device; /* sums Gram matrices; NULL: the team does */
+    llmq_calib_work spent;      /* seconds of the team */
+    double *sums;               /* [wide] of a site's inputs over all tokens */
+    float *in;                  /* (chunk, cols of the site) inputs of the site's matrices */
+    void *gram_scratch;         /* of summing their Gram matrix */
+    float *cos_sin;             /* (ctx, n_rot / 2, 2) */
+    lane *lanes;                /* one: all workers share the work on a window; else one for each worker */
+    int n_lanes, n_workers;     /* n_workers: on one window */
     llmq_attn attn;
     /* of the layer */
     llmq_weight *w[ROLE_COUNT];
@@ -65,6 +66,8 @@ typedef struct pass {
     float *gram;
     int64_t begin, n;    /* tokens of the chunk */
     double gram_seconds; /* worker 0's */
+    llmq_status status;  /* of the device, and what it says */
+    llmq_err *err;
     _Atomic int64_t dropped;
 } pass;
 
@@ -279,6 +282,16 @@ static void pass_window(const llmq_worker *w, pass *p, lane *l, int64_t window) 
 
 /* ---- the steps of a chunk ---- */
 
+/* The chunk's inputs go to the device, which sums their products while the next chunk is on its way. */
+static void add_on_device(const llmq_worker *w, pass *p, int64_t cols) {
+    const llmq_calib_run *run = p->run;
+    int64_t begin, end;
+    worker_range(w, cols, 1, &begin, &end);
+    for (int64_t t = 0; t < p->n && run->mean_weight > 0; t++)
+        for (int64_t c = begin; c < end; c++) run->sums[c] += (double)run->in[t * cols + c];
+    if (w->id == 0) p->status = run->device->ops->gram_add(run->device, run->in, p->n, p->err);
+}
+
 /* Windows do not know of each other, so each is one worker's own from end to end, without barriers; where there are
  * fewer of them than workers all share each. A window is multiplied by itself either way: the same bytes. */
 static void pass_worker(const llmq_worker *w, void *arg) {
@@ -296,8 +309,11 @@ static void pass_worker(const llmq_worker *w, void *arg) {
     if (!p->gram) return;
     worker_barrier(w);
     double since = time_seconds();
-    run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, run->mean_weight > 0 ? run->sums : NULL, p->gram,
-                              run->gram_scratch);
+    if (run->device)
+        add_on_device(w, p, cols);
+    else
+        run->model->ops->gram_add(w, run->in, p->n, cols, run->allow_q8, run->mean_weight > 0 ? run->sums : NULL,
+                                  p->gram, run->gram_scratch);
     if (w->id == 0) p->gram_seconds += time_seconds() - since;
 }
 
@@ -355,6 +371,10 @@ void calib_run_inputs(llmq_calib_run *run, llmq_site_id site, int64_t begin, int
     ops->drop_rows(to, n, cols, run->bad + begin);
 }
 
+void calib_run_device(llmq_calib_run *run, llmq_device_solver *device) {
+    run->device = device;
+}
+
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8) {
     run->mean_weight = mean;
     run->allow_q8 = allow_q8;
@@ -369,19 +389,26 @@ static void weigh_mean(const llmq_calib_run *run, int64_t cols, int64_t n_tokens
 
 llmq_status calib_run_site(llmq_calib_run *run, llmq_site_id site, float *gram, int64_t *n_tokens_out, llmq_err *err) {
     int64_t cols = calib_site_cols(&run->model->hp, site);
-    pass p = {.run = run, .site = site, .gram = gram};
+    pass p = {.run = run, .site = site, .gram = gram, .err = err};
     if (site == SITE_GATE_UP) run->settled = false; /* close_block adds to x from here on */
     if (gram) memset(gram, 0, (size_t)(cols * cols) * sizeof *gram);
     if (gram) memset(run->sums, 0, (size_t)cols * sizeof *run->sums);
+    if (gram && run->device) LLMQ_TRY(run->device->ops->gram_begin(run->device, cols, err));
     for (p.begin = 0; p.begin < run->n_active; p.begin += run->chunk) {
         p.n = run->n_active - p.begin < run->chunk ? run->n_active - p.begin : run->chunk;
         double start = time_seconds();
         p.gram_seconds = 0;
         team_run(run->team, pass_worker, &p);
         add_spent(run, &p, time_seconds() - start);
+        if (p.status != LLMQ_OK) return p.status;
         llmq_calib_work done = calib_site_work(&run->model->hp, run->calib->ctx, site, gram != NULL);
         for (int k = 0; k < CALIB_KINDS; k++) done.of[k] *= (double)p.n;
         if (!run->tick(run->user, &done)) return llmq_fail(err, LLMQ_E_INTERRUPTED, "stopped");
+    }
+    if (gram && run->device) {
+        double start = time_seconds();
+        LLMQ_TRY(run->device->ops->gram_end(run->device, gram, err));
+        run->spent.of[CALIB_GRAM] += time_seconds() - start;
     }
     if (site == SITE_COUNT) run->settled = true;
     *n_tokens_out = run->n_active - atomic_load(&p.dropped);

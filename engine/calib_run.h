@@ -4,6 +4,7 @@
 #ifndef LLMQ_ENGINE_CALIB_RUN_H
 #define LLMQ_ENGINE_CALIB_RUN_H
 
+#include "core/device.h"
 #include "engine/calib.h"
 
 typedef struct llmq_calib_run llmq_calib_run;
@@ -69,6 +70,8 @@ void calib_run_inputs(llmq_calib_run *run, llmq_site_id site, int64_t begin, int
 /* Of the Gram matrices of later passes (docs/quantization.md): how often more they count the mean of the inputs, and
  * whether inputs may be rounded to 8 bits. 0 and true as created. */
 void calib_run_statistics(llmq_calib_run *run, double mean, bool allow_q8);
+/* Gram matrices of later passes are summed there, beside the passes, of inputs in bf16; NULL: here. Borrowed. */
+void calib_run_device(llmq_calib_run *run, llmq_device_solver *device);
 /* (tokens, n_embd) the residual stream as it is now; borrowed. */
 float *calib_run_hidden(llmq_calib_run *run);
 /* What is carried from layer to layer: the residual stream and which tokens were left out; borrowed. Between the layers

@@ -2,6 +2,7 @@
 #ifndef LLMQ_ENGINE_JOBS_H
 #define LLMQ_ENGINE_JOBS_H
 
+#include "core/device.h"
 #include "formats/format.h"
 #include "llmq_quant.h"
 
@@ -61,7 +62,10 @@ typedef struct llmq_tuner {
     llmq_status (*run)(const llmq_tune_job *job, llmq_err *err);
 } llmq_tuner;
 
-/* pipeline.c. *result is zeroed; on failure its rows are freed. */
+/* pipeline.c. *result is zeroed; on failure its rows are freed. device: opened by this thread, or NULL. */
+llmq_status job_quantize_on(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                            const llmq_device_ops *device, llmq_quant_result *result, llmq_err *err);
+/* On the device that params name. */
 llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
                               llmq_quant_result *result, llmq_err *err);
 static inline llmq_status job_quantize(const char *path, const llmq_quant_params *params, llmq_quant_result *result,

@@ -142,7 +142,8 @@ static llmq_status run_method(pipeline *p, matrix_job *job, int64_t n_tokens, bo
                                   .solver = p->solver,
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
-                                  .team = p->team};
+                                  .team = p->team,
+                                  .device = p->device};
     const llmq_method *method = p->method;
     if (quantized_crosses_rows(problem.type,
                                problem.cols)) { /* one row: its columns are not the inputs that the Gram matrix is of */
@@ -520,6 +521,7 @@ llmq_status pipeline_create_calibration(pipeline *p, llmq_err *err) {
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
+    if (p->run) calib_run_device(p->run, p->device);
     bool scaled = p->params->awq || (p->ranges && !p->params->no_smooth);
     return scaled ? create_transform(p, err) : LLMQ_OK;
 }
@@ -588,6 +590,10 @@ static llmq_status check_params(pipeline *p, llmq_err *err) {
     if (!(params->damp <= 1))
         return llmq_fail(err, LLMQ_E_ARG, "--damp %g: a fraction of the mean diagonal, from 0 to 1", params->damp);
     if (params->tune && !p->tuner) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--tune: not in this build");
+    if (p->device_ops && !p->method->needs_gram)
+        return llmq_fail(err, LLMQ_E_ARG,
+                         "--device %s: it helps with gptq, and there is nothing to do for %s; leave it out",
+                         p->device_ops->name, p->method->name);
     bool act_order = params->act_order < 0 ? p->method->act_order_default : params->act_order > 0;
     return solver_parse(params->solver, act_order, &p->solver, err);
 }
@@ -630,6 +636,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     llmq_type type;
     llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
     LLMQ_TRY(check_params(p, err));
+    if (p->device_ops) LLMQ_TRY(p->device_ops->solver->create(&p->device, err));
     LLMQ_TRY(team_create(params->n_threads, &p->team, err));
     int64_t before = mem_note_peak();
     LLMQ_TRY(model_open(path, &open, &p->model, err));
@@ -673,13 +680,18 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     return outputs_finish(outputs, &r->out_bytes, err);
 }
 
-llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
-                              llmq_quant_result *result, llmq_err *err) {
+llmq_status job_quantize_on(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                            const llmq_device_ops *device, llmq_quant_result *result, llmq_err *err) {
     llmq_weight ready[ROLE_COUNT];
     report_files reports = {0};
     memset(ready, 0, sizeof ready);
     *result = (llmq_quant_result){0};
-    pipeline p = {.params = params, .tuner = tuner, .result = result, .ready = ready, .start = time_seconds()};
+    pipeline p = {.params = params,
+                  .tuner = tuner,
+                  .device_ops = device,
+                  .result = result,
+                  .ready = ready,
+                  .start = time_seconds()};
     p.mark = p.start;
     p.method = params->method ? method_find(params->method) : NULL;
     llmq_status status = run_job(&p, path, &reports, err);
@@ -706,6 +718,7 @@ llmq_status job_quantize_with(const char *path, const llmq_quant_params *params,
     int8_ranges_destroy(p.ranges);
     model_close(p.model);
     team_destroy(p.team);
+    if (device) device->solver->destroy(p.device);
     if (status != LLMQ_OK) {
         mem_free(result->rows);
         mem_free(result->inputs);
@@ -714,4 +727,12 @@ llmq_status job_quantize_with(const char *path, const llmq_quant_params *params,
         result->n_rows = result->n_inputs = 0;
     }
     return status;
+}
+
+llmq_status job_quantize_with(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,
+                              llmq_quant_result *result, llmq_err *err) {
+    const llmq_device_ops *device;
+    *result = (llmq_quant_result){0};
+    LLMQ_TRY(device_select(params->device, &device, err));
+    return job_quantize_on(path, params, tuner, device, result, err);
 }

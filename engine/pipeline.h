@@ -44,6 +44,8 @@ typedef struct pipeline {
     const llmq_quant_params *params;
     const llmq_method *method;
     const llmq_tuner *tuner; /* NULL: none */
+    const llmq_device_ops *device_ops; /* --device; NULL: the CPU alone */
+    llmq_device_solver *device;        /* made there */
     llmq_tune_plan tune_plan;
     llmq_solver solver; /* the pieces of params->solver */
     llmq_model *model;

@@ -34,8 +34,8 @@ typedef struct llmq_model_params {
     int n_threads;   /* threads for repacking at load; 0: physical cores */
     bool vocab_only; /* open metadata and tokenizer only; weights may be absent */
     bool no_weights; /* open metadata and the tensor directory, prepare no weights for running (inspect, convert) */
-    const char *device; /* where passes are run: NULL, "cpu" or "auto": the CPU; "cuda" or "cuda:N": a GPU. Only sessions
-                         * go there; jobs are done by the CPU. GPUs: experimental, docs/cuda.md */
+    const char *device; /* where passes are run: NULL, "cpu" or "auto": the CPU; "cuda" or "cuda:N": a GPU. Sessions
+                         * go there, and parts of llmq_quantize. GPUs: experimental, docs/cuda.md */
     int64_t gpu_layers;  /* on a GPU: so many of the last layers run there, the others on the CPU; 0: as many as fit */
     int64_t n_ctx;       /* for gpu_layers 0: positions of the session to come, for which memory is left; 0: the usual */
 } llmq_model_params;

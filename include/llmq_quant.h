@@ -60,6 +60,8 @@ typedef struct llmq_quant_params {
     bool no_resume;            /* start anew even if an earlier run of the same job was stopped half-way */
     bool plan_only;            /* fill result's plan, write nothing but report_json */
     int n_threads;
+    const char *device;      /* as in llmq_model_params: with a GPU Gram matrices, their factors and gptq's rounding of
+                                columns are done there, the rest here; NULL: the CPU alone */
     const char *report_json; /* per-tensor report; NULL: none */
     const char *report;      /* the same as one HTML page; NULL: none */
     const char *command;     /* what the user typed, for the report; NULL: not told */

@@ -123,7 +123,8 @@ static llmq_status factor_damped(const llmq_quant_problem *p, double mean, llmq_
     gather_job job = {f, p->gram, 1.0f / (float)p->n_tokens, (float)(f->damp * mean), pivots};
     team_run(p->team, gather_worker, &job);
     llmq_err reason;
-    llmq_status status = p->ops->cholesky(f->n, f->at, f->n, p->team, &reason);
+    llmq_status status = p->device ? p->device->ops->cholesky(p->device, f->n, f->at, &reason)
+                                   : p->ops->cholesky(f->n, f->at, f->n, p->team, &reason);
     if (status == LLMQ_OK && !pivots_sound(f, pivots)) status = LLMQ_E_NUMERIC;
     if (status == LLMQ_OK) team_run(p->team, reflect_worker, &job);
     if (status != LLMQ_OK && status != LLMQ_E_NUMERIC) return llmq_fail(err, status, "%s: %s", p->name, reason.msg);

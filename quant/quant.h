@@ -3,6 +3,7 @@
 #define LLMQ_QUANT_QUANT_H
 
 #include "core/backend.h"
+#include "core/device.h"
 #include "types/quantized.h"
 
 /* The pieces of gptq, so that each can be switched off and measured (docs/quantization.md). */
@@ -50,6 +51,7 @@ typedef struct llmq_quant_problem {
     double damp;   /* < 0: the method's default */
     const llmq_backend_ops *ops;
     llmq_team *team;
+    llmq_device_solver *device; /* factors the Hessian and rounds the columns where it can; NULL: none */
 } llmq_quant_problem;
 
 typedef struct llmq_quant_report {

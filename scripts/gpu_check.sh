@@ -34,7 +34,7 @@ done
 [ $short -eq 0 ] || [ $emulated -eq 1 ] || usage
 [ -n "$build" ] || { [ $emulated -eq 1 ] && build=build || build=build-gpu; }
 mkdir -p "$out" || exit 2
-rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json
+rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json "$out"/quantize-*.json
 
 # ---- parts: name, status, seconds, note
 names=() states=() times=() notes=()
@@ -85,7 +85,10 @@ write_json() {
     printf ',\n "models": ['
     sep=
     for i in "${!models[@]}"; do [ -s "$out/model-$i.json" ] && { printf '%s' "$sep"; cat "$out/model-$i.json"; sep=,; }; done
-    printf ']\n}\n'
+    printf '],\n "quantize": {'
+    sep=
+    for i in tiny "${!models[@]}"; do [ -s "$out/quantize-$i.json" ] && { printf '%s"%s": ' "$sep" "$i"; cat "$out/quantize-$i.json"; sep=,; }; done
+    printf '}\n}\n'
 }
 write_md() {
     local i
@@ -107,6 +110,11 @@ write_md() {
         [ -s "$out/bench_model_$i.log" ] || continue
         printf '\n## %s\n\n' "${models[i]}"
         grep '^|' "$out/bench_model_$i.log"
+    done
+    for i in tiny "${!models[@]}"; do
+        [ -s "$out/quantize-$i.json" ] || continue
+        [ "$i" = tiny ] && printf '\n## Quantizing data/tiny\n\n' || printf '\n## Quantizing %s\n\n' "${models[i]}"
+        grep '^|' "$out/quantize_$([ "$i" = tiny ] || echo model_)$i.log"
     done
 }
 finish() {
@@ -238,5 +246,37 @@ for i in "${!models[@]}"; do
         part "text model $i" 90 bash -c 'long_text "$1"' _ "${models[i]}"
     fi
 done
-unrun quantize "no quantization on a GPU is measured here yet"
+
+# ---- quantizing there and here: as good, and how long each stage takes
+quantize_both() { # quantize_both MODEL TOKENS NAME
+    local device
+    for device in cpu cuda; do
+        "$llmq" quantize "$1" --gptq --type q4_0 --tokens "$2" --device $device -o "$out/quantized.gguf" --force --no-resume -q \
+            --report-json "$out/report-$device.json" >/dev/null || exit 1
+    done
+    rm -f "$out/quantized.gguf"
+    python3 - "$out/report-cpu.json" "$out/report-cuda.json" "$out/quantize-$3.json" <<'PY'
+import json, sys
+cpu, cuda = (json.load(open(path)) for path in sys.argv[1:3])
+keys = ("seconds", "mean_error", "stage_seconds")
+with open(sys.argv[3], "w") as f: json.dump({name: {k: d[k] for k in keys} for name, d in (("cpu", cpu), ("cuda", cuda))}, f)
+print("| stage | the CPU alone, s | with the GPU, s |\n|---|--:|--:|")
+for stage, seconds in cpu["stage_seconds"].items():
+    if seconds > 0: print(f"| {stage} | {seconds:.2f} | {cuda['stage_seconds'].get(stage, 0):.2f} |")
+print(f"| all | {cpu['seconds']:.2f} | {cuda['seconds']:.2f} |\n| mean error of a layer | {cpu['mean_error']:.6f} | {cuda['mean_error']:.6f} |")
+if not abs(cuda["mean_error"] / cpu["mean_error"] - 1) < 0.05: sys.exit("the errors differ by more than 5 %")
+PY
+}
+export -f quantize_both
+if [ $emulated -eq 1 ]; then
+    unrun "quantize tiny" "--emulated; test quantize has it"
+else
+    part "quantize tiny" 90 bash -c 'quantize_both data/tiny 65536 tiny'
+    for i in "${!models[@]}"; do # a model that is quantized already is no source
+        case ${models[i]} in
+        *q4* | *q8* | *Q4* | *Q8*) unrun "quantize model $i" "it is quantized" ;;
+        *) part "quantize model $i" 240 bash -c 'quantize_both "$1" 16384 "$2"' _ "${models[i]}" "$i" ;;
+        esac
+    done
+fi
 finish

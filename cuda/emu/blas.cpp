@@ -85,14 +85,14 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *, gpu_stream *, int64_t m, int64_t n, 
     return LLMQ_OK;
 }
 
-llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *x, int64_t n_tok, int64_t cols, float *gram,
-                           llmq_err *err) {
+llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *x, int64_t n_tok, int64_t cols, bool add,
+                           float *gram, llmq_err *err) {
     LLMQ_TRY(not_recorded(err));
-    if (!rows_usable(gram, cols, cols, cols, 4, true) || !rows_usable(x, n_tok, cols, cols, 2, true))
+    if (!rows_usable(gram, cols, cols, cols, 4, add) || !rows_usable(x, n_tok, cols, cols, 2, true))
         return fail_place(err);
     for (int64_t i = 0; i < cols; i++)
         for (int64_t j = 0; j < cols; j++) {
-            double sum = static_cast<double>(gram[i * cols + j]);
+            double sum = add ? static_cast<double>(gram[i * cols + j]) : 0;
             for (int64_t t = 0; t < n_tok; t++)
                 sum += static_cast<double>(bf16_to_f32(x[t * cols + i])) *
                        static_cast<double>(bf16_to_f32(x[t * cols + j]));

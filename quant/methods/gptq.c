@@ -37,6 +37,7 @@ typedef struct gptq_job {
     llmq_quantized *out;
     bool corrected; /* a step is a block, fitted when it is reached */
     bool refine;
+    bool rounded; /* by the device: refinement is what is left */
     int64_t lanes;
     llmq_refiner refiner;
     slab_buffers *buffers; /* [workers] */
@@ -125,7 +126,8 @@ static void round_step(const gptq_job *job, const slab_buffers *buf, int64_t row
     }
 }
 
-static void solve_slab(const gptq_job *job, int id, int64_t row) {
+/* Rounds all columns of a slab of rows. */
+static void round_slab(const gptq_job *job, int id, int64_t row) {
     const llmq_quant_problem *p = job->p;
     const slab_buffers *buf = &job->buffers[id];
     int64_t lanes = job->lanes, n_rows = p->rows - row < lanes ? p->rows - row : lanes;
@@ -137,19 +139,56 @@ static void solve_slab(const gptq_job *job, int id, int64_t row) {
         n = step_cols(job, k0);
         round_step(job, buf, row, n_rows, k0, n);
     }
-    if (job->refine) refine_slab(&job->refiner, id, row, job->out);
+}
+
+static void grids_worker(const llmq_worker *worker, void *arg) {
+    const gptq_job *job = arg;
+    if (!job->corrected) fit_rows(worker, job);
+    quantized_settle(worker, job->out);
 }
 
 static void gptq_worker(const llmq_worker *worker, void *arg) {
     const gptq_job *job = arg;
     const slab_buffers *buf = &job->buffers[worker->id];
     if (worker->id == 0) worker_counter_reset(worker);
-    if (!job->corrected) fit_rows(worker, job);
-    quantized_settle(worker, job->out);
+    if (!job->rounded) grids_worker(worker, arg);
     for (int64_t k = 0; k < job->p->cols; k++) buf->group[k] = job->f->perm[k] / job->p->type->group_len;
     worker_barrier(worker);
-    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;)
-        solve_slab(job, worker->id, row);
+    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;) {
+        if (!job->rounded) round_slab(job, worker->id, row);
+        if (job->refine) refine_slab(&job->refiner, worker->id, row, job->out);
+    }
+}
+
+/* Grids here, columns there. */
+static llmq_status round_on_device(gptq_job *job, llmq_err *err) {
+    const llmq_quant_problem *p = job->p;
+    const llmq_type_info *t = p->type;
+    int64_t blocks = type_blocks(t, p->cols), per_block = t->block_len / t->group_len, groups = blocks * per_block;
+    float *grids = mem_alloc((size_t)(p->rows * groups) * 2, sizeof *grids);
+    if (!grids) return mem_error(err, (size_t)(p->rows * groups) * 2 * sizeof *grids, "grids");
+    team_run(p->team, grids_worker, job);
+    for (int64_t i = 0; i < p->rows * groups; i++) {
+        const llmq_grid *grid = &job->out->grids[i / per_block];
+        grids[2 * i] = grid->scale[i % per_block];
+        grids[2 * i + 1] = grid->offset[i % per_block];
+    }
+    const llmq_device_sweep sweep = {.rows = p->rows,
+                                     .cols = p->cols,
+                                     .w = p->w,
+                                     .at = job->f->at,
+                                     .perm = job->f->perm,
+                                     .grids = grids,
+                                     .groups = groups,
+                                     .group_len = t->group_len,
+                                     .levels = t->levels,
+                                     .n_levels = t->n_levels,
+                                     .uniform = t->uniform,
+                                     .codes = job->out->codes};
+    llmq_status status = p->device->ops->sweep(p->device, &sweep, err);
+    job->rounded = true;
+    mem_free(grids);
+    return status;
 }
 
 static void buffers_destroy(gptq_job *job, int n) {
@@ -211,12 +250,13 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
         if (f.dead) snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
         job.importance = f.importance;
         LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
+        if (p->device && !job.corrected) LLMQ_TRY_GOTO(round_on_device(&job, err));
         if (job.refine) {
             hessian_mirror(p, &f, f.damp);
             LLMQ_TRY_GOTO(refiner_create(p, &f, job.lanes, team_size(p->team), &job.refiner, err));
         }
         mem_note_peak();
-        team_run(p->team, gptq_worker, &job);
+        if (!job.rounded || job.refine) team_run(p->team, gptq_worker, &job);
     }
     LLMQ_TRY_GOTO(hessian_errors(p, out, report, err));
 done:

@@ -99,7 +99,7 @@ for c in $commands; do
     bad "--threads" "$c" model.gguf --threads none
     case $c in # what these need besides MODEL is asked for first
     perplexity | score | convert) ;;
-    run | chat | bench) fails "cuda" "$c" model.gguf --device cuda:99 ;; # no machine has so many
+    run | chat | bench | quantize) fails "cuda" "$c" model.gguf --device cuda:99 ;; # no machine has so many
     *) bad "CPU only" "$c" model.gguf --device cuda:99 ;;
     esac
 done
@@ -113,6 +113,7 @@ for device in tpu cuda: cuda:x cuda:100 cuda:-1 cuda:0x CUDA ""; do bad "cuda:N"
 bad "--device cuda" run model.gguf -p x --gpu-layers 3
 bad "--device cuda" run model.gguf -p x --gpu-layers 3 --device auto
 bad "--gpu-layers" run model.gguf -p x --device cuda --gpu-layers -1
+
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x
@@ -186,6 +187,7 @@ else
     for device in cuda cuda:0 cuda:99; do
         fails "--device cpu" run "$bin" -p x --device $device
         fails "--device cpu" score "$bin" --tokens 1 --device $device --gpu-layers 2
+        fails "--device cpu" quantize "$bin" --device $device -o "$work/none.gguf"
     done
     fails "--device cpu" perplexity "$bin" -f "$tok" --device cuda
 fi

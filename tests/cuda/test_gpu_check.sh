@@ -39,6 +39,7 @@ says "decode products" unrun "measured nothing"
 says "the same in PyTorch" unrun --emulated
 says "sanitizer racecheck" unrun --emulated
 says "text tiny" unrun
+says "quantize tiny" unrun
 says "bench model" unrun "no --model"
 grep -q 'without a GPU' "$work/out/gpu_check.md" || fault "the table does not say that there was no GPU"
 grep -Eq '[0-9] %|GB/s: [0-9]' "$work/out/gpu_check.md" && fault "figures of a device that is not there"
@@ -49,7 +50,7 @@ echo "-- programs that do as they are told"
 fake=$work/build
 mkdir -p "$fake/tests"
 stub() { printf '#!/bin/sh\n%s\n' "$2" >"$fake/$1" && chmod +x "$fake/$1"; }
-stub llmq 'case $1 in bench) case "$*" in *json*) echo "[{\"n_gen\": 128}]" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
+stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": 1}" >"$a"; last=$a; done ;; bench) case "$*" in *json*) echo "[{\"n_gen\": 128}]" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
 stub tests/gpu_bench 'echo "{\"measured\": true}" >"$1"; echo "plain read loop: 3000 GB/s"; echo "| q4_0 x q8 | 1 | 7 | 2900 | 97 % |"'
 stub tests/gpu_ops 'exit 0'
 stub tests/gpu_matvec 'echo "no \"device\" | here"; exit 77'
@@ -62,6 +63,9 @@ says "decode products" passed
 says "the same in PyTorch" unrun # a stub's products are none
 says "bench model 0" passed
 says "text model 0" passed
+says "quantize tiny" passed
+says "quantize model 0" passed
+grep -q '| solving | 2.00 | 2.00 |' "$work/out/gpu_check.md" || fault "the times of quantizing are not in the table"
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
 grep -q 'tg128 | 7.00' "$work/out/gpu_check.md" || fault "the model's figures are not in the table"
 # A sanitizer that finds nothing, that is too slow for one program, and that finds something.
@@ -89,6 +93,9 @@ says "test ops" failed "more than"
 stub tests/gpu_ops 'exit 0'
 GPU_CHECK_SECONDS=4 run 0 --build "$fake"
 says "test ops" unrun "no time left"
+stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || case "$*" in *cuda*) e=2 ;; *) e=1 ;; esac; [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": $e}" >"$a"; last=$a; done ;; bench) echo "[]" ;; *) echo text ;; esac'
+run 1 --build "$fake"
+says "quantize tiny" failed "differ by more than"
 stub llmq 'case "$*" in *cuda*) echo other ;; *) echo text ;; esac'
 run 1 --build "$fake"
 says "text stories260K" failed differ

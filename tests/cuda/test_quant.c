@@ -183,18 +183,18 @@ static void test_matrix(void **state) {
 static void test_gram_and_factor(void **state) {
     (void)state;
     enum { N = 24, TOK = 50 };
-    float *x = random_floats(TOK * N, -1, 1), gram[N * N], want[N * N] = {0}, factor[N * N];
+    float *x = random_floats(TOK * N, -1, 1), gram[N * N], factor[N * N];
     uint16_t halves[TOK * N];
     cuda_blas *blas;
     llmq_err err;
-    float *x_on_gpu = upload_floats("x", x, TOK * N), *gram_on_gpu = on_device("gram", want, sizeof want, false);
+    float *x_on_gpu = upload_floats("x", x, TOK * N), *gram_on_gpu = output_of("gram", sizeof gram);
     uint16_t *bf16 = output_of("bf16", sizeof halves);
     if (cuda_blas_create(&blas, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     cuda_quant_to_bf16(NULL, x_on_gpu, TOK * N, bf16);
     from_device(halves, bf16, sizeof halves, "bf16");
     for (int i = 0; i < TOK * N; i++) assert_int_equal(halves[i], f32_to_bf16(x[i]));
-    for (int time = 0; time < 2; time++) /* it adds */
-        assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK, N, gram_on_gpu, &err), LLMQ_OK);
+    for (int time = 0; time < 2; time++) /* the second one is added */
+        assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK, N, time > 0, gram_on_gpu, &err), LLMQ_OK);
     from_device(gram, gram_on_gpu, sizeof gram, "gram");
     for (int i = 0; i < N; i++)
         for (int j = 0; j < N; j++) {
@@ -215,7 +215,7 @@ static void test_gram_and_factor(void **state) {
     assert_int_equal(gpu_upload(gram_on_gpu, gram, sizeof gram, &err), LLMQ_OK);
     assert_int_equal(cuda_blas_cholesky(blas, NULL, N, gram_on_gpu, N, &err), LLMQ_E_NUMERIC);
     if (emu_here())
-        assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK + 1, N, gram_on_gpu, &err),
+        assert_int_equal(cuda_blas_gram(blas, NULL, bf16, TOK + 1, N, true, gram_on_gpu, &err),
                          LLMQ_E_IO); /* more than is there */
     cuda_blas_destroy(blas);
     gpu_free(x_on_gpu), gpu_free(gram_on_gpu), gpu_free(bf16), free(x);
