@@ -347,9 +347,9 @@ static int run(const cli_command *cmd, int argc, char **argv) {
     const opt_set sets[] = {{quantize_defs, &opts}, {common_defs, &common}};
     const char *path;
     int rc = opt_parse(cmd, sets, 2, argc, argv, &path);
-    if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
     if (rc == CLI_GO_ON && common.gpu_layers)
         rc = opt_bad(cmd, "--gpu-layers: the GPU gets one matrix after the other; leave it out");
+    if (rc == CLI_GO_ON) rc = cli_start(cmd, &common);
     if (rc == CLI_GO_ON) rc = check_method(cmd, &opts);
     if (rc == CLI_GO_ON) rc = check_types(cmd, &opts);
     if (rc != CLI_GO_ON) return rc;

@@ -69,7 +69,7 @@ typedef struct llmq_device_solver_ops {
     /* Of the device that this thread opened last. LLMQ_E_UNSUPPORTED names the library that is missing. */
     llmq_status (*create)(llmq_device_solver **out, llmq_err *err);
     void (*destroy)(llmq_device_solver *s); /* NULL allowed */
-    /* A Gram matrix as in llmq_backend_ops.gram_add, of inputs rounded to bf16, an even number of columns: begin, then
+    /* A Gram matrix as in llmq_backend_ops.gram_add, of inputs rounded to bf16: begin, then
      * pieces (n_tok, cols) of finite numbers, which may be changed as soon as add returns, while it is still at work;
      * gram (cols, cols) is there after end, its lower triangle and diagonal, the rest is anything. */
     llmq_status (*gram_begin)(llmq_device_solver *s, int64_t cols, llmq_err *err);
@@ -81,6 +81,7 @@ typedef struct llmq_device_solver_ops {
 } llmq_device_solver_ops;
 struct llmq_device_solver { /* the device's own begins with this */
     const llmq_device_solver_ops *ops;
+    char name[160]; /* the device and its libraries, as far as they decide about bits */
 };
 
 typedef struct llmq_device_ops {

@@ -16,12 +16,23 @@
 #define LIBRARY "libcublas.so." TEXT(CUBLAS_VER_MAJOR)
 #define SOLVER_LIBRARY "libcusolver.so." TEXT(CUSOLVER_VER_MAJOR)
 
+struct solver {
+    void *library; /* nullptr: not open */
+    cusolverDnHandle_t handle;
+    decltype(&cusolverDnDestroy) destroy;
+    decltype(&cusolverDnSetStream) set_stream;
+    decltype(&cusolverDnSpotrf_bufferSize) buffer_size;
+    decltype(&cusolverDnSpotrf) factor;
+};
+
 struct cuda_blas {
+    solver factors;
     void *library;
     cublasHandle_t handle;
     decltype(&cublasDestroy_v2) destroy;
     decltype(&cublasSetStream_v2) set_stream;
     decltype(&cublasGetStatusString) status_string;
+    decltype(&cublasGetVersion_v2) get_version;
     cublasStatus_t (*gemm_ex)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *,
                               const void *, cudaDataType, int, const void *, cudaDataType, int, const void *, void *,
                               cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
@@ -35,23 +46,21 @@ template <class F> static bool find(void *library, const char *name, F *out) {
 llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     *out = nullptr;
     void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    if (!library)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s is not there: long prompts go without cuBLAS (%s)", LIBRARY,
-                         dlerror());
+    if (!library) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s is not there (%s)", LIBRARY, dlerror());
     decltype(&cublasCreate_v2) create;
     cuda_blas found = {};
     found.library = library;
     if (!find(library, "cublasCreate_v2", &create) || !find(library, "cublasDestroy_v2", &found.destroy) ||
         !find(library, "cublasSetStream_v2", &found.set_stream) ||
         !find(library, "cublasGetStatusString", &found.status_string) ||
-        !find(library, "cublasGemmEx", &found.gemm_ex)) {
+        !find(library, "cublasGetVersion_v2", &found.get_version) || !find(library, "cublasGemmEx", &found.gemm_ex)) {
         dlclose(library);
         return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s lacks functions that llmq calls", LIBRARY);
     }
     const cublasStatus_t status = create(&found.handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
-        llmq_status failed =
-            llmq_fail(err, LLMQ_E_UNSUPPORTED, "cuBLAS does not start: %s", found.status_string(status));
+        llmq_status failed = llmq_fail(err, status == CUBLAS_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_UNSUPPORTED,
+                                       "cuBLAS does not start: %s", found.status_string(status));
         dlclose(library);
         return failed;
     }
@@ -63,13 +72,6 @@ llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     }
     **out = found;
     return LLMQ_OK;
-}
-
-void cuda_blas_destroy(cuda_blas *blas) {
-    if (!blas) return;
-    blas->destroy(blas->handle);
-    dlclose(blas->library);
-    free(blas);
 }
 
 /* One product as cuBLAS counts, by columns: c (m, n) = alpha * op(a) (m, k) * op(b) (k, n) + beta * c, sums f32. */
@@ -118,32 +120,27 @@ llmq_status cuda_blas_gram(cuda_blas *blas, gpu_stream *stream, const uint16_t *
     return multiply(blas, stream, p, err);
 }
 
-/* ---- cuSOLVER: used once a matrix, so its handle does not outlive the call */
-
-struct solver {
-    void *library;
-    cusolverDnHandle_t handle;
-    decltype(&cusolverDnDestroy) destroy;
-    decltype(&cusolverDnSetStream) set_stream;
-    decltype(&cusolverDnSpotrf_bufferSize) buffer_size;
-    decltype(&cusolverDnSpotrf) factor;
-};
+/* ---- cuSOLVER: opened by the first factorization */
 
 static llmq_status solver_open(solver *s, llmq_err *err) {
     decltype(&cusolverDnCreate) create;
+    cusolverStatus_t status = CUSOLVER_STATUS_SUCCESS;
     *s = {};
     s->library = dlopen(SOLVER_LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!s->library) return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s is not there (%s)", SOLVER_LIBRARY, dlerror());
     if (find(s->library, "cusolverDnCreate", &create) && find(s->library, "cusolverDnDestroy", &s->destroy) &&
         find(s->library, "cusolverDnSetStream", &s->set_stream) &&
         find(s->library, "cusolverDnSpotrf_bufferSize", &s->buffer_size) &&
-        find(s->library, "cusolverDnSpotrf", &s->factor) && create(&s->handle) == CUSOLVER_STATUS_SUCCESS)
+        find(s->library, "cusolverDnSpotrf", &s->factor) && (status = create(&s->handle)) == CUSOLVER_STATUS_SUCCESS)
         return LLMQ_OK;
     dlclose(s->library);
-    return llmq_fail(err, LLMQ_E_UNSUPPORTED, "cuSOLVER does not start");
+    *s = {};
+    return llmq_fail(err, status == CUSOLVER_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_UNSUPPORTED,
+                     "cuSOLVER does not start");
 }
 
 static void solver_close(solver *s) {
+    if (!s->library) return;
     s->destroy(s->handle);
     dlclose(s->library);
 }
@@ -168,18 +165,28 @@ static llmq_status factor(const solver *s, gpu_stream *stream, int n, float *a, 
     return status;
 }
 
-llmq_status cuda_blas_cholesky(cuda_blas *, gpu_stream *stream, int64_t n, float *a, int64_t lda, llmq_err *err) {
-    solver s;
-    LLMQ_TRY(solver_open(&s, err));
-    llmq_status status = factor(&s, stream, static_cast<int>(n), a, static_cast<int>(lda), err);
-    solver_close(&s);
-    return status;
+llmq_status cuda_blas_cholesky(cuda_blas *blas, gpu_stream *stream, int64_t n, float *a, int64_t lda, llmq_err *err) {
+    if (!blas->factors.library) LLMQ_TRY(solver_open(&blas->factors, err));
+    return factor(&blas->factors, stream, static_cast<int>(n), a, static_cast<int>(lda), err);
+}
+
+void cuda_blas_destroy(cuda_blas *blas) {
+    if (!blas) return;
+    solver_close(&blas->factors);
+    blas->destroy(blas->handle);
+    dlclose(blas->library);
+    free(blas);
+}
+
+int cuda_blas_version(const cuda_blas *blas) {
+    int version = 0;
+    return blas->get_version(blas->handle, &version) == CUBLAS_STATUS_SUCCESS ? version : 0;
 }
 
 #else /* compiled without their headers */
 
 static llmq_status fail_absent(llmq_err *err) {
-    return llmq_fail(err, LLMQ_E_UNSUPPORTED, "this llmq was built without cuBLAS: long prompts go without it");
+    return llmq_fail(err, LLMQ_E_UNSUPPORTED, "this llmq was built without cuBLAS");
 }
 llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     *out = nullptr;
@@ -200,6 +207,10 @@ llmq_status cuda_blas_gram(cuda_blas *, gpu_stream *, const uint16_t *, int64_t,
 }
 llmq_status cuda_blas_cholesky(cuda_blas *, gpu_stream *, int64_t, float *, int64_t, llmq_err *err) {
     return fail_absent(err);
+}
+
+int cuda_blas_version(const cuda_blas *) {
+    return 0;
 }
 
 #endif

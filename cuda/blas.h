@@ -12,9 +12,10 @@ extern "C" {
 
 typedef struct cuda_blas cuda_blas; /* a handle of this thread's device; one stream at a time */
 
-/* LLMQ_E_UNSUPPORTED names the library that is not there; callers do without (cuda/matmul.h). */
+/* LLMQ_E_UNSUPPORTED names the library that is not there; passes do without (cuda/matmul.h). */
 llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err);
-void cuda_blas_destroy(cuda_blas *blas); /* NULL allowed */
+void cuda_blas_destroy(cuda_blas *blas);      /* NULL allowed */
+int cuda_blas_version(const cuda_blas *blas); /* 10000 * major + 100 * minor + patch; 0: not known */
 
 /* y (n, ldy) f32 = b (n, k) * a (m, k) transposed: y[j * ldy + i] = sum_c a[i * lda + c] * b[j * ldb + c]. a and b are
  * f16, sums f32. */
@@ -30,7 +31,7 @@ llmq_status cuda_blas_gemm_sub(cuda_blas *blas, gpu_stream *stream, int64_t m, i
 llmq_status cuda_blas_gram(cuda_blas *blas, gpu_stream *stream, const uint16_t *x, int64_t n_tok, int64_t cols,
                            bool add, float *gram, llmq_err *err);
 /* In place lower Cholesky of the n x n matrix whose lower triangle is given: A = L L'. LLMQ_E_NUMERIC when it is not
- * positive definite (a is then destroyed). Waits for the stream. */
+ * positive definite (a is then destroyed). Waits for the stream. The first call opens cuSOLVER. */
 llmq_status cuda_blas_cholesky(cuda_blas *blas, gpu_stream *stream, int64_t n, float *a, int64_t lda, llmq_err *err);
 
 #ifdef __cplusplus

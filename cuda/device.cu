@@ -42,6 +42,12 @@ void gpu_use(int index) {
     cudaSetDevice(index); /* of a device that was opened: it cannot fail without what follows failing too */
 }
 
+void gpu_name(char *out, size_t cap) {
+    cudaDeviceProp device;
+    const cudaError_t status = cudaGetDeviceProperties(&device, gpu_current());
+    snprintf(out, cap, "%s", status == cudaSuccess ? device.name : "a GPU");
+}
+
 llmq_status gpu_memory(size_t *available, llmq_err *err) {
     size_t total;
     const cudaError_t status = cudaMemGetInfo(available, &total);
@@ -108,9 +114,11 @@ void gpu_stream_destroy(gpu_stream *s) {
     cudaStreamDestroy(native(s));
 }
 
-/* The host's memory is pageable: it has been copied when this returns. */
+/* The host's memory is pageable. Up to 64 KB have been copied when the call returns; of more CUDA only says that it may
+ * be so. */
 llmq_status gpu_stream_upload(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err) {
-    return judge(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)), "upload", err);
+    LLMQ_TRY(judge(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)), "upload", err));
+    return bytes <= 65536 ? LLMQ_OK : judge(cudaStreamSynchronize(native(s)), "upload", err);
 }
 
 llmq_status gpu_stream_download(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err) {

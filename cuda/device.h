@@ -27,6 +27,8 @@ llmq_status gpu_open(int index, llmq_err *err);
 /* This thread's device; and back to it, in a function that may be called from another thread. */
 int gpu_current(void);
 void gpu_use(int index);
+/* "NVIDIA H200": of this thread's device. */
+void gpu_name(char *out, size_t cap);
 /* Bytes that are free now. */
 llmq_status gpu_memory(size_t *available, llmq_err *err);
 /* GPU_ALIGN-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */

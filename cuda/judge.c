@@ -47,7 +47,9 @@ llmq_status gpu_judge_device(int index, const char *name, int major, int minor, 
 }
 
 llmq_status gpu_no_memory(const char *what, size_t bytes, llmq_err *err) {
-    return llmq_fail(err, LLMQ_E_MEMORY,
-                     "the GPU has no %.1f MB left for %s; give fewer --gpu-layers, a smaller --ctx, or --device cpu",
-                     (double)bytes * 1e-6, what);
+    return llmq_fail(
+        err, LLMQ_E_MEMORY,
+        "the GPU has no %.1f MB left for %s; close other programs that use it, give fewer --gpu-layers or a smaller "
+        "--ctx where layers run there, or --device cpu",
+        (double)bytes * 1e-6, what);
 }

@@ -115,11 +115,16 @@ __global__ void __launch_bounds__(256)
         if (row + i < rows && column + x < cols) to[(row + i) * cols + perm[column + x]] = tile[x * (TILE + 4) + i];
 }
 
-__global__ void __launch_bounds__(256) to_bf16(gptr<const float2> x, int64_t pairs, gptr<uint32_t> y) {
+/* n floats; of an odd number the last one is alone. */
+__global__ void __launch_bounds__(256)
+    to_bf16(gptr<const float2> x, int64_t n, gptr<uint32_t> y, gptr<const float> singles, gptr<uint16_t> y_singles) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-    if (i >= pairs) return;
-    const float2 v = x[i];
-    y[i] = b2_from_floats(v.x, v.y);
+    if (i < n / 2) {
+        const float2 v = x[i];
+        y[i] = b2_from_floats(v.x, v.y);
+    } else if (2 * i + 1 == n) {
+        y_singles[2 * i] = static_cast<uint16_t>(b2_from_floats(singles[2 * i], 0.0f));
+    }
 }
 
 unsigned blocks_of(int64_t n, int64_t each) {
@@ -177,8 +182,9 @@ void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, i
 }
 
 void cuda_quant_to_bf16(gpu_stream *stream, const float *x, int64_t n, uint16_t *y) {
-    gptr<const float2> in = as<const float2>(device_pointer(x));
-    gptr<uint32_t> out = as<uint32_t>(device_pointer(y));
-    const int64_t pairs = n / 2;
-    LAUNCH(to_bf16, blocks_of(pairs, 256), 256, 0, reinterpret_cast<stream_t>(stream), in, pairs, out);
+    gptr<const float> singles = device_pointer(x);
+    gptr<uint16_t> y_singles = device_pointer(y);
+    gptr<const float2> in = as<const float2>(singles);
+    gptr<uint32_t> out = as<uint32_t>(y_singles);
+    LAUNCH(to_bf16, blocks_of(n, 512), 256, 0, reinterpret_cast<stream_t>(stream), in, n, out, singles, y_singles);
 }

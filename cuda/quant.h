@@ -34,7 +34,7 @@ void cuda_quant_gather(gpu_stream *stream, const float *from, int64_t rows, int6
 /* to[r * cols + perm[k]] = from[k * rows + r] */
 void cuda_quant_scatter(gpu_stream *stream, const uint8_t *from, int64_t rows, int64_t cols, const int32_t *perm,
                         uint8_t *to);
-/* y[n] = x[n] as bf16, n even: what cuda_blas_gram takes */
+/* y[n] = x[n] as bf16: what cuda_blas_gram takes */
 void cuda_quant_to_bf16(gpu_stream *stream, const float *x, int64_t n, uint16_t *y);
 
 #ifdef __cplusplus

@@ -1,14 +1,14 @@
 /* The device's part of a quantization (core/device.h): Gram matrices and factors by cuBLAS and cuSOLVER, the column
  * sweep by the kernels of quant.h. Everything is queued on one stream; buffers grow to the largest that was asked for.
  */
-#include <string.h>
+#include <stdio.h>
 
 #include "core/mem.h"
 #include "cuda/cuda.h"
 #include "cuda/device.h"
 #include "cuda/quant.h"
 
-#define PIECE_TOKENS 1024              /* of a Gram matrix at a time */
+#define PIECE_TOKENS 4096              /* of a Gram matrix at a time */
 #define SLAB_FLOATS ((int64_t)1 << 26) /* of a matrix's rows at a time: 256 MB, and twice as much for their columns */
 #define SLAB_LEAST 128                 /* rows */
 
@@ -91,11 +91,17 @@ static llmq_status check_libraries(solver *s, llmq_err *err) {
         status = cuda_blas_cholesky(s->blas, s->stream, 1, s->buffers[GRAM].p, 1, &reason);
     }
     if (status == LLMQ_OK) return LLMQ_OK;
-    return llmq_fail(
-        err, status,
-        "--device cuda: quantizing takes cuBLAS and cuSOLVER: %s; install CUDA's libraries or use --device "
-        "cpu",
-        reason.msg);
+    if (status != LLMQ_E_UNSUPPORTED) return llmq_fail(err, status, "%s", reason.msg);
+    return llmq_fail(err, status,
+                     "--device cuda: quantizing takes cuBLAS and cuSOLVER: %s; install CUDA's libraries or use "
+                     "--device cpu",
+                     reason.msg);
+}
+
+static void name_device(solver *s) {
+    char device[96];
+    gpu_name(device, sizeof device);
+    snprintf(s->base.name, sizeof s->base.name, "cuda: %s, cuBLAS %d", device, cuda_blas_version(s->blas));
 }
 
 static llmq_status solver_create(llmq_device_solver **out, llmq_err *err) {
@@ -109,10 +115,12 @@ static llmq_status solver_create(llmq_device_solver **out, llmq_err *err) {
     for (int i = 0; i < BUFFERS; i++) s->buffers[i].what = names[i];
     llmq_status status = gpu_stream_create(&s->stream, err);
     if (status == LLMQ_OK) status = check_libraries(s, err);
-    if (status == LLMQ_OK)
+    if (status == LLMQ_OK) {
+        name_device(s);
         *out = &s->base;
-    else
+    } else {
         solver_destroy(&s->base);
+    }
     return status;
 }
 
@@ -121,24 +129,20 @@ static llmq_status solver_create(llmq_device_solver **out, llmq_err *err) {
 static llmq_status gram_begin(llmq_device_solver *base, int64_t cols, llmq_err *err) {
     solver *s = of(base);
     size_t bytes;
-    LLMQ_ASSERT(cols % 2 == 0);
     s->cols = cols;
     s->begun = false;
     LLMQ_TRY(square_bytes(cols, &bytes, err));
-    LLMQ_TRY(need(s, GRAM, bytes, err));
-    LLMQ_TRY(need(s, INPUTS, (size_t)(PIECE_TOKENS * cols) * sizeof(float), err));
-    return need(s, BF16, (size_t)(PIECE_TOKENS * cols) * sizeof(uint16_t), err);
+    return need(s, GRAM, bytes, err);
 }
 
 static llmq_status gram_add(llmq_device_solver *base, const float *x, int64_t n_tok, llmq_err *err) {
     solver *s = of(base);
-    float *inputs = s->buffers[INPUTS].p;
-    uint16_t *bf16 = s->buffers[BF16].p;
     for (int64_t t = 0; t < n_tok; t += PIECE_TOKENS) {
-        int64_t n = n_tok - t < PIECE_TOKENS ? n_tok - t : PIECE_TOKENS;
-        LLMQ_TRY(gpu_stream_upload(s->stream, inputs, x + t * s->cols, (size_t)(n * s->cols) * sizeof *x, err));
-        cuda_quant_to_bf16(s->stream, inputs, n * s->cols, bf16);
-        LLMQ_TRY(cuda_blas_gram(s->blas, s->stream, bf16, n, s->cols, s->begun, s->buffers[GRAM].p, err));
+        int64_t n = n_tok - t < PIECE_TOKENS ? n_tok - t : PIECE_TOKENS, cells = n * s->cols;
+        LLMQ_TRY(need(s, BF16, (size_t)cells * sizeof(uint16_t), err));
+        LLMQ_TRY(upload(s, INPUTS, x + t * s->cols, (size_t)cells * sizeof *x, err));
+        cuda_quant_to_bf16(s->stream, s->buffers[INPUTS].p, cells, s->buffers[BF16].p);
+        LLMQ_TRY(cuda_blas_gram(s->blas, s->stream, s->buffers[BF16].p, n, s->cols, s->begun, s->buffers[GRAM].p, err));
         s->begun = true;
     }
     return gpu_launched(err);
@@ -216,14 +220,27 @@ static llmq_status upload_order(solver *s, const llmq_device_sweep *w, llmq_err 
     return status;
 }
 
+/* As many rows as three quarters of the free memory hold, beside what the buffers have of it already. */
+static llmq_status slab_rows(solver *s, const llmq_device_sweep *w, int64_t *out, llmq_err *err) {
+    static const buffer_id of_rows[] = {ROWS, ERRORS, WEIGHTS, CODES, GRIDS};
+    size_t available, row = (size_t)w->cols * (3 * sizeof(float) + 1) + (size_t)w->groups * 3 * sizeof(float);
+    LLMQ_TRY(gpu_memory(&available, err));
+    for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) available += s->buffers[of_rows[i]].bytes;
+    int64_t most = SLAB_FLOATS / w->cols, fit = (int64_t)(available / 4 * 3 / row);
+    *out = fit < most ? fit : most;
+    if (*out < SLAB_LEAST) *out = SLAB_LEAST;
+    return LLMQ_OK;
+}
+
 static llmq_status sweep(llmq_device_solver *base, const llmq_device_sweep *w, llmq_err *err) {
     solver *s = of(base);
     size_t bytes;
-    int64_t step = SLAB_FLOATS / w->cols > SLAB_LEAST ? SLAB_FLOATS / w->cols : SLAB_LEAST;
+    int64_t step = 0;
     LLMQ_TRY(square_bytes(w->cols, &bytes, err));
     LLMQ_TRY(upload(s, GRAM, w->at, bytes, err));
     LLMQ_TRY(upload_order(s, w, err));
     LLMQ_TRY(upload(s, LEVELS, w->levels, (size_t)w->n_levels * sizeof *w->levels, err));
+    LLMQ_TRY(slab_rows(s, w, &step, err));
     for (int64_t row = 0; row < w->rows; row += step)
         LLMQ_TRY(sweep_slab(s, w, row, w->rows - row < step ? w->rows - row : step, err));
     return LLMQ_OK;

@@ -58,7 +58,7 @@ static void add_calibration(const pipeline *p, json_t *manifest) {
 static void add_settings(const pipeline *p, json_t *manifest) {
     const llmq_quant_params *params = p->params;
     json_object_set_new(manifest, "method", json_string(p->method->name));
-    if (p->device_ops) json_object_set_new(manifest, "device", json_string(p->device_ops->name));
+    if (p->device) json_object_set_new(manifest, "device", json_string(p->device->name));
     if (params->awq) json_object_set_new(manifest, "awq", json_true());
     if (params->int8) json_object_set_new(manifest, "int8", json_string(pipeline_int8_name(p)));
     if (params->int8) json_object_set_new(manifest, "smooth", json_boolean(!params->no_smooth));

@@ -521,7 +521,7 @@ llmq_status pipeline_create_calibration(pipeline *p, llmq_err *err) {
     if (pipeline_calibrates(p))
         LLMQ_TRY(calib_run_create_in(&p->memory, p->model, &p->calib, p->team, pipeline_tick, p, &p->run, err));
     if (p->run) calib_run_statistics(p->run, p->method->needs_gram ? p->solver.mean : 0, p->solver.q8);
-    if (p->run) calib_run_device(p->run, p->device);
+    if (p->run) calib_run_device(p->run, p->solver.q8 ? p->device : NULL); /* which rounds inputs, to bf16 */
     bool scaled = p->params->awq || (p->ranges && !p->params->no_smooth);
     return scaled ? create_transform(p, err) : LLMQ_OK;
 }
@@ -637,6 +637,7 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     llmq_model_params open = {.tokenizer = params->tokenizer, .n_threads = params->n_threads, .no_weights = true};
     LLMQ_TRY(check_params(p, err));
     if (p->device_ops) LLMQ_TRY(p->device_ops->solver->create(&p->device, err));
+    if (p->device) llmq_log(LLMQ_LOG_NOTE, "%s: times are forecast as on the CPU alone", p->device->name);
     LLMQ_TRY(team_create(params->n_threads, &p->team, err));
     int64_t before = mem_note_peak();
     LLMQ_TRY(model_open(path, &open, &p->model, err));

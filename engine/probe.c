@@ -127,10 +127,7 @@ static llmq_status rehearsal_create(const pipeline *p, bool dense, rehearsal *r,
     for (int64_t i = 0; i < n_tok; i++) r->calib.tokens[i] = (int32_t)(i * 7 % TABLE_ROWS);
     for (int64_t i = 0; i < hp->n_embd; i++) r->gain[i] = 1;
     LLMQ_TRY(calib_run_create(&r->model, &r->calib, p->team, go_on, NULL, &r->run, err));
-    if (!dense) {
-        calib_run_statistics(r->run, p->method->needs_gram ? 1 : 0, p->solver.q8);
-        calib_run_device(r->run, p->device);
-    }
+    if (!dense) calib_run_statistics(r->run, p->method->needs_gram ? 1 : 0, p->solver.q8);
     LLMQ_TRY(prepare_layer(r, dense ? LLMQ_TYPE_BF16 : pass_type(p, hp), p->team, err));
     mem_note_peak();
     return LLMQ_OK;
@@ -278,8 +275,7 @@ static llmq_status probe_solve(pipeline *p, size_t index, const llmq_type_info *
                                   .solver = p->solver,
                                   .damp = p->params->damp,
                                   .ops = p->model->ops,
-                                  .team = p->team,
-                                  .device = p->device};
+                                  .team = p->team};
     if (method->needs_gram || problem.weighted)
         LLMQ_TRY_GOTO(make_gram(p, min64(problem.cols, SOLVE_COLS), &gram, &problem.n_tokens, err));
     problem.gram = gram;

@@ -148,8 +148,9 @@ void int8_trial_scale(int8_trial *t, const float *s) {
 
 /* ---- errors */
 
-/* What a largest token's error counts beside a common one's, if weights are given. */
-#define LARGEST_SHARE (1.0 / 128)
+/* What the error of all outputs, over their squares, counts beside the tokens' own, if weights are given: it is that of
+ * the few tokens with the largest outputs, attention sinks, at which every other token looks. */
+#define OUTPUTS_SHARE (1.0 / 32)
 
 /* Of the outputs [row, row + n) of a token: the sums of squares of what they should be and of their error. */
 typedef struct squares {
@@ -182,13 +183,15 @@ static double relative_error(const int8_trial *t, int64_t row, int64_t n) {
 }
 
 static double weighted_error(const int8_trial *t, int64_t row, int64_t n) {
-    double even = 0, largest = 0;
-    int64_t n_even = t->p->n_even, n_largest = t->p->n_tok - n_even;
-    for (int64_t i = 0; i < t->p->n_tok; i++)
-        *(i < n_even ? &even : &largest) += token_squares(t, i, row, n).error * (double)t->p->weight[i];
-    even = n_even ? even / (double)n_even : 0;
-    largest = n_largest ? LARGEST_SHARE * largest / (double)n_largest : 0;
-    return even + largest;
+    double even = 0, all = 0, all_error = 0;
+    for (int64_t i = 0; i < t->p->n_tok; i++) {
+        squares s = token_squares(t, i, row, n);
+        if (i < t->p->n_even) even += s.error * (double)t->p->weight[i];
+        all += s.y;
+        all_error += s.error;
+    }
+    even = t->p->n_even ? even / (double)t->p->n_even : 0;
+    return all > 0 ? even + OUTPUTS_SHARE * all_error / all : even;
 }
 
 llmq_status int8_trial_error(int8_trial *t, llmq_act_range range, double *error_out, llmq_err *err) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A machine with an NVIDIA GPU turned into figures, in at most 8 minutes: builds llmq with CUDA, runs the kernels' tests on
 # the device against the CPU's oracle and under compute-sanitizer, compares greedy text, times decode products as a share of
-# the memory bandwidth measured in the same run, and models. It writes OUT/gpu_check.md and OUT/gpu_check.json, which say of
+# the memory bandwidth measured in the same run, and models, and quantizes with and without the GPU. It writes OUT/gpu_check.md and OUT/gpu_check.json, which say of
 # every part whether it passed, failed or did not run, and keeps each part's output in OUT. After a failure the rest stays
 # unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
 #
@@ -248,13 +248,14 @@ for i in "${!models[@]}"; do
 done
 
 # ---- quantizing there and here: as good, and how long each stage takes
-quantize_both() { # quantize_both MODEL TOKENS NAME
+quantize_both() { # quantize_both MODEL TOKENS NAME SECONDS
     local device
+    trap 'rm -f "$out"/quantized.gguf*' EXIT
     for device in cpu cuda; do
-        "$llmq" quantize "$1" --gptq --type q4_0 --tokens "$2" --device $device -o "$out/quantized.gguf" --force --no-resume -q \
-            --report-json "$out/report-$device.json" >/dev/null || exit 1
+        timeout -k 5 "$4" "$llmq" quantize "$1" --gptq --type q4_0 --tokens "$2" --device $device -o "$out/quantized.gguf" --force --no-resume -q \
+            --report-json "$out/report-$device.json" >/dev/null
+        case $? in 0) ;; 124 | 137) echo "more than $4 s with --device $device"; exit 77 ;; *) exit 1 ;; esac
     done
-    rm -f "$out/quantized.gguf"
     python3 - "$out/report-cpu.json" "$out/report-cuda.json" "$out/quantize-$3.json" <<'PY'
 import json, sys
 cpu, cuda = (json.load(open(path)) for path in sys.argv[1:3])
@@ -271,11 +272,11 @@ export -f quantize_both
 if [ $emulated -eq 1 ]; then
     unrun "quantize tiny" "--emulated; test quantize has it"
 else
-    part "quantize tiny" 90 bash -c 'quantize_both data/tiny 65536 tiny'
+    part "quantize tiny" 90 bash -c 'quantize_both data/tiny 65536 tiny 40'
     for i in "${!models[@]}"; do # a model that is quantized already is no source
         case ${models[i]} in
         *q4* | *q8* | *Q4* | *Q8*) unrun "quantize model $i" "it is quantized" ;;
-        *) part "quantize model $i" 240 bash -c 'quantize_both "$1" 16384 "$2"' _ "${models[i]}" "$i" ;;
+        *) part "quantize model $i" 240 bash -c 'quantize_both "$1" 16384 "$2" 110' _ "${models[i]}" "$i" ;;
         esac
     done
 fi

@@ -20,6 +20,10 @@ void cuda_blas_destroy(cuda_blas *blas) {
     delete blas;
 }
 
+int cuda_blas_version(const cuda_blas *) {
+    return 0;
+}
+
 /* The bytes from `at` on are there; and written, if they are to be read. */
 static bool usable(const void *at, int64_t bytes, bool written) {
     const emu::buffer *b = emu::memory_find(at);

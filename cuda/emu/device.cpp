@@ -32,6 +32,9 @@ int gpu_current(void) {
     return 0;
 }
 void gpu_use(int) {}
+void gpu_name(char *out, size_t cap) {
+    snprintf(out, cap, "emulated");
+}
 
 /* While launches are recorded the device takes nothing else. */
 static llmq_status busy(llmq_err *err) {

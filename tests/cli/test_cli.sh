@@ -113,7 +113,7 @@ for device in tpu cuda: cuda:x cuda:100 cuda:-1 cuda:0x CUDA ""; do bad "cuda:N"
 bad "--device cuda" run model.gguf -p x --gpu-layers 3
 bad "--device cuda" run model.gguf -p x --gpu-layers 3 --device auto
 bad "--gpu-layers" run model.gguf -p x --device cuda --gpu-layers -1
-
+bad "leave it out" quantize model.gguf --device cuda --gpu-layers 3
 bad "exclude" run model.gguf -p x -f y
 bad "--quiet takes no value" run model.gguf --quiet=1
 bad "-p" bench model.gguf -p 1,x

@@ -8,6 +8,8 @@
 #include "cuda/cuda.h"
 #include "engine/jobs.h"
 #include "formats/format.h"
+#include "quant/methods/methods.h"
+#include "types/type.h"
 
 #define MODEL LLMQ_TEST_DATA "/../../data/tiny"
 
@@ -105,7 +107,7 @@ static void test_same_bytes(void **state) {
     if (source_open(path, &source, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     const char *manifest = meta_get_str(source->meta, "llmq.manifest");
     assert_non_null(manifest);
-    assert_non_null(strstr(manifest, "\"device\":\"cuda\""));
+    assert_non_null(strstr(manifest, "\"device\":\"cuda: "));
     source_close(source);
     unlink(path);
 }
@@ -136,12 +138,12 @@ static void test_refusals(void **state) {
 /* More tokens than a piece, more than one add, and a second matrix of fewer columns in the same memory. */
 static void test_gram(void **state) {
     (void)state;
-    enum { COLS = 6, FIRST = 1500, SECOND = 37 };
+    enum { COLS = 7, FIRST = 5001, SECOND = 36 };
     llmq_device_solver *s = NULL;
     llmq_err err = {0};
     float *x = random_floats((FIRST + SECOND) * COLS, -1, 1), gram[COLS * COLS];
     if (cuda_solver_ops.create(&s, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-    for (int cols = COLS; cols > 2; cols -= 4) {
+    for (int cols = COLS; cols > 2; cols -= 4) { /* an odd number of both, too */
         assert_int_equal(s->ops->gram_begin(s, cols, &err), LLMQ_OK);
         assert_int_equal(s->ops->gram_add(s, x, FIRST, &err), LLMQ_OK);
         assert_int_equal(s->ops->gram_add(s, x + FIRST * cols, SECOND, &err), LLMQ_OK);
@@ -161,12 +163,50 @@ static void test_gram(void **state) {
     free(x);
 }
 
+/* Rows that memory takes in turns, the last one short; blocks of several groups. The codes are the CPU's. */
+static void test_slabs(void **state) {
+    (void)state;
+    enum { ROWS = 300, COLS = 256 };
+    llmq_device_solver *s = NULL;
+    llmq_err err = {0};
+    llmq_quant_report report;
+    llmq_quantized *q[2];
+    float *w = random_floats(ROWS * COLS, -1, 1), *gram = calloc(COLS * COLS, sizeof *gram);
+    for (int i = 0; i < COLS; i++)
+        for (int j = 0; j <= i; j++) gram[i * COLS + j] = i == j ? uniform(1, 3) : uniform(-0.02f, 0.02f);
+    if (cuda_solver_ops.create(&s, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    for (int i = 0; i < 2; i++) {
+        llmq_quant_problem p = {.name = "w",
+                                .w = w,
+                                .rows = ROWS,
+                                .cols = COLS,
+                                .gram = gram,
+                                .n_tokens = 1,
+                                .type = type_info(LLMQ_TYPE_Q6_K),
+                                .damp = -1,
+                                .ops = backend_cpu_isa("c"),
+                                .team = team,
+                                .device = i ? s : NULL};
+        p.solver.order = ORDER_STATIC;
+        if (emu_here()) emu_set_memory(i ? emu_memory_used() + 1100000 : 0);
+        assert_int_equal(quantized_create(p.type, ROWS, COLS, &q[i], &err), LLMQ_OK);
+        if (method_find("gptq")->solve(&p, q[i], &report, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+        assert_false(report.fell_back);
+    }
+    if (emu_here()) emu_set_memory(0);
+    size_t differ = 0;
+    for (size_t i = 0; i < ROWS * COLS; i++) differ += q[0]->codes[i] != q[1]->codes[i];
+    assert_true(differ <= ROWS * COLS / 100);
+    if (emu_here()) assert_int_equal(differ, 0);
+    for (int i = 0; i < 2; i++) quantized_destroy(q[i]);
+    s->ops->destroy(s);
+    free(w), free(gram);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gram),
-        cmocka_unit_test(test_beside_cpu),
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gram),       cmocka_unit_test(test_slabs),    cmocka_unit_test(test_beside_cpu),
+        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

@@ -327,24 +327,29 @@ static void test_alike(void **state) {
     }
 }
 
-/* Tiles are for many tokens: few get the very bits of AVX-512. */
-static void test_few_without_tiles(void **state) {
+/* Up to ACT_FEW tokens get the very bits of AVX-512, by vectors or by tiles of bytes (cpu/few_amx.c). */
+static void test_few_as_avx512(void **state) {
     (void)state;
     const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
     for (size_t i = 0; ops[1] && type_at(i); i++) {
-        void *buffer;
-        llmq_tensor t = random_tensor(type_at(i)->id, 37, 512, &buffer);
-        float *x = random_floats(ACT_FEW * 512, -2, 2), *y[2];
-        for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
-            for (int k = 0; k < 2; k++) {
-                llmq_acts a;
-                y[k] = run(ops[k], &t, flags, NULL, x, ACT_FEW, 2, &a);
-                mem_free(a.q8);
+        for (int64_t n = 9; n <= ACT_FEW; n++) {
+            const llmq_type_info *info = type_at(i);
+            int64_t rows = n % 2 ? 37 : 48, cols = n % 3 == 0 ? 1280 : n % 3 == 1 && info->block_len <= 32 ? 160 : 512;
+            void *buffer;
+            llmq_tensor t = random_tensor(info->id, rows, cols, &buffer);
+            float *x = random_floats(n * cols, -2, 2), *bias = random_floats(rows, -9, 9), *y[2];
+            for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
+                for (int k = 0; k < 2; k++) {
+                    llmq_acts a;
+                    y[k] = run(ops[k], &t, flags, n % 2 ? bias : NULL, x, n, 2, &a);
+                    mem_free(a.q8);
+                }
+                if (memcmp(y[0], y[1], (size_t)(n * (rows + PAD)) * sizeof **y) != 0)
+                    fail_msg("%s %d x %d: %d tokens differ from AVX-512", info->name, (int)rows, (int)cols, (int)n);
+                free(y[0]), free(y[1]);
             }
-            assert_memory_equal(y[0], y[1], ACT_FEW * (37 + PAD) * sizeof **y);
-            free(y[0]), free(y[1]);
+            free(x), free(bias), free(buffer);
         }
-        free(x), free(buffer);
     }
 }
 
@@ -586,7 +591,7 @@ int main(void) {
         cmocka_unit_test(test_float),        cmocka_unit_test(test_activation_error),
         cmocka_unit_test(test_bf16),         cmocka_unit_test(test_odd_activations),
         cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_size),
-        cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_without_tiles),
+        cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_as_avx512),
         cmocka_unit_test(test_nf4_integers), cmocka_unit_test(test_nf4_error),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -160,34 +160,49 @@ static void the_largest_tokens_count(void **state) {
     drop_site(s);
 }
 
-/* With weights an error is the weighted mean over common tokens, and a 128th of that over the largest. */
+static double output_square(const site *s, int token) {
+    double sum = 0;
+    for (int r = 0; r < ROWS; r++) {
+        double y = 0;
+        for (int c = 0; c < COLS; c++) y += (double)s->w[0][r * COLS + c] * (double)s->x[token * COLS + c];
+        sum += y * y;
+    }
+    return sum;
+}
+
+/* With weights an error is the weighted mean over common tokens, and a 32nd of that of all outputs over their squares. */
 static void weights_weigh(void **state) {
     (void)state;
     site *s = make_site(1, 0, true);
     float weight[ALL] = {0};
-    double one, two, all = 0;
+    double base, one, two, all = 0;
     int8_trial *t;
     s->p.weight = weight;
+    s->p.site.n_matrices = 1;
     assert_int_equal(int8_trial_create(&s->p, &t, NULL), LLMQ_OK);
     int8_trial_scale(t, NULL);
+    assert_int_equal(int8_trial_error(t, int8_range_of(2), &base, NULL), LLMQ_OK);
     for (int i = 0; i < ALL; i++) {
         weight[i] = 1;
         assert_int_equal(int8_trial_error(t, int8_range_of(2), &one, NULL), LLMQ_OK);
-        all += one;
+        all += one - base;
         weight[i] = 3;
         assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
-        assert_true(one > 0 && fabs(two - 3 * one) < 1e-9 * one);
+        if (i < EVEN)
+            assert_true(one > base && fabs(two - base - 3 * (one - base)) < 1e-9 * one);
+        else
+            assert_true(one == base && two == base);
         weight[i] = 0;
     }
     for (int i = 0; i < ALL; i++) weight[i] = 1;
     assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
-    assert_true(fabs(two - all) < 1e-9 * all);
-    memset(weight, 0, sizeof weight);
-    weight[ALL - 1] = 1;
+    assert_true(fabs(two - base - all) < 1e-9 * all);
+    /* Weighted by their own squares they are what they are without weights. */
+    for (int i = 0; i < ALL; i++) weight[i] = (float)(1 / output_square(s, i));
     assert_int_equal(int8_trial_error(t, int8_range_of(2), &one, NULL), LLMQ_OK);
-    s->p.n_even = ALL; /* as if all were common */
+    s->p.weight = NULL;
     assert_int_equal(int8_trial_error(t, int8_range_of(2), &two, NULL), LLMQ_OK);
-    assert_true(one > 0 && fabs(two * ALL - 128 * one * (ALL - EVEN)) < 1e-9 * two * ALL);
+    assert_true(base > 0 && fabs(two - (one - base) - 32 * base) < 1e-5 * two);
     int8_trial_destroy(t);
     drop_site(s);
 }
