@@ -81,7 +81,7 @@ typedef struct llmq_device_solver_ops {
 } llmq_device_solver_ops;
 struct llmq_device_solver { /* the device's own begins with this */
     const llmq_device_solver_ops *ops;
-    char name[160]; /* the device and its libraries, as far as they decide about bits */
+    char name[160]; /* the device and its library of products, which decide about bits */
 };
 
 typedef struct llmq_device_ops {

@@ -59,7 +59,7 @@ llmq_status cuda_blas_create(cuda_blas **out, llmq_err *err) {
     }
     const cublasStatus_t status = create(&found.handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
-        llmq_status failed = llmq_fail(err, status == CUBLAS_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_UNSUPPORTED,
+        llmq_status failed = llmq_fail(err, status == CUBLAS_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_IO,
                                        "cuBLAS does not start: %s", found.status_string(status));
         dlclose(library);
         return failed;
@@ -135,8 +135,10 @@ static llmq_status solver_open(solver *s, llmq_err *err) {
         return LLMQ_OK;
     dlclose(s->library);
     *s = {};
-    return llmq_fail(err, status == CUSOLVER_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_UNSUPPORTED,
-                     "cuSOLVER does not start");
+    if (status == CUSOLVER_STATUS_SUCCESS)
+        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "%s lacks functions that llmq calls", SOLVER_LIBRARY);
+    return llmq_fail(err, status == CUSOLVER_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_IO,
+                     "cuSOLVER does not start: status %d", static_cast<int>(status));
 }
 
 static void solver_close(solver *s) {

@@ -159,13 +159,17 @@ struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
         uint32_t low = prmt(0xbfad9881u, 0xf6eaddcfu, nibbles), high = prmt(0x26190d01u, 0x71594535u, nibbles);
         return prmt(low, high, pick);
     }
-    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+    __device__ static __forceinline__ void look_up(uint32_t row0, uint32_t row8, uint32_t (&a)[4]) {
+        UNROLL
         for (int row = 0; row < 2; row++) {
-            uint32_t q = word_of(w.q, 2 * j + row), nibbles = q & 0x77777777u;
-            uint32_t pick = (q & 0x88888888u) >> 1 | 0x32103210u;
+            const uint32_t q = row ? row8 : row0, nibbles = q & 0x77777777u;
+            const uint32_t pick = (q & 0x88888888u) >> 1 | 0x32103210u;
             a[row] = levels(nibbles, pick);
             a[row + 2] = levels(nibbles >> 16, pick >> 16);
         }
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        look_up(word_of(w.q, 2 * j), word_of(w.q, 2 * j + 1), a);
     }
 };
 
@@ -285,6 +289,43 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
     }
 };
 
+/* The levels of IQ4_NL under the scales of a super-block. */
+struct weights_iq4_xs : halves_from_bytes<weights_iq4_xs> {
+    static constexpr int columns = 256, bytes = 2208, unit = 1, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = false, is_halves = false;
+    struct tile {
+        uint4 q[4];
+        uint2 sc[2]; /* two bytes a group */
+        uint32_t d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        gptr<const uint4> q = as<const uint4>(p) + lane;
+        gptr<const uint2> sc = as<const uint2>(p + 2048) + lane / 4;
+        return {{load_once(q), load_once(q + 32), load_once(q + 64), load_once(q + 96)},
+                {load_once(sc), load_once(sc + 8)},
+                load_once(as<const uint32_t>(p + 2176) + lane / 4)};
+    }
+    static constexpr int stage_bytes = 1024 + 64 + 32;
+    __device__ static __forceinline__ int stage_source(int chunk, int half) {
+        return 16 * chunk + (chunk < 64 ? 1024 * half : chunk < 68 ? 1024 + 64 * half : 1024 + 64);
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        tile w = {};
+        w.q[0] = as<const uint4>(p + 512 * part)[lane];
+        w.sc[0] = {as<const uint32_t>(p + 1024 + 4 * part)[lane / 4 * 2], 0};
+        w.d = as<const uint32_t>(p + 1088)[lane / 4];
+        return w;
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        weights_iq4_nl::look_up(word_of(w.q[j / 2], j % 2 * 2), word_of(w.q[j / 2], j % 2 * 2 + 1), a);
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int j, float (&s)[2]) {
+        const uint32_t sc = word_of(w.sc[j / 4], j % 4 / 2);
+        s[0] = h2_low(w.d) * sbyte_to_float(sc, j % 2 * 2);
+        s[1] = h2_high(w.d) * sbyte_to_float(sc, j % 2 * 2 + 1);
+    }
+};
+
 struct weights_f16 {
     static constexpr int columns = 64, bytes = 2048, stage_bytes = 2 * bytes, unit_f16 = 1, group = 32;
     static constexpr bool has_mins = false, is_halves = true;
@@ -365,6 +406,7 @@ template <class F> void with_weights(llmq_type type, F f) {
     case LLMQ_TYPE_F16: return f(weights_f16());
     case LLMQ_TYPE_Q4_K: return f(weights_q4_k());
     case LLMQ_TYPE_Q6_K: return f(weights_q6_k());
+    case LLMQ_TYPE_IQ4_XS: return f(weights_iq4_xs());
     default: return;
     }
 }

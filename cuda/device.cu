@@ -1,6 +1,7 @@
 /* cuda/device.h on the CUDA runtime. */
 #include "cuda/device.h"
 
+#include <cstdio>
 #include <cuda_runtime.h>
 
 extern "C" {
@@ -118,7 +119,7 @@ void gpu_stream_destroy(gpu_stream *s) {
  * be so. */
 llmq_status gpu_stream_upload(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err) {
     LLMQ_TRY(judge(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)), "upload", err));
-    return bytes <= 65536 ? LLMQ_OK : judge(cudaStreamSynchronize(native(s)), "upload", err);
+    return bytes <= 65536 ? LLMQ_OK : judge(cudaStreamSynchronize(native(s)), "kernel", err);
 }
 
 llmq_status gpu_stream_download(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err) {

@@ -270,7 +270,8 @@ static void want_blas(llmq_device_work *w, int n_tok) {
     llmq_err why;
     if (w->asked_blas || n_tok <= CUDA_GEMM_TOKENS) return;
     w->asked_blas = true;
-    if (cuda_blas_create(&w->scratch.blas, &why) != LLMQ_OK) llmq_log(LLMQ_LOG_DEBUG, "long prompts go without cuBLAS: %s", why.msg);
+    if (cuda_blas_create(&w->scratch.blas, &why) != LLMQ_OK)
+        llmq_log(LLMQ_LOG_DEBUG, "long prompts go without cuBLAS: %s", why.msg);
 }
 
 static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,

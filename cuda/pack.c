@@ -134,6 +134,15 @@ static void put_scales_q6_k(const open_tile *t, uint8_t *out) {
         }
 }
 
+static void put_scales_iq4_xs(const open_tile *t, uint8_t *out) {
+    for (int g = 0; g < 8; g++)
+        for (int high = 0; high < 2; high++) {
+            const llmq_grid *grid = &t->grid[g + 8 * high][0];
+            for (int j = 0; j < 8; j++) out[j / 4 * 64 + g * 8 + j % 4 * 2 + high] = (uint8_t)grid->sc[j];
+            put_f16(grid->d, out + 128 + g * 4 + high * 2);
+        }
+}
+
 static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     switch (l->type) {
     case LLMQ_TYPE_Q8_0:
@@ -148,6 +157,10 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
         put_nibbles(t, 256, false, 0, out);
         put_pairs(t, out + 2048);
         put_scales_q6_k(t, out + 3072);
+        break;
+    case LLMQ_TYPE_IQ4_XS:
+        put_nibbles(t, 256, true, 0, out);
+        put_scales_iq4_xs(t, out + 2048);
         break;
     default:
         put_nibbles(t, 64, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);

@@ -228,7 +228,7 @@ static llmq_status slab_rows(solver *s, const llmq_device_sweep *w, int64_t *out
     for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++) available += s->buffers[of_rows[i]].bytes;
     int64_t most = SLAB_FLOATS / w->cols, fit = (int64_t)(available / 4 * 3 / row);
     *out = fit < most ? fit : most;
-    if (*out < SLAB_LEAST) *out = SLAB_LEAST;
+    *out = *out < SLAB_LEAST ? SLAB_LEAST : *out - *out % SLAB_LEAST; /* whole blocks of the sweep */
     return LLMQ_OK;
 }
 

@@ -9,7 +9,7 @@ typedef struct int8_problem {
     llmq_site_problem site; /* without gram; its matrices' types do not matter; ops with weight_prepare_int8 */
     const float *x;         /* (n_tok, cols) inputs: n_even tokens evenly spaced, then those with the largest numbers */
     int64_t n_even, n_tok;
-    const float *weight; /* [n_tok] of a squared error; NULL: one over the square of the token's output */
+    const float *weight; /* [n_tok], read of the first n_even: of a squared error; NULL: one over the square of the token's output */
     const float *most;   /* [cols] the largest magnitude of each input over all tokens */
     const float *cut;    /* [cols] where each is best cut off (int8_channels_cut); NULL: nowhere */
     const float *rms;    /* [cols] the root of its mean square (int8_channels_rms); NULL: not known */
@@ -23,8 +23,8 @@ void int8_trial_destroy(int8_trial *t);                                         
 void int8_trial_scale(int8_trial *t, const float *s);
 /* Of the outputs: the mean over the evenly spaced tokens of the squared error over the square of the output, and the
  * same of the sums over all tokens, added: small only if common tokens and the few with huge numbers both fare well.
- * With weights: the mean over the evenly spaced tokens of the error of all rows times the weight, and a 128th of the
- * same over the largest. The mean over the matrices. */
+ * With weights: the mean over the evenly spaced tokens of the error of all rows times the weight, and a 32nd of
+ * the sum of squared errors over that of squared outputs, of all tokens. The mean over the matrices. */
 llmq_status int8_trial_error(int8_trial *t, llmq_act_range range, double *error_out, llmq_err *err);
 /* The symmetric range of magnitudes up to most, with a scale that F16 holds. */
 llmq_act_range int8_range_of(double most);

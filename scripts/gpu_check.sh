@@ -252,7 +252,7 @@ quantize_both() { # quantize_both MODEL TOKENS NAME SECONDS
     local device
     trap 'rm -f "$out"/quantized.gguf*' EXIT
     for device in cpu cuda; do
-        timeout -k 5 "$4" "$llmq" quantize "$1" --gptq --type q4_0 --tokens "$2" --device $device -o "$out/quantized.gguf" --force --no-resume -q \
+        timeout --foreground -k 5 "$4" "$llmq" quantize "$1" --gptq --type q4_0 --tokens "$2" --device $device -o "$out/quantized.gguf" --force --no-resume -q \
             --report-json "$out/report-$device.json" >/dev/null
         case $? in 0) ;; 124 | 137) echo "more than $4 s with --device $device"; exit 77 ;; *) exit 1 ;; esac
     done
@@ -272,11 +272,18 @@ export -f quantize_both
 if [ $emulated -eq 1 ]; then
     unrun "quantize tiny" "--emulated; test quantize has it"
 else
-    part "quantize tiny" 90 bash -c 'quantize_both data/tiny 65536 tiny 40'
+    share() { local half=$((($(left) - 15) / 2)); echo $((half < $1 ? half : $1)); } # of the time left, for each of two jobs
+    quantize_part() { # quantize_part NAME SECONDS MODEL TOKENS KEY
+        local each
+        each=$(share "$2")
+        if [ "$each" -lt 5 ]; then unrun "$1" "no time left of $limit s"; return; fi
+        part "$1" $((2 * each + 12)) bash -c 'quantize_both "$@"' _ "$3" "$4" "$5" "$each"
+    }
+    quantize_part "quantize tiny" 40 data/tiny 65536 tiny
     for i in "${!models[@]}"; do # a model that is quantized already is no source
         case ${models[i]} in
         *q4* | *q8* | *Q4* | *Q8*) unrun "quantize model $i" "it is quantized" ;;
-        *) part "quantize model $i" 240 bash -c 'quantize_both "$1" 16384 "$2" 110' _ "${models[i]}" "$i" ;;
+        *) quantize_part "quantize model $i" 110 "${models[i]}" 16384 "$i" ;;
         esac
     done
 fi

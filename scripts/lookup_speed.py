@@ -52,7 +52,7 @@ def answer(a, prompt, options):
     command = [a.llmq, "run", a.model, "-f", "-", "--temp", "0", "-n", str(a.n), "--stats", *options]
     if a.threads:
         command += ["-t", str(a.threads)]
-    done = subprocess.run(command, input=prompt, capture_output=True, text=True)
+    done = subprocess.run(command, input=prompt, capture_output=True, text=True, errors="replace")
     found = re.search(r"generated (\d+) tokens? in [\d.]+ s, ([\d.]+) t/s", done.stderr)
     if done.returncode != 0 or not found:
         sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr[-800:]}")
@@ -84,7 +84,7 @@ def main():
     rows = []
     for kind, name, prompt in tasks():
         row = {"kind": kind, "task": name, **measure(a, prompt)}
-        row["ratio"] = row["lookup"] / row["plain"]
+        row["ratio"] = row["lookup"] / row["plain"] if row["plain"] else 1.0  # nothing was answered
         rows.append(row)
         print(f"{kind:18} {name:24} {row['tokens']:4} tokens {row['plain']:8.1f} t/s {row['lookup']:8.1f} with --lookup"
               f"{row['ratio']:7.2f}", flush=True)

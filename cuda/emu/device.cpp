@@ -1,6 +1,7 @@
 /* cuda/device.h on the emulator: device addresses are host addresses of known buffers. */
 #include "cuda/device.h"
 
+#include <cstdio>
 #include <cstring>
 #include <vector>
 

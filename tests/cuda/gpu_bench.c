@@ -15,7 +15,7 @@
 #include "types/type.h"
 
 static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q4_K,
-                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_IQ4_XS, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
 static const int batches[] = {1, 2, 4, 8};
 enum { N_TYPES = sizeof types / sizeof *types, N_BATCHES = sizeof batches / sizeof *batches, READ_BLOCKS = 2048 };
 

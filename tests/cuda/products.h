@@ -9,11 +9,11 @@
 #include "types/type.h"
 
 /* Those with a layout of their own come first, then some that become f16. */
-static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K,
-                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16,  LLMQ_TYPE_F32,    LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K,
-                                  LLMQ_TYPE_NF4};
+static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0,
+                                  LLMQ_TYPE_Q4_K, LLMQ_TYPE_Q6_K, LLMQ_TYPE_IQ4_XS, LLMQ_TYPE_F16,
+                                  LLMQ_TYPE_F32,  LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K,   LLMQ_TYPE_NF4};
 #define N_TYPES (sizeof types / sizeof *types)
-#define N_QUANTIZED 6
+#define N_QUANTIZED 7
 
 typedef struct problem {
     llmq_type type;

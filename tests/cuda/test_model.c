@@ -161,12 +161,12 @@ static void convert(const char *from, const char *to, const char *type) {
 }
 
 /* In steps of up to 8 tokens quantized weights meet activations of the same 8 bits on both; but now and then one of
- * those is rounded the other way, and these random models make much of it. The first six types have layouts of their
+ * those is rounded the other way, and these random models make much of it. The first seven types have layouts of their
  * own. */
 static void test_quantized(void **state) {
     (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
-                                        "q5_1", "q3_k", "iq4_xs", "bf16", "f16"};
+    static const char *const types[] = {"q4_0",   "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
+                                        "iq4_xs", "q5_1", "q3_k",   "bf16", "f16"};
     const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
     tiny_model wide;
     int32_t tokens[N_TOKENS];
@@ -218,7 +218,7 @@ static void test_prompts(void **state) {
 /* A prompt's activations are f16, so quantized weights are held against the CPU with the same weights in F32. */
 static void test_quantized_prompts(void **state) {
     (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k", "q5_1"};
+    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k", "iq4_xs", "q5_1"};
     const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *quantized = LLMQ_TEST_TMP "/cuda-quantized.gguf",
                *values = LLMQ_TEST_TMP "/cuda-values.gguf";
     enum { N = 37 };
