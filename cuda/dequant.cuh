@@ -1,15 +1,18 @@
 /* The weight types inside a kernel: one struct each, loading what a lane needs of a tile (cuda/layout.h) and taking it
  * apart. All have
- *     columns, bytes      of a tile
- *     tile                a lane's part of it, in registers
- *     load(p, lane)       p: the tile's first byte
- *     codes(tile, j, a)   the four words of operand A for group j of 32 columns: signed bytes, `unit` times the level,
- * so that no zero point is left to subtract scales(tile, j, s)  s[0], s[1] of rows g and g + 8;   mins(tile, j, m), if
- * has_mins group               columns that share a scale: 32, or 16 (then scales and mins take 16-column halves as j)
- *     stage_bytes         of 128 columns in shared memory (cuda/gemm.cu): two tiles of 64 columns, or half a tile of
- * 256 stage_source(chunk, half)   tiles of 256 columns: where in the tile 16 bytes of such a half lie load_part(p,
- * part, lane)    64 of those 128 columns, as a tile of which groups 0 and 1 are there is_halves           no codes: F16
- *     halves(tile, j, a)  operand A of the two f16 mmas of group j, `unit_f16` times the level */
+ *
+ * - columns, bytes: of a tile
+ * - tile: a lane's part of it, in registers
+ * - load(p, lane): p is the tile's first byte
+ * - codes(tile, j, a), if has_codes, for products with 8-bit activations: the four words of operand A for group j of 32
+ *   columns, signed bytes, `unit` times the level, so that no zero point is left to subtract
+ * - scales(tile, j, s): s[0], s[1] of rows g and g + 8; mins(tile, j, m), if has_mins
+ * - group: columns that share a scale, 32, or 16 (then scales and mins take 16-column halves as j)
+ * - stage_bytes: of 128 columns in shared memory (cuda/gemm.cu), two tiles of 64 columns or half a tile of 256
+ * - stage_source(chunk, half), tiles of 256 columns: where in the tile 16 bytes of such a half lie
+ * - load_part(p, part, lane): 64 of those 128 columns, as a tile of which groups 0 and 1 are there
+ * - halves(tile, j, a): operand A of the two f16 mmas of group j, `unit_f16` times the level
+ * - is_halves: the weights are stored so (F16) */
 #ifndef LLMQ_CUDA_DEQUANT_CUH
 #define LLMQ_CUDA_DEQUANT_CUH
 
@@ -77,7 +80,7 @@ __device__ __forceinline__ void pair_to_floats(uint32_t pair, float (&s)[2]) {
 /* What the types with one f16 scale for 32 columns share; `tile` has it as d. */
 struct scale_of_32 {
     static constexpr int columns = 64, group = 32;
-    static constexpr bool has_mins = false, is_halves = false;
+    static constexpr bool has_mins = false, is_halves = false, has_codes = true;
     template <class T> __device__ static __forceinline__ void scales(const T &w, int j, float (&s)[2]) {
         pair_to_floats(word_of(w.d, j), s);
     }
@@ -120,7 +123,7 @@ struct weights_q4_0
 
 struct weights_q4_1 {
     static constexpr int columns = 64, bytes = 640, stage_bytes = 2 * bytes, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = true, is_halves = false;
+    static constexpr bool has_mins = true, is_halves = false, has_codes = true;
     struct tile {
         uint4 q, dm;
     };
@@ -145,8 +148,13 @@ struct weights_q4_1 {
     }
 };
 
-/* Sixteen levels in four words; eight of them are one prmt away, and bit 3 of each nibble picks from the two results.
- * (prmt would take bit 3 as "repeat the sign", so it is masked off first.) */
+/* Sixteen bytes in four words, looked up by four nibbles; eight of them are one prmt away, and bit 3 of each nibble
+ * picks from the two results. (prmt would take bit 3 as "repeat the sign", so `nibbles` have it masked off.) */
+__device__ __forceinline__ uint32_t byte_of_16(uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3, uint32_t nibbles,
+                                               uint32_t pick) {
+    return prmt(prmt(w0, w1, nibbles), prmt(w2, w3, nibbles), pick);
+}
+
 struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
     static constexpr int bytes = 576, stage_bytes = 2 * bytes, unit = 1, unit_f16 = 1;
     using tile = weights_q4_0::tile;
@@ -156,8 +164,7 @@ struct weights_iq4_nl : scale_of_32, halves_from_bytes<weights_iq4_nl> {
     }
     __device__ static __forceinline__ uint32_t levels(uint32_t nibbles, uint32_t pick) {
         /* -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113 */
-        uint32_t low = prmt(0xbfad9881u, 0xf6eaddcfu, nibbles), high = prmt(0x26190d01u, 0x71594535u, nibbles);
-        return prmt(low, high, pick);
+        return byte_of_16(0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u, nibbles, pick);
     }
     __device__ static __forceinline__ void look_up(uint32_t row0, uint32_t row8, uint32_t (&a)[4]) {
         UNROLL
@@ -198,7 +205,7 @@ struct weights_q8_0 : scale_of_32, halves_from_bytes<weights_q8_0> {
 
 struct weights_q4_k {
     static constexpr int columns = 256, bytes = 2368, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = true, is_halves = false;
+    static constexpr bool has_mins = true, is_halves = false, has_codes = true;
     struct tile {
         uint4 q[4], sc[2]; /* sc: a word a group */
         uint2 d;
@@ -241,7 +248,7 @@ struct weights_q4_k {
 
 struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's complement, in the upper part of a byte */
     static constexpr int columns = 256, bytes = 3360, unit = 4, unit_f16 = 4, group = 16;
-    static constexpr bool has_mins = false, is_halves = false;
+    static constexpr bool has_mins = false, is_halves = false, has_codes = true;
     struct tile {
         uint4 q[4];
         uint2 high[4];
@@ -292,7 +299,7 @@ struct weights_q6_k : halves_from_bytes<weights_q6_k> { /* six bits in two's com
 /* The levels of IQ4_NL under the scales of a super-block. */
 struct weights_iq4_xs : halves_from_bytes<weights_iq4_xs> {
     static constexpr int columns = 256, bytes = 2208, unit = 1, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = false, is_halves = false;
+    static constexpr bool has_mins = false, is_halves = false, has_codes = true;
     struct tile {
         uint4 q[4];
         uint2 sc[2]; /* two bytes a group */
@@ -326,9 +333,47 @@ struct weights_iq4_xs : halves_from_bytes<weights_iq4_xs> {
     }
 };
 
+/* Levels of bitsandbytes' types as f16 (rounded; FP4's thirds, too), their lower and upper bytes by code, and the f32
+ * scale of 64 columns. */
+struct nf4_table {
+    static constexpr uint32_t low0 = 0x52339200u, low1 = 0x00d4ea8du, low2 = 0x68e02618u, low3 = 0x00c9800du;
+    static constexpr uint32_t high0 = 0xb6b8b9bcu, high1 = 0x00adb1b4u, high2 = 0x3533312du, high3 = 0x3c393837u;
+};
+struct fp4_table { /* the last one is not in use */
+    static constexpr uint32_t low0 = 0x55005500u, low1 = 0x00555500u, low2 = 0x55005555u, low3 = 0x00005500u;
+    static constexpr uint32_t high0 = 0xb5b8b9bcu, high1 = 0x009db1b4u, high2 = 0x3534311du, high3 = 0x003c3938u;
+};
+
+template <class TABLE> struct weights_fractions {
+    static constexpr int columns = 64, bytes = 576, stage_bytes = 2 * bytes, unit_f16 = 1, group = 32;
+    static constexpr bool has_mins = false, is_halves = false, has_codes = false;
+    using tile = weights_q4_0::tile; /* d: the bits of both floats */
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        return weights_q4_0::load_part(p, part, lane);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        UNROLL
+        for (int i = 0; i < 4; i++) { /* rows g and g + 8 of the first 16 columns, then of the others */
+            const uint32_t q = word_of(w.q, 2 * j + i % 2) >> (i / 2 * 16), nibbles = q & 0x7777u;
+            const uint32_t pick = (q & 0x8888u) >> 1 | 0x3210u;
+            const uint32_t low = byte_of_16(TABLE::low0, TABLE::low1, TABLE::low2, TABLE::low3, nibbles, pick);
+            const uint32_t high = byte_of_16(TABLE::high0, TABLE::high1, TABLE::high2, TABLE::high3, nibbles, pick);
+            a[i / 2][i % 2] = prmt(low, high, 0x6240u);
+            a[i / 2][i % 2 + 2] = prmt(low, high, 0x7351u);
+        }
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int, float (&s)[2]) {
+        s[0] = __uint_as_float(w.d.x);
+        s[1] = __uint_as_float(w.d.y);
+    }
+};
+struct weights_nf4 : weights_fractions<nf4_table> {};
+struct weights_fp4 : weights_fractions<fp4_table> {};
+
 struct weights_f16 {
     static constexpr int columns = 64, bytes = 2048, stage_bytes = 2 * bytes, unit_f16 = 1, group = 32;
-    static constexpr bool has_mins = false, is_halves = true;
+    static constexpr bool has_mins = false, is_halves = true, has_codes = false;
     struct tile {
         uint4 a[4]; /* of both halves of both groups */
     };
@@ -407,6 +452,8 @@ template <class F> void with_weights(llmq_type type, F f) {
     case LLMQ_TYPE_Q4_K: return f(weights_q4_k());
     case LLMQ_TYPE_Q6_K: return f(weights_q6_k());
     case LLMQ_TYPE_IQ4_XS: return f(weights_iq4_xs());
+    case LLMQ_TYPE_NF4: return f(weights_nf4());
+    case LLMQ_TYPE_FP4: return f(weights_fp4());
     default: return;
     }
 }

@@ -8,7 +8,7 @@
  * Columns come in groups of 32. A tile's bytes:
  *     nibbles   for every 64 columns (two groups), for each lane 16 bytes: the words of a[0] and a[2] of the first
  * group in one word, those of a[1] and a[3] in the next, then the second group. Low nibble of byte e: a[0] byte e; high
- * nibble: a[2] byte e. IQ4_NL and IQ4_XS: nibble e is a[0] byte e, nibble 4 + e is a[2] byte e, as the table lookup of four
+ * nibble: a[2] byte e. IQ4_NL, IQ4_XS, NF4 and FP4: nibble e is a[0] byte e, nibble 4 + e is a[2] byte e, as the table lookup of four
  * nibbles wants them bytes     (Q8_0) for every group, for each lane 16 bytes: a[0..3], signed pairs     (Q6_K) for
  * every 64 columns, for each lane 8 bytes: a word for each group, bits 4 and 5 of its codes: of a[i] byte e at bits 8 e
  * + 2 i scales    for each g, of the rows g and g + 8: see the table Rows and columns that the matrix does not have are
@@ -31,7 +31,8 @@
  *  Q6_K    256           3360    2048 nibbles,        for 8 groups of 16 columns 2 signed bytes: sc, sc; after all g
  * the 1024 pairs           other 8 groups; after all g: d, d
  *  IQ4_XS  256           2208    2048 nibbles         for 4 groups 2 signed bytes: sc, sc; after all g the other 4
- *                                                     groups; after all g: d, d */
+ *                                                     groups; after all g: d, d
+ *  NF4     64            576     512 nibbles          d, d as f32. FP4 likewise */
 #define CUDA_LAYOUTS(X)                                                                                                \
     X(Q4_0, 64, 576)                                                                                                   \
     X(Q4_1, 64, 640)                                                                                                   \
@@ -40,7 +41,9 @@
     X(F16, 64, 2048)                                                                                                   \
     X(Q4_K, 256, 2368)                                                                                                 \
     X(Q6_K, 256, 3360)                                                                                                 \
-    X(IQ4_XS, 256, 2208)
+    X(IQ4_XS, 256, 2208)                                                                                               \
+    X(NF4, 64, 576)                                                                                                    \
+    X(FP4, 64, 576)
 
 /* Activations of up to 8 tokens (the B operand), in groups of 32 columns, zeros up to the end of the last tile.
  *     8 bits    codes (groups, n_tok, 32 bytes): columns 4t..4t+3 and 16+4t..16+4t+3 for each t;

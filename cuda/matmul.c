@@ -39,7 +39,7 @@ size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
 
 void cuda_decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
     int n_tok = (int)in->n_tok;
-    if (w->type == LLMQ_TYPE_F16) {
+    if (w->type == LLMQ_TYPE_F16 || w->type == LLMQ_TYPE_NF4 || w->type == LLMQ_TYPE_FP4) { /* no integers */
         void *acts = (uint8_t *)in->forms + f16_offset(in->cols);
         if (!in->has_f16) cuda_acts_f16(stream, in->x, n_tok, in->cols, acts);
         in->has_f16 = true;

@@ -243,7 +243,7 @@ void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *
 template <class ACTS> void matvec_of(gpu_stream *stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
     with_weights(w->type, [&](auto type) {
         using weights = decltype(type);
-        if constexpr (!(ACTS::integers && weights::is_halves))
+        if constexpr (!ACTS::integers || weights::has_codes)
             launch_matvec<weights>(reinterpret_cast<stream_t>(stream), w, x, y, ldy);
     });
 }

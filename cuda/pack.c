@@ -143,6 +143,11 @@ static void put_scales_iq4_xs(const open_tile *t, uint8_t *out) {
         }
 }
 
+static void put_scales_f32(const open_tile *t, uint8_t *out) {
+    for (int row = 0; row < TILE_ROWS; row++)
+        memcpy(out + row % 8 * 8 + row / 8 * 4, &t->grid[row][0].scale[0], sizeof(float));
+}
+
 static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     switch (l->type) {
     case LLMQ_TYPE_Q8_0:
@@ -161,6 +166,11 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     case LLMQ_TYPE_IQ4_XS:
         put_nibbles(t, 256, true, 0, out);
         put_scales_iq4_xs(t, out + 2048);
+        break;
+    case LLMQ_TYPE_NF4:
+    case LLMQ_TYPE_FP4:
+        put_nibbles(t, 64, true, 0, out);
+        put_scales_f32(t, out + 512);
         break;
     default:
         put_nibbles(t, 64, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);

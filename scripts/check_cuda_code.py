@@ -31,6 +31,7 @@ GATES = {
     r"matvec<weights_q8_0, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_iq4_xs, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
+    r"matvec<weights_(nf4|fp4), *acts_f16": (80, {WIDE: 8, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_f16, *acts_f16": (80, {WIDE: 10, r"HMMA\.16816": 8}, SLOW),
     r"attend_part": (64, {COPY: 1, r"LDS\.128": 3}, ["F2F"]),
     r"attend_prompt<cache_f16, 64>": (168, {COPY: 12, LDSM: 16, LDSM_T: 16, r"HMMA\.16816": 64}, SLOW),

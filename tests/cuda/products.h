@@ -8,10 +8,10 @@
 #include "core/half.h"
 #include "types/type.h"
 
-/* Those with a layout of their own come first, then some that become f16. */
-static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0,
-                                  LLMQ_TYPE_Q4_K, LLMQ_TYPE_Q6_K, LLMQ_TYPE_IQ4_XS, LLMQ_TYPE_F16,
-                                  LLMQ_TYPE_F32,  LLMQ_TYPE_Q5_1, LLMQ_TYPE_Q3_K,   LLMQ_TYPE_NF4};
+/* Those with codes come first, then some that become f16, and those of f16 levels. */
+static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1,   LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q8_0, LLMQ_TYPE_Q4_K,
+                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_IQ4_XS, LLMQ_TYPE_F16,    LLMQ_TYPE_F32,  LLMQ_TYPE_Q5_1,
+                                  LLMQ_TYPE_Q3_K, LLMQ_TYPE_NF4,    LLMQ_TYPE_FP4};
 #define N_TYPES (sizeof types / sizeof *types)
 #define N_QUANTIZED 7
 
@@ -67,6 +67,23 @@ static double *rounded_f16(const problem *p) {
     return x;
 }
 
+static inline bool in_f16_levels(llmq_type type) {
+    return type == LLMQ_TYPE_NF4 || type == LLMQ_TYPE_FP4;
+}
+
+/* A row of w with its levels rounded to f16 and its scales as they are. */
+static void with_f16_levels(const problem *p, int64_t r, float *w) {
+    const llmq_type_info *info = type_info(p->type);
+    const uint8_t *block = p->native + r * type_row_bytes(p->type, p->cols);
+    for (int64_t c = 0; c < p->cols; c += info->block_len, block += info->block_bytes) {
+        llmq_grid grid;
+        uint8_t codes[TYPE_MAX_BLOCK];
+        info->unpack(block, &grid, codes);
+        for (int i = 0; i < info->block_len; i++)
+            w[c + i] = grid.scale[0] * f16_to_f32(f32_to_f16(info->levels[codes[i]]));
+    }
+}
+
 /* want and the sum of magnitudes of every product (n_tok, rows), weights as the device has them */
 static void reference(const problem *p, const double *x, double *want, double *mag) {
     int64_t row_bytes = type_row_bytes(p->type, p->cols);
@@ -75,6 +92,7 @@ static void reference(const problem *p, const double *x, double *want, double *m
         type_to_f32(p->type, p->native + r * row_bytes, w, p->cols);
         if (cuda_packed_type(p->type) == LLMQ_TYPE_F16)
             for (int64_t c = 0; c < p->cols; c++) w[c] = f16_to_f32(f32_to_f16(w[c]));
+        if (in_f16_levels(p->type)) with_f16_levels(p, r, w);
         for (int t = 0; t < p->n_tok; t++) {
             double sum = p->bias ? (double)p->bias[r] : 0, m = fabs(sum);
             for (int64_t c = 0; c < p->cols; c++) {

@@ -73,7 +73,6 @@ static void check(const problem *p, int orders, double tol) {
     free(x), free(want), free(mag), free(y), free(first);
 }
 
-#define N_GEMM_TYPES 7 /* of products.h: those with a layout */
 #define ALL_ORDERS ((1 << EMU_ORDERS) - 1)
 
 /* Columns in units of 32, rounded up for the K types. */
@@ -93,7 +92,7 @@ static problem problem_of(llmq_type type, const struct shape *s, bool exact) {
 /* The bound is that of the decode kernels: f32 sums of 32 (16) products, cut to 24 or 25 bits (ptx.md 1.3). */
 static void test_every_type(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_GEMM_TYPES; i++)
+    for (size_t i = 0; i < N_TYPES; i++)
         for (size_t k = 0; k < N_SHAPES; k++) {
             emu_set_tensor_core((i + k) % 2 ? EMU_GROUPS_OF_16 : EMU_GROUPS_OF_8);
             problem p = problem_of(types[i], &shapes[k], false);
@@ -142,7 +141,7 @@ static int64_t place_of(int64_t c) {
 
 static void test_unpack_rows(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_GEMM_TYPES; i++) {
+    for (size_t i = 0; i < N_TYPES; i++) {
         problem p = problem_of(types[i], &(struct shape){37, 17, 1, false}, false);
         cuda_matrix w = weights_on_gpu(&p);
         int64_t ld = cuda_acts_rows_ld(p.cols), padded = (p.cols + 63) / 64 * 64;
@@ -158,8 +157,11 @@ static void test_unpack_rows(void **state) {
             type_to_f32(p.type, p.native + r * type_row_bytes(p.type, p.cols), row, p.cols);
             for (int64_t c = 0; c < padded; c++) {
                 float want = c < p.cols ? row[c] : 0, v = f16_to_f32(got[r * ld + place_of(c)]);
-                float tol =
-                    p.type == LLMQ_TYPE_F16 ? 0 : 4.9e-4f * fabsf(want) + 2e-5f; /* the minimum's own rounding */
+                float once = 4.9e-4f * fabsf(want);
+                float tol = p.type == LLMQ_TYPE_F16 ? 0
+                            : cuda_packed_type(p.type) == LLMQ_TYPE_F16 || in_f16_levels(p.type)
+                                ? 2 * once      /* values or levels, then their products with a scale */
+                                : once + 2e-5f; /* the minimum's own rounding */
                 if (!(fabsf(v - want) <= tol))
                     fail_msg("%s: row %d column %d is %g, expected %g", type_info(p.type)->name, (int)r, (int)c,
                              (double)v, (double)want);
@@ -210,6 +212,7 @@ static void test_matmul(void **state) {
     } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6},    {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6},
                  {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6}, {LLMQ_TYPE_Q4_1, 257, true, 5e-4},
                  {LLMQ_TYPE_Q6_K, 260, true, 5e-4},    {LLMQ_TYPE_F16, 300, true, 1e-6},
+                 {LLMQ_TYPE_NF4, 5, false, 2.5e-6},    {LLMQ_TYPE_FP4, 300, true, 1e-3},
                  {LLMQ_TYPE_Q8_0, 8, false, 8e-3}}; /* the last: 8-bit activations */
     cuda_blas *blas;
     llmq_err err;
@@ -325,7 +328,7 @@ static void test_sizes(void **state) {
 static void test_traffic(void **state) {
     (void)state;
     if (!emu_here()) skip(); /* nothing counts there */
-    for (size_t i = 0; i < N_GEMM_TYPES; i++)
+    for (size_t i = 0; i < N_TYPES; i++)
         for (int n_tok = 16; n_tok <= 64; n_tok *= 2) {
             problem p = make_problem(types[i], 128, 512, n_tok, false, false);
             float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);

@@ -215,6 +215,26 @@ static void test_prompts(void **state) {
     check_prompt(LLMQ_TEST_DATA "/stories260K/stories260K.bin", 300); /* more tokens than gemm takes: cuBLAS */
 }
 
+/* A folder of NF4, whose levels are f16 on the GPU and 16 bits on the CPU; activations f16 and 16 bits. */
+static void test_nf4(void **state) {
+    (void)state;
+    const char *folder = LLMQ_TEST_TMP "/cuda-nf4";
+    int32_t tokens[N_TOKENS];
+    llmq_quant_params params;
+    llmq_quant_result result = {0};
+    llmq_err err = {0};
+    llmq_quant_params_default(&params);
+    params.method = "nf4";
+    params.emit = "bnb";
+    params.out = folder;
+    params.force = true;
+    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_quant_result_clear(&result);
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
+    double error = compare(folder, ON_GPU, tokens, N_TOKENS, N_TEXT);
+    if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
+}
+
 /* A prompt's activations are f16, so quantized weights are held against the CPU with the same weights in F32. */
 static void test_quantized_prompts(void **state) {
     (void)state;
@@ -606,11 +626,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_quantized),     cmocka_unit_test(test_quantized_prompts),
-        cmocka_unit_test(test_short_passes),  cmocka_unit_test(test_story),
-        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),
-        cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_some_layers),
-        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_little_memory), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_nf4),           cmocka_unit_test(test_short_passes),
+        cmocka_unit_test(test_story),         cmocka_unit_test(test_sessions),
+        cmocka_unit_test(test_batch),         cmocka_unit_test(test_q8_cache),
+        cmocka_unit_test(test_some_layers),   cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_little_memory),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
