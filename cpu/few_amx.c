@@ -58,7 +58,7 @@ INLINE void take_apart(LAYOUT_PARAMS, tile_walk *walk, __m512i table, stage *out
     decode(bits, bits == 4, table, walk->code, u);
     walk->code += bits * 64;
     UNROLL for (int j = 0; j < 8; j++) {
-        if (bits != 4 && zero) u[j] = _mm512_sub_epi8(u[j], _mm512_set1_epi8((char)zero));
+        if (bits != 4 && zero) u[j] = _mm512_add_epi8(u[j], _mm512_set1_epi8((char)-zero));
         _mm512_store_si512(out->level[group == 16 ? j / 4 : 0][j], u[j]);
     }
     (void)two_level, (void)mins, (void)codebook;
