@@ -30,6 +30,7 @@ static void random_block(const llmq_type_info *info, uint8_t *block, bool exact)
     uint8_t codes[TYPE_MAX_BLOCK];
     for (int i = 0; i < info->block_bytes; i++) block[i] = (uint8_t)(rng_u32() >> 5);
     info->unpack(block, &grid, codes);
+    for (int i = 0; i < info->block_len; i++) codes[i] = (uint8_t)(codes[i] % info->n_levels); /* FP4 has 15 */
     grid.d = grid.scale[0] =
         exact ? 1.0f : f16_to_f32(f32_to_f16(uniform(0.5f, 1.5f) * (rng_u32() & 1 ? 1.0f : -1.0f)));
     grid.dmin = grid.offset[0] = exact ? 2.0f : f16_to_f32(f32_to_f16(uniform(-1.0f, 1.0f)));
