@@ -69,9 +69,9 @@ typedef struct llmq_device_solver_ops {
     /* Of the device that this thread opened last. LLMQ_E_UNSUPPORTED names the library that is missing. */
     llmq_status (*create)(llmq_device_solver **out, llmq_err *err);
     void (*destroy)(llmq_device_solver *s); /* NULL allowed */
-    /* A Gram matrix as in llmq_backend_ops.gram_add, of inputs rounded to bf16: begin, then
-     * pieces (n_tok, cols) of finite numbers, which may be changed as soon as add returns, while it is still at work;
-     * gram (cols, cols) is there after end, its lower triangle and diagonal, the rest is anything. */
+    /* A Gram matrix as in llmq_backend_ops.gram_add, of inputs rounded to bf16: begin, then pieces (n_tok,
+     * cols) of finite numbers, which may be changed as soon as add returns, while it is still at work; gram (cols,
+     * cols) is there after end, its lower triangle and diagonal, the rest is anything. */
     llmq_status (*gram_begin)(llmq_device_solver *s, int64_t cols, llmq_err *err);
     llmq_status (*gram_add)(llmq_device_solver *s, const float *x, int64_t n_tok, llmq_err *err);
     llmq_status (*gram_end)(llmq_device_solver *s, float *gram, llmq_err *err);

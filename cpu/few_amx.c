@@ -127,11 +127,7 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t tile_bytes, int
 CPU_LAYOUTS(X)
 #undef X
 
-static few_fn *const few_fns[LAYOUT_BF16] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = few_##type,
-    CPU_LAYOUTS(X)
-#undef X
-};
+static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     begin_tiles((int)a->n_tok);

@@ -34,6 +34,8 @@ INLINE __m512 scale_raised(int bits, int zero, __m512 scale) {
 /* out[t] = 16 rows of the tile times token t of the block, all of its at most ACT_FEW tokens. */
 typedef void few_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b, __m512 *out);
 
+#define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
+
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
                             __m512i table, float *y, int64_t ldy) {
     int64_t tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols), begin, end;

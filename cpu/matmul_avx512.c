@@ -123,11 +123,7 @@ typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m5
 CPU_LAYOUTS(X)
 #undef X
 
-static few_fn *const few_fns[LAYOUT_BF16] = {
-#define X(type, bits, group, two_level, mins, codebook, zero) [LAYOUT_##type] = few_##type,
-    CPU_LAYOUTS(X)
-#undef X
-};
+static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     few_rows(worker, w, a, few_fns[w->layout], code_table(cpu_layout_of(w->layout)), y, ldy);

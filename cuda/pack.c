@@ -125,21 +125,14 @@ static void put_scales_q4_k(const open_tile *t, uint8_t *out) {
         }
 }
 
-static void put_scales_q6_k(const open_tile *t, uint8_t *out) {
+/* Signed bytes of a super-block, `half` groups of each row and then the others; after them d. */
+static void put_scales_signed(const open_tile *t, int half, uint8_t *out) {
     for (int g = 0; g < 8; g++)
         for (int high = 0; high < 2; high++) {
             const llmq_grid *grid = &t->grid[g + 8 * high][0];
-            for (int j = 0; j < 16; j++) out[j / 8 * 128 + g * 16 + j % 8 * 2 + high] = (uint8_t)grid->sc[j];
-            put_f16(grid->d, out + 256 + g * 4 + high * 2);
-        }
-}
-
-static void put_scales_iq4_xs(const open_tile *t, uint8_t *out) {
-    for (int g = 0; g < 8; g++)
-        for (int high = 0; high < 2; high++) {
-            const llmq_grid *grid = &t->grid[g + 8 * high][0];
-            for (int j = 0; j < 8; j++) out[j / 4 * 64 + g * 8 + j % 4 * 2 + high] = (uint8_t)grid->sc[j];
-            put_f16(grid->d, out + 128 + g * 4 + high * 2);
+            for (int j = 0; j < 2 * half; j++)
+                out[j / half * 16 * half + g * 2 * half + j % half * 2 + high] = (uint8_t)grid->sc[j];
+            put_f16(grid->d, out + 32 * half + g * 4 + high * 2);
         }
 }
 
@@ -161,11 +154,11 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     case LLMQ_TYPE_Q6_K:
         put_nibbles(t, 256, false, 0, out);
         put_pairs(t, out + 2048);
-        put_scales_q6_k(t, out + 3072);
+        put_scales_signed(t, 8, out + 3072);
         break;
     case LLMQ_TYPE_IQ4_XS:
         put_nibbles(t, 256, true, 0, out);
-        put_scales_iq4_xs(t, out + 2048);
+        put_scales_signed(t, 4, out + 2048);
         break;
     case LLMQ_TYPE_NF4:
     case LLMQ_TYPE_FP4:

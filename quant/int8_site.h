@@ -9,7 +9,7 @@ typedef struct int8_problem {
     llmq_site_problem site; /* without gram; its matrices' types do not matter; ops with weight_prepare_int8 */
     const float *x;         /* (n_tok, cols) inputs: n_even tokens evenly spaced, then those with the largest numbers */
     int64_t n_even, n_tok;
-    const float *weight; /* [n_tok], read of the first n_even: of a squared error; NULL: one over the square of the token's output */
+    const float *weight; /* [n_even] of a squared error; NULL: one over the square of the token's output */
     const float *most;   /* [cols] the largest magnitude of each input over all tokens */
     const float *cut;    /* [cols] where each is best cut off (int8_channels_cut); NULL: nowhere */
     const float *rms;    /* [cols] the root of its mean square (int8_channels_rms); NULL: not known */
@@ -40,9 +40,9 @@ typedef struct int8_smooth_report {
 } int8_smooth_report;
 
 /* SmoothQuant (arXiv 2211.10438): s = x^alpha / w^(1 - alpha), x and w the largest magnitudes of a channel's inputs and
- * weights, so that outliers of inputs are taken over by weights, whose rows have a scale each. Where the channel is best
- * cut off and its root mean square are tried as x, too. x and alpha are the best of a grid by measured error.
- * s [n_channels], with a geometric mean of one; the trial is left scaled by it. */
+ * weights, so that outliers of inputs are taken over by weights, whose rows have a scale each. Where the channel is
+ * best cut off and its root mean square are tried as x, too. x and alpha are the best of a grid by measured error. s
+ * [n_channels], with a geometric mean of one; the trial is left scaled by it. */
 llmq_status smooth_scales(const int8_problem *p, int8_trial *t, float *s, int8_smooth_report *report, llmq_err *err);
 
 /* ---- channels (quant/int8_channels.c) */
@@ -56,7 +56,7 @@ size_t int8_channels_bytes(int64_t cols);
 void int8_channels_find_ends(int8_channels *c, const float *x, int64_t n, int64_t begin, int64_t end);
 /* weight [n]: of a squared error of each token */
 void int8_channels_count(int8_channels *c, const float *x, const float *weight, int64_t n, int64_t begin, int64_t end);
-const float *int8_channels_low(const int8_channels *c); /* [cols] at most 0, borrowed */
+const float *int8_channels_low(const int8_channels *c);  /* [cols] at most 0, borrowed */
 const float *int8_channels_high(const int8_channels *c); /* at least 0 */
 const float *int8_channels_most(const int8_channels *c); /* the larger magnitude */
 /* cut [cols]: the magnitude up to which 8 bits of its own would serve each channel with the least squared error. */

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A machine with an NVIDIA GPU turned into figures, in at most 8 minutes: builds llmq with CUDA, runs the kernels' tests on
 # the device against the CPU's oracle and under compute-sanitizer, compares greedy text, times decode products as a share of
-# the memory bandwidth measured in the same run, and models, and quantizes with and without the GPU. It writes OUT/gpu_check.md and OUT/gpu_check.json, which say of
-# every part whether it passed, failed or did not run, and keeps each part's output in OUT. After a failure the rest stays
-# unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
+# the memory bandwidth measured in the same run, and models, and quantizes with and without the GPU. It writes
+# OUT/gpu_check.md and OUT/gpu_check.json, which say of every part whether it passed, failed or did not run, and keeps each
+# part's output in OUT. After a failure the rest stays unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
 #
 # usage: scripts/gpu_check.sh [--out DIR] [--build DIR] [--no-build] [--model FILE]... [--emulated [--short]]
 #   --out DIR      where the results go (default gpu-check)

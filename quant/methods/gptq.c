@@ -37,7 +37,6 @@ typedef struct gptq_job {
     llmq_quantized *out;
     bool corrected; /* a step is a block, fitted when it is reached */
     bool refine;
-    bool rounded; /* by the device: refinement is what is left */
     int64_t lanes;
     llmq_refiner refiner;
     slab_buffers *buffers; /* [workers] */
@@ -151,13 +150,22 @@ static void gptq_worker(const llmq_worker *worker, void *arg) {
     const gptq_job *job = arg;
     const slab_buffers *buf = &job->buffers[worker->id];
     if (worker->id == 0) worker_counter_reset(worker);
-    if (!job->rounded) grids_worker(worker, arg);
+    grids_worker(worker, arg);
     for (int64_t k = 0; k < job->p->cols; k++) buf->group[k] = job->f->perm[k] / job->p->type->group_len;
     worker_barrier(worker);
     for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;) {
-        if (!job->rounded) round_slab(job, worker->id, row);
+        round_slab(job, worker->id, row);
         if (job->refine) refine_slab(&job->refiner, worker->id, row, job->out);
     }
+}
+
+/* What is left where a device has rounded. */
+static void refine_worker(const llmq_worker *worker, void *arg) {
+    const gptq_job *job = arg;
+    if (worker->id == 0) worker_counter_reset(worker);
+    worker_barrier(worker);
+    for (int64_t row; (row = worker_counter_next(worker) * job->lanes) < job->p->rows;)
+        refine_slab(&job->refiner, worker->id, row, job->out);
 }
 
 /* Grids here, columns there. */
@@ -186,7 +194,6 @@ static llmq_status round_on_device(gptq_job *job, llmq_err *err) {
                                      .uniform = t->uniform,
                                      .codes = job->out->codes};
     llmq_status status = p->device->ops->sweep(p->device, &sweep, err);
-    job->rounded = true;
     mem_free(grids);
     return status;
 }
@@ -249,14 +256,14 @@ static llmq_status gptq_solve(const llmq_quant_problem *p, llmq_quantized *out, 
     } else {
         if (f.dead) snprintf(report->note, sizeof report->note, "%lld inputs were always zero", (long long)f.dead);
         job.importance = f.importance;
-        LLMQ_TRY_GOTO(buffers_create(&job, team_size(p->team), err));
-        if (p->device && !job.corrected) LLMQ_TRY_GOTO(round_on_device(&job, err));
+        bool on_device = p->device && !job.corrected;
+        LLMQ_TRY_GOTO(on_device ? round_on_device(&job, err) : buffers_create(&job, team_size(p->team), err));
         if (job.refine) {
             hessian_mirror(p, &f, f.damp);
             LLMQ_TRY_GOTO(refiner_create(p, &f, job.lanes, team_size(p->team), &job.refiner, err));
         }
         mem_note_peak();
-        if (!job.rounded || job.refine) team_run(p->team, gptq_worker, &job);
+        if (!on_device || job.refine) team_run(p->team, on_device ? refine_worker : gptq_worker, &job);
     }
     LLMQ_TRY_GOTO(hessian_errors(p, out, report, err));
 done:
