@@ -81,7 +81,7 @@ typedef struct scale_walk {
 
 /* At the scales of column k0 of a tile. */
 INLINE scale_walk scales_from(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0) {
-    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    int64_t step = LAYOUT_SCALE_STEP(group, two_level, mins);
     (void)codebook, (void)zero;
     return (scale_walk){tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
                         _mm512_setzero_ps()};

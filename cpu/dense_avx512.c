@@ -8,6 +8,7 @@
 
 #include "core/half.h"
 #include "cpu/dense.h"
+#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
 
@@ -75,7 +76,7 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
         UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + t * ldx + k);
         UNROLL for (int i = 0; i < nr; i++) {
             const char *p = row + i * row_bytes + k * elem_bytes(kind);
-            if (nt == 1) _mm_prefetch(p + 1024, _MM_HINT_T0);
+            if (nt == 1) fetch_ahead(p, 1);
             __m512 w = load_w(kind, p);
             UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm512_fmadd_ps(w, v[t], f[i][t]);
         }

@@ -14,6 +14,7 @@
 
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
+#include "cpu/fetch.h"
 #include "cpu/few_avx512.h"
 
 #define DELAY 3 /* rounds from one stage to the next */
@@ -37,9 +38,8 @@ typedef struct stage {
 } stage;
 
 typedef struct tile_walk {
-    const uint8_t *code, *code_end;
+    const uint8_t *code;
     scale_walk scales;
-    int64_t tile_bytes, scale_bytes;
 } tile_walk;
 
 /* What a code stands for, as a signed byte (tiles need no start value for that), 16 times where vectors have it so. */
@@ -52,9 +52,6 @@ static __m512i level_table(const cpu_layout *l) {
 /* Levels of the next group. Where a group has two halves, words of the other one keep their zeros. */
 INLINE void take_apart(LAYOUT_PARAMS, tile_walk *walk, __m512i table, stage *out) {
     __m512i u[8];
-    const uint8_t *ahead = walk->code + FEW_PREFETCH;
-    if (ahead >= walk->code_end) ahead += walk->scale_bytes; /* the next tile's */
-    UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
     decode(bits, bits == 4, table, walk->code, u);
     walk->code += bits * 64;
     UNROLL for (int j = 0; j < 8; j++) {
@@ -79,7 +76,6 @@ INLINE void multiply(int group, const int8_t *q, stage *p) {
 INLINE void add_up(LAYOUT_PARAMS, tile_walk *walk, int64_t g, act_block b, const stage *p, __m512 *f) {
     __m512 w[2], m[2];
     const act_group *ag = b.group + g * b.n;
-    _mm_prefetch((const char *)walk->scales.p + walk->tile_bytes, _MM_HINT_T0);
     next_scales(group, two_level, mins, &walk->scales, g, w, m);
     w[0] = scale_raised(bits, zero, w[0]);
     for (int t = 0; t < b.n; t++, ag++) {
@@ -97,15 +93,10 @@ INLINE void add_up(LAYOUT_PARAMS, tile_walk *walk, int64_t g, act_block b, const
     (void)codebook;
 }
 
-INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,
-                     __m512 *out) {
+INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, act_block b, __m512 *out) {
     stage ring[RING];
-    const int64_t groups = cols / 32;
-    tile_walk walk = {.code = tile,
-                      .code_end = tile + groups * bits * 64,
-                      .scales = scales_from(LAYOUT_ARGS, tile, cols, 0),
-                      .tile_bytes = tile_bytes,
-                      .scale_bytes = tile_bytes - groups * bits * 64};
+    const int64_t groups = cols / 32, group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
+    tile_walk walk = {tile, scales_from(LAYOUT_ARGS, tile, cols, 0)};
     for (int t = 0; t < b.n; t++) out[t] = _mm512_setzero_ps();
     for (int i = 0; group == 16 && i < RING; i++) memset(ring[i].level, 0, sizeof ring[i].level);
     for (int64_t g = 0; g < groups + 2 * DELAY; g++) {
@@ -115,14 +106,16 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t tile_bytes, int
             multiply(group, b.q + to_multiply * b.n * 32, &ring[to_multiply % RING]);
         amx_fence();
         if (to_add >= 0) add_up(LAYOUT_ARGS, &walk, to_add, b, &ring[to_add % RING], out);
-        if (g < groups) take_apart(LAYOUT_ARGS, &walk, table, &ring[g % RING]);
+        if (g < groups) {
+            fetch_ahead(tile + g * group_bytes, group_bytes);
+            take_apart(LAYOUT_ARGS, &walk, table, &ring[g % RING]);
+        }
     }
 }
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void few_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,          \
-                           __m512 *out) {                                                                              \
-        few_tile(bits, group, two_level, mins, codebook, zero, tile, tile_bytes, cols, table, b, out);                 \
+    static void few_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out) {        \
+        few_tile(bits, group, two_level, mins, codebook, zero, tile, cols, table, *b, out);                            \
     }
 CPU_LAYOUTS(X)
 #undef X

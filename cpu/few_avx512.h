@@ -8,8 +8,6 @@
 #include "cpu/inline.h"
 #include "cpu/layout.h"
 
-#define FEW_PREFETCH 2048 /* bytes of codes ahead of those in use */
-
 /* Codes of Q4_0 stay in the upper half of their byte, 16 times as large: -128 * sum, which comes with the activations,
  * is then where their sums start, without a shift for each token. The scales make up for it. */
 #define RAISED(bits, zero) ((bits) == 4 && (zero) == 8)
@@ -31,8 +29,10 @@ INLINE __m512 scale_raised(int bits, int zero, __m512 scale) {
     return RAISED(bits, zero) ? _mm512_mul_ps(scale, _mm512_set1_ps(1.0f / 16)) : scale;
 }
 
-/* out[t] = 16 rows of the tile times token t of the block, all of its at most ACT_FEW tokens. */
-typedef void few_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b, __m512 *out);
+/* out[t] = 16 rows of the tile times token t of the block, all of its at most ACT_FEW tokens. The block goes by
+ * address: a copy of it for each tile had its parts stored and loaded in other sizes, which waits until the tile before
+ * is done. */
+typedef void few_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out);
 
 #define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
 
@@ -44,7 +44,7 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
         for (int64_t r = begin; r < end; r += 16) {
             __mmask16 mask = mask_of(w->rows - r);
             __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[ACT_FEW];
-            fn((const uint8_t *)w->packed + r / 16 * tile_bytes, tile_bytes, w->cols, table, b, out);
+            fn((const uint8_t *)w->packed + r / 16 * tile_bytes, w->cols, table, &b, out);
             for (int t = 0; t < b.n; t++) _mm512_mask_storeu_ps(y + t * ldy + r, mask, _mm512_add_ps(out[t], bias));
         }
     }

@@ -2,12 +2,11 @@
  * both operands are widened to 16 bits first. */
 #include <immintrin.h>
 
+#include "cpu/fetch.h"
+#include "cpu/inline.h"
 #include "cpu/int8_simd.h"
 
-#include "cpu/inline.h"
-
-#define TOKENS 2      /* of a register tile: 8 sums and 4 vectors of weights */
-#define PREFETCH 2048 /* bytes ahead of the words in use */
+#define TOKENS 2 /* of a register tile: 8 sums and 4 vectors of weights */
 
 /* 4 activations in 16 bits, over and over. */
 INLINE __m256i four(const int8_t *q) {
@@ -23,7 +22,7 @@ INLINE void tile(int nt, const product *p) {
     }
     for (int64_t k = 0; k < p->cols; k += 4) {
         __m256i w[4];
-        if (nt == 1) _mm_prefetch((const char *)p->w + k * 16 + PREFETCH, _MM_HINT_T0);
+        if (nt == 1) fetch_ahead(p->w + k * 16, 64);
         UNROLL for (int i = 0; i < 4; i++) w[i] =
             _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p->w + k * 16 + 16 * i)));
         UNROLL for (int t = 0; t < nt; t++) {

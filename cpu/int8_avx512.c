@@ -1,11 +1,11 @@
 /* AVX-512 VNNI products of 8-bit rows (int8.h). A register tile is some tiles of 16 rows times some tokens, over all
  * columns; nothing is unpacked and no float is touched before the end. */
 #include "cpu/int8_avx512.h"
+#include "cpu/fetch.h"
 
-#define FEW 8         /* tokens up to which each tile of rows is read alone: weights stream once from memory */
-#define WIDE 4        /* tiles of rows side by side otherwise, */
-#define TOKENS 6      /* times so many tokens: 24 sums */
-#define PREFETCH 2048 /* bytes ahead of the words in use */
+#define FEW 8    /* tokens up to which each tile of rows is read alone: weights stream once from memory */
+#define WIDE 4   /* tiles of rows side by side otherwise, */
+#define TOKENS 6 /* times so many tokens: 24 sums */
 
 /* Four activations in every word. In a register: gcc would otherwise fold the broadcast into each of its uses. */
 INLINE __m512i four(const int8_t *q, bool keep) {
@@ -29,7 +29,7 @@ INLINE void tile(int nt, int np, int ways, const product *p) {
             __m512i w[WIDE];
             UNROLL for (int i = 0; i < np; i++) {
                 const uint8_t *at = p->w + i * p->tile_bytes + (k + 4 * j) * 16;
-                if (np == 1) _mm_prefetch((const char *)at + PREFETCH, _MM_HINT_T0);
+                if (np == 1) fetch_ahead(at, 64);
                 w[i] = _mm512_loadu_si512(at);
             }
             UNROLL for (int t = 0; t < nt; t++) {

@@ -1,9 +1,9 @@
 /* AVX-VNNI products of 8-bit rows (int8.h): a tile of 16 rows times some tokens, over all columns. */
+#include "cpu/fetch.h"
 #include "cpu/int8_simd.h"
 #include "cpu/vnni256.h"
 
-#define TOKENS 6      /* of a register tile: 12 sums, 2 vectors of weights */
-#define PREFETCH 2048 /* bytes ahead of the words in use */
+#define TOKENS 6 /* of a register tile: 12 sums, 2 vectors of weights */
 
 INLINE __m256i four(const int8_t *q) {
     int32_t v;
@@ -17,7 +17,7 @@ INLINE void tile(int nt, const product *p) {
     for (int64_t k = 0; k < p->cols; k += 4) {
         const uint8_t *at = p->w + k * 16;
         __m256i w[2] = {_mm256_loadu_si256((const __m256i *)at), _mm256_loadu_si256((const __m256i *)(at + 32))};
-        if (nt == 1) _mm_prefetch((const char *)at + PREFETCH, _MM_HINT_T0);
+        if (nt == 1) fetch_ahead(at, 64);
         UNROLL for (int t = 0; t < nt; t++) {
             __m256i x = four(p->q + t * p->stride + k);
             UNROLL for (int h = 0; h < 2; h++) sum[t][h] = vnni_add(sum[t][h], w[h], x);

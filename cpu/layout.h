@@ -137,8 +137,13 @@ const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and from 
 static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
     return cols / 32 * l->bits * 64;
 }
+/* Bytes of a tile's scales, for each 256 columns of two-level types and each 32 of others; of all of it, for each 32.
+ * Macros: constants where a layout's properties are. */
+#define LAYOUT_SCALE_STEP(group, two_level, mins) ((1 + (mins)) * (32 + ((two_level) ? 256 / (group) * 16 : 0)))
+#define LAYOUT_GROUP_BYTES(bits, group, two_level, mins)                                                               \
+    ((bits) * 64 + LAYOUT_SCALE_STEP(group, two_level, mins) / ((two_level) ? 8 : 1))
 static inline int64_t layout_scale_step(const cpu_layout *l) {
-    return (1 + l->mins) * (32 + (l->two_level ? 256 / l->group * 16 : 0));
+    return LAYOUT_SCALE_STEP(l->group, l->two_level, l->mins);
 }
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
     return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;

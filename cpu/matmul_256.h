@@ -14,6 +14,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
+#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
@@ -24,7 +25,6 @@
 #define PANEL_ROWS 16
 #define PANEL_COLS 512
 #define TILE (VNNI ? 6 : 3) /* tokens of a register tile; divides ACT_BLOCK */
-#define PREFETCH 1024
 #define PASS_TOKENS 120
 #define L2_BYTES (256 << 10) /* of it, for activations */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel, */
@@ -182,22 +182,19 @@ INLINE float part_dsum(int group, const act_group *ag, int i) {
 /* ---- few tokens */
 
 /* out (nt, 16) = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table,
-                      act_block b, int t0, float out[AT_ONCE][16]) {
-    const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
-    const int64_t scale_bytes = tile_bytes - (code_end - tile);
-    scale_walk walk = {.p = code_end};
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b,
+                      int t0, float out[AT_ONCE][16]) {
+    const uint8_t *p = tile;
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
+    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
     __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m256 w[2][2], m[2][2];
-        /* What follows the tile's last codes are the next tile's; scales are fetched a whole tile ahead. */
-        const uint8_t *ahead = p + PREFETCH + (p + PREFETCH < code_end ? 0 : scale_bytes);
-        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
-        _mm_prefetch((const char *)walk.p + tile_bytes, _MM_HINT_T0);
+        fetch_ahead(tile + g * group_bytes, group_bytes);
         next_scales(group, two_level, mins, &walk, g, w, m);
-        const int8_t *q = b.q + (g * b.n + t0) * 32;
-        const act_group *ag = b.group + g * b.n + t0;
+        const int8_t *q = b->q + (g * b->n + t0) * 32;
+        const act_group *ag = b->group + g * b->n + t0;
         UNROLL for (int i = 0; i < 32 / group; i++) {
             __m256i acc[AT_ONCE][2];
             UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] =
@@ -218,13 +215,13 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_b
     }
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table, act_block b, int t0,
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0,
                      float out[AT_ONCE][16]);
 
 #define GEMV(type, nt, ...)                                                                                            \
-    static void gemv##nt##_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m256i table, act_block b,   \
-                                  int t0, float out[AT_ONCE][16]) {                                                    \
-        gemv_tile(__VA_ARGS__, nt, tile, tile_bytes, cols, table, b, t0, out);                                         \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0,        \
+                                  float out[AT_ONCE][16]) {                                                            \
+        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
     }
 #define X(type, ...)                                                                                                   \
     GEMV(type, 1, __VA_ARGS__) GEMV(type, 2, __VA_ARGS__) GEMV(type, 3, __VA_ARGS__) GEMV(type, 4, __VA_ARGS__)
@@ -257,7 +254,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
             for (int t0 = 0; t0 < b.n; t0 += AT_ONCE) {
                 int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
                 float out[AT_ONCE][16];
-                gemv_fns[w->layout][nt - 1](tile, tile_bytes, w->cols, table, b, t0, out);
+                gemv_fns[w->layout][nt - 1](tile, w->cols, table, &b, t0, out);
                 for (int t = 0; t < nt; t++)
                     store_rows(y + (t0 + t) * ldy + r, out[t], w->bias ? w->bias + r : NULL, w->rows - r);
             }
@@ -278,7 +275,7 @@ typedef struct panel {
 INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table,
                         panel *out) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
-    int64_t step = (1 + mins) * (32 + (two_level ? 256 / group * 16 : 0));
+    int64_t step = LAYOUT_SCALE_STEP(group, two_level, mins);
     scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
     int parts = 32 / group;
     (void)zero;

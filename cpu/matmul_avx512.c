@@ -15,6 +15,7 @@
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
+#include "cpu/fetch.h"
 #include "cpu/few_avx512.h"
 #include "cpu/inline.h"
 #include "cpu/int8.h"
@@ -39,10 +40,10 @@ INLINE __m512i start_of(int bits, int zero, int32_t start) {
 }
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table,
-                      act_block b, int t0, __m512 *out) {
+INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, const act_block *b,
+                      int t0, __m512 *out) {
     const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
-    const int64_t scale_bytes = tile_bytes - (code_end - tile);
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
     scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[FEW_TOKENS];
@@ -50,15 +51,12 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_b
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m512i u[8];
         __m512 w[2], m[2];
-        /* What follows the tile's last codes are the next tile's; scales are fetched a whole tile ahead. */
-        const uint8_t *ahead = p + FEW_PREFETCH + (p + FEW_PREFETCH < code_end ? 0 : scale_bytes);
-        UNROLL for (int i = 0; i < bits; i++) _mm_prefetch((const char *)ahead + 64 * i, _MM_HINT_T0);
-        _mm_prefetch((const char *)walk.p + tile_bytes, _MM_HINT_T0);
+        fetch_ahead(tile + g * group_bytes, group_bytes);
         decode_raised(bits, codebook, zero, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
         w[0] = scale_raised(bits, zero, w[0]);
-        const int8_t *q = b.q + (g * b.n + t0) * 32;
-        const act_group *ag = b.group + g * b.n + t0;
+        const int8_t *q = b->q + (g * b->n + t0) * 32;
+        const act_group *ag = b->group + g * b->n + t0;
         __m512i lo[FEW_TOKENS], hi[FEW_TOKENS];
         UNROLL for (int t = 0; t < nt; t++) {
             lo[t] = hi[t] = _mm512_setzero_si512();
@@ -96,13 +94,12 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t tile_b
     UNROLL for (int t = 0; t < nt; t++) out[t] = f[t];
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b, int t0,
-                     __m512 *out);
+typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int t0, __m512 *out);
 
 #define GEMV(nt, type, ...)                                                                                            \
-    static void gemv##nt##_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,   \
-                                  int t0, __m512 *out) {                                                               \
-        gemv_tile(__VA_ARGS__, nt, tile, tile_bytes, cols, table, b, t0, out);                                         \
+    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int t0,        \
+                                  __m512 *out) {                                                                       \
+        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
     }
 #define X(type, ...)                                                                                                   \
     GEMV(1, type, __VA_ARGS__)                                                                                         \
@@ -113,12 +110,11 @@ typedef void gemv_fn(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m5
     GEMV(6, type, __VA_ARGS__)                                                                                         \
     GEMV(7, type, __VA_ARGS__)                                                                                         \
     GEMV(8, type, __VA_ARGS__)                                                                                         \
-    static void few_##type(const uint8_t *tile, int64_t tile_bytes, int64_t cols, __m512i table, act_block b,          \
-                           __m512 *out) {                                                                              \
+    static void few_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out) {        \
         static gemv_fn *const fns[FEW_TOKENS] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,               \
                                                  gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type};              \
-        for (int t = 0; t < b.n; t += FEW_TOKENS)                                                                      \
-            fns[(b.n - t < FEW_TOKENS ? b.n - t : FEW_TOKENS) - 1](tile, tile_bytes, cols, table, b, t, out + t);      \
+        for (int t = 0; t < b->n; t += FEW_TOKENS)                                                                     \
+            fns[(b->n - t < FEW_TOKENS ? b->n - t : FEW_TOKENS) - 1](tile, cols, table, b, t, out + t);                \
     }
 CPU_LAYOUTS(X)
 #undef X

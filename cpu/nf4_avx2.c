@@ -3,11 +3,12 @@
  * many multiply-adds an instruction and rounds no input. */
 #include <immintrin.h>
 
+#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
 #include "cpu/nf4_simd.h"
 
-#define BLOCKS_AHEAD 2 /* that are fetched */
+#define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
 /* ---- activations */
 
@@ -83,8 +84,7 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const l
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b.n, d += b.n) {
         const nf4_tile_block *block = w + g / 2;
-        UNROLL for (int i = 0; i < 5; i++)
-            _mm_prefetch((const char *)(block + BLOCKS_AHEAD) + (g % 2 * 4 + i) * 64, _MM_HINT_T0);
+        fetch_ahead((const char *)block + g % 2 * HALF_BYTES, HALF_BYTES);
         __m256i acc[2][2][2];
         UNROLL for (int h = 0; h < 2; h++) {
             UNROLL for (int t = 0; t < nt; t++) acc[h][t][0] = acc[h][t][1] = _mm256_setzero_si256();

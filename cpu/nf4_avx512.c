@@ -6,6 +6,7 @@
  * a time: 12 integer and 12 float sums in registers. */
 #include <immintrin.h>
 
+#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
 #include "cpu/nf4_simd.h"
@@ -14,7 +15,7 @@
 #define PANEL_ROWS 32
 #define PANEL_COLS 384 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
 #define FEW_TOKENS 8   /* that share the levels of a tile */
-#define BLOCKS_AHEAD 4 /* that are fetched */
+#define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
 /* ---- activations */
 
@@ -59,8 +60,7 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, __m512i
     for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b.n, d += b.n) {
         const nf4_tile_block *block = w + g / 2;
         __m512i acc[FEW_TOKENS][2];
-        UNROLL for (int i = 0; i < 5; i++)
-            _mm_prefetch((const char *)(block + BLOCKS_AHEAD) + (g % 2 * 4 + i) * 64, _MM_HINT_T0);
+        fetch_ahead((const char *)block + g % 2 * HALF_BYTES, HALF_BYTES);
         UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
         UNROLL for (int j = 0; j < 4; j++) {
             __m512i pair[4];
