@@ -496,7 +496,7 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
         return;
     }
     int64_t own = attn_worker_len(a);
-    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16, false};
+    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16 || (kv->type != KV_F32 && a->n_tok > 1), false};
     attn_space sp = space_make(a, (float *)scratch + own * w->id);
 #if VF_HAS_TILES
     c.tiles = tiles_take(&c);

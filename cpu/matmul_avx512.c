@@ -4,7 +4,7 @@
  * starts at -zero * sum(activations) instead of 0.
  *
  * Few tokens (decode, memory-bound): codes are taken apart in registers, one tile of 16 rows = one vector of results.
- * More tokens: a panel of 32 rows x up to 576 columns is taken apart once into L1, as bytes 128 too large for every
+ * More tokens: a panel of 32 rows x up to 4096 columns is taken apart once into L2, as bytes 128 too large for every
  * type alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
  *
  * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers.
@@ -24,7 +24,8 @@
 #include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
-#define PANEL_COLS 576 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
+#define PANEL_COLS 4096 /* 192 KB with scales, of the L2 cache, from where it comes in time; the fewer panels, the less
+                           often sums, which lie far apart in y, come and go */
 #define FEW_TOKENS 8   /* that share the codes of a tile as they are taken apart */
 
 /* ---- few tokens */
