@@ -54,6 +54,7 @@ typedef struct llmq_acts {
     void *q16;      /* likewise */
     void *int8;     /* likewise, in `range`, which is set before */
     llmq_act_range range;
+    bool exact; /* rows of BF16 as stored meet x as it is, even where bf16 is faster */
 } llmq_acts;
 
 /* One layer's KV cache. Layout is the backend's own: kv_bytes tells the size of K or of V. */

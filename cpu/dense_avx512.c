@@ -2,7 +2,9 @@
  *
  * Native rows, all in f32: dot products of 4 rows with up to 6 tokens, 16 partial sums each. Neither operand is copied:
  * rows may lie at any address and columns may be any number.
- * LAYOUT_BF16 (calibration): vdpbf16ps on pairs of columns, straight from the packed tiles, 32 rows x 8 tokens. */
+ * BF16 and more than ACT_FEW tokens, unless they are exact: vdpbf16ps on pairs of columns, 32 rows x 8 tokens, inputs rounded to bf16; rows as
+ * stored are transposed once for all tokens, up to 2048 columns at a time, into the L2 cache.
+ * LAYOUT_BF16 (calibration): the same product straight from the packed tiles, for any number of tokens. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -11,12 +13,15 @@
 #include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
+#include "cpu/simd.h"
+#include "cpu/tile_avx512.h"
 
 #define DOT_TOKENS 6
 #define X_BYTES (384 << 10) /* of inputs, in the L2 cache */
 #define W_BYTES (16 << 10)  /* of 4 rows, in the L1 cache */
 #define PANEL_ROWS 32
-#define TILE 8 /* tokens of a register tile of PANEL_ROWS rows */
+#define PANEL_PAIRS 1024 /* of columns of native rows: 128 KB */
+#define TILE 8           /* tokens of a register tile of PANEL_ROWS rows */
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
@@ -150,21 +155,11 @@ static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kin
 
 /* ---- bf16: register tiles of 32 rows x nt tokens */
 
-typedef struct tile_out {
-    float *y; /* row r of token 0 */
-    int64_t ldy;
-    __mmask16 mask[2];
-    const float *bias; /* of row r, or NULL */
-} tile_out;
-
 /* w0, w1 (n pairs, 16 rows) pairs of bf16; x (nt, n pairs) with stride ldx pairs. */
 INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
                       const tile_out *o) {
     __m512 f[TILE][2];
-    UNROLL for (int i = 0; i < 2; i++) {
-        __m512 start = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
-        UNROLL for (int t = 0; t < nt; t++) f[t][i] = start;
-    }
+    tile_begin(nt, o, f);
     for (int64_t k = 0; k < n; k++) {
         __m512bh v0 = (__m512bh)_mm512_loadu_si512(w0 + 16 * k), v1 = (__m512bh)_mm512_loadu_si512(w1 + 16 * k);
         UNROLL for (int t = 0; t < nt; t++) {
@@ -174,9 +169,7 @@ INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint
             f[t][1] = _mm512_dpbf16_ps(f[t][1], v1, (__m512bh)v);
         }
     }
-    UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int i = 0; i < 2; i++) _mm512_mask_storeu_ps(o->y + t * o->ldy + 16 * i, o->mask[i], f[t][i]);
-    }
+    tile_end(nt, o, f);
 }
 
 typedef void gemm_bf16_fn(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
@@ -192,10 +185,21 @@ typedef void gemm_bf16_fn(const uint32_t *w0, const uint32_t *w1, const uint32_t
 WIDTHS(BF16_DEFINE)
 static gemm_bf16_fn *const gemm_bf16_fns[TILE] = {WIDTHS(BF16_NAME)};
 
+/* Tokens [t, end) times the 32 rows at w0 and w1, over n pairs of columns from pair k on. */
+static void times_tokens(const llmq_acts *a, int64_t t, int64_t end, const uint32_t *w0, const uint32_t *w1, int64_t k,
+                         int64_t n, float *y, tile_out *o) {
+    int64_t stride = act_bf16_stride(a->cols) / 2;
+    for (; t < end; t += TILE) {
+        o->y = y + t * o->ldy;
+        gemm_bf16_fns[(end - t < TILE ? end - t : TILE) - 1](w0, w1, (const uint32_t *)a->bf16 + t * stride + k, stride,
+                                                             n, o);
+    }
+}
+
 static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    int64_t stride = act_bf16_stride(w->cols), tile_words = layout_bf16_tile_bytes(w->cols) / 4, begin, end;
+    int64_t tile_words = layout_bf16_tile_bytes(w->cols) / 4, begin, end;
     int64_t pairs = (w->cols + 31) / 32 * 16; /* padded with zeros on both sides */
-    int64_t step = tokens_at_once(stride / 2, TILE);
+    int64_t step = tokens_at_once(act_bf16_stride(w->cols) / 2, TILE);
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
     for (int64_t t0 = 0; t0 < a->n_tok; t0 += step) {
         int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;
@@ -203,12 +207,44 @@ static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const l
             const uint32_t *w0 = (const uint32_t *)w->packed + r / 16 * tile_words;
             const uint32_t *w1 =
                 w->rows - r > 16 ? w0 + tile_words : w0; /* a missing half repeats the first and is not stored */
-            tile_out o = {NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL};
-            for (int64_t t = t0; t < stop; t += TILE) {
-                o.y = y + t * ldy + r;
-                gemm_bf16_fns[(stop - t < TILE ? stop - t : TILE) - 1](
-                    w0, w1, (const uint32_t *)a->bf16 + t * stride / 2, stride / 2, pairs, &o);
-            }
+            tile_out o = tile_out_of(w, r, ldy, true);
+            times_tokens(a, t0, stop, w0, w1, 0, pairs, y + r, &o);
+        }
+    }
+}
+
+/* 16 rows (n_rows of them there) of a matrix of BF16 as stored, n pairs of columns (a multiple of 16) from k on:
+ * (n, 16 rows), zeros for what is not there. */
+static void transpose_pairs(const uint16_t *row, int64_t cols, int64_t n_rows, int64_t k, int64_t n, uint32_t *out) {
+    for (int64_t p = 0; p < n; p += 16, out += 256) {
+        int64_t left = cols - 2 * (k + p);
+        vf word[16];
+        UNROLL_FOR(r, 16) {
+            const uint16_t *from = row + r * cols + 2 * (k + p);
+            uint16_t some[32] = {0};
+            word[r] = vf_zero();
+            if (r >= n_rows) continue;
+            if (left < 32) from = memcpy(some, from, (size_t)left * sizeof *from);
+            word[r] = vf_load((const float *)(const void *)from);
+        }
+        vf_transpose(word);
+        UNROLL_FOR(j, 16) vf_store((float *)out + 16 * j, word[j]);
+    }
+}
+
+static void native_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    _Alignas(64) uint32_t panel[2][PANEL_PAIRS * 16];
+    int64_t pairs = (w->cols + 31) / 32 * 16, begin, end;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t k = 0; k < pairs; k += PANEL_PAIRS) {
+        int64_t n = pairs - k < PANEL_PAIRS ? pairs - k : PANEL_PAIRS;
+        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
+            const uint16_t *row = (const uint16_t *)w->native.data + r * w->cols;
+            bool pair = w->rows - r > 16;
+            for (int i = 0; i <= pair; i++)
+                transpose_pairs(row + 16 * i * w->cols, w->cols, w->rows - r - 16 * i, k, n, panel[i]);
+            tile_out o = tile_out_of(w, r, ldy, k == 0);
+            times_tokens(a, 0, a->n_tok, panel[0], panel[pair], k, n, y + r, &o);
         }
     }
 }
@@ -243,6 +279,10 @@ void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a) {
 void dense_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     if (w->layout == LAYOUT_BF16) {
         packed_bf16(worker, w, a, y, ldy);
+        return;
+    }
+    if (w->act == ACT_BF16 && a->n_tok > ACT_FEW && !a->exact) {
+        native_bf16(worker, w, a, y, ldy);
         return;
     }
     int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;

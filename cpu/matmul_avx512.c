@@ -24,9 +24,10 @@
 #include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
-#define PANEL_COLS 4096 /* 192 KB with scales, of the L2 cache, from where it comes in time; the fewer panels, the less
-                           often sums, which lie far apart in y, come and go */
-#define FEW_TOKENS 8   /* that share the codes of a tile as they are taken apart */
+/* 192 KB with scales, of the L2 cache, from where it comes in time. The fewer panels, the less often sums come and go,
+ * which lie far apart in y. */
+#define PANEL_COLS 4096
+#define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
 
 /* ---- few tokens */
 
@@ -260,8 +261,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             bool pair = w->rows - r > 16; /* otherwise the second half repeats the first and is not stored */
             unpack(tile, w->cols, k, n, table, &p, 0);
             unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
-            tile_out o = {
-                NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
+            tile_out o = tile_out_of(w, r, ldy, k == 0);
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
                 act_block b = act_block_at(a, t);
                 b.q += k / 32 * b.n * 32;
@@ -311,7 +311,9 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
 /* ---- entries */
 
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
-    return cpu_weight_pack(w, t, flags & PREP_BF16 ? dense_to_bf16_avx512 : NULL, team, err);
+    LLMQ_TRY(cpu_weight_pack(w, t, flags & PREP_BF16 ? dense_to_bf16_avx512 : NULL, team, err));
+    if (w->layout == LAYOUT_NATIVE && t->type == LLMQ_TYPE_BF16) w->act = ACT_BF16;
+    return LLMQ_OK;
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {

@@ -185,8 +185,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             bool pair = w->rows - r > 16; /* otherwise the second half repeats the first and is not stored */
             unpack_tile(nf4_tile(w, r) + k / QK_NF4, n, table, &p, 0);
             unpack_tile(nf4_tile(w, pair ? r + 16 : r) + k / QK_NF4, n, table, &p, 1);
-            tile_out o = {
-                NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, k == 0};
+            tile_out o = tile_out_of(w, r, ldy, k == 0);
             for (int64_t t = 0; t < a->n_tok; t += ACT_BLOCK) {
                 act16_block b = act16_block_at(a, t);
                 b.q += k * b.n;

@@ -1,11 +1,12 @@
 /* What the AVX-512 products of packed weights share: broadcasts of activations, and the sums of a register tile of 32
- * rows x up to 6 tokens where they begin and end. */
+ * rows x some tokens where they begin and end. */
 #ifndef LLMQ_CPU_TILE_AVX512_H
 #define LLMQ_CPU_TILE_AVX512_H
 
 #include <immintrin.h>
 #include <string.h>
 
+#include "core/backend.h"
 #include "cpu/inline.h"
 
 /* 4 bytes of activations in every word. Kept in a register: gcc would otherwise fold the broadcast into each of its
@@ -30,7 +31,13 @@ typedef struct tile_out {
     bool first;
 } tile_out;
 
-INLINE void tile_begin(int nt, const tile_out *o, __m512 f[6][2]) {
+/* Of rows from r on; y is for the caller. */
+static inline tile_out tile_out_of(const llmq_weight *w, int64_t r, int64_t ldy, bool first) {
+    return (tile_out){
+        NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, first};
+}
+
+INLINE void tile_begin(int nt, const tile_out *o, __m512 f[][2]) {
     UNROLL for (int t = 0; t < nt; t++) {
         UNROLL for (int i = 0; i < 2; i++) {
             if (!o->first)
@@ -41,7 +48,7 @@ INLINE void tile_begin(int nt, const tile_out *o, __m512 f[6][2]) {
     }
 }
 
-INLINE void tile_end(int nt, const tile_out *o, __m512 f[6][2]) {
+INLINE void tile_end(int nt, const tile_out *o, __m512 f[][2]) {
     UNROLL for (int t = 0; t < nt; t++) {
         UNROLL for (int i = 0; i < 2; i++) _mm512_mask_storeu_ps(o->y + t * o->ldy + 16 * i, o->mask[i], f[t][i]);
     }

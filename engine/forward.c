@@ -41,7 +41,8 @@ static llmq_acts acts_for(const step *s, const float *x, int64_t cols, const llm
                    .q8 = s->lane->q8,
                    .bf16 = s->lane->bf16,
                    .q16 = s->lane->q16,
-                   .int8 = s->lane->int8};
+                   .int8 = s->lane->int8,
+                   .exact = s->f->exact};
     bool filled[ACT_FORMS] = {[ACT_F32] = true};
     bool any = false;
     for (int i = 0; i < n; i++) {
@@ -251,6 +252,7 @@ llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *to
     LLMQ_ASSERT(pos + n_tok <= f->n_ctx && pos + n_tok <= cache->n_ctx);
     if (here) {
         extend_rope(f, pos + n_tok);
+        f->exact = cache->kv[0].type == LLMQ_KV_F32;
         run(&(pass){.f = f,
                     .cache = cache,
                     .tokens = tokens,
@@ -267,6 +269,7 @@ llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *to
 /* Rows through the layers of the CPU. */
 static void run_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits) {
     const llmq_hparams *hp = &f->model->hp;
+    f->exact = rows[0].cache->kv[0].type == LLMQ_KV_F32;
     for (int64_t i = 0; i < n; i++) {
         LLMQ_ASSERT(rows[i].pos < f->n_ctx && rows[i].pos < rows[i].cache->n_ctx);
         extend_rope(f, rows[i].pos + 1);

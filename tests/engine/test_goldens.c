@@ -149,13 +149,14 @@ static void test_against_transformers(void **state) {
     }
 }
 
-/* Rounded caches are near, and not the same. */
+/* Rounded caches are near, and not the same. With AVX-512 prompts that meet them are multiplied as bf16. */
 static void test_rounded_caches(void **state) {
     (void)state;
     golden g;
     read_golden("qwen3", &g);
     for (int isa = 0; isa < N_ISAS; isa++) {
         if (!backend_cpu_isa(all_isas[isa])) continue;
+        bool in_bf16 = !strcmp(all_isas[isa], "avx512");
         llmq_model *model = open_model("qwen3", all_isas[isa]);
         llmq_session *f16 = open_session(model, (llmq_session_params){.n_threads = 1});
         llmq_session *q8 = open_session(model, (llmq_session_params){.n_threads = 2, .kv_type = LLMQ_KV_Q8_0});
@@ -164,8 +165,8 @@ static void test_rounded_caches(void **state) {
         assert_int_equal(llmq_session_sync(f16, g.tokens, g.n_tokens, NULL), LLMQ_OK);
         double e8 = logit_error(&g, llmq_session_logits(q8)), e16 = logit_error(&g, llmq_session_logits(f16));
         assert_true(e8 < 0.05);
-        assert_true(e16 < 0.005);
-        assert_true(e8 > 2 * e16);
+        assert_true(e16 < (in_bf16 ? 0.01 : 0.005));
+        assert_true(e8 > (in_bf16 ? 1.2 : 2) * e16);
         assert_true(e16 > 1e-5);
         llmq_session_destroy(f16);
         llmq_session_destroy(q8);

@@ -88,7 +88,8 @@ static void run_worker(const llmq_worker *worker, void *arg) {
 }
 
 #define GUARD 7.25e7f
-#define PAD 3 /* floats between rows of y, and after the last */
+#define PAD 3       /* floats between rows of y, and after the last */
+#define EXACT 0x100 /* llmq_acts.exact, among the flags of weight_prepare */
 
 /* y (n_tok, rows + PAD), all guards checked. a keeps the filled activations (freed by the caller). */
 static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x,
@@ -96,10 +97,10 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     llmq_weight w;
     llmq_err err;
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), ldy = rows + PAD;
-    assert_int_equal(ops->weight_prepare(&w, t, flags, teams[n_team - 1], &err), LLMQ_OK);
+    assert_int_equal(ops->weight_prepare(&w, t, flags & ~EXACT, teams[n_team - 1], &err), LLMQ_OK);
     w.bias = bias;
     if (w.packed) w.native.data = NULL; /* as the engine may */
-    *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x};
+    *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x, .exact = (flags & EXACT) != 0};
     size_t bytes = ops->acts_bytes(w.act, n_tok, cols);
     unsigned char *form = mem_alloc(bytes + 64, 1);
     memset(form, 0xa5, bytes + 64);
@@ -149,6 +150,7 @@ static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
 /* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */
 static double allowed(const llmq_backend_ops *ops, llmq_type type, bool q8, int64_t n_tok) {
     bool tiles = in_tiles(ops, n_tok);
+    if (type == LLMQ_TYPE_BF16 && strcmp(ops->isa, "avx512") == 0 && n_tok > ACT_FEW) return BF16_ERROR / 2;
     if (q8 && tiles) return BF16_ERROR;
     if (type_info(type)->in_memory) return tiles ? BF16_ERROR : in_16_bits(ops, n_tok) ? Q16_ERROR : 1e-6;
     return tiles && !q8 && type != LLMQ_TYPE_F32 ? SPLIT_ERROR : 1e-6;
@@ -288,6 +290,27 @@ static void test_float(void **state) {
         for (size_t k = 0; k < N_TOKENS; k++)
             check_shape(types[i], 1 + (int64_t)rng() % 70, cols[rng() % 9], tokens[k], k % 2);
     for (int i = 0; i < 3; i++) check_shape(types[i], 21, 2107, 70, true); /* several blocks of columns and tokens */
+}
+
+/* Rows of BF16 whose inputs must not be rounded. */
+static void test_exact(void **state) {
+    (void)state;
+    const int64_t rows = 37, cols = 300, n_tok = 3 * ACT_FEW;
+    void *buffer;
+    llmq_acts a;
+    llmq_tensor t = random_tensor(LLMQ_TYPE_BF16, rows, cols, &buffer);
+    float *x = random_floats(n_tok * cols, -2, 2);
+    double *want = malloc((size_t)(n_tok * rows) * sizeof *want), *mag = malloc((size_t)(n_tok * rows) * sizeof *mag);
+    reference(&t, NULL, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, want, mag);
+    for (int isa = 0; isa < N_ISAS; isa++) {
+        const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+        if (!ops) continue;
+        float *y = run(ops, &t, EXACT, NULL, x, n_tok, 2, &a);
+        double e = worst(y, want, mag, n_tok, rows), limit = in_tiles(ops, n_tok) ? SPLIT_ERROR : 1e-6;
+        if (!(e < limit)) fail_msg("%s: error %g", ops->isa, e);
+        free(y);
+    }
+    free(want), free(mag), free(x), free(buffer);
 }
 
 /* Up to MATMUL_ALIKE tokens get the very bits that each gets alone. */
@@ -593,6 +616,7 @@ int main(void) {
         cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_size),
         cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_as_avx512),
         cmocka_unit_test(test_nf4_integers), cmocka_unit_test(test_nf4_error),
+        cmocka_unit_test(test_exact),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
