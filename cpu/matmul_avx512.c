@@ -178,14 +178,14 @@ static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
 
 /* One group's integer sums (tokens, 2) go to the float sums. */
 INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const float *scale, const float *offset,
-                  const float *d, const float *dsum, int64_t stride) {
+                  const act_group *ag) {
     __m512 s0 = _mm512_load_ps(scale), s1 = _mm512_load_ps(scale + 16);
     UNROLL for (int t = 0; t < nt; t++) {
-        __m512 dt = _mm512_set1_ps(d[t * stride]);
+        __m512 dt = _mm512_set1_ps(ag[t].d);
         f[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][0]), _mm512_mul_ps(s0, dt), f[t][0]);
         f[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][1]), _mm512_mul_ps(s1, dt), f[t][1]);
         if (mins) {
-            __m512 sum = _mm512_set1_ps(dsum[t]);
+            __m512 sum = _mm512_set1_ps(ag[t].dsum);
             f[t][0] = _mm512_fmadd_ps(_mm512_load_ps(offset), sum, f[t][0]);
             f[t][1] = _mm512_fmadd_ps(_mm512_load_ps(offset + 16), sum, f[t][1]);
         }
@@ -193,30 +193,58 @@ INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const fl
 }
 
 /* f (tokens, 2) += panel x nt tokens of the block, over n columns; b points at its first group of them. */
-INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
-    int halves = 32 / group, words = group / 4;
+INLINE void gemm_tile(bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
     const uint8_t *code = w->code;
     const float *scale = w->scale[0], *offset = w->offset[0];
     const int8_t *q = b.q;
     const act_group *ag = b.group;
-    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt) {
-        UNROLL for (int h = 0; h < halves; h++, code += words * 128, scale += 32, offset += 32) {
-            __m512i acc[6][2];
-            float dsum[6];
+    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt, code += 1024, scale += 32, offset += 32) {
+        __m512i acc[6][2];
+        UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm512_set1_epi32(ag[t].start);
+        UNROLL for (int j = 0; j < 8; j++) {
+            __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
             UNROLL for (int t = 0; t < nt; t++) {
-                int32_t start = group == 32 ? ag[t].start : h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
-                acc[t][0] = acc[t][1] = _mm512_set1_epi32(start);
-                if (mins) dsum[t] = group == 32 ? ag[t].dsum : ag[t].d * (float)start * (-1.0f / 128);
+                __m512i x = bcast4_reg(q + t * 32 + 4 * j);
+                acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
+                acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
             }
-            UNROLL for (int j = 0; j < words; j++) {
-                __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
+        }
+        flush(mins, nt, acc, f, scale, offset, ag);
+    }
+}
+
+/* The same for groups of 16: what the two of one group of activations give is added up before it is scaled as these
+ * are, 16 rows after the others, since those sums take registers, too. */
+INLINE void gemm_halves(bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
+    const uint8_t *code = w->code;
+    const float *scale = w->scale[0], *offset = w->offset[0];
+    const int8_t *q = b.q;
+    const act_group *ag = b.group;
+    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt, code += 1024, scale += 64, offset += 64) {
+        UNROLL for (int i = 0; i < 2; i++) {
+            __m512 both[6];
+            UNROLL for (int t = 0; t < nt; t++) both[t] = _mm512_setzero_ps();
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m512i acc[6];
+                int32_t start[6];
                 UNROLL for (int t = 0; t < nt; t++) {
-                    __m512i x = bcast4_reg(q + t * 32 + h * 16 + 4 * j);
-                    acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
-                    acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
+                    start[t] = h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
+                    acc[t] = _mm512_set1_epi32(start[t]);
                 }
+                UNROLL for (int j = 4 * h; j < 4 * h + 4; j++) {
+                    __m512i words = load_i(code + j * 128 + 64 * i);
+                    UNROLL for (int t = 0; t < nt; t++) acc[t] =
+                        _mm512_dpbusd_epi32(acc[t], words, bcast4(q + t * 32 + 4 * j));
+                }
+                __m512 s = _mm512_load_ps(scale + 32 * h + 16 * i), o = _mm512_load_ps(offset + 32 * h + 16 * i);
+                UNROLL for (int t = 0; t < nt; t++) {
+                    both[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), s, both[t]);
+                    if (mins) both[t] = _mm512_fmadd_ps(o, _mm512_set1_ps((float)start[t] * (-1.0f / 128)), both[t]);
+                }
+                IN_ORDER();
             }
-            flush(mins, nt, acc, f, scale, offset, &ag[0].d, dsum, sizeof(act_group) / sizeof(float));
+            UNROLL for (int t = 0; t < nt; t++) f[t][i] = _mm512_fmadd_ps(both[t], _mm512_set1_ps(ag[t].d), f[t][i]);
+            IN_ORDER();
         }
     }
 }
@@ -224,7 +252,10 @@ INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, act_block b,
 INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, const tile_out *o) {
     __m512 f[6][2];
     tile_begin(nt, o, f);
-    gemm_tile(group, mins, nt, w, b, n, f);
+    if (group == 32)
+        gemm_tile(mins, nt, w, b, n, f);
+    else
+        gemm_halves(mins, nt, w, b, n, f);
     tile_end(nt, o, f);
 }
 
