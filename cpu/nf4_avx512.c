@@ -13,7 +13,7 @@
 #include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
-#define PANEL_COLS 384 /* with its scales and a tile of activations 30 KB, of an L1 of 32 */
+#define PANEL_COLS 2048 /* 132 KB with scales, of the L2 cache: as in matmul_avx512.c */
 #define FEW_TOKENS 8   /* that share the levels of a tile */
 #define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
