@@ -32,7 +32,7 @@ typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT
 typedef struct llmq_weight {
     llmq_tensor native; /* as stored; data may be NULL after weight_prepare for a repacked weight */
     int64_t rows, cols;
-    llmq_act_form act;    /* what matmul reads from llmq_acts, */
+    llmq_act_form act;    /* what matmul reads from llmq_acts, of native rows x itself for few tokens or exact ones, */
     llmq_act_range range; /* INT8: in this range */
     const float *bias;    /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
     int layout;           /* backend's own */
@@ -54,7 +54,7 @@ typedef struct llmq_acts {
     void *q16;      /* likewise */
     void *int8;     /* likewise, in `range`, which is set before */
     llmq_act_range range;
-    bool exact; /* rows of BF16 as stored meet x as it is, even where bf16 is faster */
+    bool exact; /* rows of BF16 as stored: x is not rounded to bf16, though that be faster */
 } llmq_acts;
 
 /* One layer's KV cache. Layout is the backend's own: kv_bytes tells the size of K or of V. */

@@ -19,7 +19,7 @@ typedef struct attn_call {
     int64_t ldq;
     float *out;
     float *parts; /* (n_splits, n_tok * n_head, part_len) */
-    bool bf16;
+    bool bf16;  /* products of tiles, where the processor has such */
     bool tiles; /* of AMX (attention_tiles.h) */
 } attn_call;
 
@@ -496,7 +496,9 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
         return;
     }
     int64_t own = attn_worker_len(a);
-    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, a->allow_bf16 || (kv->type != KV_F32 && a->n_tok > 1), false};
+    /* A single token has the bits that it has among others (attention_rows), however many heads share its keys. */
+    bool bf16 = a->allow_bf16 || (kv->type != KV_F32 && a->n_tok > 1);
+    attn_call c = {a, kv, attn_plan_make(a), q, ldq, out, (float *)scratch + own * w->n, bf16, false};
     attn_space sp = space_make(a, (float *)scratch + own * w->id);
 #if VF_HAS_TILES
     c.tiles = tiles_take(&c);

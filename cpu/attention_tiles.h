@@ -4,11 +4,9 @@
 
 #define TILES_VECTORS (ATTN_KEYS / VF_N)
 
-/* Prompts. A single token keeps the bits of AVX-512 however many heads share its keys; caches of floats are exact
- * unless the caller allows bf16. */
+/* Prompts that may be rounded to bf16. A single token keeps the bits of AVX-512. */
 static bool tiles_take(const attn_call *c) {
-    return !c->plan.few && c->a->n_tok > 1 && c->a->head_dim % AMX_DEPTH == 0 &&
-           (c->a->allow_bf16 || c->kv->type != KV_F32);
+    return !c->plan.few && c->a->n_tok > 1 && c->a->head_dim % AMX_DEPTH == 0 && c->bf16;
 }
 
 /* ---- keys and values; what lies past the n-th is 0 */

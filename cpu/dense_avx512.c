@@ -2,8 +2,9 @@
  *
  * Native rows, all in f32: dot products of 4 rows with up to 6 tokens, 16 partial sums each. Neither operand is copied:
  * rows may lie at any address and columns may be any number.
- * BF16 and more than ACT_FEW tokens, unless they are exact: vdpbf16ps on pairs of columns, 32 rows x 8 tokens, inputs rounded to bf16; rows as
- * stored are transposed once for all tokens, up to 2048 columns at a time, into the L2 cache.
+ * BF16 and more than ACT_FEW tokens, unless the inputs are exact: vdpbf16ps on pairs of columns, 32 rows x 8 tokens,
+ * inputs rounded to bf16; rows as stored are transposed once for all tokens, up to 2048 columns at a time, into the L2
+ * cache.
  * LAYOUT_BF16 (calibration): the same product straight from the packed tiles, for any number of tokens. */
 #include <immintrin.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #define DOT_TOKENS 6
 #define X_BYTES (384 << 10) /* of inputs, in the L2 cache */
 #define W_BYTES (16 << 10)  /* of 4 rows, in the L1 cache */
+#define NEAR (32 << 10) /* bytes of a tile's rows up to which the next tile's are fetched, not what follows in them */
 #define PANEL_ROWS 32
 #define PANEL_PAIRS 1024 /* of columns of native rows: 128 KB */
 #define TILE 8           /* tokens of a register tile of PANEL_ROWS rows */
@@ -72,6 +74,8 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
     const char *row = d->row;
     const float *x = d->x;
     int64_t row_bytes = d->row_bytes, ldx = d->ldx, cols = d->cols;
+    /* Rows of a tile are read side by side: FETCH_AHEAD may be the next of them, which is needed now. */
+    const int64_t tile = nr * row_bytes, ahead = tile > FETCH_AHEAD && tile <= NEAR ? tile : FETCH_AHEAD;
     __m512 f[4][DOT_TOKENS], v[DOT_TOKENS];
     int64_t k = 0;
     UNROLL for (int i = 0; i < 4; i++) {
@@ -81,7 +85,7 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
         UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + t * ldx + k);
         UNROLL for (int i = 0; i < nr; i++) {
             const char *p = row + i * row_bytes + k * elem_bytes(kind);
-            if (nt == 1) fetch_ahead(p, 1);
+            if (nt == 1) __builtin_prefetch(p + ahead, 0, 2);
             __m512 w = load_w(kind, p);
             UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm512_fmadd_ps(w, v[t], f[i][t]);
         }
@@ -220,10 +224,10 @@ static void transpose_pairs(const uint16_t *row, int64_t cols, int64_t n_rows, i
         int64_t left = cols - 2 * (k + p);
         vf word[16];
         UNROLL_FOR(r, 16) {
-            const uint16_t *from = row + r * cols + 2 * (k + p);
             uint16_t some[32] = {0};
             word[r] = vf_zero();
             if (r >= n_rows) continue;
+            const uint16_t *from = row + r * cols + 2 * (k + p);
             if (left < 32) from = memcpy(some, from, (size_t)left * sizeof *from);
             word[r] = vf_load((const float *)(const void *)from);
         }
@@ -234,10 +238,11 @@ static void transpose_pairs(const uint16_t *row, int64_t cols, int64_t n_rows, i
 
 static void native_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     _Alignas(64) uint32_t panel[2][PANEL_PAIRS * 16];
-    int64_t pairs = (w->cols + 31) / 32 * 16, begin, end;
+    int64_t pairs = (w->cols + 31) / 32 * 16, parts = (pairs + PANEL_PAIRS - 1) / PANEL_PAIRS, begin, end;
+    int64_t step = (pairs / 16 + parts - 1) / parts * 16; /* as even a division as can be */
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t k = 0; k < pairs; k += PANEL_PAIRS) {
-        int64_t n = pairs - k < PANEL_PAIRS ? pairs - k : PANEL_PAIRS;
+    for (int64_t k = 0; k < pairs; k += step) {
+        int64_t n = pairs - k < step ? pairs - k : step;
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
             const uint16_t *row = (const uint16_t *)w->native.data + r * w->cols;
             bool pair = w->rows - r > 16;

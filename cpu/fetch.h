@@ -1,5 +1,5 @@
-/* Weights on their way from memory. A worker reads its rows one after the other, codes and scales, so what it will need
- * lies a fixed distance behind what it is at. */
+/* Weights on their way from memory. A worker reads the tiles of its rows one after the other, so what it will need lies
+ * beyond what it is at. */
 #ifndef LLMQ_CPU_FETCH_H
 #define LLMQ_CPU_FETCH_H
 
@@ -7,12 +7,18 @@
 
 #include "cpu/inline.h"
 
-#define FETCH_AHEAD 8192 /* bytes; scales of a tile no longer than that arrive with its codes */
+#define FETCH_AHEAD 8192 /* bytes */
 
-/* The n bytes that lie FETCH_AHEAD behind p. Into the L2 cache: a line on its way to L1 holds one of the few miss
- * buffers there until memory answers, and these were what limited generation. */
+/* The n bytes that begin FETCH_AHEAD beyond p. Into the L2 cache: a line on its way to L1 holds one of the few miss
+ * buffers there until memory answers, and on Zen 4 these were what limited generation. */
 INLINE void fetch_ahead(const void *p, int64_t n) {
     UNROLL for (int64_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + FETCH_AHEAD + i, 0, 2);
+}
+
+/* The scales at p of the next tile. They lie behind the codes of all columns: with those they would come in time only
+ * where a tile is no longer than FETCH_AHEAD. */
+INLINE void fetch_scales(const void *p, int64_t tile_bytes) {
+    if (tile_bytes > FETCH_AHEAD) __builtin_prefetch((const char *)p + tile_bytes, 0, 2);
 }
 
 #endif

@@ -108,6 +108,7 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
         if (to_add >= 0) add_up(LAYOUT_ARGS, &walk, to_add, b, &ring[to_add % RING], out);
         if (g < groups) {
             fetch_ahead(tile + g * group_bytes, group_bytes);
+            fetch_scales(walk.scales.p, groups * group_bytes);
             take_apart(LAYOUT_ARGS, &walk, table, &ring[g % RING]);
         }
     }

@@ -313,7 +313,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
 
 static llmq_backend_ops avx512;
 
-/* Rows of F16 and BF16 keep their precision, and so must their inputs. */
+/* Rows of F16 and BF16 keep their precision, and so their inputs, though AVX-512 rounds those of BF16: it would gain
+ * nothing from two parts. */
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
     LLMQ_TRY(avx512.weight_prepare(w, t, flags, team, err));
     if (w->layout == LAYOUT_NATIVE && t->type != LLMQ_TYPE_F32) w->act = ACT_SPLIT;

@@ -46,6 +46,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
                       int t0, __m512 *out) {
     const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
     const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
+    const int64_t tile_bytes = cols / 32 * group_bytes;
     const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
     scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[FEW_TOKENS];
@@ -54,6 +55,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
         __m512i u[8];
         __m512 w[2], m[2];
         fetch_ahead(tile + g * group_bytes, group_bytes);
+        fetch_scales(walk.p, tile_bytes);
         decode_raised(bits, codebook, zero, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
         w[0] = scale_raised(bits, zero, w[0]);

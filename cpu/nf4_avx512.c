@@ -2,8 +2,8 @@
  * products.
  *
  * Few tokens (decode, memory-bound): codes become levels in registers, one tile of 16 rows = one vector of results.
- * More tokens: a panel of 32 rows x up to 384 columns becomes levels once, in L1, and is multiplied by all tokens, 6 at
- * a time: 12 integer and 12 float sums in registers. */
+ * More tokens: a panel of 32 rows x up to 2048 columns becomes levels once, in L2, and is multiplied by all tokens, 6
+ * at a time: 12 integer and 12 float sums in registers. */
 #include <immintrin.h>
 
 #include "cpu/fetch.h"
@@ -14,7 +14,7 @@
 
 #define PANEL_ROWS 32
 #define PANEL_COLS 2048 /* 132 KB with scales, of the L2 cache: as in matmul_avx512.c */
-#define FEW_TOKENS 8   /* that share the levels of a tile */
+#define FEW_TOKENS 8    /* that share the levels of a tile */
 #define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
 /* ---- activations */
@@ -49,15 +49,15 @@ INLINE void look_up(__m512i table, const uint32_t *code, __m512i pair[4]) {
 /* ---- few tokens */
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, __m512i table, act16_block b, int t0,
+INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, __m512i table, const act16_block *b, int t0,
                       __m512 *out) {
-    const int16_t *q = b.q + 32 * t0;
-    const float *d = b.d + t0;
+    const int16_t *q = b->q + 32 * t0;
+    const float *d = b->d + t0;
     const int n_acc =
         nt <= 4 ? 2 : 1; /* sums of a token at a time, so that its products need not wait for each other */
     __m512 f[FEW_TOKENS];
     UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b.n, d += b.n) {
+    for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b->n, d += b->n) {
         const nf4_tile_block *block = w + g / 2;
         __m512i acc[FEW_TOKENS][2];
         fetch_ahead((const char *)block + g % 2 * HALF_BYTES, HALF_BYTES);
@@ -79,11 +79,12 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, __m512i
     UNROLL for (int t = 0; t < nt; t++) out[t] = f[t];
 }
 
-typedef void gemv_fn(const nf4_tile_block *w, int64_t n_blocks, __m512i table, act16_block b, int t0, __m512 *out);
+typedef void gemv_fn(const nf4_tile_block *w, int64_t n_blocks, __m512i table, const act16_block *b, int t0,
+                     __m512 *out);
 
 #define GEMV_WIDTHS(Y) Y(1) Y(2) Y(3) Y(4) Y(5) Y(6) Y(7) Y(8)
 #define GEMV_DEFINE(nt)                                                                                                \
-    static void gemv_##nt(const nf4_tile_block *w, int64_t n_blocks, __m512i table, act16_block b, int t0,             \
+    static void gemv_##nt(const nf4_tile_block *w, int64_t n_blocks, __m512i table, const act16_block *b, int t0,      \
                           __m512 *out) {                                                                               \
         gemv_tile(nt, w, n_blocks, table, b, t0, out);                                                                 \
     }
@@ -101,7 +102,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
             __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[FEW_TOKENS];
             for (int t0 = 0; t0 < b.n; t0 += FEW_TOKENS) {
                 int nt = b.n - t0 < FEW_TOKENS ? b.n - t0 : FEW_TOKENS;
-                gemv_fns[nt - 1](nf4_tile(w, r), n_blocks, table, b, t0, out);
+                gemv_fns[nt - 1](nf4_tile(w, r), n_blocks, table, &b, t0, out);
                 for (int t = 0; t < nt; t++)
                     _mm512_mask_storeu_ps(y + (t0 + t) * ldy + r, mask, _mm512_add_ps(out[t], bias));
             }

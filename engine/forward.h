@@ -56,7 +56,7 @@ typedef struct llmq_forward {
     const float
         *hidden; /* (n_hidden, n_embd): residual stream of the last pass's last tokens, before the output norm */
     int64_t n_hidden;
-    bool exact; /* the last pass's cache is of f32: nothing else is rounded either */
+    bool exact; /* the last pass's cache is of f32, and so llmq_acts.exact */
     void *scratch_block;
     size_t rope_bytes, scratch_bytes;
     llmq_device_work *on_device; /* of a model on a device, which keeps the hidden states that head reads; without

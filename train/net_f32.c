@@ -188,6 +188,7 @@ static llmq_acts fill(const llmq_worker *w, math_ctx *m, const float *x, int64_t
                    .q8 = m->q8,
                    .bf16 = m->bf16,
                    .q16 = m->q16,
+                   .exact = m->exact,
                    .int8 = m->int8,
                    .range = reader->range};
     worker_barrier(w); /* the buffer may still be read */
