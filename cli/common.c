@@ -15,9 +15,9 @@ const opt_def common_defs[] = {
                 "threads to compute with (default: physical cores)"),
     OPT_ROW_TEXT("--device", NULL, "cpu|auto|cuda[:N]", common_opts, device,
                  "where to compute (default auto, which is the CPU; cuda is experimental: docs/cuda.md)"),
-    OPT_ROW_INT(
-        "--gpu-layers", NULL, "N", common_opts, gpu_layers, 0, 100000,
-        "with --device cuda: run the last N layers on the GPU, the others on the CPU (default: as many as fit)"),
+    OPT_ROW_INT("--gpu-layers", NULL, "N", common_opts, gpu_layers, 0, 100000,
+                "with --device cuda: run the last N layers on the GPU, the others on the CPU (default: as many as fit; "
+                "not for quantize, which gives the GPU one matrix after the other)"),
     OPT_ROW_TEXT("--tokenizer", NULL, "FILE", common_opts, tokenizer,
                  "take the tokenizer from a tokenizer.bin, tokenizer.json or GGUF instead of the model's own"),
     OPT_ROW_FLAG("--quiet", "-q", common_opts, quiet, 1, "no progress, no statistics, no warnings"),
