@@ -238,8 +238,7 @@ static void transpose_pairs(const uint16_t *row, int64_t cols, int64_t n_rows, i
 
 static void native_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     _Alignas(64) uint32_t panel[2][PANEL_PAIRS * 16];
-    int64_t pairs = (w->cols + 31) / 32 * 16, parts = (pairs + PANEL_PAIRS - 1) / PANEL_PAIRS, begin, end;
-    int64_t step = (pairs / 16 + parts - 1) / parts * 16; /* as even a division as can be */
+    int64_t pairs = (w->cols + 31) / 32 * 16, step = panel_step(pairs, 16, PANEL_PAIRS), begin, end;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
     for (int64_t k = 0; k < pairs; k += step) {
         int64_t n = pairs - k < step ? pairs - k : step;

@@ -148,12 +148,14 @@ static inline int64_t layout_scale_step(const cpu_layout *l) {
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
     return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;
 }
-/* Columns of a GEMM panel: as even a division of cols as the layout allows, at most most (256 or more). */
-static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64_t most) {
-    int64_t unit = l->two_level ? 256 : 32;
+/* Columns of a GEMM panel: as even a division of cols as whole units allow, at most most (a unit or more). */
+static inline int64_t panel_step(int64_t cols, int64_t unit, int64_t most) {
     most = most / unit * unit;
     int64_t parts = (cols + most - 1) / most, n = (cols + parts - 1) / parts;
     return (n + unit - 1) / unit * unit;
+}
+static inline int64_t layout_panel_cols(const cpu_layout *l, int64_t cols, int64_t most) {
+    return panel_step(cols, l->two_level ? 256 : 32, most);
 }
 static inline int64_t layout_bf16_tile_bytes(int64_t cols) {
     return (cols + 31) / 32 * 1024;

@@ -13,6 +13,7 @@
 
 #include <math.h>
 
+#include "cpu/fetch.h"
 #include "cpu/layout.h"
 #include "types/blocks.h"
 #include "types/type.h"
@@ -31,6 +32,12 @@ typedef struct nf4_tile_block {
     uint32_t code[QK_NF4 / 8][16]; /* word (j, r) is word j of row r's block_nf4 */
     float scale[16];
 } nf4_tile_block;
+
+/* What a worker needs some time after group g (of 32 columns, two a block) of this block. */
+INLINE void nf4_fetch(const nf4_tile_block *block, int64_t g) {
+    const int64_t half = sizeof *block / 2;
+    fetch_ahead((const char *)block + g % 2 * half, half);
+}
 
 static inline int64_t nf4_tile_bytes(int64_t cols) {
     return cols / QK_NF4 * (int64_t)sizeof(nf4_tile_block);

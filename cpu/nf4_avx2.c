@@ -3,12 +3,9 @@
  * many multiply-adds an instruction and rounds no input. */
 #include <immintrin.h>
 
-#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
 #include "cpu/nf4_simd.h"
-
-#define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
 /* ---- activations */
 
@@ -84,7 +81,7 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const l
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b.n, d += b.n) {
         const nf4_tile_block *block = w + g / 2;
-        fetch_ahead((const char *)block + g % 2 * HALF_BYTES, HALF_BYTES);
+        nf4_fetch(block, g);
         __m256i acc[2][2][2];
         UNROLL for (int h = 0; h < 2; h++) {
             UNROLL for (int t = 0; t < nt; t++) acc[h][t][0] = acc[h][t][1] = _mm256_setzero_si256();

@@ -6,7 +6,6 @@
  * at a time: 12 integer and 12 float sums in registers. */
 #include <immintrin.h>
 
-#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
 #include "cpu/nf4_simd.h"
@@ -15,7 +14,6 @@
 #define PANEL_ROWS 32
 #define PANEL_COLS 2048 /* 132 KB with scales, of the L2 cache: as in matmul_avx512.c */
 #define FEW_TOKENS 8    /* that share the levels of a tile */
-#define HALF_BYTES ((int64_t)sizeof(nf4_tile_block) / 2)
 
 /* ---- activations */
 
@@ -60,7 +58,7 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, __m512i
     for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b->n, d += b->n) {
         const nf4_tile_block *block = w + g / 2;
         __m512i acc[FEW_TOKENS][2];
-        fetch_ahead((const char *)block + g % 2 * HALF_BYTES, HALF_BYTES);
+        nf4_fetch(block, g);
         UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
         UNROLL for (int j = 0; j < 4; j++) {
             __m512i pair[4];
@@ -169,14 +167,8 @@ typedef void gemm_fn(const panel *w, act16_block b, int64_t n, const tile_out *o
 GEMM_WIDTHS(GEMM_DEFINE)
 static gemm_fn *const gemm_fns[ACT_BLOCK] = {GEMM_WIDTHS(GEMM_NAME)};
 
-/* Columns of a panel: as even a division as whole blocks allow. */
-static int64_t panel_cols(int64_t cols) {
-    int64_t blocks = cols / QK_NF4, parts = (cols + PANEL_COLS - 1) / PANEL_COLS;
-    return (blocks + parts - 1) / parts * QK_NF4;
-}
-
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    int64_t step = panel_cols(w->cols), begin, end;
+    int64_t step = panel_step(w->cols, QK_NF4, PANEL_COLS), begin, end;
     __m512i table = level_table(w->native.type);
     panel p;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
