@@ -1,8 +1,11 @@
 /* What the CPU's matmul files share: the form of int8 activations, and the interleaved weight layouts that the SIMD
  * kernels read.
  *
- * Activations (ACT_Q8). Groups of 32 inputs: q = round(x / d), d = absmax / 127. Tokens are kept in blocks, so that a
- * register tile of tokens walks memory linearly: a block holds, for each group, 32 bytes of each of its tokens.
+ * Activations (ACT_Q8). Groups of 32 inputs: q = round(x / d), d = absmax / 127 rounded up to four bits, so that few
+ * different fractions occur (matmul_avx512.c adds exponents instead of multiplying). An input far above the others of
+ * its group is its outlier: q is 0 there, and x is kept beside the codes. act_q8.h says which. Tokens are kept in
+ * blocks, so that a register tile of tokens walks memory linearly: a block holds, for each group, 32 bytes of each of
+ * its tokens.
  *
  * Weights. A tile is 16 rows x all columns. Codes come in groups of 32 columns; the vector word (r, j) of a group holds
  * columns 4j..4j+3 of row r in its 4 bytes, so that one dot-product instruction takes 4 columns of 16 rows against one
@@ -18,6 +21,8 @@
 #ifndef LLMQ_CPU_LAYOUT_H
 #define LLMQ_CPU_LAYOUT_H
 
+#include <string.h>
+
 #include "core/backend.h"
 #include "cpu/inline.h"
 
@@ -30,12 +35,17 @@ typedef struct act_group {
     int32_t start_lo; /* as start, of the first 16 */
 } act_group;
 
+#define ACT_SCALES 8          /* fractions that d may have: 1 + i / 8 */
+#define ACT_NO_OUTLIER 0xff
+
 #define ACT_FEW 16  /* up to so many tokens form one block */
 #define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
 
 typedef struct act_block {
     const int8_t *q;        /* (groups, n, 32) */
     const act_group *group; /* (groups, n) */
+    const float *outlier;      /* (groups, n), 0 where there is none */
+    const uint8_t *outlier_at; /* (groups, n), its column of the 32 or ACT_NO_OUTLIER */
     int n;
 } act_block;
 
@@ -49,13 +59,41 @@ static inline size_t act_group_offset(int64_t n_tok, int64_t cols) {
     return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64;
 }
 
+static inline size_t act_outlier_offset(int64_t n_tok, int64_t cols) {
+    return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
+}
+static inline size_t act_outlier_at_offset(int64_t n_tok, int64_t cols) {
+    return act_outlier_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(float);
+}
+static inline size_t act_q8_bytes(int64_t n_tok, int64_t cols) {
+    return act_outlier_at_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) + 64; /* vectors run over the end */
+}
+
 /* The block that starts at token first (a multiple of act_block_len). */
 static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
     int64_t len = act_block_len(a->n_tok), groups = act_groups(a->cols), left = a->n_tok - first;
     const char *base = a->q8;
     return (act_block){(const int8_t *)base + first * groups * 32,
                        (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups,
+                       (const float *)(base + act_outlier_offset(a->n_tok, a->cols)) + first * groups,
+                       (const uint8_t *)base + act_outlier_at_offset(a->n_tok, a->cols) + first * groups,
                        (int)(left < len ? left : len)};
+}
+
+/* The block from column k on, a multiple of 32. */
+static inline act_block act_block_from(act_block b, int64_t k) {
+    int64_t at = k / 32 * b.n;
+    return (act_block){b.q + at * 32, b.group + at, b.outlier + at, b.outlier_at + at, b.n};
+}
+
+/* The first outlier of a block from place i on (group * n + token), end if there is none before that. */
+static inline int64_t act_next_outlier(const act_block *b, int64_t i, int64_t end) {
+    for (uint64_t eight; i + 8 <= end; i += 8) {
+        memcpy(&eight, b->outlier_at + i, 8);
+        if (eight != UINT64_MAX) break;
+    }
+    while (i < end && b->outlier_at[i] == ACT_NO_OUTLIER) i++;
+    return i;
 }
 
 /* A worker's share of the groups of all tokens, t * groups + g: whole tokens where there are some for each
@@ -65,28 +103,6 @@ static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int6
     bool whole = a->n_tok >= ACT_WHOLE * worker->n;
     worker_range(worker, whole ? a->n_tok : a->n_tok * groups, 1, begin, end);
     if (whole) *begin *= groups, *end *= groups;
-}
-
-/* Of a group with this largest magnitude, the sum of its codes and that of the first 16. */
-static inline act_group act_group_of(float amax, bool finite, int32_t sum, int32_t lo) {
-    float d = amax > 1e-30f || !finite ? amax / 127.0f : 0.0f;
-    return (act_group){d, -128 * sum, d * (float)sum, -128 * lo};
-}
-
-/* ACT_Q8 of a's inputs. quantize: n of a group's 32, at most; the rest is zero. A constant, so that it is inlined. */
-INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a,
-                        void (*quantize)(const float *x, int64_t n, int8_t *q, act_group *group)) {
-    int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;
-    act_share(worker, a, &begin, &end);
-    for (int64_t i = begin; i < end;) { /* i = t * groups + g */
-        int64_t t = i / groups, g = i % groups, stop = end - i < groups - g ? g + end - i : groups;
-        act_block b = act_block_at(a, t / len * len);
-        for (i += stop - g; g < stop; g++) {
-            int64_t at = g * b.n + t % len, left = a->cols - 32 * g;
-            quantize(a->x + t * a->cols + 32 * g, left < 32 ? left : 32, (int8_t *)b.q + at * 32,
-                     (act_group *)b.group + at);
-        }
-    }
 }
 
 /* bf16 activations: (n_tok, act_bf16_stride) with zeros after cols. An odd number of cache lines: the tokens of a
@@ -140,6 +156,7 @@ static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
 /* Bytes of a tile's scales, for each 256 columns of two-level types and each 32 of others; of all of it, for each 32.
  * Macros: constants where a layout's properties are. */
 #define LAYOUT_SCALE_STEP(group, two_level, mins) ((1 + (mins)) * (32 + ((two_level) ? 256 / (group) * 16 : 0)))
+#define LAYOUT_PART_BYTES(group, mins) ((1 + (mins)) * 32 / (group) * 16) /* of 32 columns of these, behind d */
 #define LAYOUT_GROUP_BYTES(bits, group, two_level, mins)                                                               \
     ((bits) * 64 + LAYOUT_SCALE_STEP(group, two_level, mins) / ((two_level) ? 8 : 1))
 static inline int64_t layout_scale_step(const cpu_layout *l) {

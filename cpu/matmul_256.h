@@ -179,6 +179,69 @@ INLINE float part_dsum(int group, const act_group *ag, int i) {
     return group == 32 ? ag->dsum : ag->d * (float)part_start(group, ag, i) * (-1.0f / 128);
 }
 
+/* ---- outliers */
+
+/* Levels of column `col` of a group, of 8 rows (p: their half of the group's first vector). */
+INLINE __m256i level_at(int bits, bool codebook, int zero, __m256i table, const uint8_t *p, int col) {
+    const uint8_t *planes = bits >= 4 ? p + 256 : p;
+    const int j = col / 4, from = col % 4 * 8; /* its word, and where its bits begin there */
+    __m256i u = _mm256_setzero_si256();
+#define BITS(vector, at, mask)                                                                                         \
+    _mm256_and_si256(_mm256_srl_epi32(load_i(vector), _mm_cvtsi32_si128(from + (at))), _mm256_set1_epi32(mask))
+    if (bits == 8) u = BITS(p + 64 * j, 0, 255);
+    if (bits >= 4 && bits < 8) u = BITS(p + 64 * (j % 4), j / 4 * 4, 15);
+    if (bits == 6) u = _mm256_or_si256(u, _mm256_slli_epi32(BITS(planes + 64 * (j % 2), j / 2 * 2, 3), 4));
+    if (bits <= 3) u = BITS(planes + 64 * (j % 2), j / 2 * 2, 3);
+    if (bits == 5) u = _mm256_or_si256(u, _mm256_slli_epi32(BITS(planes, j, 1), 4));
+    if (bits == 3) u = _mm256_or_si256(u, _mm256_slli_epi32(BITS(planes + 128, j, 1), 2));
+#undef BITS
+    if (codebook) u = _mm256_and_si256(_mm256_shuffle_epi8(table, u), _mm256_set1_epi32(255));
+    if (codebook && !VNNI) return _mm256_srai_epi32(_mm256_slli_epi32(u, 24), 24);
+    return _mm256_sub_epi32(u, _mm256_set1_epi32(zero));
+}
+
+/* out (nt, 16) += 16 rows of the tile times the outliers of tokens t0 .. t0+nt of the block, whose other inputs have
+ * been there before. */
+INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0,
+                          int nt, float out[][16]) {
+    const int64_t end = cols / 32 * b->n, step = LAYOUT_SCALE_STEP(group, two_level, mins);
+    for (int64_t i = act_next_outlier(b, 0, end); i < end; i = act_next_outlier(b, i + 1, end)) {
+        const int64_t g = i / b->n, t = i - g * b->n - t0, first = two_level ? g / 8 * 8 : g;
+        if (t < 0 || t >= nt) continue;
+        scale_walk walk = {.p = tile + cols / 32 * bits * 64 + first / (two_level ? 8 : 1) * step};
+        __m256 w[2][2], m[2][2], x = _mm256_set1_ps(b->outlier[i]);
+        const int col = b->outlier_at[i], part = group == 16 ? col / 16 : 0;
+        next_scales(group, two_level, mins, &walk, first, w, m);
+        if (g > first) {
+            walk.p += (g - first - 1) * LAYOUT_PART_BYTES(group, mins);
+            next_scales(group, two_level, mins, &walk, g, w, m);
+        }
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m256i level = level_at(bits, codebook, zero, table, tile + g * bits * 64 + 32 * h, col);
+            __m256 value = _mm256_mul_ps(w[part][h], _mm256_cvtepi32_ps(level));
+            if (mins) value = _mm256_add_ps(value, m[part][h]);
+            _mm256_storeu_ps(out[t] + 8 * h, _mm256_fmadd_ps(value, x, _mm256_loadu_ps(out[t] + 8 * h)));
+        }
+    }
+}
+
+typedef void outliers_fn(const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0, int nt,
+                         float out[][16]);
+
+#define X(type, ...)                                                                                                   \
+    static void outliers_##type(const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0, int nt,  \
+                                float out[][16]) {                                                                     \
+        outliers_tile(__VA_ARGS__, tile, cols, table, b, t0, nt, out);                                                 \
+    }
+CPU_LAYOUTS(X)
+#undef X
+
+static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
+#define X(type, ...) [LAYOUT_##type] = outliers_##type,
+    CPU_LAYOUTS(X)
+#undef X
+};
+
 /* ---- few tokens */
 
 /* out (nt, 16) = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
@@ -257,6 +320,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
                 int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
                 float out[AT_ONCE][16];
                 gemv_fns[w->layout][nt - 1](tile, w->cols, table, &b, t0, out);
+                outliers_fns[w->layout](tile, w->cols, table, &b, t0, nt, out);
                 for (int t = 0; t < nt; t++)
                     store_rows(y + (t0 + t) * ldy + r, out[t], w->bias ? w->bias + r : NULL, w->rows - r);
             }
@@ -371,9 +435,7 @@ static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p,
                         int64_t n_tok, float f[][16]) {
     const int64_t len = act_block_len(a->n_tok);
     for (int64_t t = 0; t < n_tok; t += len) {
-        act_block b = act_block_at(a, t0 + t);
-        b.q += k / 32 * b.n * 32;
-        b.group += k / 32 * b.n;
+        act_block b = act_block_from(act_block_at(a, t0 + t), k);
         for (int i = 0; i < b.n; i += TILE) fns->gemm[(b.n - i < TILE ? b.n - i : TILE) - 1](p, b, i, n, f + t + i);
     }
 }
@@ -397,6 +459,10 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
                 int64_t n = w->cols - k < step ? w->cols - k : step;
                 fns->unpack(tile, w->cols, k, n, table, &p);
                 panel_times(fns, a, &p, k, n, t0, n_tok, f);
+            }
+            for (int64_t t = 0; t < n_tok; t += act_block_len(a->n_tok)) {
+                act_block b = act_block_at(a, t0 + t);
+                outliers_fns[w->layout](tile, w->cols, table, &b, 0, b.n, f + t);
             }
             for (int64_t t = 0; t < n_tok; t++)
                 store_rows(y + (t0 + t) * ldy + r, f[t], w->bias ? w->bias + r : NULL, w->rows - r);

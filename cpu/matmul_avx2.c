@@ -1,43 +1,42 @@
 /* AVX2 kernels for the interleaved quantized layouts, and activations in the forms that weights want. */
 #define VNNI 0
+#include "cpu/act_q8.h"
 #include "cpu/matmul_256.h"
 
 /* ---- activations */
 
-/* As quantize_group of the C backend, to the bit. */
-INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
+INLINE uint32_t peak(const float *x, int64_t n) {
     float padded[32] = {0};
     if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
     const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
-    __m256 v[4];
-    __m256i mag = _mm256_setzero_si256(), i[4];
-    UNROLL for (int k = 0; k < 4; k++) {
-        v[k] = _mm256_loadu_ps(x + 8 * k);
-        mag = _mm256_max_epi32(
-            mag, _mm256_and_si256(_mm256_castps_si256(v[k]), abs_mask)); /* magnitudes order as integers */
-    }
+    __m256i mag = _mm256_setzero_si256();
+    UNROLL for (int k = 0; k < 4; k++) mag =
+        _mm256_max_epi32(mag, _mm256_and_si256(load_i(x + 8 * k), abs_mask)); /* magnitudes order as integers */
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128(mag), _mm256_extracti128_si256(mag, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
-    int32_t bits = _mm_cvtsi128_si32(m), part[4];
-    float amax;
-    memcpy(&amax, &bits, 4);
-    bool finite = bits < 0x7f800000;
-    __m256 inverse = _mm256_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
+    return (uint32_t)_mm_cvtsi128_si32(m);
+}
+
+INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]) {
+    float padded[32] = {0};
+    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    __m256i i[4];
+    int32_t part[4];
     UNROLL for (int k = 0; k < 4; k++) {
-        i[k] = finite ? _mm256_cvtps_epi32(_mm256_mul_ps(v[k], inverse)) : _mm256_setzero_si256();
+        i[k] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * k), _mm256_set1_ps(inverse)));
         __m128i s = _mm_add_epi32(_mm256_castsi256_si128(i[k]), _mm256_extracti128_si256(i[k], 1));
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
         part[k] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
     }
     __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-    int32_t lo = part[0] + part[1], sum = lo + part[2] + part[3];
-    *group = act_group_of(amax, finite, sum, lo);
+    sum[0] = part[0] + part[1];
+    sum[1] = part[2] + part[3];
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
+    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_avx2(worker, a);
     if (form == ACT_Q16) nf4_fill_avx2(worker, a);

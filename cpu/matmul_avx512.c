@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "cpu/act_q8.h"
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
 #include "cpu/dense.h"
@@ -131,12 +132,37 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
 
 /* ---- many tokens */
 
-/* 32 rows of weights ready for the register tile; rows r and r + 16 of a word lie side by side. */
+/* 32 rows of weights ready for the register tile; rows r and r + 16 of a word lie side by side.
+ *
+ * A sum of a group is scaled by a weight's scale times d of its inputs. That product would take a turn at the two ports
+ * of vpdpbusd; but d has ACT_SCALES fractions, 1 + i / 8, each times a power of two. So the panel holds the weight's
+ * scale times each of them (exact: 4 bits more than the scale's 11 or 18), less the fraction itself as bits; to add the
+ * bits of d then adds the exponents, at any port. A scale of 0 has no exponent: its codes become 128 and it becomes 1.
+ */
 typedef struct panel {
-    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];       /* (words, 2, 64), 128 too large */
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];                     /* (words, 2, 64), 128 too large */
+    _Alignas(64) int32_t scale[PANEL_COLS / 16][ACT_SCALES][PANEL_ROWS]; /* per group */
     _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
 } panel;
+
+/* The bits of 1 + i / 8. */
+INLINE __m512i fraction_bits(int i) {
+    return _mm512_set1_epi32((127 << 23) + (i << 20));
+}
+
+/* Scales w of 16 rows into the panel; words: the codes of their group's first word, n_words words of 128 bytes. */
+INLINE void unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t *words, int n_words) {
+    __mmask16 none = _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    if (none) {
+        for (int j = 0; j < n_words; j++) _mm512_mask_storeu_epi32(words + 128 * j, none, _mm512_set1_epi8((char)128));
+        w = _mm512_mask_mov_ps(w, none, _mm512_set1_ps(1));
+    }
+    UNROLL for (int i = 0; i < ACT_SCALES; i++) {
+        __m512i fraction = fraction_bits(i);
+        __m512i bits = _mm512_castps_si512(_mm512_mul_ps(w, _mm512_castsi512_ps(fraction)));
+        _mm512_store_si512(out[i], _mm512_sub_epi32(bits, fraction));
+    }
+}
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
 INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
@@ -155,7 +181,8 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         }
         next_scales(group, two_level, mins, &walk, g, w, m);
         UNROLL for (int h = 0; h < halves; h++) {
-            _mm512_store_ps(&out->scale[g * halves + h][half * 16], w[h]);
+            unpack_scales(w[h], (int32_t(*)[PANEL_ROWS])(out->scale[g * halves + h][0] + half * 16),
+                          out->code + (g * 8 + h * 4) * 128 + half * 64, 8 / halves);
             if (mins) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
         }
     }
@@ -178,95 +205,112 @@ static unpack_fn *const unpack_fns[LAYOUT_BF16] = {
 #undef X
 };
 
-/* One group's integer sums (tokens, 2) go to the float sums. */
-INLINE void flush(bool mins, int nt, __m512i acc[6][2], __m512 f[6][2], const float *scale, const float *offset,
-                  const act_group *ag) {
-    __m512 s0 = _mm512_load_ps(scale), s1 = _mm512_load_ps(scale + 16);
+/* A weight's scale times d, from its bits. */
+INLINE __m512 scaled(const int32_t *scale, __m512i d) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_load_si512(scale), d));
+}
+
+/* Which of ACT_SCALES fractions d has. A load of its own: gcc would else broadcast d from an integer register, which
+ * takes a turn at the products' ports. */
+INLINE int fraction_of(const float *d) {
+    uint16_t upper;
+    memcpy(&upper, (const char *)d + 2, 2);
+    return upper >> 4 & (ACT_SCALES - 1);
+}
+
+/* Integer sums (tokens, 2) of a group or half of one go to the float sums; start: where each token's began. */
+INLINE void flush(int group, bool mins, int nt, __m512i acc[6][2], __m512 f[6][2],
+                  const int32_t scale[ACT_SCALES][PANEL_ROWS], const float *offset, const act_group *ag,
+                  const int32_t *start) {
     UNROLL for (int t = 0; t < nt; t++) {
-        __m512 dt = _mm512_set1_ps(ag[t].d);
-        f[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][0]), _mm512_mul_ps(s0, dt), f[t][0]);
-        f[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][1]), _mm512_mul_ps(s1, dt), f[t][1]);
+        const int32_t *row = scale[fraction_of(&ag[t].d)];
+        const __m512i d = bcast4_reg(&ag[t].d);
+        UNROLL for (int i = 0; i < 2; i++) f[t][i] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][i]), scaled(row + 16 * i, d), f[t][i]);
         if (mins) {
-            __m512 sum = _mm512_set1_ps(ag[t].dsum);
-            f[t][0] = _mm512_fmadd_ps(_mm512_load_ps(offset), sum, f[t][0]);
-            f[t][1] = _mm512_fmadd_ps(_mm512_load_ps(offset + 16), sum, f[t][1]);
+            float dsum = group == 32 ? ag[t].dsum : ag[t].d * (float)start[t] * (-1.0f / 128);
+            UNROLL for (int i = 0; i < 2; i++) f[t][i] =
+                _mm512_fmadd_ps(_mm512_load_ps(offset + 16 * i), _mm512_set1_ps(dsum), f[t][i]);
         }
     }
 }
 
-/* f (tokens, 2) += panel x nt tokens of the block, over n columns; b points at its first group of them. */
-INLINE void gemm_tile(bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
+/* f (tokens, 2) += panel x nt tokens of the block, over n columns. */
+INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t n, __m512 f[6][2]) {
     const uint8_t *code = w->code;
-    const float *scale = w->scale[0], *offset = w->offset[0];
-    const int8_t *q = b.q;
-    const act_group *ag = b.group;
-    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt, code += 1024, scale += 32, offset += 32) {
-        __m512i acc[6][2];
-        UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm512_set1_epi32(ag[t].start);
-        UNROLL for (int j = 0; j < 8; j++) {
-            __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
+    const int32_t(*scale)[ACT_SCALES][PANEL_ROWS] = w->scale;
+    const float *offset = w->offset[0];
+    const int8_t *q = b->q;
+    const act_group *ag = b->group;
+    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt) {
+        UNROLL for (int h = 0; h < 32 / group; h++, code += group * 32, scale++, offset += PANEL_ROWS) {
+            __m512i acc[6][2];
+            int32_t start[6];
             UNROLL for (int t = 0; t < nt; t++) {
-                __m512i x = bcast4_reg(q + t * 32 + 4 * j);
-                acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
-                acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
+                start[t] = group == 32 ? ag[t].start : h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
+                acc[t][0] = acc[t][1] = _mm512_set1_epi32(start[t]);
             }
-        }
-        flush(mins, nt, acc, f, scale, offset, ag);
-    }
-}
-
-/* The same for groups of 16: what the two of one group of activations give is added up before it is scaled as these
- * are, 16 rows after the others, since those sums take registers, too. */
-INLINE void gemm_halves(bool mins, int nt, const panel *w, act_block b, int64_t n, __m512 f[6][2]) {
-    const uint8_t *code = w->code;
-    const float *scale = w->scale[0], *offset = w->offset[0];
-    const int8_t *q = b.q;
-    const act_group *ag = b.group;
-    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt, code += 1024, scale += 64, offset += 64) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            __m512 both[6];
-            UNROLL for (int t = 0; t < nt; t++) both[t] = _mm512_setzero_ps();
-            UNROLL for (int h = 0; h < 2; h++) {
-                __m512i acc[6];
-                int32_t start[6];
+            UNROLL for (int j = 0; j < group / 4; j++) {
+                __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
                 UNROLL for (int t = 0; t < nt; t++) {
-                    start[t] = h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
-                    acc[t] = _mm512_set1_epi32(start[t]);
+                    __m512i x = bcast4_reg(q + t * 32 + 16 * h + 4 * j);
+                    acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
+                    acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
                 }
-                UNROLL for (int j = 4 * h; j < 4 * h + 4; j++) {
-                    __m512i words = load_i(code + j * 128 + 64 * i);
-                    UNROLL for (int t = 0; t < nt; t++) acc[t] =
-                        _mm512_dpbusd_epi32(acc[t], words, bcast4(q + t * 32 + 4 * j));
-                }
-                __m512 s = _mm512_load_ps(scale + 32 * h + 16 * i), o = _mm512_load_ps(offset + 32 * h + 16 * i);
-                UNROLL for (int t = 0; t < nt; t++) {
-                    both[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), s, both[t]);
-                    if (mins) both[t] = _mm512_fmadd_ps(o, _mm512_set1_ps((float)start[t] * (-1.0f / 128)), both[t]);
-                }
-                IN_ORDER();
             }
-            UNROLL for (int t = 0; t < nt; t++) f[t][i] = _mm512_fmadd_ps(both[t], _mm512_set1_ps(ag[t].d), f[t][i]);
-            IN_ORDER();
+            flush(group, mins, nt, acc, f, *scale, offset, ag, start);
         }
     }
 }
 
-INLINE void gemm_block(int group, bool mins, int nt, const panel *w, act_block b, int64_t n, const tile_out *o) {
+/* Of the 64 places (group * nt + token) from `from` on those below end that have an outlier. */
+INLINE uint64_t outliers_from(const act_block *b, int64_t from, int64_t end) {
+    uint64_t some = _mm512_cmpneq_epi8_mask(load_i(b->outlier_at + from), _mm512_set1_epi8((char)ACT_NO_OUTLIER));
+    return end - from < 64 ? some & ((UINT64_C(1) << (end - from)) - 1) : some;
+}
+
+/* f (tokens, 2) += panel x the outliers that `some` has from place `from` on. */
+INLINE void gemm_outliers(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t from, uint64_t some,
+                          __m512 f[6][2]) {
+    for (; some; some &= some - 1) {
+        const uint32_t i = (uint32_t)from + (uint32_t)__builtin_ctzll(some), g = i / (uint32_t)nt,
+                       t = i - g * (uint32_t)nt;
+        const int col = b->outlier_at[i];
+        const uint32_t s = group == 32 ? g : 2 * g + (uint32_t)col / 16;
+        const uint8_t *code = w->code + (g * 8 + col / 4) * 128;
+        const __m512 x = _mm512_set1_ps(b->outlier[i]);
+        UNROLL for (int h = 0; h < 2; h++) {
+            __m512i u = _mm512_srlv_epi32(load_i(code + 64 * h), _mm512_set1_epi32(col % 4 * 8));
+            u = _mm512_sub_epi32(_mm512_and_si512(u, _mm512_set1_epi32(255)), _mm512_set1_epi32(128));
+            __m512 scale = scaled(w->scale[s][0] + 16 * h, fraction_bits(0));
+            f[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(u), _mm512_mul_ps(scale, x), f[t][h]);
+            if (mins) f[t][h] = _mm512_fmadd_ps(_mm512_load_ps(w->offset[s] + 16 * h), x, f[t][h]);
+        }
+    }
+}
+
+INLINE void gemm_block(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t n, const tile_out *o) {
     __m512 f[6][2];
+    const int64_t end = n / 32 * nt;
+    int64_t i = 0;
     tile_begin(nt, o, f);
-    if (group == 32)
-        gemm_tile(mins, nt, w, b, n, f);
-    else
-        gemm_halves(mins, nt, w, b, n, f);
+    gemm_tile(group, mins, nt, w, b, n, f);
+    while (i < end && !outliers_from(b, i, end)) i += 64;
+    if (i < end) { /* a copy, so that f itself stays in registers */
+        __m512 sum[6][2];
+        UNROLL for (int t = 0; t < nt; t++) sum[t][0] = f[t][0], sum[t][1] = f[t][1];
+        for (; i < end; i += 64) gemm_outliers(group, mins, nt, w, b, i, outliers_from(b, i, end), sum);
+        UNROLL for (int t = 0; t < nt; t++) f[t][0] = sum[t][0], f[t][1] = sum[t][1];
+    }
     tile_end(nt, o, f);
 }
 
-typedef void gemm_fn(const panel *w, act_block b, int64_t n, const tile_out *o);
+typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, const tile_out *o);
 
 #define GEMM_WIDTHS(Y, group, mins)                                                                                    \
     Y(group, mins, 1) Y(group, mins, 2) Y(group, mins, 3) Y(group, mins, 4) Y(group, mins, 5) Y(group, mins, 6)
 #define GEMM_DEFINE(group, mins, nt)                                                                                   \
-    static void gemm_##group##_##mins##_##nt(const panel *w, act_block b, int64_t n, const tile_out *o) {              \
+    static void gemm_##group##_##mins##_##nt(const panel *w, const act_block *b, int64_t n, const tile_out *o) {       \
         gemm_block(group, mins, nt, w, b, n, o);                                                                       \
     }
 #define GEMM_NAME(group, mins, nt) gemm_##group##_##mins##_##nt,
@@ -296,13 +340,11 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
             tile_out o = tile_out_of(w, r, ldy, k == 0);
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
-                act_block b = act_block_at(a, t);
-                b.q += k / 32 * b.n * 32;
-                b.group += k / 32 * b.n;
+                act_block b = act_block_from(act_block_at(a, t), k);
                 o.y = y + t * ldy + r;
                 int64_t next = t + ACT_BLOCK, last = next + ACT_BLOCK;
                 tile_fetch(y, ldy, r, next, last < a->n_tok ? last : a->n_tok);
-                gemm[b.n - 1](&p, b, n, &o);
+                gemm[b.n - 1](&p, &b, n, &o);
             }
         }
     }
@@ -310,32 +352,33 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
 
 /* ---- activations */
 
-/* As quantize_group of the C backend, to the bit. */
-INLINE void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
+INLINE __m512 upper16(const float *x, int64_t n) {
+    return n > 16 ? _mm512_maskz_loadu_ps(mask_of(n - 16), x + 16) : _mm512_setzero_ps();
+}
+
+/* Magnitudes of floats order as integers; NaN is above infinity. */
+INLINE uint32_t peak(const float *x, int64_t n) {
     const __m512i abs_mask = _mm512_set1_epi32(0x7fffffff);
-    __m512 x0 = _mm512_maskz_loadu_ps(mask_of(n), x),
-           x1 = n > 16 ? _mm512_maskz_loadu_ps(mask_of(n - 16), x + 16) : _mm512_setzero_ps();
-    /* Magnitudes of floats order as integers; NaN is above infinity. */
-    uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), abs_mask),
-                                                             _mm512_and_si512(_mm512_castps_si512(x1), abs_mask)));
-    float amax;
-    memcpy(&amax, &bits, 4);
-    bool finite = bits < 0x7f800000u;
-    __m512 inverse = _mm512_set1_ps(amax > 1e-30f && finite ? 127.0f / amax : 0.0f);
-    if (!finite) x0 = x1 = _mm512_setzero_ps();
-    __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, inverse)), i1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, inverse));
+    __m512i x0 = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask_of(n), x)), x1 = _mm512_castps_si512(upper16(x, n));
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_and_si512(x0, abs_mask), _mm512_and_si512(x1, abs_mask)));
+}
+
+INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]) {
+    __m512 times = _mm512_set1_ps(inverse);
+    __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask_of(n), x), times));
+    __m512i i1 = _mm512_cvtps_epi32(_mm512_mul_ps(upper16(x, n), times));
     __m128i q0 = _mm512_cvtepi32_epi8(i0), q1 = _mm512_cvtepi32_epi8(i1), ones = _mm_set1_epi8(1);
     _mm_storeu_si128((__m128i *)q, q0);
     _mm_storeu_si128((__m128i *)(q + 16), q1);
     __m128i halves = _mm_hadd_epi32(_mm_dpbusd_epi32(_mm_setzero_si128(), ones, q0),
                                     _mm_dpbusd_epi32(_mm_setzero_si128(), ones, q1));
     halves = _mm_hadd_epi32(halves, halves);
-    int32_t lo = _mm_cvtsi128_si32(halves), sum = lo + _mm_extract_epi32(halves, 1);
-    *group = act_group_of(amax, finite, sum, lo);
+    sum[0] = _mm_cvtsi128_si32(halves);
+    sum[1] = _mm_extract_epi32(halves, 1);
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
+    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
     if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
     if (form == ACT_INT8) int8_fill_avx512(worker, a);
     if (form == ACT_Q16) nf4_fill_avx512(worker, a);

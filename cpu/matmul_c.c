@@ -7,6 +7,7 @@
 
 #include "core/half.h"
 #include "core/mem.h"
+#include "cpu/act_q8.h"
 #include "cpu/cpu.h"
 #include "cpu/int8.h"
 #include "cpu/layout.h"
@@ -23,33 +24,28 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 /* ---- activations */
 
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
-    if (form == ACT_Q8) return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
+    if (form == ACT_Q8) return act_q8_bytes(n_tok, cols);
     if (form == ACT_BF16) return (size_t)(n_tok * act_bf16_stride(cols)) * 2;
     if (form == ACT_INT8) return int8_acts_bytes(n_tok, cols);
     if (form == ACT_Q16) return act16_bytes(n_tok, cols);
     return 0;
 }
 
-/* One group: n <= 32 inputs, the rest zero. Non-finite inputs make d non-finite, so that they are seen in the result.
- */
-static void quantize_group(const float *x, int64_t n, int8_t *q, act_group *group) {
-    float amax = 0;
+static uint32_t peak(const float *x, int64_t n) {
+    uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
-        float m = fabsf(x[i]);
-        if (m > amax || isnan(m)) amax = m; /* a NaN stays */
+        uint32_t bits = act_magnitude(x[i]);
+        if (bits > most) most = bits;
     }
-    bool finite = isfinite(amax);
-    float inverse = amax > 1e-30f && finite ? 127.0f / amax : 0.0f;
-    int32_t lo = 0, hi = 0;
+    return most;
+}
+
+static void round_group(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]) {
+    sum[0] = sum[1] = 0;
     for (int64_t i = 0; i < 32; i++) {
-        int32_t v = i < n && finite ? (int32_t)nearbyintf(x[i] * inverse) : 0;
-        q[i] = (int8_t)v;
-        if (i < 16)
-            lo += v;
-        else
-            hi += v;
+        q[i] = i < n ? (int8_t)nearbyintf(x[i] * inverse) : 0;
+        sum[i / 16] += q[i];
     }
-    *group = act_group_of(amax, finite, lo + hi, lo);
 }
 
 void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
@@ -61,7 +57,7 @@ void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, quantize_group);
+    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_c(worker, a);
 }
@@ -128,6 +124,10 @@ static double dot_segment(const row_segment *s, int group_len, act_block b, int 
         }
         sum +=
             (double)b.group[at].d * ((double)s->scale[c / group_len] * dot + (double)s->offset[c / group_len] * total);
+        int64_t out = b.outlier_at[at] - (k + c) % 32; /* counted from c */
+        if (b.outlier_at[at] == ACT_NO_OUTLIER || out < 0 || out >= step) continue;
+        sum += (double)b.outlier[at] *
+               ((double)s->scale[c / group_len] * s->level[c + out] + (double)s->offset[c / group_len]);
     }
     return sum;
 }

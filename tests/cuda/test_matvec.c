@@ -8,27 +8,16 @@
 
 /* ---- what it should be */
 
-typedef struct fill_args {
-    llmq_acts acts;
-} fill_args;
-static void fill_worker(const llmq_worker *w, void *arg) {
-    backend_cpu_isa("c")->acts_fill(w, &((fill_args *)arg)->acts, ACT_Q8);
-}
-
-/* x rounded to 8 bits by the CPU, as floats; codes (n_tok, cols) if wanted */
+/* x rounded to 8 bits, as floats: d = absmax / 127 for each 32. */
 static double *rounded_q8(const problem *p) {
-    fill_args f = {{.n_tok = p->n_tok, .cols = p->cols, .x = p->x}};
-    f.acts.q8 = mem_alloc(backend_cpu_isa("c")->acts_bytes(ACT_Q8, p->n_tok, p->cols), 1);
-    team_run(team, fill_worker, &f);
-    double *x = malloc((size_t)(p->n_tok * p->cols) * sizeof *x);
-    for (int t = 0; t < p->n_tok; t++)
-        for (int64_t c = 0; c < p->cols; c++) {
-            act_block b = act_block_at(&f.acts, 0);
-            int64_t g = c / 32 * b.n + t;
-            x[t * p->cols + c] = (double)b.group[g].d * b.q[g * 32 + c % 32];
-        }
-    mem_free(f.acts.q8);
-    return x;
+    double *out = malloc((size_t)(p->n_tok * p->cols) * sizeof *out);
+    for (int64_t i = 0; i < p->n_tok * p->cols;) {
+        int64_t left = p->cols - i % p->cols, end = i + (left < 32 ? left : 32);
+        float amax = 0;
+        for (int64_t k = i; k < end; k++) amax = fmaxf(amax, fabsf(p->x[k]));
+        for (; i < end; i++) out[i] = amax > 0 ? (double)(amax / 127.0f) * (double)rintf(p->x[i] * (127.0f / amax)) : 0;
+    }
+    return out;
 }
 
 /* ---- what it is */

@@ -97,6 +97,7 @@ TWIN2(min_epi32, si, hi)
 TWIN2(max_epi32, si, hi)
 TWIN2(max_epu32, si, hi)
 TWIN2(sllv_epi32, si, hi)
+TWIN2(srlv_epi32, si, hi)
 TWIN2(sllv_epi64, si, hi)
 TWIN2(srav_epi32, si, hi)
 TWIN3(fmadd_ps)
@@ -300,6 +301,12 @@ EMU __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int op) {
 EMU __mmask16 _mm512_cmpgt_epi32_mask(__m512i a, __m512i b) {
     emu512 x = {.si = a}, y = {.si = b};
     return emu_signs(_mm256_cmpgt_epi32(x.hi[0], y.hi[0]), _mm256_cmpgt_epi32(x.hi[1], y.hi[1]));
+}
+EMU __mmask64 _mm512_cmpneq_epi8_mask(__m512i a, __m512i b) {
+    emu512 x = {.si = a}, y = {.si = b};
+    uint32_t lo = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x.hi[0], y.hi[0]));
+    uint32_t hi = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x.hi[1], y.hi[1]));
+    return ~((uint64_t)hi << 32 | lo);
 }
 EMU __mmask16 _mm512_test_epi32_mask(__m512i a, __m512i b) {
     emu512 x = {.si = a & b};

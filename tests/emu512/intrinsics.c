@@ -85,6 +85,7 @@ static vec counts64(vec b, vec c) {
     return b;
 }
 TRY(sllv_epi32, si, _mm512_sllv_epi32(a.si, counts32(b, c).si), 16, u, COUNT32(j) > 31 ? 0 : a.u[j] << COUNT32(j))
+TRY(srlv_epi32, si, _mm512_srlv_epi32(a.si, counts32(b, c).si), 16, u, COUNT32(j) > 31 ? 0 : a.u[j] >> COUNT32(j))
 TRY(sllv_epi64, si, _mm512_sllv_epi64(a.si, counts64(b, c).si), 8, uq, COUNT64(j) > 63 ? 0 : a.uq[j] << COUNT64(j))
 TRY(srav_epi32, si, _mm512_srav_epi32(a.si, counts32(b, c).si), 16, i, a.i[j] >> (COUNT32(j) > 31 ? 31 : COUNT32(j)))
 
@@ -161,6 +162,13 @@ TRY(mask_add_epi32, si, _mm512_mask_add_epi32(a.si, (__mmask16)k, b.si, c.si), 1
     TRY(name, u[0], call, 1, u, 0; for (int l = 0; l < 16; l++) want.u[0] |= (uint32_t)(condition) << l)
 MASK(cmp_ps_mask, _mm512_cmp_ps_mask(a.ps, b.ps, _CMP_GT_OQ), a.f[l] > b.f[l])
 MASK(cmpgt_epi32_mask, _mm512_cmpgt_epi32_mask(a.si, b.si), a.i[l] > b.i[l])
+static uint64_t odd_differs(const vec *a, const vec *b) {
+    uint64_t differs = 0;
+    for (int l = 0; l < 64; l++) differs |= (uint64_t)((a->b[l] ^ b->b[l]) & 1) << l;
+    return differs;
+}
+#define ODD(v) _mm512_and_si512((v).si, _mm512_set1_epi8(1))
+TRY(cmpneq_epi8_mask, uq[0], _mm512_cmpneq_epi8_mask(ODD(a), ODD(b)), 1, uq, odd_differs(&a, &b))
 MASK(test_epi32_mask, _mm512_test_epi32_mask(a.si, b.si), (a.u[l] & b.u[l]) != 0)
 
 /* ---- lanes that move: four lanes of 32 bits a block */
@@ -345,6 +353,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(or_si512),
         cmocka_unit_test(xor_si512),
         cmocka_unit_test(sllv_epi32),
+        cmocka_unit_test(srlv_epi32),
         cmocka_unit_test(sllv_epi64),
         cmocka_unit_test(srav_epi32),
         cmocka_unit_test(slli_epi16_all),
@@ -398,6 +407,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(mask_add_epi32),
         cmocka_unit_test(cmp_ps_mask),
         cmocka_unit_test(cmpgt_epi32_mask),
+        cmocka_unit_test(cmpneq_epi8_mask),
         cmocka_unit_test(test_epi32_mask),
         cmocka_unit_test(unpacklo_ps),
         cmocka_unit_test(unpackhi_ps),

@@ -40,6 +40,8 @@
 #define _mm512_cmp_ps_mask emu_mm512_cmp_ps_mask
 #undef _mm512_cmpgt_epi32_mask
 #define _mm512_cmpgt_epi32_mask emu_mm512_cmpgt_epi32_mask
+#undef _mm512_cmpneq_epi8_mask
+#define _mm512_cmpneq_epi8_mask emu_mm512_cmpneq_epi8_mask
 #undef _mm512_cvtepi32_epi8
 #define _mm512_cvtepi32_epi8 emu_mm512_cvtepi32_epi8
 #undef _mm512_cvtepi32_ps
@@ -172,6 +174,8 @@
 #define _mm512_slli_epi64 emu_mm512_slli_epi64
 #undef _mm512_sllv_epi32
 #define _mm512_sllv_epi32 emu_mm512_sllv_epi32
+#undef _mm512_srlv_epi32
+#define _mm512_srlv_epi32 emu_mm512_srlv_epi32
 #undef _mm512_sllv_epi64
 #define _mm512_sllv_epi64 emu_mm512_sllv_epi64
 #undef _mm512_sqrt_ps

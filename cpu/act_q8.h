@@ -1,0 +1,128 @@
+/* How activations are rounded to 8 bits in groups of 32 (layout.h has their form), the same bits on every instruction
+ * set.
+ *
+ * What rounding costs a token is the sum of its groups' squared steps, and a few groups make most of it, each by one
+ * input. So the largest input of a group is taken out, and kept as it is, where that lowers the square of the group's
+ * largest by more than the square of ACT_OUTLIER_ABOVE times what is usual in the token. Usual is the mean of the
+ * groups' largest, in logarithms: of the bits of floats, whose sum is exact in any order. (Outliers apart, the rest in
+ * 8 bits: after LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339, which keeps whole columns.) docs/numerics.md has
+ * what it is worth. */
+#ifndef LLMQ_CPU_ACT_Q8_H
+#define LLMQ_CPU_ACT_Q8_H
+
+#include <math.h>
+#include <string.h>
+
+#include "cpu/layout.h"
+
+#define ACT_OUTLIER_ABOVE (1 << 23) /* twice, as added to the bits of a float */
+#define ACT_SPAN 512                /* groups that share what is usual */
+#define ACT_LEAST 0x1p-96f          /* d, at least, */
+#define ACT_HUGE                                                                                                       \
+    (227u << 23) /* and bits of 2^100: from there on inputs make the result NaN, as infinity does. So no               \
+                  * product of d and a weight's scale (2^-24 to 2^23) leaves the normal floats */
+
+static inline float act_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static inline uint32_t act_magnitude(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits & 0x7fffffff;
+}
+static inline double act_square(uint32_t bits) {
+    return (double)act_float(bits) * (double)act_float(bits);
+}
+
+/* d for a largest magnitude of these bits. */
+static inline float act_scale(uint32_t bits) {
+    const uint32_t fraction = (1u << 20) - 1; /* ACT_SCALES leave three bits of 23 */
+    float d = act_float((act_magnitude(act_float(bits) / 127.0f) + fraction) & ~fraction);
+    return d > ACT_LEAST ? d : ACT_LEAST;
+}
+
+/* By how much the square of a group's largest has to fall. bits: the largest magnitude of each of n groups. */
+static inline double act_outlier_bound(const uint32_t *bits, int64_t n) {
+    uint64_t sum = 0, count = 0;
+    for (int64_t g = 0; g < n; g++) {
+        sum += bits[g];
+        count += bits[g] != 0;
+    }
+    uint64_t bound = count ? sum / count + ACT_OUTLIER_ABOVE : 0;
+    return bound < 0x7f800000 ? act_square((uint32_t)bound) : INFINITY;
+}
+
+/* The bits of the largest magnitude of n inputs, at most 32; a NaN is above infinity. */
+typedef uint32_t act_peak_fn(const float *x, int64_t n);
+/* q (32) = n inputs times inverse, to nearest, ties to even, the rest 0; sum: of the lower and the upper 16. */
+typedef void act_round_fn(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]);
+
+/* If the largest of n inputs, of these bits, is the only one so large and to be taken out: copies the others to rest
+ * (32), changes bits to those of their largest, and returns its column. */
+INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, double bound, uint32_t *bits, float *rest) {
+    float padded[32] = {0};
+    uint32_t largest = 0;
+    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    for (int i = 0; i < 32; i++) { /* for vectors: no part of rest is stored by itself */
+        bool is = act_magnitude(x[i]) == *bits;
+        rest[i] = is ? 0.0f : x[i];
+        largest |= (uint32_t)is << i;
+    }
+    uint32_t next = peak(rest, 32);
+    if (largest & (largest - 1) || !(act_square(*bits) - act_square(next) > bound)) return ACT_NO_OUTLIER;
+    *bits = next;
+    return __builtin_ctz(largest);
+}
+
+/* Group `at` of a block: n inputs, bits of their largest. */
+INLINE void act_fill_group(act_peak_fn *peak, act_round_fn *round, const float *x, int64_t n, uint32_t bits,
+                           double bound, const act_block *b, int64_t at) {
+    float rest[32], d;
+    int32_t sum[2] = {0, 0};
+    int out = ACT_NO_OUTLIER;
+    int8_t *q = (int8_t *)b->q + at * 32;
+    if (bits >= ACT_HUGE) {
+        memset(q, 0, 32);
+        out = 0;
+        d = ACT_LEAST;
+        ((float *)b->outlier)[at] = NAN;
+    } else {
+        if (act_square(bits) > bound) out = act_take_out(peak, x, n, bound, &bits, rest);
+        ((float *)b->outlier)[at] = out == ACT_NO_OUTLIER ? 0.0f : x[out];
+        d = act_scale(bits);
+        if (out == ACT_NO_OUTLIER)
+            round(x, n, 1.0f / d, q, sum);
+        else
+            round(rest, 32, 1.0f / d, q, sum);
+    }
+    ((uint8_t *)b->outlier_at)[at] = (uint8_t)out;
+    ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), -128 * sum[0]};
+}
+
+/* ACT_Q8 of a's inputs. peak, round: constants, so that they are inlined. */
+INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *peak, act_round_fn *round) {
+    const int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok);
+    int64_t begin, end;
+    uint32_t bits[ACT_SPAN];
+    act_share(worker, a, &begin, &end);
+    while (begin < end) { /* t * groups + g */
+        int64_t t = begin / groups, g = begin % groups, first = g / ACT_SPAN * ACT_SPAN;
+        int64_t n = groups - first < ACT_SPAN ? groups - first : ACT_SPAN;
+        const float *x = a->x + t * a->cols;
+        act_block b = act_block_at(a, t / len * len);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t left = a->cols - 32 * (first + i);
+            bits[i] = peak(x + 32 * (first + i), left < 32 ? left : 32);
+        }
+        double bound = act_outlier_bound(bits, n);
+        for (; begin < end && g < first + n; begin++, g++) {
+            int64_t left = a->cols - 32 * g;
+            act_fill_group(peak, round, x + 32 * g, left < 32 ? left : 32, bits[g - first], bound, &b,
+                           g * b.n + t % len);
+        }
+    }
+}
+
+#endif
