@@ -20,7 +20,7 @@
 #define DOT_TOKENS 6
 #define X_BYTES (384 << 10) /* of inputs, in the L2 cache */
 #define W_BYTES (16 << 10)  /* of 4 rows, in the L1 cache */
-#define NEAR (32 << 10) /* bytes of a tile's rows up to which the next tile's are fetched, not what follows in them */
+#define ONE_ROW (48 << 10)  /* bytes of inputs up to which rows are read one after the other */
 #define PANEL_ROWS 32
 #define PANEL_PAIRS 1024 /* of columns of native rows: 128 KB */
 #define TILE 8           /* tokens of a register tile of PANEL_ROWS rows */
@@ -74,8 +74,6 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
     const char *row = d->row;
     const float *x = d->x;
     int64_t row_bytes = d->row_bytes, ldx = d->ldx, cols = d->cols;
-    /* Rows of a tile are read side by side: FETCH_AHEAD may be the next of them, which is needed now. */
-    const int64_t tile = nr * row_bytes, ahead = tile > FETCH_AHEAD && tile <= NEAR ? tile : FETCH_AHEAD;
     __m512 f[4][DOT_TOKENS], v[DOT_TOKENS];
     int64_t k = 0;
     UNROLL for (int i = 0; i < 4; i++) {
@@ -85,7 +83,7 @@ INLINE void dot_tile(int kind, int nr, int nt, const dot_args *d) {
         UNROLL for (int t = 0; t < nt; t++) v[t] = _mm512_loadu_ps(x + t * ldx + k);
         UNROLL for (int i = 0; i < nr; i++) {
             const char *p = row + i * row_bytes + k * elem_bytes(kind);
-            if (nt == 1) __builtin_prefetch(p + ahead, 0, 2);
+            if (nr == 1) fetch_ahead(p, 1);
             __m512 w = load_w(kind, p);
             UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm512_fmadd_ps(w, v[t], f[i][t]);
         }
@@ -134,11 +132,14 @@ static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kin
     /* Columns: with many tokens so many that 4 rows stay in the L1 cache. Fewer blocks are other sums, so up to
      * MATMUL_ALIKE tokens have one. */
     int64_t k_step = a->n_tok > MATMUL_ALIKE ? W_BYTES / 4 / elem_bytes(kind) : w->cols;
+    /* One row at a time is one stream from memory, which on Zen 5 is a quarter faster than four; but then inputs are
+     * read for each row, so they have to lie in the L1 cache. */
+    const bool one_row = a->n_tok == 1 || a->n_tok * w->cols * (int64_t)sizeof(float) <= ONE_ROW;
     worker_range(worker, w->rows, 4, &begin, &end);
     for (int64_t t0 = 0; t0 < a->n_tok; t0 += step) {
         int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;
         for (int64_t r = begin, nr; r < end; r += nr) {
-            nr = end - r >= 4 ? 4 : 1;
+            nr = end - r >= 4 && !one_row ? 4 : 1;
             dot_args d = {.row_bytes = w->cols * elem_bytes(kind),
                           .ldx = w->cols,
                           .bias = w->bias ? w->bias + r : NULL,

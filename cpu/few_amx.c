@@ -96,6 +96,7 @@ INLINE void add_up(LAYOUT_PARAMS, tile_walk *walk, int64_t g, act_block b, const
 INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, act_block b, __m512 *out) {
     stage ring[RING];
     const int64_t groups = cols / 32, group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
+    const fetch_plan plan = fetch_plan_of(groups * group_bytes);
     tile_walk walk = {tile, scales_from(LAYOUT_ARGS, tile, cols, 0)};
     for (int t = 0; t < b.n; t++) out[t] = _mm512_setzero_ps();
     for (int i = 0; group == 16 && i < RING; i++) memset(ring[i].level, 0, sizeof ring[i].level);
@@ -107,8 +108,7 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
         amx_fence();
         if (to_add >= 0) add_up(LAYOUT_ARGS, &walk, to_add, b, &ring[to_add % RING], out);
         if (g < groups) {
-            fetch_ahead(tile + g * group_bytes, group_bytes);
-            fetch_scales(walk.scales.p, groups * group_bytes);
+            fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.scales.p);
             take_apart(LAYOUT_ARGS, &walk, table, &ring[g % RING]);
         }
     }

@@ -249,14 +249,13 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
                       int t0, float out[AT_ONCE][16]) {
     const uint8_t *p = tile;
     const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const int64_t tile_bytes = cols / 32 * group_bytes;
+    const fetch_plan plan = fetch_plan_of(cols / 32 * group_bytes);
     scale_walk walk = {.p = tile + cols / 32 * bits * 64};
     __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m256 w[2][2], m[2][2];
-        fetch_ahead(tile + g * group_bytes, group_bytes);
-        fetch_scales(walk.p, tile_bytes);
+        fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.p);
         next_scales(group, two_level, mins, &walk, g, w, m);
         const int8_t *q = b->q + (g * b->n + t0) * 32;
         const act_group *ag = b->group + g * b->n + t0;

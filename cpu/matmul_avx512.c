@@ -47,7 +47,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
                       int t0, __m512 *out) {
     const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
     const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const int64_t tile_bytes = cols / 32 * group_bytes;
+    const fetch_plan plan = fetch_plan_of(cols / 32 * group_bytes);
     const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
     scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
     __m512 f[FEW_TOKENS];
@@ -55,8 +55,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
     for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
         __m512i u[8];
         __m512 w[2], m[2];
-        fetch_ahead(tile + g * group_bytes, group_bytes);
-        fetch_scales(walk.p, tile_bytes);
+        fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.p);
         decode_raised(bits, codebook, zero, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
         w[0] = scale_raised(bits, zero, w[0]);
@@ -323,6 +322,18 @@ static gemm_fn *const gemm_fns[2][2][6] = {
     {{GEMM_WIDTHS(GEMM_NAME, 16, 0)}, {GEMM_WIDTHS(GEMM_NAME, 16, 1)}},
 };
 
+/* Part i of n of what the next panel is taken from, columns k .. k+cols of a pair of tiles, into L2: unpacking waits
+ * for memory otherwise, the products in between do not need it. */
+INLINE void fetch_next(const cpu_layout *l, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t cols, int64_t i,
+                       int64_t n) {
+    const int64_t bytes = layout_code_bytes(l, cols);
+    const uint8_t *p = tile + layout_code_bytes(l, k);
+    for (int64_t at = bytes * i / n / 64 * 64; at < bytes * (i + 1) / n; at += 64) {
+        _mm_prefetch((const char *)p + at, _MM_HINT_T1);
+        _mm_prefetch((const char *)p + tile_bytes + at, _MM_HINT_T1);
+    }
+}
+
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
@@ -342,6 +353,9 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
                 act_block b = act_block_from(act_block_at(a, t), k);
                 o.y = y + t * ldy + r;
+                if (end - r > 2 * PANEL_ROWS)
+                    fetch_next(l, tile + 2 * tile_bytes, tile_bytes, k, n, t / ACT_BLOCK,
+                               (a->n_tok + ACT_BLOCK - 1) / ACT_BLOCK);
                 int64_t next = t + ACT_BLOCK, last = next + ACT_BLOCK;
                 tile_fetch(y, ldy, r, next, last < a->n_tok ? last : a->n_tok);
                 gemm[b.n - 1](&p, &b, n, &o);
