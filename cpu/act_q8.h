@@ -17,6 +17,7 @@
 
 #define ACT_OUTLIER_ABOVE (1 << 23) /* twice, as added to the bits of a float */
 #define ACT_SPAN 512                /* groups that share what is usual */
+#define ACT_FETCH 1024              /* floats ahead */
 #define ACT_LEAST 0x1p-96f          /* d, at least, */
 #define ACT_HUGE                                                                                                       \
     (227u << 23) /* and bits of 2^100: from there on inputs make the result NaN, as infinity does. So no               \
@@ -114,6 +115,8 @@ INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *pe
         act_block b = act_block_at(a, t / len * len);
         for (int64_t i = 0; i < n; i++) {
             int64_t left = a->cols - 32 * (first + i);
+            __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH);
+            __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH + 16);
             bits[i] = peak(x + 32 * (first + i), left < 32 ? left : 32);
         }
         double bound = act_outlier_bound(bits, n);

@@ -133,7 +133,7 @@ static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kin
      * MATMUL_ALIKE tokens have one. */
     int64_t k_step = a->n_tok > MATMUL_ALIKE ? W_BYTES / 4 / elem_bytes(kind) : w->cols;
     /* One row at a time is one stream from memory, which on Zen 5 is a quarter faster than four; but then inputs are
-     * read for each row, so they have to lie in the L1 cache. */
+     * read for each row, so they have to lie in the L1 cache, or nearly. */
     const bool one_row = a->n_tok == 1 || a->n_tok * w->cols * (int64_t)sizeof(float) <= ONE_ROW;
     worker_range(worker, w->rows, 4, &begin, &end);
     for (int64_t t0 = 0; t0 < a->n_tok; t0 += step) {

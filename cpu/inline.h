@@ -17,9 +17,6 @@
 /* A value with several uses stays in a register: gcc would fold the broadcast that makes it into each of them. */
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #endif
-/* Loads after it stay behind it: gcc would otherwise begin what follows while registers are full of what came before.
- */
-#define IN_ORDER() __asm__ volatile("" ::: "memory")
 
 #ifdef __AVX512F__
 #include <immintrin.h>

@@ -25,8 +25,8 @@
 #include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
-/* 192 KB with scales, of the L2 cache, from where it comes in time. The fewer panels, the less often sums come and go,
- * which lie far apart in y. */
+/* 256 KB with scales (384 where they are of 16 columns), of the L2 cache, from where it comes in time. The fewer
+ * panels, the less often sums come and go, which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
 
@@ -137,11 +137,12 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
  * of vpdpbusd; but d has ACT_SCALES fractions, 1 + i / 8, each times a power of two. So the panel holds the weight's
  * scale times each of them (exact: 4 bits more than the scale's 11 or 18), less the fraction itself as bits; to add the
  * bits of d then adds the exponents, at any port. A scale of 0 has no exponent: its codes become 128 and it becomes 1.
- */
+ * Nor have infinity and NaN, which damaged files hold: the sums of their rows become NaN. */
 typedef struct panel {
     _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];                     /* (words, 2, 64), 128 too large */
     _Alignas(64) int32_t scale[PANEL_COLS / 16][ACT_SCALES][PANEL_ROWS]; /* per group */
     _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+    __mmask16 damaged[2]; /* rows with a scale that is not finite */
 } panel;
 
 /* The bits of 1 + i / 8. */
@@ -149,8 +150,9 @@ INLINE __m512i fraction_bits(int i) {
     return _mm512_set1_epi32((127 << 23) + (i << 20));
 }
 
-/* Scales w of 16 rows into the panel; words: the codes of their group's first word, n_words words of 128 bytes. */
-INLINE void unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t *words, int n_words) {
+/* Scales w of 16 rows into the panel; words: the codes of their group's first word, n_words words of 128 bytes. Returns
+ * which are not finite. */
+INLINE __mmask16 unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t *words, int n_words) {
     __mmask16 none = _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ);
     if (none) {
         for (int j = 0; j < n_words; j++) _mm512_mask_storeu_epi32(words + 128 * j, none, _mm512_set1_epi8((char)128));
@@ -161,6 +163,7 @@ INLINE void unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t
         __m512i bits = _mm512_castps_si512(_mm512_mul_ps(w, _mm512_castsi512_ps(fraction)));
         _mm512_store_si512(out[i], _mm512_sub_epi32(bits, fraction));
     }
+    return _mm512_cmp_ps_mask(_mm512_sub_ps(w, w), _mm512_setzero_ps(), _CMP_UNORD_Q);
 }
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
@@ -168,6 +171,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
                         panel *out, int half) {
     const uint8_t *p = tile + k0 / 32 * bits * 64;
     scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, k0);
+    out->damaged[half] = 0;
     __m512i shift = _mm512_set1_epi8((char)(128 - zero));
     int halves = 32 / group;
     for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
@@ -180,8 +184,9 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         }
         next_scales(group, two_level, mins, &walk, g, w, m);
         UNROLL for (int h = 0; h < halves; h++) {
-            unpack_scales(w[h], (int32_t(*)[PANEL_ROWS])(out->scale[g * halves + h][0] + half * 16),
-                          out->code + (g * 8 + h * 4) * 128 + half * 64, 8 / halves);
+            out->damaged[half] |=
+                unpack_scales(w[h], (int32_t(*)[PANEL_ROWS])(out->scale[g * halves + h][0] + half * 16),
+                              out->code + (g * 8 + h * 4) * 128 + half * 64, 8 / halves);
             if (mins) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
         }
     }
@@ -301,6 +306,10 @@ INLINE void gemm_block(int group, bool mins, int nt, const panel *w, const act_b
         for (; i < end; i += 64) gemm_outliers(group, mins, nt, w, b, i, outliers_from(b, i, end), sum);
         UNROLL for (int t = 0; t < nt; t++) f[t][0] = sum[t][0], f[t][1] = sum[t][1];
     }
+    if (w->damaged[0] | w->damaged[1]) UNROLL for (int t = 0; t < nt; t++) {
+            UNROLL for (int h = 0; h < 2; h++) f[t][h] =
+                _mm512_mask_mov_ps(f[t][h], w->damaged[h], _mm512_set1_ps(NAN));
+        }
     tile_end(nt, o, f);
 }
 
@@ -322,15 +331,19 @@ static gemm_fn *const gemm_fns[2][2][6] = {
     {{GEMM_WIDTHS(GEMM_NAME, 16, 0)}, {GEMM_WIDTHS(GEMM_NAME, 16, 1)}},
 };
 
-/* Part i of n of what the next panel is taken from, columns k .. k+cols of a pair of tiles, into L2: unpacking waits
- * for memory otherwise, the products in between do not need it. */
-INLINE void fetch_next(const cpu_layout *l, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t cols, int64_t i,
-                       int64_t n) {
-    const int64_t bytes = layout_code_bytes(l, cols);
+/* While block i of n is multiplied by a panel: some of what the next one is taken from, columns k .. k+n_cols of a pair
+ * of tiles. Unpacking waits for memory otherwise; the products do not need it. Only by the last blocks, since the
+ * activations of all push out of the caches what came before. (With a hint for L2 it did not come on Zen 5.) */
+INLINE void fetch_next(const llmq_weight *w, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t n_cols,
+                       int64_t i, int64_t n) {
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    const int64_t bytes = n_cols == w->cols ? tile_bytes : layout_code_bytes(l, n_cols);
+    const int64_t parts = n / 4 + 1, part = i - (n - parts);
     const uint8_t *p = tile + layout_code_bytes(l, k);
-    for (int64_t at = bytes * i / n / 64 * 64; at < bytes * (i + 1) / n; at += 64) {
-        _mm_prefetch((const char *)p + at, _MM_HINT_T1);
-        _mm_prefetch((const char *)p + tile_bytes + at, _MM_HINT_T1);
+    if (part < 0) return;
+    for (int64_t at = bytes * part / parts / 64 * 64; at < bytes * (part + 1) / parts; at += 64) {
+        _mm_prefetch((const char *)p + at, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + tile_bytes + at, _MM_HINT_T0);
     }
 }
 
@@ -353,8 +366,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
                 act_block b = act_block_from(act_block_at(a, t), k);
                 o.y = y + t * ldy + r;
-                if (end - r > 2 * PANEL_ROWS)
-                    fetch_next(l, tile + 2 * tile_bytes, tile_bytes, k, n, t / ACT_BLOCK,
+                if (end - r >= 2 * PANEL_ROWS)
+                    fetch_next(w, tile + 2 * tile_bytes, tile_bytes, k, n, t / ACT_BLOCK,
                                (a->n_tok + ACT_BLOCK - 1) / ACT_BLOCK);
                 int64_t next = t + ACT_BLOCK, last = next + ACT_BLOCK;
                 tile_fetch(y, ldy, r, next, last < a->n_tok ? last : a->n_tok);

@@ -37,7 +37,8 @@ typedef struct cuda_matrix {
 
 size_t cuda_acts_q8_bytes(int n_tok, int64_t cols);
 size_t cuda_acts_f16_bytes(int n_tok, int64_t cols);
-/* 8 bits, one scale for 32, absmax / 127; no outliers are kept apart as the CPU does (cpu/act_q8.h). Non-finite inputs make their group's scale non-finite. */
+/* 8 bits, one scale for 32, absmax / 127; no outliers are kept apart as the CPU does (cpu/act_q8.h). Non-finite inputs
+ * make their group's scale non-finite. */
 void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
 /* f16: magnitudes from 65520 on become infinite. */
 void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);

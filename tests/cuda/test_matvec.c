@@ -1,10 +1,9 @@
 /* The decode kernels of every weight type, under the emulator, against double arithmetic on what the CPU's oracle makes
- * of the same weights and activations: odd rows and columns, 1 to 8 tokens, every thread order, both models of a tensor
+ * of the same weights, and on activations rounded here: odd rows and columns, 1 to 8 tokens, every thread order, both models of a tensor
  * core. */
 #include "products.h"
 
 #include "core/mem.h"
-#include "cpu/layout.h"
 
 /* ---- what it should be */
 
@@ -126,7 +125,7 @@ static void test_f16(void **state) {
     }
 }
 
-/* Activations that are zero, tiny, huge or not finite do what they do on the CPU. */
+/* Activations that are zero, tiny, huge or not finite. */
 static void test_odd_activations(void **state) {
     (void)state;
     problem p = make_problem(LLMQ_TYPE_Q8_0, 20, 64, 6, false, false);

@@ -284,7 +284,13 @@ static void check_largest(const llmq_type_info *info, int code, int64_t n_tok) {
         info->pack(&grid, codes, block);
     }
     float *x = random_floats(n_tok * cols, 1, 1);
-    for (int64_t i = 0; i < n_tok * cols; i++) x[i] = i / cols % 2 ? -1.5f : 1.5f;
+    const float most = info->in_memory ? 1.5f : 127.0f / 64; /* then d is 1 / 64 */
+    for (int64_t i = 0; i < n_tok * cols; i++) x[i] = i / cols % 2 ? -most : most;
+    llmq_acts a = {.q8 = NULL};
+    float *y = run(backend_cpu_isa("c"), &t, 0, NULL, x, n_tok, 1, &a);
+    for (int64_t i = 0; a.q8 && i < n_tok * cols; i++) assert_int_equal(abs(((int8_t *)a.q8)[i]), 127);
+    mem_free(a.q8);
+    free(y);
     check_product(t, x, n_tok, NULL);
     free(buffer), free(x);
 }
@@ -458,6 +464,38 @@ static void test_outliers(void **state) {
         }
         mem_free(a.q8);
     }
+}
+
+/* A scale that is not finite shows in every result of its row, and in no other. */
+static void check_damaged(const llmq_backend_ops *ops, const llmq_type_info *info, int64_t n_tok, float scale) {
+    enum { ROWS = 37, AT = 21 };
+    void *buffer;
+    llmq_acts a;
+    const int64_t cols = info->block_len == 32 ? 96 : 512;
+    llmq_tensor t = random_tensor(info->id, ROWS, cols, &buffer);
+    llmq_grid grid;
+    uint8_t codes[TYPE_MAX_BLOCK], *block = (uint8_t *)buffer + AT * type_row_bytes(info->id, cols);
+    info->unpack(block, &grid, codes);
+    grid.d = grid.scale[0] = scale;
+    info->pack(&grid, codes, block);
+    float *x = random_floats(n_tok * cols, -1, 1), *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
+    for (int64_t i = 0; i < n_tok; i++)
+        for (int r = 0; r < ROWS; r++)
+            if (isfinite(y[i * (ROWS + PAD) + r]) == (r == AT))
+                fail_msg("%s %s, %d tokens: row %d is %g", ops->isa, info->name, (int)n_tok, r,
+                         (double)y[i * (ROWS + PAD) + r]);
+    mem_free(a.q8);
+    free(y), free(x), free(buffer);
+}
+
+static void test_damaged(void **state) {
+    (void)state;
+    for (size_t i = 0; type_at(i); i++)
+        for (int isa = 0; isa < N_ISAS; isa++) {
+            const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+            if (!ops || type_is_float(type_at(i)) || type_at(i)->in_memory) continue;
+            for (int k = 0; k < 4; k++) check_damaged(ops, type_at(i), k < 2 ? 3 : 20, k % 2 ? INFINITY : NAN);
+        }
 }
 
 /* Where a weight's scale is 0 its codes count for nothing, whatever the inputs. */
@@ -705,14 +743,14 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quantized),    cmocka_unit_test(test_largest),
-        cmocka_unit_test(test_float),        cmocka_unit_test(test_activation_error),
-        cmocka_unit_test(test_outliers),     cmocka_unit_test(test_no_scale),
-        cmocka_unit_test(test_bf16),         cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_size),
-        cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_as_avx512),
-        cmocka_unit_test(test_nf4_integers), cmocka_unit_test(test_nf4_error),
-        cmocka_unit_test(test_exact),
+        cmocka_unit_test(test_quantized),       cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_float),           cmocka_unit_test(test_activation_error),
+        cmocka_unit_test(test_outliers),        cmocka_unit_test(test_no_scale),
+        cmocka_unit_test(test_damaged),         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_odd_activations), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_size),     cmocka_unit_test(test_alike),
+        cmocka_unit_test(test_few_as_avx512),   cmocka_unit_test(test_nf4_integers),
+        cmocka_unit_test(test_nf4_error),       cmocka_unit_test(test_exact),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
