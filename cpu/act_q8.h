@@ -13,34 +13,28 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/half.h"
 #include "cpu/layout.h"
 
 #define ACT_OUTLIER_ABOVE (1 << 23) /* twice, as added to the bits of a float */
 #define ACT_SPAN 512                /* groups that share what is usual */
 #define ACT_FETCH 1024              /* floats ahead */
-#define ACT_LEAST 0x1p-96f          /* d, at least, */
-#define ACT_HUGE                                                                                                       \
-    (227u << 23) /* and bits of 2^100: from there on inputs make the result NaN, as infinity does. So no               \
-                  * product of d and a weight's scale (2^-24 to 2^23) leaves the normal floats */
+/* d at least, and the bits of 2^100: inputs from there on make the result NaN, as infinity does. So no product of d and
+ * a weight's scale (2^-24 to 2^23) leaves the normal floats. */
+#define ACT_LEAST 0x1p-96f
+#define ACT_HUGE (227u << 23)
 
-static inline float act_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
 static inline uint32_t act_magnitude(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits & 0x7fffffff;
+    return f32_bits(x) & 0x7fffffff;
 }
 static inline double act_square(uint32_t bits) {
-    return (double)act_float(bits) * (double)act_float(bits);
+    return (double)f32_from_bits(bits) * (double)f32_from_bits(bits);
 }
 
 /* d for a largest magnitude of these bits. */
 static inline float act_scale(uint32_t bits) {
     const uint32_t fraction = (1u << 20) - 1; /* ACT_SCALES leave three bits of 23 */
-    float d = act_float((act_magnitude(act_float(bits) / 127.0f) + fraction) & ~fraction);
+    float d = f32_from_bits((f32_bits(f32_from_bits(bits) / 127.0f) + fraction) & ~fraction);
     return d > ACT_LEAST ? d : ACT_LEAST;
 }
 
@@ -80,24 +74,21 @@ INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, double bou
 /* Group `at` of a block: n inputs, bits of their largest. */
 INLINE void act_fill_group(act_peak_fn *peak, act_round_fn *round, const float *x, int64_t n, uint32_t bits,
                            double bound, const act_block *b, int64_t at) {
-    float rest[32], d;
+    float rest[32], d = ACT_LEAST, outlier = 0;
     int32_t sum[2] = {0, 0};
     int out = ACT_NO_OUTLIER;
     int8_t *q = (int8_t *)b->q + at * 32;
     if (bits >= ACT_HUGE) {
         memset(q, 0, 32);
         out = 0;
-        d = ACT_LEAST;
-        ((float *)b->outlier)[at] = NAN;
+        outlier = NAN;
     } else {
         if (act_square(bits) > bound) out = act_take_out(peak, x, n, bound, &bits, rest);
-        ((float *)b->outlier)[at] = out == ACT_NO_OUTLIER ? 0.0f : x[out];
         d = act_scale(bits);
-        if (out == ACT_NO_OUTLIER)
-            round(x, n, 1.0f / d, q, sum);
-        else
-            round(rest, 32, 1.0f / d, q, sum);
+        if (out != ACT_NO_OUTLIER) outlier = x[out], x = rest, n = 32;
+        round(x, n, 1.0f / d, q, sum);
     }
+    ((float *)b->outlier)[at] = outlier;
     ((uint8_t *)b->outlier_at)[at] = (uint8_t)out;
     ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), -128 * sum[0]};
 }

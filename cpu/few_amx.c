@@ -125,6 +125,7 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     begin_tiles((int)a->n_tok);
-    few_rows(worker, w, a, few_fns[w->layout], level_table(cpu_layout_of(w->layout)), y, ldy);
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    few_rows(worker, w, a, few_fns[w->layout], level_table(l), code_table(l), y, ldy);
     amx_end();
 }

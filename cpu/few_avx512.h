@@ -93,11 +93,11 @@ static few_fn *const outliers_fns[LAYOUT_BF16] = {
 #undef X
 };
 
+/* table: for fn; codes: code_table's. */
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
-                            __m512i table, float *y, int64_t ldy) {
+                            __m512i table, __m512i codes, float *y, int64_t ldy) {
     int64_t tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols), begin, end;
     act_block b = act_block_at(a, 0);
-    __m512i codes = code_table(cpu_layout_of(w->layout));
     for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
         for (int64_t r = begin; r < end; r += 16) {
             __mmask16 mask = mask_of(w->rows - r);

@@ -35,15 +35,15 @@ typedef struct act_group {
     int32_t start_lo; /* as start, of the first 16 */
 } act_group;
 
-#define ACT_SCALES 8          /* fractions that d may have: 1 + i / 8 */
+#define ACT_SCALES 8 /* fractions that d may have: 1 + i / 8 */
 #define ACT_NO_OUTLIER 0xff
 
 #define ACT_FEW 16  /* up to so many tokens form one block */
 #define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
 
 typedef struct act_block {
-    const int8_t *q;        /* (groups, n, 32) */
-    const act_group *group; /* (groups, n) */
+    const int8_t *q;           /* (groups, n, 32) */
+    const act_group *group;    /* (groups, n) */
     const float *outlier;      /* (groups, n), 0 where there is none */
     const uint8_t *outlier_at; /* (groups, n), its column of the 32 or ACT_NO_OUTLIER */
     int n;
@@ -58,7 +58,6 @@ static inline int64_t act_block_len(int64_t n_tok) {
 static inline size_t act_group_offset(int64_t n_tok, int64_t cols) {
     return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64;
 }
-
 static inline size_t act_outlier_offset(int64_t n_tok, int64_t cols) {
     return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
 }

@@ -126,7 +126,8 @@ CPU_LAYOUTS(X)
 static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    few_rows(worker, w, a, few_fns[w->layout], code_table(cpu_layout_of(w->layout)), y, ldy);
+    __m512i codes = code_table(cpu_layout_of(w->layout));
+    few_rows(worker, w, a, few_fns[w->layout], codes, codes, y, ldy);
 }
 
 /* ---- many tokens */

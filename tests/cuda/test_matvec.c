@@ -1,6 +1,6 @@
 /* The decode kernels of every weight type, under the emulator, against double arithmetic on what the CPU's oracle makes
- * of the same weights, and on activations rounded here: odd rows and columns, 1 to 8 tokens, every thread order, both models of a tensor
- * core. */
+ * of the same weights, and on activations rounded here: odd rows and columns, 1 to 8 tokens, every thread order, both
+ * models of a tensor core. */
 #include "products.h"
 
 #include "core/mem.h"
