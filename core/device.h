@@ -95,18 +95,22 @@ typedef struct llmq_device_ops {
     /* Brings the weights over. LLMQ_E_UNSUPPORTED names what this device cannot do, LLMQ_E_MEMORY what did not fit. */
     llmq_status (*model_create)(const llmq_device_desc *d, llmq_device_model **out, llmq_err *err);
     void (*model_destroy)(llmq_device_model *m); /* after its caches and work; NULL allowed, as below */
-    /* n_ctx positions, of a kv_type as in llmq_kv; their bytes. */
+    /* Up to n_ctx positions, of a kv_type as in llmq_kv; their bytes. Memory is taken as they are used. */
     llmq_status (*cache_create)(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
                                 size_t *bytes, llmq_err *err);
     void (*cache_destroy)(llmq_device_cache *c);
+    /* `to` becomes the first n positions of `from`, another cache of this kv_type that w runs: stored once, until one
+     * of the two writes other tokens there. If it fails, `to` holds nothing. */
+    llmq_status (*cache_share)(llmq_device_work *w, llmq_device_cache *to, const llmq_device_cache *from, int64_t n,
+                               llmq_err *err);
     /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. May get by with
-     * less memory and be slower, so caches come first. */
+     * less memory and be slower, to leave room for a cache of n_ctx positions. */
     llmq_status (*work_create)(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                                llmq_device_work **out, llmq_err *err);
     void (*work_destroy)(llmq_device_work *w);
     /* A cache is used by one work, or by another one after a head. Tokens at positions pos.. (all before are in the
-     * cache), or, of a model without an embedding, hidden states (n_tok, n_embd). Keeps the hidden states behind its
-     * layers for head. */
+     * cache, those behind are forgotten), or, of a model without an embedding, hidden states (n_tok, n_embd). Keeps the
+     * hidden states behind its layers for head. LLMQ_E_MEMORY: the cache cannot grow; what is before pos stays. */
     llmq_status (*run)(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                        int64_t n_tok, int64_t pos, llmq_err *err);
     /* The same for rows of any sequences, at most n_batch of them; each gets the bits that run gives it alone. */

@@ -7,21 +7,22 @@
 namespace {
 
 constexpr int KEYS = CUDA_ATTENTION_KEYS; /* of a part; a thread each */
-constexpr int HEADS_MOST = 4;             /* query heads that are worked on at a time */
+static_assert(KEYS == PAGE_KEYS, "a part is a page");
+constexpr int HEADS_MOST = 4; /* query heads that are worked on at a time */
 
-template <class C> struct attention_args {
+struct attention_args {
     gptr<const float> q;
-    C k, v;
+    gptr<const uint64_t> pages;
+    int64_t k_at, v_at; /* of this layer in a page */
     gptr<const int32_t> pos;
     gptr<float> out, parts;
-    int64_t ldq, n_ctx, window;
+    int64_t ldq, window;
     int n_head, n_head_kv, head_dim, n_parts;
     float scale;
 };
 
 /* A part's result for one head and token: maximum, sum, then head_dim sums. */
-template <class C>
-__device__ __forceinline__ int64_t part_at(const attention_args<C> &a, int token, int head, int part) {
+__device__ __forceinline__ int64_t part_at(const attention_args &a, int token, int head, int part) {
     return (static_cast<int64_t>(token * a.n_head + head) * a.n_parts + part) * (a.head_dim + 2);
 }
 
@@ -31,14 +32,12 @@ __device__ __host__ __forceinline__ int key_stride(int row_bytes) {
     return row_bytes + 16;
 }
 
-template <class C>
-__device__ __forceinline__ void fetch_keys(const attention_args<C> &a, int head_kv, int first, int n_keys,
-                                           sptr<uint8_t> keys) {
-    const int row_bytes = a.head_dim * C::bytes, chunks = row_bytes / 16;
-    const int64_t row = static_cast<int64_t>(head_kv) * a.n_ctx + first;
+/* n_keys rows of keys to shared memory. */
+__device__ __forceinline__ void fetch_keys(gptr<const uint8_t> rows, int row_bytes, int n_keys, sptr<uint8_t> keys) {
+    const int chunks = row_bytes / 16;
     for (int i = threadIdx.x; i < n_keys * chunks; i += KEYS) {
         const int key = i / chunks, c = i % chunks;
-        cp_async_16(keys + (key * key_stride(row_bytes) + c * 16), a.k.data + ((row + key) * row_bytes + c * 16));
+        cp_async_16(keys + (key * key_stride(row_bytes) + c * 16), rows + (key * row_bytes + c * 16));
     }
     cp_async_commit();
 }
@@ -62,29 +61,27 @@ __device__ __forceinline__ void add_dots(const float (&key)[8], sptr<const float
     }
 }
 
-/* scores[h] = q[h] . key number i of the part, which is row `row` of the cache */
-__device__ __forceinline__ void dot_heads(const attention_args<cache_f16> &a, int64_t row, sptr<const uint8_t> key,
-                                          sptr<const float> q, int n_heads, float (&scores)[HEADS_MOST]) {
-    (void)row;
-    for (int d = 0; d < a.head_dim; d += 8) {
+/* scores[h] = q[h] . key, which has these scales */
+__device__ __forceinline__ void dot_heads(cache_f16, gptr<const uint16_t>, sptr<const uint8_t> key, sptr<const float> q,
+                                          int head_dim, int n_heads, float (&scores)[HEADS_MOST]) {
+    for (int d = 0; d < head_dim; d += 8) {
         const uint4 k = as<const uint4>(key + d * 2)[0];
         const float kf[8] = {h2_low(k.x), h2_high(k.x), h2_low(k.y), h2_high(k.y),
                              h2_low(k.z), h2_high(k.z), h2_low(k.w), h2_high(k.w)};
-        add_dots(kf, q + d, a.head_dim, n_heads, scores);
+        add_dots(kf, q + d, head_dim, n_heads, scores);
     }
 }
-__device__ __forceinline__ void dot_heads(const attention_args<cache_q8> &a, int64_t row, sptr<const uint8_t> key,
-                                          sptr<const float> q, int n_heads, float (&scores)[HEADS_MOST]) {
-    const int groups = a.head_dim / 32;
-    for (int g = 0; g < groups; g++) {
-        const float scale = h_to_float(a.k.scales[row * groups + g]);
+__device__ __forceinline__ void dot_heads(cache_q8, gptr<const uint16_t> scales, sptr<const uint8_t> key,
+                                          sptr<const float> q, int head_dim, int n_heads, float (&scores)[HEADS_MOST]) {
+    for (int g = 0; g < head_dim / 32; g++) {
+        const float scale = h_to_float(scales[g]);
         float sums[HEADS_MOST] = {};
         for (int d = g * 32; d < g * 32 + 32; d += 16) {
             const uint4 k = as<const uint4>(key + d)[0];
             float x[4], y[4], z[4], w[4];
             floats_of(k.x, x), floats_of(k.y, y), floats_of(k.z, z), floats_of(k.w, w);
-            add_dots({x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]}, q + d, a.head_dim, n_heads, sums);
-            add_dots({z[0], z[1], z[2], z[3], w[0], w[1], w[2], w[3]}, q + (d + 8), a.head_dim, n_heads, sums);
+            add_dots({x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]}, q + d, head_dim, n_heads, sums);
+            add_dots({z[0], z[1], z[2], z[3], w[0], w[1], w[2], w[3]}, q + (d + 8), head_dim, n_heads, sums);
         }
         UNROLL
         for (int h = 0; h < HEADS_MOST; h++) scores[h] = fmaf(scale, sums[h], scores[h]);
@@ -92,14 +89,14 @@ __device__ __forceinline__ void dot_heads(const attention_args<cache_q8> &a, int
 }
 
 /* Dims 2 pair and 2 pair + 1 of row `row`. */
-__device__ __forceinline__ float2 value_pair(const attention_args<cache_f16> &a, int64_t row, int pair) {
-    const uint32_t two = as<const uint32_t>(a.v.data + row * a.head_dim * 2)[pair];
+__device__ __forceinline__ float2 value_pair(cache_f16, const head_rows &v, int row, int head_dim, int pair) {
+    const uint32_t two = as<const uint32_t>(v.data + row * head_dim * 2)[pair];
     return {h2_low(two), h2_high(two)};
 }
-__device__ __forceinline__ float2 value_pair(const attention_args<cache_q8> &a, int64_t row, int pair) {
-    const float scale = h_to_float(a.v.scales[row * (a.head_dim / 32) + pair / 16]);
+__device__ __forceinline__ float2 value_pair(cache_q8, const head_rows &v, int row, int head_dim, int pair) {
+    const float scale = h_to_float(v.scales[row * (head_dim / 32) + pair / 16]);
     float x[4];
-    floats_of(as<const uint16_t>(a.v.data + row * a.head_dim)[pair], x);
+    floats_of(as<const uint16_t>(v.data + row * head_dim)[pair], x);
     return {scale * x[0], scale * x[1]};
 }
 
@@ -121,14 +118,14 @@ __device__ __forceinline__ float block_sum(float x, sptr<float> part) {
 /* out[h][d] = sum over keys of p[h][key] * v[key][d], v from row `first` on. Threads take pairs of dims and every
  * slices-th key. */
 template <class C>
-__device__ __forceinline__ void add_values(const attention_args<C> &a, int64_t first, sptr<const float> p, int n_keys,
-                                           int n_heads, sptr<float> sums) {
-    const int pairs = a.head_dim / 2, slices = KEYS / pairs;
+__device__ __forceinline__ void add_values(const head_rows &values, int first, int head_dim, sptr<const float> p,
+                                           int n_keys, int n_heads, sptr<float> sums) {
+    const int pairs = head_dim / 2, slices = KEYS / pairs;
     const int pair = threadIdx.x % pairs, slice = threadIdx.x / pairs;
     float acc[HEADS_MOST][2] = {};
     if (slice < slices) {
         for (int key = slice; key < n_keys; key += slices) {
-            const float2 v = value_pair(a, first + key, pair);
+            const float2 v = value_pair(C(), values, first + key, head_dim, pair);
             UNROLL
             for (int h = 0; h < HEADS_MOST; h++) {
                 if (h >= n_heads) break;
@@ -138,8 +135,8 @@ __device__ __forceinline__ void add_values(const attention_args<C> &a, int64_t f
             }
         }
         for (int h = 0; h < n_heads; h++) {
-            sums[(slice * HEADS_MOST + h) * a.head_dim + 2 * pair] = acc[h][0];
-            sums[(slice * HEADS_MOST + h) * a.head_dim + 2 * pair + 1] = acc[h][1];
+            sums[(slice * HEADS_MOST + h) * head_dim + 2 * pair] = acc[h][0];
+            sums[(slice * HEADS_MOST + h) * head_dim + 2 * pair + 1] = acc[h][1];
         }
     }
     __syncthreads();
@@ -147,30 +144,35 @@ __device__ __forceinline__ void add_values(const attention_args<C> &a, int64_t f
 
 /* grid (parts, n_head_kv, tokens), 128 threads. Dynamic shared memory: keys, later the slices of values (cuda_attention
  * has the size). */
-template <class C> __global__ void __launch_bounds__(KEYS) attend_part(attention_args<C> a) {
+template <class C> __global__ void __launch_bounds__(KEYS) attend_part(attention_args a) {
     DYNAMIC_SHARED(uint8_t, keys);
     SHARED(float, q, HEADS_MOST * 256);
     SHARED(float, p, HEADS_MOST *KEYS);
     SHARED(float, warps, KEYS / 32);
     const int part = blockIdx.x, head_kv = blockIdx.y, token = blockIdx.z, i = threadIdx.x;
+    const gptr<uint8_t> page = global_pointer<uint8_t>(a.pages[part]); /* does not wait for pos */
     const int64_t last = a.pos[0] + token;
     const int64_t oldest = a.window > 0 && last + 1 > a.window ? last + 1 - a.window : 0;
     const int64_t begin = max(oldest, static_cast<int64_t>(part) * KEYS);
     const int64_t end = min(last + 1, static_cast<int64_t>(part + 1) * KEYS);
-    const int n_keys = end > begin ? static_cast<int>(end - begin) : 0, first = static_cast<int>(begin);
-    const int group = a.n_head / a.n_head_kv, stride = key_stride(a.head_dim * C::bytes);
-    const int64_t first_row = static_cast<int64_t>(head_kv) * a.n_ctx + first;
+    const int n_keys = end > begin ? static_cast<int>(end - begin) : 0;
+    const int first = static_cast<int>(begin) % KEYS; /* row of the page */
+    const int group = a.n_head / a.n_head_kv, row_bytes = a.head_dim * C::bytes, groups = a.head_dim / 32;
+    const head_rows k = rows_of_head<C>(page + a.k_at, head_kv, a.n_head_kv, a.head_dim);
+    const head_rows v = rows_of_head<C>(page + a.v_at, head_kv, a.n_head_kv, a.head_dim);
 
     for (int h0 = 0; h0 < group; h0 += HEADS_MOST) {
         const int n_heads = min(HEADS_MOST, group - h0), head = head_kv * group + h0;
-        fetch_keys(a, head_kv, first, n_keys, keys);
+        fetch_keys(k.data + first * row_bytes, row_bytes, n_keys, keys);
         for (int d = i; d < n_heads * a.head_dim; d += KEYS)
             q[d] = a.q[token * a.ldq + head * a.head_dim + d] * a.scale;
         cp_async_wait<0>();
         __syncthreads();
 
         float scores[HEADS_MOST] = {};
-        if (i < n_keys) dot_heads(a, first_row + i, keys + i * stride, q, n_heads, scores);
+        if (i < n_keys)
+            dot_heads(C(), k.scales + (first + i) * groups, keys + i * key_stride(row_bytes), q, a.head_dim, n_heads,
+                      scores);
         for (int h = 0; h < n_heads; h++) {
             const float most = block_max(i < n_keys ? scores[h] : -INFINITY, warps);
             const float weight = i < n_keys ? expf(scores[h] - most) : 0.0f;
@@ -185,7 +187,7 @@ template <class C> __global__ void __launch_bounds__(KEYS) attend_part(attention
         __syncthreads(); /* p is there, and nobody reads keys any more */
 
         sptr<float> sums = as<float>(keys);
-        add_values(a, first_row, p, n_keys, n_heads, sums);
+        add_values<C>(v, first, a.head_dim, p, n_keys, n_heads, sums);
         const int slices = KEYS / (a.head_dim / 2);
         for (int d = i; d < n_heads * a.head_dim; d += KEYS) {
             const int h = d / a.head_dim, dim = d % a.head_dim;
@@ -198,7 +200,7 @@ template <class C> __global__ void __launch_bounds__(KEYS) attend_part(attention
 }
 
 /* grid (n_head, tokens): parts that hold no key of this token have maximum -infinity. NaN scores stay NaN. */
-template <class C> __global__ void __launch_bounds__(128) attend_merge(attention_args<C> a) {
+__global__ void __launch_bounds__(128) attend_merge(attention_args a) {
     const int head = blockIdx.x, token = blockIdx.y;
     float most = -INFINITY, sum = 0;
     for (int part = 0; part < a.n_parts; part++) {
@@ -232,25 +234,25 @@ size_t shared_bytes(int head_dim, int element_bytes) {
 template <class C>
 void launch_attention(stream_t stream, const cuda_attn *attn, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                       float *out, void *scratch) {
-    attention_args<C> a = {device_pointer(q),
-                           cache_of<C>(kv->k, kv),
-                           cache_of<C>(kv->v, kv),
-                           device_pointer(attn->pos),
-                           device_pointer(out),
-                           device_pointer(static_cast<float *>(scratch)),
-                           ldq,
-                           kv->n_ctx,
-                           attn->window,
-                           attn->n_head,
-                           kv->n_head_kv,
-                           kv->head_dim,
-                           parts_of(attn),
-                           attn->scale};
+    attention_args a = {device_pointer(q),
+                        device_pointer(kv->pages),
+                        static_cast<int64_t>(kv->k),
+                        static_cast<int64_t>(kv->v),
+                        device_pointer(attn->pos),
+                        device_pointer(out),
+                        device_pointer(static_cast<float *>(scratch)),
+                        ldq,
+                        attn->window,
+                        attn->n_head,
+                        kv->n_head_kv,
+                        kv->head_dim,
+                        parts_of(attn),
+                        attn->scale};
     const unsigned tokens = static_cast<unsigned>(n_tok), parts = static_cast<unsigned>(a.n_parts);
     const size_t shared = shared_bytes(kv->head_dim, C::bytes);
     ALLOW_SHARED(attend_part<C>, static_cast<int>(shared));
     LAUNCH(attend_part<C>, dim3(parts, static_cast<unsigned>(kv->n_head_kv), tokens), KEYS, shared, stream, a);
-    LAUNCH(attend_merge<C>, dim3(static_cast<unsigned>(attn->n_head), tokens), 128, 0, stream, a);
+    LAUNCH(attend_merge, dim3(static_cast<unsigned>(attn->n_head), tokens), 128, 0, stream, a);
 }
 
 } // namespace

@@ -128,6 +128,14 @@ llmq_status gpu_stream_download(gpu_stream *s, void *to, const void *from, size_
     return judge(cudaStreamSynchronize(native(s)), "kernel", err);
 }
 
+llmq_status gpu_stream_copy(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err) {
+    return judge(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(s)), "copy", err);
+}
+
+llmq_status gpu_stream_wait(gpu_stream *s, llmq_err *err) {
+    return judge(cudaStreamSynchronize(native(s)), "kernel", err);
+}
+
 /* ---- recordings: graphs */
 
 llmq_status gpu_record_begin(gpu_stream *s, llmq_err *err) {

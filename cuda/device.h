@@ -34,7 +34,7 @@ llmq_status gpu_memory(size_t *available, llmq_err *err);
 /* GPU_ALIGN-byte aligned memory; `what` names it in errors. gpu_free(NULL) is allowed. */
 llmq_status gpu_no_memory(const char *what, size_t bytes, llmq_err *err); /* the error */
 llmq_status gpu_alloc(const char *what, size_t bytes, void **out, llmq_err *err);
-void gpu_free(void *p);
+void gpu_free(void *p); /* waits for all that was queued anywhere */
 /* Host to device and back, beside all streams; both return when the copy is over. */
 llmq_status gpu_upload(void *to, const void *from, size_t bytes, llmq_err *err);
 llmq_status gpu_download(void *to, const void *from, size_t bytes, llmq_err *err);
@@ -53,6 +53,10 @@ void gpu_stream_destroy(gpu_stream *s); /* waits; NULL allowed, as in all that f
 /* Copies in the stream's order. The host's memory may be reused when it returns; what was downloaded is there. */
 llmq_status gpu_stream_upload(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err);
 llmq_status gpu_stream_download(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err);
+/* On the device. */
+llmq_status gpu_stream_copy(gpu_stream *s, void *to, const void *from, size_t bytes, llmq_err *err);
+/* Until all that was queued on it is over. */
+llmq_status gpu_stream_wait(gpu_stream *s, llmq_err *err);
 
 /* ---- recordings: launches that are sent to the device together, again and again, with the same arguments */
 

@@ -4,83 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "core/mem.h"
+#include "cuda/cache.h"
 #include "cuda/cuda.h"
 #include "cuda/work.h"
-
-/* A step of up to 8 tokens is hundreds of launches, each of which costs the host more than some of them take. So a step
- * is recorded when it comes for the second time, and replayed from then on. What changes from step to step is in device
- * memory; but how many keys there are decides the grid of attention: a recording is for so many parts of keys, rounded
- * up to a power of two, of which the last ones find nothing to do. */
-enum { RECORDINGS = 24 }; /* powers of two: a context has less than 2^24 parts */
-
-struct llmq_device_cache {
-    const llmq_device_model *m;
-    uint64_t id; /* another for each cache of the process */
-    int64_t n_ctx;
-    cuda_kv *kv;      /* [n_layer] */
-    uint64_t used_by; /* the work whose buffers the recordings know */
-    gpu_recording *recordings[ACT_TOKENS][RECORDINGS];
-};
-
-/* ---- caches */
-
-/* Of K or V of one layer, in memory. */
-static size_t kv_bytes(const cuda_kv *kv) {
-    return size_align(cuda_kv_bytes(kv), GPU_ALIGN);
-}
-
-static void drop_recordings(llmq_device_cache *c) {
-    for (int n = 0; n < ACT_TOKENS; n++)
-        for (int i = 0; i < RECORDINGS; i++) {
-            gpu_recording_destroy(c->recordings[n][i]);
-            c->recordings[n][i] = NULL;
-        }
-}
-
-static void cache_destroy(llmq_device_cache *c) {
-    if (!c) return;
-    gpu_use(c->m->device);
-    drop_recordings(c);
-    for (int64_t l = 0; c->kv && l < c->m->d.n_layer; l++) {
-        gpu_free(c->kv[l].k);
-        gpu_free(c->kv[l].v);
-    }
-    mem_free(c->kv);
-    mem_free(c);
-}
-
-static llmq_status cache_alloc(llmq_device_cache *c, const cuda_kv *shape, llmq_err *err) {
-    const llmq_device_desc *d = &c->m->d;
-    c->kv = mem_zalloc((size_t)d->n_layer, sizeof *c->kv);
-    if (!c->kv) return mem_error(err, (size_t)d->n_layer * sizeof *c->kv, "the KV cache");
-    for (int64_t l = 0; l < d->n_layer; l++) {
-        c->kv[l] = *shape;
-        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].k, err));
-        LLMQ_TRY(gpu_alloc("the KV cache", cuda_kv_bytes(shape), &c->kv[l].v, err));
-    }
-    return LLMQ_OK;
-}
-
-static llmq_status cache_create(const llmq_device_model *m, int64_t n_ctx, int kv_type, llmq_device_cache **out,
-                                size_t *bytes, llmq_err *err) {
-    static _Atomic uint64_t caches;
-    *out = NULL;
-    if (kv_type != 0 && kv_type != 1)
-        return llmq_fail(err, LLMQ_E_UNSUPPORTED, "--kv-type f32: on a GPU the cache is f16 or q8_0");
-    gpu_use(m->device);
-    llmq_device_cache *c = mem_zalloc(1, sizeof *c);
-    if (!c) return mem_error(err, sizeof *c, "the KV cache");
-    *c = (llmq_device_cache){.m = m, .id = ++caches, .n_ctx = n_ctx};
-    const cuda_kv shape = gpu_kv_of(&m->d, n_ctx, kv_type == 1);
-    *bytes = 2 * kv_bytes(&shape) * (size_t)m->d.n_layer;
-    llmq_status status = cache_alloc(c, &shape, err);
-    if (status == LLMQ_OK)
-        *out = c;
-    else
-        cache_destroy(c);
-    return status;
-}
 
 /* ---- what fits */
 
@@ -91,10 +17,9 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
     LLMQ_TRY(gpu_model_check(d, err));
     LLMQ_TRY(gpu_memory(&available, err));
     available -= available / 16;
-    const cuda_kv kv = gpu_kv_of(d, n_ctx, false);
-    size_t used = gpu_work_bytes(d, n_ctx, n_batch) + gpu_matrix_bytes(d->head);
+    size_t used = gpu_work_bytes(d, n_ctx, n_batch) + gpu_cache_table_bytes(n_ctx) + gpu_matrix_bytes(d->head);
     for (int64_t l = d->n_layer - 1; l >= 0; l--) {
-        used += gpu_layer_bytes(d, &d->layers[l]) + 2 * kv_bytes(&kv);
+        used += gpu_layer_bytes(d, &d->layers[l]) + gpu_cache_layer_bytes(d, n_ctx, false);
         if (l == 0 && d->embd != d->head) used += gpu_matrix_bytes(d->embd);
         if (used > available) break;
         *n_layers = d->n_layer - l;
@@ -106,7 +31,7 @@ static llmq_status fit(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch
 
 /* Neighbouring tokens of one sequence. */
 typedef struct span {
-    const llmq_device_cache *cache;
+    llmq_device_cache *cache;
     int first, n_tok; /* of the step's */
     int64_t n_keys;   /* in the cache when the step is done, or more: attention's grid */
 } span;
@@ -133,17 +58,17 @@ static llmq_status multiply(llmq_device_work *w, const cuda_matrix *by, cuda_inp
 static void attend(llmq_device_work *w, int64_t l, const step *s, const span *of) {
     const llmq_device_desc *d = &w->m->d;
     const int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
-    const cuda_kv *kv = &of->cache->kv[l];
+    const cuda_kv kv = gpu_cache_layer(of->cache, l);
     const int32_t *pos = s->pos + of->first;
     float *q = w->q + of->first * q_dim, *out = w->attn + of->first * q_dim;
     const cuda_rope rope = {(int)d->n_head, (int)d->n_rot, d->rope_neox, w->rope, pos};
     cuda_rope_store(w->stream, &rope, q, q_dim, w->k + of->first * kv_dim, kv_dim, w->v + of->first * kv_dim, kv_dim,
-                    of->n_tok, kv);
+                    of->n_tok, &kv);
     const cuda_attn attn = {(int)d->n_head, 1.0f / sqrtf((float)d->head_dim), d->window, of->n_keys, pos};
     if (of->n_tok > ACT_TOKENS)
-        cuda_prompt_attention(w->stream, &attn, q, q_dim, kv, of->n_tok, out);
+        cuda_prompt_attention(w->stream, &attn, q, q_dim, &kv, of->n_tok, out);
     else
-        cuda_attention(w->stream, &attn, q, q_dim, kv, of->n_tok, out, w->attn_scratch);
+        cuda_attention(w->stream, &attn, q, q_dim, &kv, of->n_tok, out, w->attn_scratch);
 }
 
 /* x += o(attention(rope(qkv(norm(x))))) */
@@ -189,6 +114,11 @@ static llmq_status launch_step(llmq_device_work *w, const step *s, llmq_err *err
 
 /* ---- steps recorded and replayed */
 
+/* A step of up to 8 tokens is hundreds of launches, each of which costs the host more than some of them take. So a step
+ * is recorded when it comes for the second time, and replayed from then on. What changes from step to step is in device
+ * memory; but how many keys there are decides the grid of attention: a recording is for so many parts of keys, rounded
+ * up to a power of two, of which the last ones find nothing to do. */
+
 static llmq_status record_step(llmq_device_work *w, const step *s, gpu_recording **out, llmq_err *err) {
     LLMQ_TRY(gpu_record_begin(w->stream, err));
     const llmq_status launched = launch_step(w, s, err);
@@ -209,20 +139,22 @@ static llmq_status replay_step(llmq_device_work *w, const step *s, gpu_recording
     return *recording ? gpu_replay(*recording, w->stream, err) : launch_step(w, s, err);
 }
 
-/* The number of keys goes up to a power of two of parts, of which there is scratch memory for all. */
+/* The number of keys goes up to a power of two of parts; what the context has of them has words in the cache's table,
+ * and scratch memory. */
 static int round_keys(const llmq_device_work *w, span *of) {
     int bucket = 0;
     while ((int64_t)CUDA_ATTENTION_KEYS << bucket < of->n_keys) bucket++;
-    LLMQ_ASSERT(bucket < RECORDINGS);
+    LLMQ_ASSERT(bucket < GPU_RECORDINGS);
     of->n_keys = (int64_t)CUDA_ATTENTION_KEYS << bucket;
     if (of->n_keys > w->n_ctx) of->n_keys = w->n_ctx;
+    if (of->n_keys > of->cache->n_ctx) of->n_keys = of->cache->n_ctx;
     return bucket;
 }
 
 /* A run of one step of one sequence, which begins at x and inputs[0]. */
 static llmq_status run_recorded(llmq_device_work *w, llmq_device_cache *c, step *s, llmq_err *err) {
     const int bucket = round_keys(w, &s->spans[0]);
-    if (c->used_by != w->id) drop_recordings(c);
+    if (c->used_by != w->id) gpu_cache_drop_recordings(c);
     c->used_by = w->id;
     gpu_recording **recording = &c->recordings[s->n_tok - 1][bucket];
     if (*recording || w->ran[s->n_tok - 1]) return replay_step(w, s, recording, err);
@@ -276,10 +208,11 @@ static void want_blas(llmq_device_work *w, int n_tok) {
 
 static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int32_t *tokens, const float *hidden,
                             int64_t n_tok, int64_t pos, llmq_err *err) {
-    LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx && pos + n_tok <= c->n_ctx);
+    LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx);
     LLMQ_ASSERT(w->m->embd.packed || hidden);
     gpu_use(w->m->device);
     for (int64_t i = 0; i < n_tok; i++) w->host[i] = (int32_t)(pos + i), w->host[w->n_batch + i] = tokens[i];
+    LLMQ_TRY(gpu_cache_reserve(c, w->stream, pos, n_tok, err));
     LLMQ_TRY(send_inputs(w, hidden, n_tok, err));
     for (int64_t at = 0; at < n_tok; at += w->n_pass) {
         const int n = (int)(n_tok - at < w->n_pass ? n_tok - at : w->n_pass);
@@ -291,14 +224,26 @@ static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int
     return gpu_launched(err);
 }
 
+/* Rows i.. of one sequence that follow each other. */
+static int64_t neighbours(const llmq_device_row *rows, int64_t i, int64_t n) {
+    int64_t end = i + 1;
+    while (end < n && rows[end].cache == rows[i].cache && rows[end].pos == rows[end - 1].pos + 1) end++;
+    return end - i;
+}
+
+static llmq_status reserve_rows(llmq_device_work *w, const llmq_device_row *rows, int64_t n_rows, llmq_err *err) {
+    for (int64_t i = 0, n; i < n_rows; i += n) {
+        n = neighbours(rows, i, n_rows);
+        LLMQ_TRY(gpu_cache_reserve(rows[i].cache, w->stream, rows[i].pos, n, err));
+    }
+    return LLMQ_OK;
+}
+
 /* The sequences of up to 8 rows. */
 static void find_spans(const llmq_device_row *rows, int n, step *s) {
-    for (int i = 0; i < n; i++) {
-        LLMQ_ASSERT(rows[i].pos < rows[i].cache->n_ctx);
-        if (i == 0 || rows[i].cache != rows[i - 1].cache || rows[i].pos != rows[i - 1].pos + 1)
-            s->spans[s->n_spans++] = (span){rows[i].cache, i, 0, 0};
-        s->spans[s->n_spans - 1].n_tok++;
-        s->spans[s->n_spans - 1].n_keys = rows[i].pos + 1;
+    for (int64_t i = 0, n_tok; i < n; i += n_tok) {
+        n_tok = neighbours(rows, i, n);
+        s->spans[s->n_spans++] = (span){rows[i].cache, (int)i, (int)n_tok, rows[i + n_tok - 1].pos + 1};
     }
 }
 
@@ -311,6 +256,7 @@ static llmq_status work_run_rows(llmq_device_work *w, const llmq_device_row *row
         LLMQ_ASSERT(rows[i].pos < w->n_ctx);
         w->host[i] = (int32_t)rows[i].pos, w->host[w->n_batch + i] = rows[i].token;
     }
+    LLMQ_TRY(reserve_rows(w, rows, n_rows, err));
     LLMQ_TRY(send_inputs(w, hidden, n_rows, err));
     for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
         const int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
@@ -365,8 +311,9 @@ const llmq_device_ops cuda_device_ops = {
     .fit = fit,
     .model_create = gpu_model_create,
     .model_destroy = gpu_model_destroy,
-    .cache_create = cache_create,
-    .cache_destroy = cache_destroy,
+    .cache_create = gpu_cache_create,
+    .cache_destroy = gpu_cache_destroy,
+    .cache_share = gpu_cache_share,
     .work_create = gpu_work_create,
     .work_destroy = gpu_work_destroy,
     .run = work_run,

@@ -63,18 +63,23 @@ void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float
 #define CUDA_ARGMAX_BYTES 520
 void cuda_argmax(gpu_stream *stream, const float *x, int64_t n, void *scratch);
 
-/* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. With q8 codes of one byte,
- * head_dim a multiple of 32, and behind all of them (n_head_kv, n_ctx, head_dim / 32) f16 scales: the CPU's q8_0. */
+/* One layer of a sequence's cache. Positions lie in pages, 128 in each; a page has the keys and values of all layers,
+ * those of this one k and v bytes behind its beginning: (n_head_kv, 128, head_dim) f16, head_dim a multiple of 8 up to
+ * 256. With q8 codes of one byte, head_dim a multiple of 32, and behind all of them (n_head_kv, 128, head_dim / 32) f16
+ * scales: the CPU's q8_0. Kernels look up where a page is (device memory: a captured graph stays valid when there are
+ * more pages). */
+#define CUDA_PAGE_KEYS 128
 typedef struct cuda_kv {
-    void *k, *v; /* cuda_kv_bytes each */
-    int64_t n_ctx;
+    const uint64_t *pages; /* the address of the page of positions 128 i, 128 i + 1, ..; 0: none yet */
+    size_t k, v;           /* multiples of 256 */
     int n_head_kv, head_dim;
     bool q8;
 } cuda_kv;
+/* Of a page's keys, or values, of a layer: a multiple of 256. */
 size_t cuda_kv_bytes(const cuda_kv *kv);
 
-/* Rotates q (n_tok, ldq) in place; rotates k, and writes k and v to the cache at *pos.. (device memory: a captured
- * graph stays valid). cos_sin (n_ctx, n_rot / 2, 2) by position. */
+/* Rotates q (n_tok, ldq) in place; rotates k, and writes k and v to the cache at *pos.. (device memory, too).
+ * cos_sin (n_ctx, n_rot / 2, 2) by position. */
 typedef struct cuda_rope {
     int n_head, n_rot;
     bool neox;
@@ -85,14 +90,15 @@ void cuda_rope_store(gpu_stream *stream, const cuda_rope *r, float *q, int64_t l
                      const float *v, int64_t ldv, int n_tok, const cuda_kv *kv);
 
 /* Attention of n_tok queries at *pos.. over the cache: keys are split, each part gives its maximum, sum and output, a
- * second kernel puts them together. n_keys: at least *pos + n_tok, known to the host; window 0: none. */
+ * second kernel puts them together. n_keys: at least *pos + n_tok, known to the host, with a word in pages for each
+ * 128 of them; window 0: none. */
 typedef struct cuda_attn {
     int n_head;
     float scale;
     int64_t window, n_keys;
     const int32_t *pos;
 } cuda_attn;
-#define CUDA_ATTENTION_KEYS 128 /* of a part */
+#define CUDA_ATTENTION_KEYS CUDA_PAGE_KEYS /* of a part */
 size_t cuda_attention_scratch_bytes(const cuda_attn *a, const cuda_kv *kv, int n_tok);
 void cuda_attention(gpu_stream *stream, const cuda_attn *a, const float *q, int64_t ldq, const cuda_kv *kv, int n_tok,
                     float *out, void *scratch);

@@ -136,6 +136,8 @@ void gpu_model_destroy(llmq_device_model *m) {
     drop_matrix(&m->head);
     if (!m->tied) drop_matrix(&m->embd);
     gpu_free(m->output_norm);
+    for (int i = 0; m->pools && i < 2; i++) gpu_pool_clear(&m->pools[i]);
+    mem_free(m->pools);
     mem_free(m->layers);
     mem_free(m);
 }
@@ -164,10 +166,21 @@ static llmq_status upload_weights(const loader *from, llmq_device_model *m, llmq
     return gpu_staging_finish(from->staging, err);
 }
 
+cuda_kv gpu_kv_of(const llmq_device_desc *d, bool q8) {
+    return (cuda_kv){.n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim, .q8 = q8};
+}
+
+static size_t page_bytes(const llmq_device_desc *d, bool q8) {
+    const cuda_kv kv = gpu_kv_of(d, q8);
+    return 2 * cuda_kv_bytes(&kv) * (size_t)d->n_layer;
+}
+
 static llmq_status upload_model(const llmq_device_desc *d, llmq_device_model *m, llmq_err *err) {
     loader from = {.d = d};
     m->layers = mem_zalloc((size_t)d->n_layer, sizeof *m->layers);
-    if (!m->layers) return mem_error(err, (size_t)d->n_layer * sizeof *m->layers, "the layers");
+    m->pools = mem_zalloc(2, sizeof *m->pools);
+    for (int i = 0; m->pools && i < 2; i++) gpu_pool_init(&m->pools[i], page_bytes(d, i == 1));
+    if (!m->layers || !m->pools) return mem_error(err, (size_t)d->n_layer * sizeof *m->layers, "the layers");
     llmq_status status = team_create(d->n_threads, &from.team, err);
     if (status == LLMQ_OK) status = gpu_staging_create(STAGING_BYTES, &from.staging, err);
     if (status == LLMQ_OK) status = upload_weights(&from, m, err);

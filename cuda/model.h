@@ -4,6 +4,7 @@
 
 #include "core/device.h"
 #include "cuda/device.h"
+#include "cuda/pool.h"
 
 typedef struct gpu_layer {
     float *attn_norm, *ffn_norm, *q_norm, *k_norm;
@@ -17,6 +18,7 @@ struct llmq_device_model {
     cuda_matrix embd, head; /* embd without memory: runs begin with hidden states */
     bool tied;              /* embd and head are the same memory */
     float *output_norm;
+    gpu_pool *pools; /* [2]: pages of caches of f16, of 8 bits */
 };
 
 /* A new buffer with these contents, which no kernel writes. *out (the address of a pointer) is somebody's to free even
@@ -27,6 +29,8 @@ llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out,
 void gpu_model_destroy(llmq_device_model *m);
 /* What the kernels cannot do: LLMQ_E_UNSUPPORTED. */
 llmq_status gpu_model_check(const llmq_device_desc *d, llmq_err *err);
+/* The first layer of a cache, without its table. */
+cuda_kv gpu_kv_of(const llmq_device_desc *d, bool q8);
 /* Device memory of a matrix, and of all matrices, norms and biases of a layer (about). */
 size_t gpu_matrix_bytes(const llmq_tensor *t);
 size_t gpu_layer_bytes(const llmq_device_desc *d, const llmq_device_layer *l);

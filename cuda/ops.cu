@@ -1,4 +1,5 @@
 /* The small ops of a forward pass, f32. */
+#include "cuda/cache.cuh"
 #include "cuda/dequant.cuh"
 
 namespace {
@@ -83,8 +84,9 @@ struct rope_args {
     gptr<float> q;
     gptr<const float> k, v, cos_sin;
     gptr<const int32_t> pos;
-    gptr<uint8_t> k_cache, v_cache;
-    int64_t ldq, ldk, ldv, n_ctx;
+    gptr<const uint64_t> pages;
+    int64_t k_at, v_at; /* of this layer in a page */
+    int64_t ldq, ldk, ldv;
     int n_head, n_head_kv, head_dim, n_rot;
     bool neox;
 };
@@ -115,13 +117,18 @@ __device__ __forceinline__ void store_q8(sptr<const float> x, int head_dim, gptr
 }
 
 /* grid (n_head + 2 n_head_kv, tokens): q heads in place, then k heads to the cache, then v heads. */
-template <bool Q8> __global__ void __launch_bounds__(128) rope_store(rope_args r) {
+template <class C> __global__ void __launch_bounds__(128) rope_store(rope_args r) {
+    constexpr bool Q8 = C::bytes == 1;
     SHARED(float, row, Q8 ? 256 : 1);
     const int head = blockIdx.x, t = blockIdx.y, at = r.pos[0] + t, dim = r.head_dim;
     const bool is_q = head < r.n_head, is_k = !is_q && head < r.n_head + r.n_head_kv;
     const int head_kv = head - r.n_head - (is_k ? 0 : r.n_head_kv);
-    const gptr<uint8_t> cache = is_k ? r.k_cache : r.v_cache;
-    const int64_t cache_row = head_kv * r.n_ctx + at;
+    head_rows cache = {};
+    if (!is_q) {
+        const gptr<uint8_t> page = global_pointer<uint8_t>(r.pages[page_of(at)]);
+        cache = rows_of_head<C>(page + (is_k ? r.k_at : r.v_at), head_kv, r.n_head_kv, dim);
+    }
+    const int cache_row = at % PAGE_KEYS;
     for (int i = threadIdx.x; i < dim / 2; i += 128) {
         int first, second;
         float a, b;
@@ -147,7 +154,7 @@ template <bool Q8> __global__ void __launch_bounds__(128) rope_store(rope_args r
             row[first] = a;
             row[second] = b;
         } else {
-            gptr<uint16_t> out = as<uint16_t>(cache) + cache_row * dim;
+            gptr<uint16_t> out = as<uint16_t>(cache.data) + cache_row * dim;
             const uint32_t halves = h2_from_floats(a, b);
             out[first] = static_cast<uint16_t>(halves);
             out[second] = static_cast<uint16_t>(halves >> 16);
@@ -155,8 +162,7 @@ template <bool Q8> __global__ void __launch_bounds__(128) rope_store(rope_args r
     }
     if (!Q8 || is_q) return; /* the whole block */
     __syncthreads();
-    const gptr<uint16_t> scales = as<uint16_t>(cache + r.n_head_kv * r.n_ctx * dim);
-    store_q8(row, dim, cache + cache_row * dim, scales + cache_row * (dim / 32));
+    store_q8(row, dim, cache.data + cache_row * dim, cache.scales + cache_row * (dim / 32));
 }
 
 unsigned blocks_of(int64_t n) {
@@ -209,12 +215,12 @@ void cuda_rope_store(gpu_stream *stream, const cuda_rope *rope, float *q, int64_
                    device_pointer(v),
                    device_pointer(rope->cos_sin),
                    device_pointer(rope->pos),
-                   device_pointer(static_cast<uint8_t *>(kv->k)),
-                   device_pointer(static_cast<uint8_t *>(kv->v)),
+                   device_pointer(kv->pages),
+                   static_cast<int64_t>(kv->k),
+                   static_cast<int64_t>(kv->v),
                    ldq,
                    ldk,
                    ldv,
-                   kv->n_ctx,
                    rope->n_head,
                    kv->n_head_kv,
                    kv->head_dim,
@@ -223,12 +229,12 @@ void cuda_rope_store(gpu_stream *stream, const cuda_rope *rope, float *q, int64_
     const unsigned heads = static_cast<unsigned>(rope->n_head + 2 * kv->n_head_kv);
     const dim3 grid(heads, static_cast<unsigned>(n_tok));
     if (kv->q8)
-        LAUNCH(rope_store<true>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
+        LAUNCH(rope_store<cache_q8>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
     else
-        LAUNCH(rope_store<false>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
+        LAUNCH(rope_store<cache_f16>, grid, 128, 0, reinterpret_cast<stream_t>(stream), r);
 }
 
 size_t cuda_kv_bytes(const cuda_kv *kv) {
-    const size_t n = static_cast<size_t>(kv->n_ctx * kv->n_head_kv * kv->head_dim);
+    const size_t n = static_cast<size_t>(PAGE_KEYS * kv->n_head_kv * kv->head_dim);
     return kv->q8 ? n + n / 32 * 2 : n * 2;
 }

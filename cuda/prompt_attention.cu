@@ -12,12 +12,13 @@ namespace {
 
 constexpr int WARPS = 4, THREADS = WARPS * 32, QUERIES = WARPS * 16;
 
-template <class C> struct prompt_args {
+struct prompt_args {
     gptr<const float> q;
-    C k, v;
+    gptr<const uint64_t> pages;
+    int64_t k_at, v_at; /* of this layer in a page */
     gptr<const int32_t> pos;
     gptr<float> out;
-    int64_t ldq, n_ctx;
+    int64_t ldq;
     int n_tok, n_head, n_head_kv, head_dim, window;
     int group; /* heads that share a cache head */
     uint64_t group_inverse;
@@ -25,7 +26,7 @@ template <class C> struct prompt_args {
 };
 
 /* n / a.group, exact for n < 2^24: a product instead of a division. */
-template <class C> __device__ __forceinline__ int token_of(const prompt_args<C> &a, int n) {
+__device__ __forceinline__ int token_of(const prompt_args &a, int n) {
     return static_cast<int>(static_cast<uint64_t>(n) * a.group_inverse >> 40);
 }
 
@@ -44,6 +45,7 @@ template <class C, int DIM> struct shape {
     static constexpr int blocks = DIM > 64 || coded ? 2 : 3; /* that a multiprocessor has to have registers for */
     static constexpr int pieces = keys * DIM / 16 / THREADS; /* of 16 codes, of a thread */
     static_assert(total <= 101376 && keys * DIM / 16 % THREADS == 0, "for every target");
+    static_assert(PAGE_KEYS % keys == 0, "a tile is in one page");
 };
 
 /* ---- tiles of keys or values */
@@ -111,24 +113,25 @@ __device__ __forceinline__ void decode_rows(sptr<const uint8_t> codes, int head_
     }
 }
 
-/* Keys or values: where they come from, and where a tile of them is. */
+/* Keys or values: where a tile of them is. */
 template <class C, int DIM> struct stream_of {
     using S = shape<C, DIM>;
-    C cache;
     sptr<uint8_t> tile, codes;
     uint16_t scales[S::coded ? S::pieces : 1];
 
-    __device__ __forceinline__ void fetch(const prompt_args<C> &a, int64_t row, int n_keys) {
-        const int row_bytes = a.head_dim * C::bytes;
-        fetch_rows<C, DIM>(cache.data + row * row_bytes, n_keys, row_bytes, S::coded ? codes : tile);
-        if constexpr (S::coded) load_scales<DIM>(cache.scales + row * (a.head_dim / 32), n_keys, a.head_dim, scales);
+    /* page: the address of the one that has position `first`; at: where in a page the layer's keys, or values, are. */
+    __device__ __forceinline__ void fetch(const prompt_args &a, uint64_t page, int64_t at, int first, int n_keys) {
+        const int row_bytes = a.head_dim * C::bytes, row = first % PAGE_KEYS;
+        const head_rows from = rows_of_head<C>(global_pointer<uint8_t>(page) + at, blockIdx.y, a.n_head_kv, a.head_dim);
+        fetch_rows<C, DIM>(from.data + row * row_bytes, n_keys, row_bytes, S::coded ? codes : tile);
+        if constexpr (S::coded) load_scales<DIM>(from.scales + row * (a.head_dim / 32), n_keys, a.head_dim, scales);
     }
     /* Until all threads have the tile, and are done with what was read before. */
     __device__ __forceinline__ void arrive() {
         cp_async_wait<0>();
         __syncthreads();
     }
-    __device__ __forceinline__ void decode(const prompt_args<C> &a) {
+    __device__ __forceinline__ void decode(const prompt_args &a) {
         if constexpr (S::coded) {
             decode_rows<DIM>(codes, a.head_dim, scales, tile);
             __syncthreads();
@@ -146,18 +149,17 @@ template <class C, int DIM> struct stream_of {
  * that share a cache head, of token r / group. */
 
 struct query_rows {
-    int64_t q[2], out[2];     /* where they are; q -1: there is none */
+    int64_t q[2];             /* where they are; -1: there is none */
     int newest[2], oldest[2]; /* the keys that they see */
     int all_from, all_to;     /* that all rows of the warp see, from..to - 1 */
     int any_from, any_to;     /* that any of them sees */
 };
 
-template <class C> __device__ __forceinline__ int oldest_of(const prompt_args<C> &a, int newest) {
+__device__ __forceinline__ int oldest_of(const prompt_args &a, int newest) {
     return a.window > 0 ? max(newest + 1 - a.window, 0) : 0;
 }
 
-template <class C>
-__device__ __forceinline__ query_rows rows_of(const prompt_args<C> &a, int first, int head_kv, int pos, int lane) {
+__device__ __forceinline__ query_rows rows_of(const prompt_args &a, int first, int head_kv, int pos, int lane) {
     query_rows r;
     const int n_rows = a.n_tok * a.group;
     UNROLL
@@ -165,7 +167,6 @@ __device__ __forceinline__ query_rows rows_of(const prompt_args<C> &a, int first
         const int n = first + lane / 4 + i * 8, token = token_of(a, n), head = head_kv * a.group + n - token * a.group;
         const bool there = n < n_rows;
         r.q[i] = there ? token * a.ldq + head * a.head_dim : -1;
-        r.out[i] = (static_cast<int64_t>(token) * a.n_head + head) * a.head_dim;
         r.newest[i] = there ? pos + token : -1;
         r.oldest[i] = oldest_of(a, r.newest[i]);
     }
@@ -178,7 +179,7 @@ __device__ __forceinline__ query_rows rows_of(const prompt_args<C> &a, int first
 }
 
 /* Two dims as f16. */
-template <class C> __device__ __forceinline__ uint32_t query_pair(const prompt_args<C> &a, int64_t row, int dim) {
+__device__ __forceinline__ uint32_t query_pair(const prompt_args &a, int64_t row, int dim) {
     if (row < 0 || dim >= a.head_dim) return 0;
     const float2 x = as<const float2>(a.q + (row + dim))[0];
     return h2_from_floats(x.x, x.y);
@@ -190,7 +191,7 @@ template <class C, int DIM> struct queries_of {
     sptr<uint4> parked;
     uint32_t kept[S::parks_queries ? 1 : S::steps][4];
 
-    __device__ __forceinline__ void load(const prompt_args<C> &a, const query_rows &r, int lane) {
+    __device__ __forceinline__ void load(const prompt_args &a, const query_rows &r, int lane) {
         UNROLL
         for (int k = 0; k < S::steps; k++) {
             uint32_t x[4];
@@ -301,16 +302,19 @@ __device__ __forceinline__ void add_values(const float (&weights)[shape<C, DIM>:
     }
 }
 
-template <class C, int DIM>
-__device__ __forceinline__ void store(const prompt_args<C> &a, const query_rows &r, softmax_of_rows &s, int lane,
+/* Where results go is found out again: during the loop registers are short. */
+template <int DIM>
+__device__ __forceinline__ void store(const prompt_args &a, int first, int head_kv, softmax_of_rows &s, int lane,
                                       const float (&out)[DIM / 8][4]) {
     UNROLL
     for (int row = 0; row < 2; row++) {
+        const int query = first + lane / 4 + row * 8, token = token_of(a, query);
+        const int head = head_kv * a.group + query - token * a.group;
         float sum = s.sum[row];
         sum += __shfl_xor_sync(WARP_ALL, sum, 1);
         sum += __shfl_xor_sync(WARP_ALL, sum, 2);
-        if (r.q[row] < 0) continue;
-        gptr<float> to = a.out + (r.out[row] + lane % 4 * 2);
+        if (query >= a.n_tok * a.group) continue;
+        gptr<float> to = a.out + ((static_cast<int64_t>(token) * a.n_head + head) * a.head_dim + lane % 4 * 2);
         UNROLL
         for (int n = 0; n < DIM / 8; n++)
             if (n * 8 < a.head_dim)
@@ -320,18 +324,18 @@ __device__ __forceinline__ void store(const prompt_args<C> &a, const query_rows 
 
 /* grid (blocks of 64 queries, n_head_kv). The last queries see most keys: they begin first. */
 template <class C, int DIM>
-__global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_prompt(prompt_args<C> a) {
+__global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_prompt(prompt_args a) {
     using S = shape<C, DIM>;
     DYNAMIC_SHARED(uint8_t, memory);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head_kv = blockIdx.y;
     const int pos = a.pos[0];
     const int first_query = (gridDim.x - 1 - blockIdx.x) * QUERIES;
     const int end = pos + token_of(a, min(first_query + QUERIES, a.n_tok * a.group) - 1) + 1; /* of the block's keys */
-    const int64_t head_row = head_kv * a.n_ctx;
 
     sptr<uint8_t> codes = memory + 2 * S::tile;
-    stream_of<C, DIM> keys = {a.k, memory, codes, {}}, values = {a.v, memory + S::tile, codes + S::codes, {}};
-    const query_rows r = rows_of(a, first_query + warp * 16, head_kv, pos, lane);
+    stream_of<C, DIM> keys = {memory, codes, {}}, values = {memory + S::tile, codes + S::codes, {}};
+    const int first_row = first_query + warp * 16;
+    const query_rows r = rows_of(a, first_row, head_kv, pos, lane);
     queries_of<C, DIM> q;
     q.parked = as<uint4>(codes + 2 * S::codes) + (warp * S::steps * 32 + lane);
     q.load(a, r, lane);
@@ -341,26 +345,28 @@ __global__ void __launch_bounds__(THREADS, (shape<C, DIM>::blocks)) attend_promp
     softmax_of_rows s = {{-INFINITY, -INFINITY}, {0, 0}};
     float out[DIM / 8][4] = {};
     int first = oldest_of(a, pos + token_of(a, first_query)) / S::keys * S::keys;
-    keys.fetch(a, head_row + first, end - first);
+    uint64_t page = a.pages[page_of(first)];
+    keys.fetch(a, page, a.k_at, first, end - first);
     for (; first < end; first += S::keys) {
         const bool seen = first < r.any_to && first + S::keys > r.any_from; /* by the warp */
         float scores[S::keys / 8][4] = {}, shrink[2];
         keys.arrive();
-        values.fetch(a, head_row + first, end - first);
+        values.fetch(a, page, a.v_at, first, end - first);
         keys.decode(a);
         if (seen) score(q, keys.tile, lane, scores);
+        if (first + S::keys < end) page = a.pages[page_of(first + S::keys)]; /* is there when values are */
         values.arrive();
-        if (first + S::keys < end) keys.fetch(a, head_row + first + S::keys, end - first - S::keys);
+        if (first + S::keys < end) keys.fetch(a, page, a.k_at, first + S::keys, end - first - S::keys);
         values.decode(a);
         if (!seen) continue;
         if (first < r.all_from || first + S::keys > r.all_to) hide(r, first, lane, scores);
         weigh(a.scale, s, scores, shrink);
         add_values<C, DIM>(scores, shrink, values.tile, lane, out);
     }
-    store<C, DIM>(a, r, s, lane, out);
+    store<DIM>(a, first_row, head_kv, s, lane, out);
 }
 
-template <class C, int DIM> void launch(stream_t stream, const prompt_args<C> &a) {
+template <class C, int DIM> void launch(stream_t stream, const prompt_args &a) {
     const int queries = a.n_tok * a.group;
     const dim3 grid(static_cast<unsigned>((queries + QUERIES - 1) / QUERIES), static_cast<unsigned>(a.n_head_kv));
     constexpr int shared = shape<C, DIM>::total;
@@ -373,21 +379,21 @@ void launch_any(stream_t stream, const cuda_attn *attn, const float *q, int64_t 
                 float *out) {
     const float log2_e = 1.44269504f;
     const int group = attn->n_head / kv->n_head_kv;
-    const prompt_args<C> a = {device_pointer(q),
-                              cache_of<C>(kv->k, kv),
-                              cache_of<C>(kv->v, kv),
-                              device_pointer(attn->pos),
-                              device_pointer(out),
-                              ldq,
-                              kv->n_ctx,
-                              n_tok,
-                              attn->n_head,
-                              kv->n_head_kv,
-                              kv->head_dim,
-                              attn->window < kv->n_ctx ? static_cast<int>(attn->window) : 0,
-                              group,
-                              ((uint64_t{1} << 40) + static_cast<uint64_t>(group) - 1) / static_cast<uint64_t>(group),
-                              attn->scale * log2_e};
+    const prompt_args a = {device_pointer(q),
+                           device_pointer(kv->pages),
+                           static_cast<int64_t>(kv->k),
+                           static_cast<int64_t>(kv->v),
+                           device_pointer(attn->pos),
+                           device_pointer(out),
+                           ldq,
+                           n_tok,
+                           attn->n_head,
+                           kv->n_head_kv,
+                           kv->head_dim,
+                           attn->window <= INT32_MAX ? static_cast<int>(attn->window) : 0,
+                           group,
+                           ((uint64_t{1} << 40) + static_cast<uint64_t>(group) - 1) / static_cast<uint64_t>(group),
+                           attn->scale * log2_e};
     if (kv->head_dim <= 64) return launch<C, 64>(stream, a);
     if (kv->head_dim <= 96) return launch<C, 96>(stream, a);
     if (kv->head_dim <= 128) return launch<C, 128>(stream, a);

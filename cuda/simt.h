@@ -8,6 +8,7 @@
  *   ALLOW_SHARED(kernel, bytes)   before a launch where static and dynamic shared memory may be more than 48 KB
  *   UNROLL                before a loop
  *   device_pointer(p)     what a launcher makes of an address that it was given
+ *   global_pointer<T>(n)  what a kernel makes of an address of global memory that it has read
  */
 #ifndef LLMQ_CUDA_SIMT_H
 #define LLMQ_CUDA_SIMT_H
@@ -26,6 +27,11 @@ template <class U, class T> __host__ __device__ __forceinline__ U *as(T *p) {
     return reinterpret_cast<U *>(p);
 }
 template <class T> T *device_pointer(T *p) {
+    return p;
+}
+template <class T> __device__ __forceinline__ T *global_pointer(uint64_t address) {
+    T *p = reinterpret_cast<T *>(address);
+    __builtin_assume(__isGlobal(p)); /* LDG, not LD */
     return p;
 }
 

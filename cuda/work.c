@@ -4,10 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
-
-cuda_kv gpu_kv_of(const llmq_device_desc *d, int64_t n_ctx, bool q8) {
-    return (cuda_kv){.n_ctx = n_ctx, .n_head_kv = (int)d->n_head_kv, .head_dim = (int)d->head_dim, .q8 = q8};
-}
+#include "cuda/cache.h"
 
 static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
@@ -36,7 +33,7 @@ enum { BUFFERS = 15 };
 
 /* What runs write. */
 static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer list[BUFFERS]) {
-    const cuda_kv any = gpu_kv_of(d, w->n_ctx, false);
+    const cuda_kv any = gpu_kv_of(d, false);
     const cuda_attn longest = {.n_head = (int)d->n_head, .n_keys = w->n_ctx};
     const size_t f32 = sizeof(float), tokens = (size_t)w->n_pass, embd = (size_t)d->n_embd * f32;
     const size_t q_dim = (size_t)(d->n_head * d->head_dim) * f32, kv_dim = (size_t)(d->n_head_kv * d->head_dim) * f32;
@@ -98,11 +95,19 @@ static llmq_status alloc_pass(llmq_device_work *w, llmq_err *err) {
     return LLMQ_OK;
 }
 
+/* Caches take their pages later: is there memory left for one of n_ctx positions? */
+static bool leaves_room(const llmq_device_work *w) {
+    const size_t cache = gpu_cache_layer_bytes(&w->m->d, w->n_ctx, false) * (size_t)w->m->d.n_layer;
+    size_t available;
+    return gpu_memory(&available, NULL) == LLMQ_OK && available >= cache;
+}
+
 /* Shorter passes are slower, none at all is worse. */
 static llmq_status alloc_buffers(llmq_device_work *w, llmq_err *err) {
     for (w->n_pass = longest_pass(w->n_batch);; w->n_pass = w->n_pass / 2 > ACT_TOKENS ? w->n_pass / 2 : ACT_TOKENS) {
         const llmq_status status = alloc_pass(w, err);
-        if (status == LLMQ_OK || status != LLMQ_E_MEMORY || w->n_pass == ACT_TOKENS) return status;
+        if (status != LLMQ_OK && status != LLMQ_E_MEMORY) return status;
+        if (w->n_pass == ACT_TOKENS || (status == LLMQ_OK && leaves_room(w))) return status;
         free_buffers(w);
     }
 }

@@ -42,14 +42,11 @@ struct llmq_device_work {
     void *best;                 /* CUDA_ARGMAX_BYTES */
 };
 
-/* Takes passes of fewer tokens where memory does not allow for PASS_TOKENS. */
+/* Takes passes of fewer tokens where memory does not allow for PASS_TOKENS and a whole cache beside them. */
 llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                             llmq_device_work **out, llmq_err *err);
 void gpu_work_destroy(llmq_device_work *w);
 /* Bytes of it in device memory, with passes as long as they may be. */
 size_t gpu_work_bytes(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch);
-
-/* Of one layer of a cache. */
-cuda_kv gpu_kv_of(const llmq_device_desc *d, int64_t n_ctx, bool q8);
 
 #endif

@@ -21,7 +21,6 @@ static llmq_status create_body(llmq_batch *b, const llmq_session_params *params,
         b->sessions[i].batch = b;
         LLMQ_TRY(session_init(&b->sessions[i], b->model, b->team, &b->fwd, &p, err));
     }
-    /* Behind the caches: passes take what memory is left (core/device.h). */
     return forward_create(b->model, b->team, p.n_ctx, p.n_batch, b->n_sessions > SPEC_ROWS ? b->n_sessions : SPEC_ROWS,
                           &b->fwd, err);
 }
@@ -71,13 +70,21 @@ typedef struct copy_job {
 
 static void copy_worker(const llmq_worker *w, void *arg) {
     const copy_job *job = arg;
-    for (int64_t l = 0; l < job->batch->model->hp.n_layer; l++)
+    for (int64_t l = 0; l < model_cpu_layers(job->batch->model); l++)
         job->batch->model->ops->kv_copy(w, &job->to->kv[l], &job->from->kv[l], job->pos, job->n);
 }
 
-int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n) {
+/* The first n positions, of which s has s->n_past. */
+static llmq_status share(llmq_session *s, const llmq_session *from, int64_t n, llmq_err *err) {
+    const llmq_batch *b = s->batch;
+    if (model_cpu_layers(b->model) > 0)
+        team_run(b->team, copy_worker, &(copy_job){b, &s->cache, &from->cache, s->n_past, n - s->n_past});
+    if (!b->model->on_device) return LLMQ_OK;
+    return b->model->device->cache_share(b->fwd.on_device, s->cache.on_device, from->cache.on_device, n, err);
+}
+
+llmq_status batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n, llmq_err *err) {
     llmq_batch *b = s->batch;
-    if (b->model->on_device) return s->n_past; /* it has no copy from cache to cache */
     int64_t best = s->n_past;
     llmq_session *from = NULL;
     for (int64_t i = 0; i < b->n_sessions; i++) {
@@ -86,12 +93,16 @@ int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n) {
         while (common < n && common < other->n_past && other->tokens[common] == tokens[common]) common++;
         if (other != s && common > best) best = common, from = other;
     }
-    if (!from || best - s->n_past < SHARE_LEAST) return s->n_past;
-    team_run(b->team, copy_worker, &(copy_job){b, &s->cache, &from->cache, s->n_past, best - s->n_past});
+    if (!from || best - s->n_past < SHARE_LEAST) return LLMQ_OK;
+    const llmq_status status = share(s, from, best, err);
+    if (status != LLMQ_OK) {
+        llmq_session_truncate(s, 0);
+        return status;
+    }
     memcpy(s->tokens + s->n_past, tokens + s->n_past, (size_t)(best - s->n_past) * sizeof *tokens);
     s->n_past = best;
     s->last = NULL;
-    return best;
+    return LLMQ_OK;
 }
 
 /* ---- passes ---- */

@@ -16,8 +16,8 @@ struct llmq_batch {
     float *logits;          /* (n_sessions, n_vocab) */
 };
 
-/* Session s of a batch is to hold tokens[0..n): copies what another session has of them beyond s's own common prefix,
- * to which s is truncated. Returns how many s holds then. */
-int64_t batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n);
+/* Session s of a batch is to hold tokens[0..n): takes over what another session has of them beyond s's own common
+ * prefix, to which s is truncated; s->n_past says how many s holds then. Only a device can fail; s is empty then. */
+llmq_status batch_share_prefix(llmq_session *s, const int32_t *tokens, int64_t n, llmq_err *err);
 
 #endif

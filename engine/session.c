@@ -57,7 +57,6 @@ static llmq_status create_body(llmq_session *s, const llmq_model *model, const l
     LLMQ_TRY(team_create(p.n_threads, &s->team, err));
     s->fwd = mem_zalloc(1, sizeof *s->fwd);
     if (!s->fwd) return mem_error(err, sizeof *s->fwd, "a session");
-    /* The cache first: passes take what memory is left (core/device.h). */
     LLMQ_TRY(session_init(s, model, s->team, s->fwd, &p, err));
     return forward_create(model, s->team, p.n_ctx, p.n_batch, SPEC_ROWS, s->fwd, err);
 }
@@ -185,8 +184,8 @@ llmq_status llmq_session_sync(llmq_session *s, const int32_t *tokens, size_t n, 
     int64_t keep = 0, n_all = (int64_t)n;
     while (keep < s->n_past && keep < n_all - 1 && s->tokens[keep] == tokens[keep]) keep++;
     llmq_session_truncate(s, keep);
-    if (s->batch) keep = batch_share_prefix(s, tokens, n_all - 1);
-    return llmq_session_append(s, tokens + keep, (size_t)(n_all - keep), err);
+    if (s->batch) LLMQ_TRY(batch_share_prefix(s, tokens, n_all - 1, err));
+    return llmq_session_append(s, tokens + s->n_past, (size_t)(n_all - s->n_past), err);
 }
 
 void llmq_session_truncate(llmq_session *s, int64_t n_keep) {

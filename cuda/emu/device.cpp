@@ -117,6 +117,21 @@ llmq_status gpu_stream_download(gpu_stream *, void *to, const void *from, size_t
     return gpu_download(to, from, bytes, err);
 }
 
+llmq_status gpu_stream_copy(gpu_stream *, void *to, const void *from, size_t bytes, llmq_err *err) {
+    emu::buffer *into = emu::memory_find(to), *of = emu::memory_find(from);
+    LLMQ_TRY(busy(err));
+    LLMQ_TRY(check(into, to, bytes, err));
+    LLMQ_TRY(check(of, from, bytes, err));
+    memcpy(to, from, bytes);
+    memcpy(into->state.data() + (static_cast<uint8_t *>(to) - into->data),
+           of->state.data() + (static_cast<const uint8_t *>(from) - of->data), bytes);
+    return LLMQ_OK;
+}
+
+llmq_status gpu_stream_wait(gpu_stream *, llmq_err *err) {
+    return gpu_wait(err);
+}
+
 /* ---- recordings */
 
 struct gpu_recording {

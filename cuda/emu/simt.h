@@ -127,6 +127,13 @@ template <class T> gptr<T> device_pointer(T *p) {
     return {b, b ? reinterpret_cast<const uint8_t *>(p) - b->data : 0};
 }
 
+/* An address that a kernel has read: NULL, at fault once it is used, if there is no buffer. */
+template <class T> gptr<T> global_pointer(uint64_t address) {
+    const uint8_t *p = reinterpret_cast<const uint8_t *>(address);
+    emu::buffer *b = emu::memory_find(p);
+    return {b, b ? p - b->data : 0};
+}
+
 #define SHARED(type, name, count)                                                                                      \
     static const char name##_key = 0;                                                                                  \
     sptr<type> name(emu::shared_slice(&name##_key, #name, sizeof(type) * (count), 16), 0)

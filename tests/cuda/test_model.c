@@ -263,8 +263,9 @@ static void test_quantized_prompts(void **state) {
     remove(from), remove(quantized), remove(values);
 }
 
-/* Where memory is short, passes are: 256 tokens (the context), 128 and so on to the steps of 8. All give the same but
- * for roundings. */
+/* Where memory is short, passes are: 256 tokens (the context), 128 and so on to the steps of 8, so that a whole cache
+ * fits beside them. All give the same but for roundings. With the shortest a cache may fail to grow, and with less
+ * memory there is no session. */
 static void test_short_passes(void **state) {
     (void)state;
     if (!emu_here()) skip(); /* there, memory is what it is */
@@ -278,11 +279,11 @@ static void test_short_passes(void **state) {
     const size_t weights = emu_memory_used();
     int sizes = 0;
     llmq_err err = {0};
-    for (;; sizes++) {
-        llmq_status status = llmq_session_create(on_gpu, &(llmq_session_params){.n_threads = 1}, &gpu, &err);
-        if (status == LLMQ_E_MEMORY) break;
-        assert_int_equal(status, LLMQ_OK);
-        emu_set_memory(emu_memory_used() - 1); /* of the next one */
+    for (size_t last = 0;; sizes++) {
+        gpu = open_session(on_gpu);
+        const size_t used = emu_memory_used();
+        if (used == last) break;
+        last = used;
         rows got = all_rows(gpu, tokens, N);
         for (size_t i = 0; i < N; i++) {
             double error = row_error(got.logits + i * got.n_vocab, want.logits + i * got.n_vocab, got.n_vocab);
@@ -292,10 +293,17 @@ static void test_short_passes(void **state) {
         llmq_session_truncate(cpu, N - 1);
         append(cpu, tokens + N - 1, 1);
         same_choices(gpu, cpu, 3, 5e-3, "short passes");
+        emu_set_memory(used + (size_t)llmq_session_kv_bytes(gpu) - 1); /* of the next one */
         llmq_session_destroy(gpu);
         assert_int_equal(emu_memory_used(), weights);
     }
     assert_int_equal(sizes, SIZES);
+    emu_set_memory(emu_memory_used() + 100);
+    assert_int_equal(llmq_session_append(gpu, tokens, N, &err), LLMQ_E_MEMORY);
+    assert_non_null(strstr(err.msg, "--ctx"));
+    emu_set_memory(emu_memory_used() - 1);
+    llmq_session_destroy(gpu);
+    assert_int_equal(llmq_session_create(on_gpu, &(llmq_session_params){.n_threads = 1}, &gpu, &err), LLMQ_E_MEMORY);
     assert_int_equal(emu_memory_used(), weights);
     emu_set_memory(0);
     free(want.logits);
@@ -412,8 +420,8 @@ static void test_q8_cache(void **state) {
     remove(path);
 }
 
-/* A batch's sessions, which start alike and go apart, get the bits that a session alone gets: in one step, of which the
- * later ones are replays of a recording, and in two where there are more than 8. */
+/* A batch's sessions, which start alike, take each other's prefixes and go apart, get the bits that a session alone
+ * gets: in one step, of which the later ones are replays of a recording, and in two where there are more than 8. */
 static void check_batch(llmq_model *model, const int32_t *tokens, size_t n_sessions, size_t n_steps) {
     llmq_err err = {0};
     llmq_batch *batch = NULL;
@@ -422,11 +430,11 @@ static void check_batch(llmq_model *model, const int32_t *tokens, size_t n_sessi
     llmq_session *all[9], *alone = open_session(model);
     const size_t bytes = (size_t)model->hp.n_vocab * sizeof(float);
     float *got = malloc(n_steps * n_sessions * bytes);
-    int64_t replays = emu_replays();
     for (size_t i = 0; i < n_sessions; i++) {
         all[i] = llmq_batch_session(batch, (int64_t)i);
         assert_int_equal(llmq_session_sync(all[i], tokens, 10 + i % 3, NULL), LLMQ_OK);
     }
+    int64_t replays = emu_replays();
     for (size_t step = 0; step < n_steps; step++) {
         int32_t next[9];
         for (size_t i = 0; i < n_sessions; i++) next[i] = tokens[(10 + i + step) % N_TOKENS];
@@ -437,7 +445,9 @@ static void check_batch(llmq_model *model, const int32_t *tokens, size_t n_sessi
     if (emu_here()) assert_int_equal(emu_replays() - replays, n_sessions > 8 ? 0 : n_steps - 1);
     for (size_t i = 0; i < n_sessions; i++) {
         llmq_session_truncate(alone, 0);
-        append(alone, tokens, 10 + i % 3);
+        append(alone, tokens, 10); /* a pass; what is behind a shared prefix comes in steps */
+        if (i > 0 && i % 3 == 0) llmq_session_truncate(alone, 9), append(alone, tokens + 9, 1);
+        for (size_t t = 10; t < 10 + i % 3; t++) append(alone, tokens + t, 1);
         for (size_t step = 0; step < n_steps; step++) {
             append(alone, &tokens[(10 + i + step) % N_TOKENS], 1);
             assert_memory_equal((char *)got + (step * n_sessions + i) * bytes, llmq_session_logits(alone), bytes);
@@ -456,6 +466,145 @@ static void test_batch(void **state) {
     check_batch(model, tokens, 2, 4);
     check_batch(model, tokens, 5, 3);
     check_batch(model, tokens, 9, 2);
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* ---- pages */
+
+static const char *const stories = LLMQ_TEST_DATA "/stories260K/stories260K.bin";
+enum { CTX = 1024, PAGE = 128, LONG = 300 };
+
+/* Of the stories' model, both heads of keys and values of all layers. */
+static size_t page_bytes(const llmq_model *m) {
+    return (size_t)(m->hp.n_layer * 2 * m->hp.n_head_kv * m->hp.head_dim * PAGE) * 2;
+}
+
+static void spread(int32_t *tokens, size_t n, int by) {
+    for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)((i * 29 + i * i + (size_t)by * 77) % 500) + 3;
+}
+
+static void append_steps(llmq_session *s, const int32_t *tokens, size_t n) {
+    for (size_t i = 0; i < n; i++) append(s, tokens + i, 1);
+}
+
+static void assert_logits(llmq_session *a, const float *want, const char *what) {
+    if (memcmp(llmq_session_logits(a), want, (size_t)a->model->hp.n_vocab * sizeof *want) != 0)
+        fail_msg("%s: other logits", what);
+}
+
+/* Three sessions of a batch: one has 300 tokens, the others take 280 and 256 of them, and all go on with tokens of
+ * their own. Then the first one takes back what is shared and writes something else there. Each has the logits of a
+ * session that shares nothing, to the bit. */
+static void test_shared_pages(void **state) {
+    (void)state;
+    enum { STEPS = 3, OTHERS = 4 };
+    static const size_t common[] = {LONG, 280, 256};
+    llmq_model *model = open_model(stories, NULL, ON_GPU);
+    const size_t weights = emu_memory_used(), page = page_bytes(model), n_vocab = (size_t)model->hp.n_vocab;
+    const llmq_session_params params = {.n_threads = 1, .n_ctx = CTX};
+    llmq_batch *batch = NULL;
+    llmq_session *s[3], *alone = NULL;
+    int32_t text[3][LONG + OTHERS], step[3][2 * STEPS], again[10];
+    float *got = malloc((3 * 2 + 1) * n_vocab * sizeof *got);
+    assert_int_equal(llmq_batch_create(model, 3, &params, &batch, NULL), LLMQ_OK);
+    const size_t empty = emu_memory_used();
+    static const size_t pages[] = {3, 4, 5}; /* two are shared; the third page of 280 tokens is a copy */
+    spread(again, 10, 9);
+    for (int i = 0; i < 3; i++) {
+        spread(text[i], LONG, 0), spread(text[i] + common[i], LONG + OTHERS - common[i], i);
+        spread(step[i], 2 * STEPS, 5 + i);
+        s[i] = llmq_batch_session(batch, i);
+        assert_int_equal(llmq_session_sync(s[i], text[i], common[i] + (i ? OTHERS : 0), NULL), LLMQ_OK);
+        if (emu_here()) assert_int_equal(emu_memory_used() - empty, pages[i] * page);
+    }
+    for (int half = 0; half < 2; half++) {
+        for (int k = half * STEPS; k < (half + 1) * STEPS; k++)
+            assert_int_equal(llmq_batch_append(batch, s, (int32_t[]){step[0][k], step[1][k], step[2][k]}, 3, NULL),
+                             LLMQ_OK);
+        for (int i = 0; i < 3; i++)
+            memcpy(got + (size_t)(half * 3 + i) * n_vocab, llmq_session_logits(s[i]), n_vocab * sizeof *got);
+        if (half) break;
+        llmq_session_truncate(s[0], 100);
+        append(s[0], again, 10); /* a page of its own, and two given back */
+        memcpy(got + 6 * n_vocab, llmq_session_logits(s[0]), n_vocab * sizeof *got);
+        if (emu_here()) assert_int_equal(emu_memory_used() - empty, 5 * page);
+    }
+
+    assert_int_equal(llmq_session_create(model, &params, &alone, NULL), LLMQ_OK);
+    append(alone, text[0], LONG);
+    for (int i = 0; i < 3; i++) {
+        llmq_session_truncate(alone, (int64_t)common[i]);
+        append_steps(alone, text[i] + common[i], i ? OTHERS : 0);
+        append_steps(alone, step[i], STEPS);
+        assert_logits(alone, got + (size_t)i * n_vocab, "apart");
+        if (i) append_steps(alone, step[i] + STEPS, STEPS), assert_logits(alone, got + (size_t)(3 + i) * n_vocab, "on");
+    }
+    llmq_session_truncate(alone, 100);
+    append(alone, again, 10);
+    assert_logits(alone, got + 6 * n_vocab, "rewritten");
+    append_steps(alone, step[0] + STEPS, STEPS);
+    assert_logits(alone, got + 3 * n_vocab, "rewritten, and on");
+    free(got);
+    llmq_session_destroy(alone);
+    llmq_batch_destroy(batch);
+    assert_int_equal(emu_memory_used(), weights);
+    llmq_model_close(model);
+}
+
+/* Memory that is gone in the middle of a text: an error with its cure, after which the session has what it had and goes
+ * on as far as its pages reach; and further when there is memory again. */
+static void test_full_memory(void **state) {
+    (void)state;
+    if (!emu_here()) skip();
+    llmq_model *model = open_model(stories, NULL, ON_GPU);
+    const llmq_session_params params = {.n_threads = 1, .n_ctx = CTX};
+    llmq_session *s[2];
+    int32_t text[PAGE + 12];
+    llmq_err err = {0};
+    const size_t weights = emu_memory_used();
+    spread(text, PAGE + 12, 1);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(llmq_session_create(model, &params, &s[i], NULL), LLMQ_OK);
+        append(s[i], text, PAGE - 8);
+        if (i == 0) {
+            emu_set_memory(emu_memory_used() + page_bytes(model) - 1);
+            assert_int_equal(llmq_session_append(s[i], text + PAGE - 8, 20, &err), LLMQ_E_MEMORY);
+            assert_non_null(strstr(err.msg, "--ctx"));
+            assert_non_null(strstr(err.msg, "--kv-type q8_0"));
+            assert_int_equal(llmq_session_n_past(s[i]), PAGE - 8);
+        }
+        append(s[i], text + PAGE - 8, 8);
+        if (i == 0) {
+            assert_int_equal(llmq_session_append(s[i], text + PAGE, 1, &err), LLMQ_E_MEMORY);
+            emu_set_memory(0);
+        }
+        append(s[i], text + PAGE, 12);
+    }
+    assert_logits(s[0], llmq_session_logits(s[1]), "after an error");
+    for (int i = 0; i < 2; i++) llmq_session_destroy(s[i]);
+    assert_int_equal(emu_memory_used(), weights);
+    llmq_model_close(model);
+}
+
+/* Sessions of a long context take what they hold. */
+static void test_long_contexts(void **state) {
+    (void)state;
+    if (!emu_here()) skip();
+    enum { N = 5, LONGER = 8192 };
+    llmq_model *model = open_model(stories, NULL, ON_GPU);
+    llmq_batch *batch = NULL;
+    int32_t text[9];
+    spread(text, 9, 2);
+    assert_int_equal(llmq_batch_create(model, N, &(llmq_session_params){.n_threads = 1, .n_ctx = LONGER}, &batch, NULL),
+                     LLMQ_OK);
+    const size_t empty = emu_memory_used(), piece = LONGER / PAGE / 8 * page_bytes(model);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(llmq_session_kv_bytes(llmq_batch_session(batch, i)), LONGER / PAGE * page_bytes(model));
+        assert_int_equal(llmq_session_sync(llmq_batch_session(batch, i), text + i, 2, NULL), LLMQ_OK);
+        assert_int_equal(emu_memory_used(), empty + piece);
+    }
+    llmq_batch_destroy(batch);
     llmq_model_close(model);
     assert_int_equal(emu_memory_used(), 0);
 }
@@ -528,7 +677,7 @@ static void test_memory(void **state) {
         model = open_model(path, NULL, n);
         assert_int_equal(model->hp.n_layer, 2);
         s = open_session(model);
-        need[n - 1] = emu_memory_used();
+        need[n - 1] = emu_memory_used() + (s->cache.bytes - s->cache.block_bytes);
         llmq_session_destroy(s);
         llmq_model_close(model);
     }
@@ -592,7 +741,8 @@ static void test_little_memory(void **state) {
         llmq_status status =
             model_open_on(path, &(llmq_model_params){.n_threads = 1, .gpu_layers = 2}, &cuda_device_ops, &model, &err);
         if (status == LLMQ_OK) status = llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err);
-        if (status == LLMQ_OK) append(s, tokens, 12), opened++;
+        if (status == LLMQ_OK) status = llmq_session_append(s, tokens, 12, &err);
+        opened += status == LLMQ_OK;
         refused += status == LLMQ_E_MEMORY;
         assert_true(status == LLMQ_OK || status == LLMQ_E_MEMORY);
         llmq_session_destroy(s);
@@ -603,7 +753,7 @@ static void test_little_memory(void **state) {
     assert_true(opened > 1 && refused > 3);
 }
 
-/* Whatever allocation fails, opening gives it back and says so. */
+/* Whatever allocation fails, opening and running give it back and say so. */
 static void test_out_of_memory(void **state) {
     (void)state;
     bool failed = true;
@@ -615,6 +765,7 @@ static void test_out_of_memory(void **state) {
         llmq_status status = model_open_on(LLMQ_TEST_DATA "/goldens/llama", &(llmq_model_params){.n_threads = 1},
                                            &cuda_device_ops, &model, &err);
         if (status == LLMQ_OK) status = llmq_session_create(model, &(llmq_session_params){.n_threads = 1}, &s, &err);
+        if (status == LLMQ_OK) status = llmq_session_append(s, (int32_t[]){1, 2, 3}, 3, &err);
         mem_fail_after(0);
         failed = status != LLMQ_OK;
         if (failed) assert_int_equal(status, LLMQ_E_MEMORY);
@@ -631,9 +782,10 @@ int main(void) {
         cmocka_unit_test(test_nf4),           cmocka_unit_test(test_short_passes),
         cmocka_unit_test(test_story),         cmocka_unit_test(test_sessions),
         cmocka_unit_test(test_batch),         cmocka_unit_test(test_q8_cache),
-        cmocka_unit_test(test_some_layers),   cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_little_memory),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_shared_pages),  cmocka_unit_test(test_full_memory),
+        cmocka_unit_test(test_long_contexts), cmocka_unit_test(test_some_layers),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_little_memory), cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

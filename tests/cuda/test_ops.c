@@ -147,10 +147,10 @@ static void check_layer(const layer *l, int type) {
            n_cs = (size_t)(l->n_ctx * l->n_rot);
     float *q = random_floats(n_q, -3, 3), *k = random_floats(n_k, -3, 3), *v = random_floats(n_k, -3, 3);
     float *cs = random_floats(n_cs, -1, 1), *got = malloc(n_q * sizeof *got);
-    uint8_t *k_cache = malloc(n_cache), *v_cache = malloc(n_cache), *cache = malloc(n_cache), *raw = malloc(n_cache);
+    uint8_t *k_cache = malloc(n_cache), *v_cache = malloc(n_cache), *cache = malloc(n_cache);
     kv.k = malloc(n_cache), kv.v = malloc(n_cache);
     fill_cache(&kv, kv.k), fill_cache(&kv, kv.v);
-    reorder(&kv, kv.k, k_cache, true), reorder(&kv, kv.v, v_cache, true);
+    memcpy(k_cache, kv.k, n_cache), memcpy(v_cache, kv.v, n_cache); /* as it was before these tokens */
     int32_t pos = (int32_t)l->pos;
     result same_q = {NULL, n_q}, same_out = {NULL, n_q};
 
@@ -172,40 +172,33 @@ static void check_layer(const layer *l, int type) {
         emu_set_order((emu_order)order, 11);
         int32_t *d_pos = input_of("pos", &pos, sizeof pos);
         float *d_q = on_device("q", q, n_q * 4, false), *d_out = output_of("out", n_q * 4);
-        cuda_kv gpu_kv = {on_device("k cache", k_cache, n_cache, false),
-                          on_device("v cache", v_cache, n_cache, false),
-                          l->n_ctx,
-                          l->n_head_kv,
-                          l->head_dim,
-                          type == KV_Q8};
-        assert_int_equal(cuda_kv_bytes(&gpu_kv), n_cache);
+        paged gpu = make_pages(&kv);
+        put_rows(&gpu, &kv, k_cache, false, l->n_ctx), put_rows(&gpu, &kv, v_cache, true, l->n_ctx);
         cuda_rope rope = {l->n_head, l->n_rot, l->neox, d_cs, d_pos};
         int64_t ldq = l->n_head * l->head_dim, ldk = l->n_head_kv * l->head_dim;
-        cuda_rope_store(NULL, &rope, d_q, ldq, d_k, ldk, d_v, ldk, (int)l->n_tok, &gpu_kv);
+        cuda_rope_store(NULL, &rope, d_q, ldq, d_k, ldk, d_v, ldk, (int)l->n_tok, &gpu.kv);
         from_device(got, d_q, n_q * 4, what);
         assert_close(got, want_q, n_q, 1e-6, what);
         same_bits(&same_q, order, got, what);
-        from_device(raw, gpu_kv.k, n_cache, what);
-        reorder(&kv, raw, cache, false);
+        get_rows(&gpu, &kv, cache, false, l->n_ctx);
         assert_close_keys(&kv, cache, kv.k);
-        from_device(raw, gpu_kv.v, n_cache, what);
-        reorder(&kv, raw, cache, false);
+        get_rows(&gpu, &kv, cache, true, l->n_ctx);
         assert_memory_equal(cache, kv.v, n_cache);
 
         llmq_err err; /* the same keys as the CPU's, to the last bit */
-        reorder(&kv, kv.k, raw, true);
-        assert_int_equal(gpu_upload(gpu_kv.k, raw, n_cache, &err), LLMQ_OK);
+        put_rows(&gpu, &kv, kv.k, false, l->n_ctx);
         assert_int_equal(gpu_upload(d_q, cpu_q, n_q * 4, &err), LLMQ_OK);
         cuda_attn a = {l->n_head, attn.scale, l->window, l->pos + l->n_tok, d_pos};
-        void *scratch = output_of("scratch", cuda_attention_scratch_bytes(&a, &gpu_kv, (int)l->n_tok));
-        cuda_attention(NULL, &a, d_q, ldq, &gpu_kv, (int)l->n_tok, d_out, scratch);
+        void *scratch = output_of("scratch", cuda_attention_scratch_bytes(&a, &gpu.kv, (int)l->n_tok));
+        cuda_attention(NULL, &a, d_q, ldq, &gpu.kv, (int)l->n_tok, d_out, scratch);
         from_device(got, d_out, n_q * 4, what);
         assert_close(got, want, n_q, 5e-6, what);
         same_bits(&same_out, order, got, what);
-        gpu_free(d_pos), gpu_free(d_q), gpu_free(d_out), gpu_free(gpu_kv.k), gpu_free(gpu_kv.v), gpu_free(scratch);
+        gpu_free(d_pos), gpu_free(d_q), gpu_free(d_out), gpu_free(scratch);
+        drop_pages(&gpu);
     }
     gpu_free(d_k), gpu_free(d_v), gpu_free(d_cs);
-    free(q), free(k), free(v), free(cs), free(got), free(k_cache), free(v_cache), free(cache), free(raw), free(cpu_q),
+    free(q), free(k), free(v), free(cs), free(got), free(k_cache), free(v_cache), free(cache), free(cpu_q),
         free(cpu_out);
     free(kv.k), free(kv.v), free(c.scratch), free(want_q), free(want);
 }

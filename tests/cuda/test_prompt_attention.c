@@ -66,27 +66,10 @@ typedef struct problem {
     llmq_kv kv;
     size_t n_cache, n_out;
     float *q, scale; /* (n_tok, q_dim + GUARD) */
-    cuda_kv gpu;
+    paged gpu;
     float *d_q;
     int32_t *d_pos;
 } problem;
-
-/* Only rows that there are tokens for: the emulator reports reads of what nobody has written. */
-static void *cache_on_gpu(const problem *b, const void *rows) {
-    uint8_t *there = output_of("cache", b->n_cache), *bytes = malloc(b->n_cache);
-    const size_t codes = b->kv.type == KV_Q8 ? (size_t)b->p.head_dim : (size_t)b->p.head_dim * 2;
-    const size_t scales = kv_row_bytes(b->kv.type, b->p.head_dim) - codes, n = (size_t)(b->p.pos + b->p.n_tok);
-    llmq_err err;
-    reorder(&b->kv, rows, bytes, true);
-    for (int h = 0; h < b->p.n_head_kv; h++) {
-        const size_t row = (size_t)(h * b->p.n_ctx), at = (size_t)(b->p.n_head_kv * b->p.n_ctx) * codes + row * scales;
-        assert_int_equal(gpu_upload(there + row * codes, bytes + row * codes, n * codes, &err), LLMQ_OK);
-        if (scales) assert_int_equal(gpu_upload(there + at, bytes + at, n * scales, &err), LLMQ_OK);
-    }
-    gpu_seal(there);
-    free(bytes);
-    return there;
-}
 
 static problem make_problem(const prompt *p, int type) {
     problem b = {.p = *p, .kv = {NULL, NULL, type, p->n_ctx, p->n_head_kv, p->head_dim}};
@@ -104,12 +87,15 @@ static void put_on_gpu(problem *b) {
     const int32_t pos = p->pos;
     b->d_q = input_of("q", b->q, (size_t)(p->n_tok * (q_dim(p) + GUARD)) * sizeof *b->q);
     b->d_pos = input_of("pos", &pos, sizeof pos);
-    b->gpu = (cuda_kv){cache_on_gpu(b, b->kv.k), cache_on_gpu(b, b->kv.v), p->n_ctx, p->n_head_kv, p->head_dim,
-                       b->kv.type == KV_Q8};
+    b->gpu = make_pages(&b->kv);
+    /* Only rows that there are tokens for: the emulator reports reads of what nobody has written. */
+    put_rows(&b->gpu, &b->kv, b->kv.k, false, pos + p->n_tok), put_rows(&b->gpu, &b->kv, b->kv.v, true, pos + p->n_tok);
+    for (int i = 0; i < b->gpu.n_pages; i++) gpu_seal(b->gpu.pages[i]);
 }
 
 static void drop_problem(problem *b) {
-    gpu_free(b->d_q), gpu_free(b->d_pos), gpu_free(b->gpu.k), gpu_free(b->gpu.v);
+    gpu_free(b->d_q), gpu_free(b->d_pos);
+    drop_pages(&b->gpu);
     free(b->q), free(b->kv.k), free(b->kv.v);
 }
 
@@ -120,7 +106,7 @@ static void run(const problem *b, float *out, const char *what) {
     llmq_err err;
     for (size_t i = 0; i < guarded; i++) out[i] = -77;
     assert_int_equal(gpu_upload(d_out, out, guarded * sizeof *out, &err), LLMQ_OK);
-    cuda_prompt_attention(NULL, &a, b->d_q, q_dim(&b->p) + GUARD, &b->gpu, b->p.n_tok, d_out);
+    cuda_prompt_attention(NULL, &a, b->d_q, q_dim(&b->p) + GUARD, &b->gpu.kv, b->p.n_tok, d_out);
     from_device(out, d_out, guarded * sizeof *out, what);
     for (size_t i = b->n_out; i < guarded; i++) assert_true(out[i] == -77);
     gpu_free(d_out);

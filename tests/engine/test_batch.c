@@ -126,12 +126,15 @@ static void test_shared_prefix(void **state) {
     assert_int_equal(llmq_session_sync(sessions[2], text, 5, NULL), LLMQ_OK);
     /* What is shared is copied, not computed: a mark in the source shows up. */
     uint16_t *mark = (uint16_t *)sessions[0]->cache.kv[1].v + 13 * TINY_DIM, kept = *mark;
-    assert_int_equal(batch_share_prefix(sessions[1], other, 29), 20);
+    assert_int_equal(batch_share_prefix(sessions[1], other, 29, NULL), LLMQ_OK);
+    assert_int_equal(sessions[1]->n_past, 20);
     assert_int_equal(((uint16_t *)sessions[1]->cache.kv[1].v)[13 * TINY_DIM], kept);
     llmq_session_truncate(sessions[1], 0);
-    assert_int_equal(batch_share_prefix(sessions[1], other, 19), 19);
+    assert_int_equal(batch_share_prefix(sessions[1], other, 19, NULL), LLMQ_OK);
+    assert_int_equal(sessions[1]->n_past, 19);
     llmq_session_truncate(sessions[1], 0);
-    assert_int_equal(batch_share_prefix(sessions[1], other, 7), 0); /* too few to be worth it */
+    assert_int_equal(batch_share_prefix(sessions[1], other, 7, NULL), LLMQ_OK);
+    assert_int_equal(sessions[1]->n_past, 0); /* too few to be worth it */
     for (int i = 1; i < 3; i++) {
         assert_int_equal(llmq_session_sync(sessions[i], other, 30, NULL), LLMQ_OK);
         assert_int_equal(llmq_session_n_past(sessions[i]), 30);
