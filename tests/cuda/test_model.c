@@ -493,9 +493,9 @@ static void assert_logits(llmq_session *a, const float *want, const char *what) 
         fail_msg("%s: other logits", what);
 }
 
-/* Three sessions of a batch: one has 300 tokens, the others take 280 and 256 of them, and all go on with tokens of
- * their own. Then the first one takes back what is shared and writes something else there. Each has the logits of a
- * session that shares nothing, to the bit. */
+/* Three sessions of a batch: one has 300 tokens, the others take 280 and 256 of them, also instead of a few that one of
+ * them had computed, and all go on with tokens of their own. Then the first one takes back what is shared and writes
+ * something else there. Each has the logits of a session that shares nothing, to the bit. */
 static void test_shared_pages(void **state) {
     (void)state;
     enum { STEPS = 3, OTHERS = 4 };
@@ -509,8 +509,9 @@ static void test_shared_pages(void **state) {
     float *got = malloc((3 * 2 + 1) * n_vocab * sizeof *got);
     assert_int_equal(llmq_batch_create(model, 3, &params, &batch, NULL), LLMQ_OK);
     const size_t empty = emu_memory_used();
-    static const size_t pages[] = {3, 4, 5}; /* two are shared; the third page of 280 tokens is a copy */
-    spread(again, 10, 9);
+    static const size_t pages[] = {4, 5, 5}; /* with one of 6 tokens; two are shared; the third of 280 is a copy */
+    spread(again, 10, 9), spread(text[0], 6, 0);
+    assert_int_equal(llmq_session_sync(llmq_batch_session(batch, 2), text[0], 6, NULL), LLMQ_OK); /* too few to share */
     for (int i = 0; i < 3; i++) {
         spread(text[i], LONG, 0), spread(text[i] + common[i], LONG + OTHERS - common[i], i);
         spread(step[i], 2 * STEPS, 5 + i);
