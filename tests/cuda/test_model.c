@@ -493,13 +493,13 @@ static void assert_logits(llmq_session *a, const float *want, const char *what) 
         fail_msg("%s: other logits", what);
 }
 
-/* Three sessions of a batch: one has 300 tokens, the others take 280 and 256 of them, also instead of a few that one of
- * them had computed, and all go on with tokens of their own. Then the first one takes back what is shared and writes
- * something else there. Each has the logits of a session that shares nothing, to the bit. */
+/* Three sessions of a batch: one has 300 tokens, the others take 256 and 250 of them, also instead of a few that one of
+ * them had computed, and all go on with tokens of their own, one into its next page. Then the first one takes back what
+ * is shared and writes something else there. Each has the logits of a session that shares nothing, to the bit. */
 static void test_shared_pages(void **state) {
     (void)state;
     enum { STEPS = 3, OTHERS = 4 };
-    static const size_t common[] = {LONG, 280, 256};
+    static const size_t common[] = {LONG, 256, 250};
     llmq_model *model = open_model(stories, NULL, ON_GPU);
     const size_t weights = emu_memory_used(), page = page_bytes(model), n_vocab = (size_t)model->hp.n_vocab;
     const llmq_session_params params = {.n_threads = 1, .n_ctx = CTX};
@@ -509,9 +509,9 @@ static void test_shared_pages(void **state) {
     float *got = malloc((3 * 2 + 1) * n_vocab * sizeof *got);
     assert_int_equal(llmq_batch_create(model, 3, &params, &batch, NULL), LLMQ_OK);
     const size_t empty = emu_memory_used();
-    static const size_t pages[] = {4, 5, 5}; /* with one of 6 tokens; two are shared; the third of 280 is a copy */
+    static const size_t pages[] = {4, 4, 5}; /* with one of 6 tokens; the second of 250 is a copy */
     spread(again, 10, 9), spread(text[0], 6, 0);
-    assert_int_equal(llmq_session_sync(llmq_batch_session(batch, 2), text[0], 6, NULL), LLMQ_OK); /* too few to share */
+    assert_int_equal(llmq_session_sync(llmq_batch_session(batch, 1), text[0], 6, NULL), LLMQ_OK); /* too few to share */
     for (int i = 0; i < 3; i++) {
         spread(text[i], LONG, 0), spread(text[i] + common[i], LONG + OTHERS - common[i], i);
         spread(step[i], 2 * STEPS, 5 + i);
@@ -527,9 +527,9 @@ static void test_shared_pages(void **state) {
             memcpy(got + (size_t)(half * 3 + i) * n_vocab, llmq_session_logits(s[i]), n_vocab * sizeof *got);
         if (half) break;
         llmq_session_truncate(s[0], 100);
-        append(s[0], again, 10); /* a page of its own, and two given back */
+        append(s[0], again, 10); /* a page of its own, and the others given back */
         memcpy(got + 6 * n_vocab, llmq_session_logits(s[0]), n_vocab * sizeof *got);
-        if (emu_here()) assert_int_equal(emu_memory_used() - empty, 5 * page);
+        if (emu_here()) assert_int_equal(emu_memory_used() - empty, 6 * page);
     }
 
     assert_int_equal(llmq_session_create(model, &params, &alone, NULL), LLMQ_OK);
@@ -561,10 +561,10 @@ static void test_full_memory(void **state) {
     llmq_model *model = open_model(stories, NULL, ON_GPU);
     const llmq_session_params params = {.n_threads = 1, .n_ctx = CTX};
     llmq_session *s[2];
-    int32_t text[PAGE + 12];
+    int32_t text[2 * PAGE + 4];
     llmq_err err = {0};
     const size_t weights = emu_memory_used();
-    spread(text, PAGE + 12, 1);
+    spread(text, 2 * PAGE + 4, 1);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(llmq_session_create(model, &params, &s[i], NULL), LLMQ_OK);
         append(s[i], text, PAGE - 8);
@@ -578,9 +578,11 @@ static void test_full_memory(void **state) {
         append(s[i], text + PAGE - 8, 8);
         if (i == 0) {
             assert_int_equal(llmq_session_append(s[i], text + PAGE, 1, &err), LLMQ_E_MEMORY);
-            emu_set_memory(0);
+            emu_set_memory(emu_memory_used() + 2 * page_bytes(model) - 1); /* one of two pages */
+            assert_int_equal(llmq_session_append(s[i], text + PAGE, PAGE + 4, &err), LLMQ_E_MEMORY);
         }
         append(s[i], text + PAGE, 12);
+        emu_set_memory(0);
     }
     assert_logits(s[0], llmq_session_logits(s[1]), "after an error");
     for (int i = 0; i < 2; i++) llmq_session_destroy(s[i]);
