@@ -44,7 +44,7 @@ void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, v
 void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
 
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]), weights unpacked on the fly. q8: 4-bit weights, 8-bit
- * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16. */
+ * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16, NF4 and FP4. */
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 void cuda_matvec_f16(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 

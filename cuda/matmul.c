@@ -1,6 +1,9 @@
 /* Which kernels multiply how many tokens (cuda/matmul.h). */
 #include "cuda/matmul.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "cuda/gemm.h"
 #include "cuda/layout.h"
 
@@ -20,8 +23,16 @@ size_t cuda_input_bytes(int64_t n_tok, int64_t cols) {
     return n_tok <= ACT_TOKENS ? decode : larger(decode, cuda_acts_rows_bytes(n_tok, cols));
 }
 
-cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, void *forms) {
-    return (cuda_input){.x = x, .n_tok = n_tok, .cols = cols, .forms = forms};
+cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, cuda_acts acts, void *forms) {
+    return (cuda_input){.x = x, .n_tok = n_tok, .cols = cols, .acts = acts, .forms = forms};
+}
+
+cuda_acts cuda_acts_chosen(void) {
+    const char *name = getenv("LLMQ_CUDA_ACTS");
+    if (!name || !*name || strcmp(name, "f16") == 0) return CUDA_ACTS_F16;
+    if (strcmp(name, "q8") == 0) return CUDA_ACTS_Q8;
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_CUDA_ACTS=%s is unknown and ignored; use f16 or q8", name);
+    return CUDA_ACTS_F16;
 }
 
 static int64_t row_bytes(int64_t cols) {
@@ -37,18 +48,22 @@ size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
     return larger(gemm, (size_t)(all < most ? all : most));
 }
 
+static bool has_codes(llmq_type packed) {
+    return packed != LLMQ_TYPE_F16 && packed != LLMQ_TYPE_NF4 && packed != LLMQ_TYPE_FP4;
+}
+
 void cuda_decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
-    int n_tok = (int)in->n_tok;
-    if (w->type == LLMQ_TYPE_F16 || w->type == LLMQ_TYPE_NF4 || w->type == LLMQ_TYPE_FP4) { /* no integers */
-        void *acts = (uint8_t *)in->forms + f16_offset(in->cols);
-        if (!in->has_f16) cuda_acts_f16(stream, in->x, n_tok, in->cols, acts);
-        in->has_f16 = true;
-        cuda_matvec_f16(stream, w, acts, n_tok, y, ldy);
+    const int n_tok = (int)in->n_tok;
+    if (in->acts == CUDA_ACTS_Q8 && has_codes(w->type)) {
+        if (!in->has_q8) cuda_acts_q8(stream, in->x, n_tok, in->cols, in->forms);
+        in->has_q8 = true;
+        cuda_matvec_q8(stream, w, in->forms, n_tok, y, ldy);
         return;
     }
-    if (!in->has_q8) cuda_acts_q8(stream, in->x, n_tok, in->cols, in->forms);
-    in->has_q8 = true;
-    cuda_matvec_q8(stream, w, in->forms, n_tok, y, ldy);
+    void *halves = (uint8_t *)in->forms + f16_offset(in->cols);
+    if (!in->has_f16) cuda_acts_f16(stream, in->x, n_tok, in->cols, halves);
+    in->has_f16 = true;
+    cuda_matvec_f16(stream, w, halves, n_tok, y, ldy);
 }
 
 /* f16 weights of `slab` rows at a time, then cuBLAS. */

@@ -123,7 +123,7 @@ llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n
     gpu_use(m->device);
     llmq_device_work *w = mem_zalloc(1, sizeof *w);
     if (!w) return mem_error(err, sizeof *w, "activations");
-    *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch};
+    *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch, .acts = cuda_acts_chosen()};
     llmq_status status = fill_work(w, rope, err);
     if (status == LLMQ_OK)
         *out = w;

@@ -23,6 +23,7 @@ struct llmq_device_work {
     uint64_t id; /* another for each work of the process */
     gpu_stream *stream;
     int64_t n_ctx, n_batch;
+    cuda_acts acts;       /* of decode steps */
     int n_pass;           /* tokens that go through the layers at a time */
     bool ran[ACT_TOKENS]; /* a step of so many tokens, less 1, has been run unrecorded: its kernels are loaded */
     bool unrecorded;      /* recording failed: steps are launched one by one */

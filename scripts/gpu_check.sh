@@ -34,7 +34,7 @@ done
 [ $short -eq 0 ] || [ $emulated -eq 1 ] || usage
 [ -n "$build" ] || { [ $emulated -eq 1 ] && build=build || build=build-gpu; }
 mkdir -p "$out" || exit 2
-rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json "$out"/quantize-*.json
+rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json "$out"/models-*.json "$out"/quantize-*.json
 
 # ---- parts: name, status, seconds, note
 names=() states=() times=() notes=()
@@ -69,7 +69,7 @@ quote() { if [ -n "$1" ]; then text "$1"; else printf '""'; fi; }
 facts=()
 fact() { facts+=("$1" "$2"); }
 write_json() {
-    local i sep=
+    local i kind sep=
     printf '{\n "emulated": %s,\n "machine": {' "$([ $emulated -eq 1 ] && echo true || echo false)"
     for ((i = 0; i < ${#facts[@]}; i += 2)); do printf '%s%s: %s' "$sep" "$(quote "${facts[i]}")" "$(quote "${facts[i + 1]}")"; sep=', '; done
     printf '},\n "parts": ['
@@ -82,10 +82,13 @@ write_json() {
     if [ -s "$out/products.json" ]; then cat "$out/products.json"; else echo null; fi
     printf ',\n "torch": '
     if [ -s "$out/torch.json" ]; then cat "$out/torch.json"; else echo null; fi
-    printf ',\n "models": ['
-    sep=
-    for i in "${!models[@]}"; do [ -s "$out/model-$i.json" ] && { printf '%s' "$sep"; cat "$out/model-$i.json"; sep=,; }; done
-    printf '],\n "quantize": {'
+    for kind in models models-q8; do
+        printf ',\n "%s": [' "${kind//-/_}"
+        sep=
+        for i in "${!models[@]}"; do [ -s "$out/$kind-$i.json" ] && { printf '%s' "$sep"; cat "$out/$kind-$i.json"; sep=,; }; done
+        printf ']'
+    done
+    printf ',\n "quantize": {'
     sep=
     for i in tiny "${!models[@]}"; do [ -s "$out/quantize-$i.json" ] && { printf '%s"%s": ' "$sep" "$i"; cat "$out/quantize-$i.json"; sep=,; }; done
     printf '}\n}\n'
@@ -227,9 +230,11 @@ else
     unrun "the same in PyTorch" "there are no products to stand beside"
 fi
 
-time_model() { # time_model MODEL N
-    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/model-$2.json" || exit 1
-    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q
+time_model() { # time_model MODEL N: and its decode steps with 8-bit activations
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/models-$2.json" || exit 1
+    LLMQ_CUDA_ACTS=q8 "$llmq" bench "$1" --device cuda -p 0 -n 128 -r 3 -q --json >"$out/models-q8-$2.json" || exit 1
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q || exit 1
+    LLMQ_CUDA_ACTS=q8 "$llmq" bench "$1" --device cuda -p 0 -n 128 -r 3 -q | sed -n 's/| tg\([0-9]*\) |/| tg\1, 8-bit activations |/p'
 }
 long_text() { # texts of large models part at a rounding some time; that is said, and no failure
     (same_text "$1") && exit 0

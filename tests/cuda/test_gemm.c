@@ -175,17 +175,17 @@ static void test_unpack_rows(void **state) {
 
 /* ---- the entry */
 
-/* rounding: of the weights as well, where they become f16 */
-static void check_matmul(const problem *p, const double *x, size_t scratch_bytes, cuda_blas *blas, double rounding) {
+/* rounding: of the weights as well, where they become f16; y (n_tok, rows + PAD) */
+static void check_matmul(const problem *p, const double *x, cuda_acts acts, size_t scratch_bytes, cuda_blas *blas,
+                         double rounding, float *y) {
     size_t n = (size_t)(p->n_tok * p->rows);
     double *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
-    float *y = malloc((size_t)(p->n_tok * (p->rows + PAD)) * sizeof *y);
     void *forms = output_of("forms", cuda_input_bytes(p->n_tok, p->cols));
     float *x_on_gpu = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
     float *y_on_gpu = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
     cuda_scratch scratch = {scratch_bytes ? output_of("scratch", scratch_bytes) : NULL, scratch_bytes, blas};
     cuda_matrix w = weights_on_gpu(p);
-    cuda_input in = cuda_input_of(x_on_gpu, p->n_tok, p->cols, forms);
+    cuda_input in = cuda_input_of(x_on_gpu, p->n_tok, p->cols, acts, forms);
     llmq_err err;
     char what[96];
     snprintf(what, sizeof what, "matmul %s, %d tokens, %zu bytes of scratch", type_info(p->type)->name, p->n_tok,
@@ -199,7 +199,7 @@ static void check_matmul(const problem *p, const double *x, size_t scratch_bytes
     }
     gpu_free(forms), gpu_free(x_on_gpu), gpu_free(y_on_gpu), gpu_free(scratch.memory);
     drop_weights(&w);
-    free(want), free(mag), free(y);
+    free(want), free(mag);
 }
 
 static void test_matmul(void **state) {
@@ -209,11 +209,12 @@ static void test_matmul(void **state) {
         int n_tok;
         bool blas;
         double tol;
-    } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6},    {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6},
-                 {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6}, {LLMQ_TYPE_Q4_1, 257, true, 5e-4},
-                 {LLMQ_TYPE_Q6_K, 260, true, 5e-4},    {LLMQ_TYPE_F16, 300, true, 1e-6},
-                 {LLMQ_TYPE_NF4, 5, false, 2.5e-6},    {LLMQ_TYPE_FP4, 300, true, 1e-3},
-                 {LLMQ_TYPE_Q8_0, 8, false, 8e-3}}; /* the last: 8-bit activations */
+        cuda_acts acts;
+    } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6, CUDA_ACTS_F16},   {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6, CUDA_ACTS_Q8},
+                 {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6, CUDA_ACTS_Q8}, {LLMQ_TYPE_Q4_1, 257, true, 5e-4, CUDA_ACTS_F16},
+                 {LLMQ_TYPE_Q6_K, 260, true, 5e-4, CUDA_ACTS_F16},   {LLMQ_TYPE_F16, 300, true, 1e-6, CUDA_ACTS_F16},
+                 {LLMQ_TYPE_NF4, 5, false, 2.5e-6, CUDA_ACTS_Q8},    {LLMQ_TYPE_FP4, 300, true, 1e-3, CUDA_ACTS_F16},
+                 {LLMQ_TYPE_Q8_0, 8, false, 2.5e-6, CUDA_ACTS_F16}};
     cuda_blas *blas;
     llmq_err err;
     if (cuda_blas_create(&blas, &err) != LLMQ_OK) { /* a GPU, but no cuBLAS: gemm takes all */
@@ -224,16 +225,34 @@ static void test_matmul(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         problem p = problem_of(cases[i].type, &(struct shape){41, 8, cases[i].n_tok, true}, false);
         double *x = rounded_f16(&p);
+        float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);
         size_t bytes = cuda_scratch_bytes(p.n_tok, p.rows, p.cols);
-        check_matmul(&p, x, bytes, cases[i].blas ? blas : NULL, cases[i].tol);
+        check_matmul(&p, x, cases[i].acts, bytes, cases[i].blas ? blas : NULL, cases[i].tol, y);
         if (cases[i].blas && p.n_tok > 256) { /* two slabs of rows; none fits: gemm */
-            check_matmul(&p, x, (size_t)(39 * cuda_acts_rows_ld(p.cols)) * 2, blas, cases[i].tol);
-            check_matmul(&p, x, 0, blas, 2.5e-6);
+            check_matmul(&p, x, cases[i].acts, (size_t)(39 * cuda_acts_rows_ld(p.cols)) * 2, blas, cases[i].tol, y);
+            check_matmul(&p, x, cases[i].acts, 0, blas, 2.5e-6, y);
         }
-        free(x);
+        free(x), free(y);
         drop_problem(&p);
     }
     cuda_blas_destroy(blas);
+}
+
+/* 8-bit activations where they are chosen and the weights have codes: other bits than f16 makes, and the rounding of
+ * half a 127th of the largest of 32. */
+static void test_chosen_acts(void **state) {
+    (void)state;
+    static const llmq_type some[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        problem p = problem_of(some[i], &(struct shape){20, 8, 3, false}, false);
+        double *x = rounded_f16(&p);
+        float y[2][3 * (20 + PAD)];
+        for (int acts = 0; acts < 2; acts++)
+            check_matmul(&p, x, (cuda_acts)acts, 0, NULL, acts ? 8e-3 : 2.5e-6, y[acts]);
+        assert_true((memcmp(y[0], y[1], sizeof y[0]) != 0) == (some[i] != LLMQ_TYPE_F16));
+        free(x);
+        drop_problem(&p);
+    }
 }
 
 /* ---- weights of Hugging Face's schemes, as formats/schemes/read.c hands them on */
@@ -290,19 +309,18 @@ static void test_hf_groups(void **state) {
                 wanted[t * ROWS + r] = want, mags[t * ROWS + r] = mag;
             }
         }
-        bool q8 = n_tok <= 8 && kind != HF_NF4; /* 8-bit activations: half a 127th of the largest of 32 */
         void *forms = output_of("forms", cuda_input_bytes(n_tok, COLS));
         float *x_on_gpu = input_of("x", p.x, (size_t)(n_tok * COLS) * sizeof(float)), y[18 * (ROWS + PAD)];
         float *y_on_gpu = output_of("y", (size_t)(n_tok * (ROWS + PAD)) * sizeof(float));
         cuda_matrix m = weights_on_gpu(&p);
-        cuda_input in = cuda_input_of(x_on_gpu, n_tok, COLS, forms);
+        cuda_input in = cuda_input_of(x_on_gpu, n_tok, COLS, CUDA_ACTS_F16, forms);
         cuda_scratch none = {NULL, 0, NULL};
         llmq_err err;
         emu_set_order((emu_order)(i % EMU_ORDERS), 8);
         fill_guards(&p, y_on_gpu);
         assert_int_equal(cuda_matmul(NULL, &m, &in, y_on_gpu, ROWS + PAD, &none, &err), LLMQ_OK);
         take(&p, y_on_gpu, y, "groups");
-        compare(&p, y, wanted, mags, q8 ? 8e-3 : 2.5e-6, type_info(p.type)->name);
+        compare(&p, y, wanted, mags, 2.5e-6, type_info(p.type)->name);
         gpu_free(forms), gpu_free(x_on_gpu), gpu_free(y_on_gpu), drop_weights(&m), drop_problem(&p);
         free(wanted), free(mags), free(x);
     }
@@ -356,9 +374,9 @@ static void test_traffic(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_type),  cmocka_unit_test(test_exact),     cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_unpack_rows), cmocka_unit_test(test_matmul),    cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_traffic),     cmocka_unit_test(test_hf_groups),
+        cmocka_unit_test(test_every_type),  cmocka_unit_test(test_exact),   cmocka_unit_test(test_odd_activations),
+        cmocka_unit_test(test_unpack_rows), cmocka_unit_test(test_matmul),  cmocka_unit_test(test_chosen_acts),
+        cmocka_unit_test(test_sizes),       cmocka_unit_test(test_traffic), cmocka_unit_test(test_hf_groups),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

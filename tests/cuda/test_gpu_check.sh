@@ -50,7 +50,7 @@ echo "-- programs that do as they are told"
 fake=$work/build
 mkdir -p "$fake/tests"
 stub() { printf '#!/bin/sh\n%s\n' "$2" >"$fake/$1" && chmod +x "$fake/$1"; }
-stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": 1}" >"$a"; last=$a; done ;; bench) case "$*" in *json*) echo "[{\"n_gen\": 128}]" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
+stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": 1}" >"$a"; last=$a; done ;; bench) case "${LLMQ_CUDA_ACTS-} $*" in q8*json*) echo "[{\"n_gen\": 129}]" ;; *json*) echo "[{\"n_gen\": 128}]" ;; q8*) echo "| tg128 | 7.50 |" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
 stub tests/gpu_bench 'echo "{\"measured\": true}" >"$1"; echo "plain read loop: 3000 GB/s"; echo "| q4_0 x q8 | 1 | 7 | 2900 | 97 % |"'
 stub tests/gpu_ops 'exit 0'
 stub tests/gpu_matvec 'echo "no \"device\" | here"; exit 77'
@@ -68,6 +68,9 @@ says "quantize model 0" passed
 grep -q '| solving | 2.00 | 2.00 |' "$work/out/gpu_check.md" || fault "the times of quantizing are not in the table"
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
 grep -q 'tg128 | 7.00' "$work/out/gpu_check.md" || fault "the model's figures are not in the table"
+grep -q 'tg128, 8-bit activations | 7.50' "$work/out/gpu_check.md" || fault "the model's figures with 8-bit activations are not in the table"
+python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["models"] == [[{"n_gen": 128}]] and d["models_q8"] == [[{"n_gen": 129}]]' \
+    "$work/out/gpu_check.json" || fault "the models in the JSON"
 # A sanitizer that finds nothing, that is too slow for one program, and that finds something.
 mkdir -p "$work/bin"
 sanitizer() { printf '#!/bin/sh\n%s\n' "$1" >"$work/bin/compute-sanitizer" && chmod +x "$work/bin/compute-sanitizer"; }

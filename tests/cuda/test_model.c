@@ -1,5 +1,6 @@
 /* Whole models through the CUDA backend under the emulator: every architecture and RoPE scaling (tests/data/goldens)
  * and quantized files against the CPU's plain C backend, which has been held against transformers; and a story. */
+#define _POSIX_C_SOURCE 200809L /* setenv */
 #define TINY_WIDE
 #include "../engine/tiny.h"
 #include "gpu.h"
@@ -160,26 +161,94 @@ static void convert(const char *from, const char *to, const char *type) {
     if (llmq_convert(from, to, &params, NULL, &err) != LLMQ_OK) fail_msg("%s: %s", type, err.msg);
 }
 
-/* In steps of up to 8 tokens quantized weights meet activations of the same 8 bits on both; but now and then one of
- * those is rounded the other way, and these random models make much of it. The first seven types have layouts of their
- * own. */
+enum { N_PROMPT = 37 };
+
+/* Two files of the same weights: the largest difference of any of 8 positions of a step, and of a prompt's last one. */
+static void compare_forms(const char *gpu_path, const char *cpu_path, const int32_t *tokens, double errors[2]) {
+    llmq_model *models[2] = {open_model(gpu_path, NULL, ON_GPU), open_model(cpu_path, NULL, ON_CPU)};
+    llmq_session *s[2];
+    rows r[2];
+    errors[0] = 0;
+    for (int m = 0; m < 2; m++) {
+        s[m] = open_session(models[m]);
+        append(s[m], tokens, N_PROMPT);
+    }
+    errors[1] = row_error(llmq_session_logits(s[0]), llmq_session_logits(s[1]), TINY_VOCAB);
+    for (int m = 0; m < 2; m++) {
+        llmq_session_truncate(s[m], 0);
+        r[m] = all_rows(s[m], tokens, 8);
+    }
+    for (size_t i = 0; i < 8; i++)
+        errors[0] = fmax(errors[0], row_error(r[0].logits + i * TINY_VOCAB, r[1].logits + i * TINY_VOCAB, TINY_VOCAB));
+    same_choices(s[0], s[1], N_TEXT / 2, 3e-3, gpu_path);
+    for (int m = 0; m < 2; m++) free(r[m].logits), llmq_session_destroy(s[m]), llmq_model_close(models[m]);
+}
+
+/* Activations are f16, so quantized weights are held against the CPU with the same weights in F32. The first seven
+ * types have layouts of their own. */
 static void test_quantized(void **state) {
     (void)state;
     static const char *const types[] = {"q4_0",   "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
                                         "iq4_xs", "q5_1", "q3_k",   "bf16", "f16"};
-    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
+    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *quantized = LLMQ_TEST_TMP "/cuda-quantized.gguf",
+               *values = LLMQ_TEST_TMP "/cuda-values.gguf";
     tiny_model wide;
-    int32_t tokens[N_TOKENS];
+    int32_t tokens[N_PROMPT];
     tiny_init(&wide);
     tiny_write(&wide, from, 0);
-    for (int i = 0; i < N_TOKENS; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    for (int i = 0; i < N_PROMPT; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
     for (size_t i = 0; i < sizeof types / sizeof *types; i += STEP) {
+        double errors[2];
+        convert(from, quantized, types[i]);
+        convert(quantized, values, "f32");
+        compare_forms(quantized, values, tokens, errors);
+        if (!(errors[0] <= 3e-3)) fail_msg("%s: logits of a step differ by %.3g of the largest", types[i], errors[0]);
+        if (!(errors[1] <= 2e-3)) fail_msg("%s: logits of a prompt differ by %.3g of the largest", types[i], errors[1]);
+    }
+    remove(from), remove(quantized), remove(values);
+}
+
+static void count_warnings(void *user, llmq_log_level level, const char *line) {
+    if (level == LLMQ_LOG_WARN && strstr(line, "LLMQ_CUDA_ACTS")) (*(int *)user)++;
+}
+
+/* Steps with 8-bit activations, where the environment asks for them: the CPU's are of the same 8 bits; but now and then
+ * one is rounded the other way, and the CPU keeps outliers apart, and these random models make much of it. A value that
+ * is not known is warned of, and changes nothing. */
+static void test_acts_of_8_bits(void **state) {
+    (void)state;
+    static const char *const types[] = {"q4_0", "q4_k", "q6_k"};
+    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
+    tiny_model wide;
+    int32_t tokens[8];
+    tiny_init(&wide);
+    tiny_write(&wide, from, 0);
+    for (int i = 0; i < 8; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         convert(from, to, types[i]);
+        setenv("LLMQ_CUDA_ACTS", "q8", 1);
         double error = compare(to, ON_GPU, tokens, 8, N_TEXT / 2);
+        unsetenv("LLMQ_CUDA_ACTS");
         if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
     }
-    remove(from);
-    remove(to);
+    llmq_model *model = open_model(to, NULL, ON_GPU);
+    rows got[4];
+    int warnings = 0;
+    llmq_log_set(count_warnings, &warnings);
+    for (int i = 0; i < 4; i++) {
+        static const char *const values[] = {"", "f16", "f8", "q8"};
+        setenv("LLMQ_CUDA_ACTS", values[i], 1);
+        llmq_session *s = open_session(model);
+        got[i] = all_rows(s, tokens, 8);
+        llmq_session_destroy(s);
+        assert_int_equal(warnings, i >= 2);
+        assert_int_equal(memcmp(got[i].logits, got[0].logits, 8 * TINY_VOCAB * sizeof(float)) == 0, i < 3);
+    }
+    unsetenv("LLMQ_CUDA_ACTS");
+    llmq_log_set(NULL, NULL);
+    for (int i = 0; i < 4; i++) free(got[i].logits);
+    llmq_model_close(model);
+    remove(from), remove(to);
 }
 
 /* A prompt in one run on both, and the text that follows. */
@@ -233,34 +302,6 @@ static void test_nf4(void **state) {
     for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
     double error = compare(folder, ON_GPU, tokens, N_TOKENS, N_TEXT);
     if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
-}
-
-/* A prompt's activations are f16, so quantized weights are held against the CPU with the same weights in F32. */
-static void test_quantized_prompts(void **state) {
-    (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k", "iq4_xs", "q5_1"};
-    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *quantized = LLMQ_TEST_TMP "/cuda-quantized.gguf",
-               *values = LLMQ_TEST_TMP "/cuda-values.gguf";
-    enum { N = 37 };
-    tiny_model wide;
-    int32_t tokens[N];
-    tiny_init(&wide);
-    tiny_write(&wide, from, 0);
-    for (int i = 0; i < N; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
-    for (size_t i = 0; i < sizeof types / sizeof *types; i += STEP) {
-        convert(from, quantized, types[i]);
-        convert(quantized, values, "f32");
-        llmq_model *models[2] = {open_model(quantized, NULL, ON_GPU), open_model(values, NULL, ON_CPU)};
-        llmq_session *s[2];
-        for (int m = 0; m < 2; m++) {
-            s[m] = open_session(models[m]);
-            append(s[m], tokens, N);
-        }
-        double error = row_error(llmq_session_logits(s[0]), llmq_session_logits(s[1]), TINY_VOCAB);
-        if (!(error <= 1e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
-        for (int m = 0; m < 2; m++) llmq_session_destroy(s[m]), llmq_model_close(models[m]);
-    }
-    remove(from), remove(quantized), remove(values);
 }
 
 /* Where memory is short, passes are: 256 tokens (the context), 128 and so on to the steps of 8. All give the same but
@@ -627,7 +668,7 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_quantized),     cmocka_unit_test(test_quantized_prompts),
+        cmocka_unit_test(test_quantized),     cmocka_unit_test(test_acts_of_8_bits),
         cmocka_unit_test(test_nf4),           cmocka_unit_test(test_short_passes),
         cmocka_unit_test(test_story),         cmocka_unit_test(test_sessions),
         cmocka_unit_test(test_batch),         cmocka_unit_test(test_q8_cache),
