@@ -7,6 +7,7 @@
  * warps takes the first 64 columns and the other half the rest, and at the end their sums are added. Where rows and
  * tokens do not make enough blocks, several share the columns (split) and a second launch adds what they found: always
  * in one order, so that results do not depend on scheduling. */
+#include "cuda/acts.cuh"
 #include "cuda/dequant.cuh"
 #include "cuda/gemm.h"
 
@@ -19,7 +20,7 @@ constexpr int SHARED_LIMIT = 101376; /* of a block on sm_86, 89 and 120 */
 /* Activations (cuda/gemm.h). */
 struct acts_rows {
     gptr<const uint8_t> halves;
-    gptr<const float> sums;
+    gptr<const float> sums, back;
     int row_bytes, padded, n_tok;
 };
 
@@ -224,6 +225,10 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         add_halves(as<float>(stages), row_warp, k_warp, lane, acc);
         if (k_warp == 1) return;
     }
+    float2 back[S::warp_tokens / 8]; /* before the stores: for all that the compiler knows they might change it */
+    UNROLL
+    for (int n = 0; n < S::warp_tokens / 8; n++)
+        back[n] = as<const float2>(x.back)[(first_token + warp_token) / 2 + n * 4 + lane % 4];
     const int64_t split = static_cast<int64_t>(blockIdx.z) * x.n_tok * ldy;
     UNROLL
     for (int i = 0; i < S::tiles * S::warp_tokens / 2; i++) {
@@ -231,7 +236,7 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         const int token = first_token + warp_token + n * 8 + lane % 4 * 2 + i % 2;
         const int row = (first_tile + row_warp * S::tiles + r) * TILE_ROWS + lane / 4 + i / 2 % 2 * 8;
         if (row >= rows || token >= x.n_tok) continue;
-        const float sum = acc[r][n][i % 4] * (1.0f / W::unit_f16);
+        const float sum = acc[r][n][i % 4] * (1.0f / W::unit_f16) * (i % 2 ? back[n].y : back[n].x);
         y[split + token * ldy + row] = bias ? sum + bias[row] : sum;
     }
 }
@@ -246,25 +251,36 @@ __global__ void __launch_bounds__(256)
     y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
-/* y (n_tok, ldy) += bias; grid: rows / 256, n_tok */
-__global__ void __launch_bounds__(256) add_bias(gptr<const float> bias, int rows, gptr<float> y, int64_t ldy) {
-    const int row = blockIdx.x * 256 + threadIdx.x;
-    if (row < rows) y[blockIdx.y * ldy + row] += bias[row];
+/* y (n_tok, ldy) = y * back[token] + bias; bias [rows] or NULL. grid: n_tok. Most tokens have nothing to do. */
+__global__ void __launch_bounds__(256)
+    bring_back(gptr<const float> back, gptr<const float> bias, int rows, gptr<float> y, int64_t ldy) {
+    const float by = back[blockIdx.x];
+    if (by == 1.0f && !bias) return;
+    for (int row = threadIdx.x; row < rows; row += 256) {
+        const float sum = y[blockIdx.x * ldy + row] * by;
+        y[blockIdx.x * ldy + row] = bias ? sum + bias[row] : sum;
+    }
 }
 
 /* ---- what goes in */
 
-/* One warp a group of 32 columns of one token; grid: groups / 8, tokens with those that pad. */
-__global__ void __launch_bounds__(256)
-    fill_rows(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> rows, gptr<float> sums, int groups) {
-    const int lane = threadIdx.x % 32, group = blockIdx.x * 8 + threadIdx.x / 32, token = blockIdx.y;
-    const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-    float v = 0;
-    if (token < n_tok && column < cols) v = x[token * cols + column];
-    const half_of_group rounded = round_group(v);
+/* grid: tokens with those that pad, shares (cuda/acts.cuh). */
+__global__ void __launch_bounds__(ROW_THREADS)
+    fill_rows(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> rows, gptr<float> sums, gptr<float> back,
+              int groups) {
+    SHARED(uint32_t, part, 32);
+    const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
+    const int64_t row = token * cols, n = token < n_tok ? cols : 0;
+    const row_factors factors = factors_of_row(x + row, n, part);
     const int place = lane / 16 * 16 + lane % 16 / 2 + lane % 2 * 8; /* cuda/gemm.h */
-    rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
-    if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.y + token] = rounded.sum;
+    for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
+        const int64_t column = static_cast<int64_t>(group) * 32 + lane;
+        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
+        if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.x + token] = rounded.sum;
+    }
+    if (first == 0 && lane == 0) back[token] = factors.back;
 }
 
 /* Weights as f16 rows (rows, ld), columns in the order of fill_rows: scales and minimums applied in f32, rounded once.
@@ -319,8 +335,14 @@ int block_tokens(int64_t n_tok) {
 int64_t padded_tokens(int64_t n_tok) {
     return ceil_div(n_tok, block_tokens(n_tok)) * block_tokens(n_tok);
 }
-int64_t rows_bytes(int64_t n_tok, int64_t cols) {
-    return padded_tokens(n_tok) * acts_groups(cols) * 64;
+/* Where sums and what brings tokens back are in a buffer of activations, and its end. */
+struct acts_places {
+    int64_t sums, back, end;
+};
+acts_places places_of(int64_t n_tok, int64_t cols) {
+    const int64_t padded = padded_tokens(n_tok), sums = padded * acts_groups(cols) * 64;
+    const int64_t back = sums + padded * acts_groups(cols) * 4;
+    return {sums, back, back + padded * 4};
 }
 int most_splits(int64_t cols) {
     return static_cast<int>(min(max(ceil_div(cols, STAGE_COLUMNS) / SPLIT_STAGES, int64_t{1}), int64_t{MOST_SPLITS}));
@@ -328,8 +350,13 @@ int most_splits(int64_t cols) {
 
 acts_rows rows_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    return {base, as<const float>(base + rows_bytes(n_tok, cols)), static_cast<int>(acts_groups(cols) * 64),
-            static_cast<int>(padded_tokens(n_tok)), n_tok};
+    const acts_places at = places_of(n_tok, cols);
+    return {base,
+            as<const float>(base + at.sums),
+            as<const float>(base + at.back),
+            static_cast<int>(acts_groups(cols) * 64),
+            static_cast<int>(padded_tokens(n_tok)),
+            n_tok};
 }
 
 void launch_add_splits(stream_t stream, const float *parts, int splits, const cuda_matrix *w, int n_tok, float *y,
@@ -367,8 +394,7 @@ void launch_gemm(stream_t stream, const cuda_matrix *m, const void *acts, int n_
 } // namespace
 
 size_t cuda_acts_rows_bytes(int64_t n_tok, int64_t cols) {
-    const int64_t sums = acts_groups(cols) * padded_tokens(n_tok) * 4;
-    return static_cast<size_t>(rows_bytes(n_tok, cols) + sums);
+    return static_cast<size_t>(places_of(n_tok, cols).end);
 }
 int64_t cuda_acts_rows_ld(int64_t cols) {
     return acts_groups(cols) * 32;
@@ -376,12 +402,15 @@ int64_t cuda_acts_rows_ld(int64_t cols) {
 
 void cuda_acts_rows(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts) {
     const int groups = static_cast<int>(acts_groups(cols));
+    const acts_places at = places_of(n_tok, cols);
     gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
     gptr<uint16_t> rows = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + rows_bytes(n_tok, cols));
+    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.back);
     gptr<const float> in = device_pointer(x);
-    const dim3 grid(static_cast<unsigned>(groups / 8), static_cast<unsigned>(padded_tokens(n_tok)));
-    LAUNCH(fill_rows, grid, 256, 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, rows, sums, groups);
+    const int64_t padded = padded_tokens(n_tok);
+    const dim3 grid(static_cast<unsigned>(padded), row_shares(groups, padded));
+    LAUNCH(fill_rows, grid, row_threads(groups), 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, rows, sums,
+           back, groups);
 }
 
 size_t cuda_gemm_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
@@ -417,10 +446,10 @@ void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *m, uint16_t *out) {
     });
 }
 
-void cuda_add_bias(gpu_stream *stream, const cuda_matrix *w, int n_tok, float *y, int64_t ldy) {
+void cuda_bring_back(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {
     const int rows = static_cast<int>(w->rows);
-    gptr<const float> bias = device_pointer(w->bias);
+    gptr<const float> back = rows_of(acts, n_tok, w->cols).back, bias = device_pointer(w->bias);
     gptr<float> out = device_pointer(y);
-    const dim3 grid(static_cast<unsigned>(ceil_div(rows, 256)), static_cast<unsigned>(n_tok));
-    LAUNCH(add_bias, grid, 256, 0, reinterpret_cast<stream_t>(stream), bias, rows, out, ldy);
+    LAUNCH(bring_back, static_cast<unsigned>(n_tok), 256, 0, reinterpret_cast<stream_t>(stream), back, bias, rows, out,
+           ldy);
 }

@@ -49,7 +49,7 @@
  *     8 bits    codes (groups, n_tok, 32 bytes): columns 4t..4t+3 and 16+4t..16+4t+3 for each t;
  *               d (groups, 8) f32: x = d * code; sums (groups, 8) f32: d * the sum of the 32 codes
  *     f16       (groups, n_tok, 4 t, 16 bytes): columns 4t, 4t+2, 4t+1, 4t+3 and the same 16 further on: the order in
- *               which nibbles become f16 in pairs; sums (groups, 8) f32
+ *               which nibbles become f16 in pairs; sums (groups, 8) f32; what brings results back, (8) f32
  * Scales and sums are there for all eight tokens, zero for those that are not. */
 #define ACT_TOKENS 8
 

@@ -78,7 +78,7 @@ static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w,
         LLMQ_TRY(cuda_blas_gemm_f16(s->blas, stream, part.rows, in->n_tok, cols, s->memory, ld, in->forms, ld, y + row,
                                     ldy, err));
     }
-    if (w->bias) cuda_add_bias(stream, w, (int)in->n_tok, y, ldy);
+    cuda_bring_back(stream, w, in->forms, (int)in->n_tok, y, ldy);
     return LLMQ_OK;
 }
 

@@ -4,6 +4,7 @@
  * Weights are the A operand of mma (16 rows of output), tokens its 8 columns: what a lane loads are its own operands,
  * and weights never see shared memory. A block has 16 rows of output; its warps take turns along the columns, so that
  * together they read one stream, and add up in shared memory at the end, always in the same order. */
+#include "cuda/acts.cuh"
 #include "cuda/dequant.cuh"
 
 namespace {
@@ -26,6 +27,7 @@ struct acts_f16 {
     static constexpr bool integers = false;
     gptr<const uint4> halves;
     gptr<const float2> sums;
+    gptr<const float> back; /* [8] */
     int n_tok;
 };
 
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     if constexpr (ACTS::integers)
         sum *= 1.0f / W::unit;
     else
-        sum *= 1.0f / W::unit_f16;
+        sum *= 1.0f / W::unit_f16 * x.back[token];
     y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
@@ -188,24 +190,31 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     }
 }
 
-__global__ void __launch_bounds__(ACT_TOKENS * 32)
-    fill_f16(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> out, gptr<float> sums) {
-    const int lane = threadIdx.x % 32, token = threadIdx.x / 32, group = blockIdx.x;
-    const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-    float v = 0;
-    if (token < n_tok && column < cols) v = x[token * cols + column];
-    const half_of_group rounded = round_group(v);
+/* grid: 8 tokens, shares (cuda/acts.cuh). Tokens that are not there have sums of zero. */
+__global__ void __launch_bounds__(ROW_THREADS)
+    fill_f16(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> out, gptr<float> sums, gptr<float> back,
+             int groups) {
+    SHARED(uint32_t, part, 32);
+    const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
+    const int64_t row = token * cols, n = token < n_tok ? cols : 0;
+    const row_factors factors = factors_of_row(x + row, n, part);
     /* bytes e of a word become pairs (0, 2), (1, 3) */
     const int e = lane % 4, place = lane % 16 / 4 * 8 + lane / 16 * 4 + (e >> 1 | (e & 1) << 1);
-    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
-    if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
+    for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
+        const int64_t column = static_cast<int64_t>(group) * 32 + lane;
+        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
+        if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
+    }
+    if (first == 0 && lane == 0) back[token] = factors.back;
 }
 
 int64_t act_groups(int64_t cols) {
     return (cols + ACT_PAD - 1) / ACT_PAD * (ACT_PAD / 32);
 }
 
-/* Where the parts of an activation buffer are, in bytes. */
+/* Where the parts of an activation buffer are, in bytes; scales: of groups, or what brings tokens back. */
 struct act_places {
     int64_t groups, scales, sums, end;
 };
@@ -214,8 +223,8 @@ act_places places_q8(int n_tok, int64_t cols) {
     return {groups, scales, scales + each, scales + 2 * each};
 }
 act_places places_f16(int n_tok, int64_t cols) {
-    const int64_t groups = act_groups(cols), sums = groups * n_tok * 64;
-    return {groups, 0, sums, sums + groups * ACT_TOKENS * 4};
+    const int64_t groups = act_groups(cols), sums = groups * n_tok * 64, back = sums + groups * ACT_TOKENS * 4;
+    return {groups, back, sums, back + ACT_TOKENS * 4};
 }
 
 acts_q8 acts_q8_of(const void *acts, int n_tok, int64_t cols) {
@@ -226,7 +235,8 @@ acts_q8 acts_q8_of(const void *acts, int n_tok, int64_t cols) {
 
 acts_f16 acts_f16_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    return {as<const uint4>(base), as<const float2>(base + places_f16(n_tok, cols).sums), n_tok};
+    const act_places at = places_f16(n_tok, cols);
+    return {as<const uint4>(base), as<const float2>(base + at.sums), as<const float>(base + at.scales), n_tok};
 }
 
 template <class W, class ACTS>
@@ -270,10 +280,11 @@ void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, 
     const act_places at = places_f16(n_tok, cols);
     gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
     gptr<uint16_t> halves = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + at.sums);
+    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.scales);
     gptr<const float> in = device_pointer(x);
-    LAUNCH(fill_f16, static_cast<unsigned>(at.groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
-           n_tok, halves, sums);
+    const dim3 grid(ACT_TOKENS, row_shares(at.groups, ACT_TOKENS));
+    LAUNCH(fill_f16, grid, row_threads(at.groups), 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, halves, sums,
+           back, static_cast<int>(at.groups));
 }
 
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {

@@ -46,7 +46,7 @@ GATES = {
     r"unpack_rows<weights_q[46]_k>": (64, {WIDE: 6, r"STG\.E\.64": 8}, SLOW),
     r"unpack_rows<weights_iq4_xs>": (64, {WIDE: 4, r"STG\.E\.64": 8}, SLOW),
     r"unpack_rows": (64, {WIDE: 1, r"STG\.E\.64": 4}, SLOW),
-    r"fill_rows|add_splits|add_bias|gather|scatter|to_bf16": (64, {}, []),
+    r"fill_rows|add_splits|bring_back|gather|scatter|to_bf16": (64, {}, []),
     r"round_columns": (128, {r"LDS\.128": 2, "FFMA": 36}, []),
     r"attend_merge|argmax|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
 }

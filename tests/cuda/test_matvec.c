@@ -152,6 +152,30 @@ static void test_odd_activations(void **state) {
     drop_problem(&p);
 }
 
+/* f16: whatever is finite stays finite and close, what is not shows. */
+static void test_magnitudes(void **state) {
+    (void)state;
+    static const llmq_type some[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_K, LLMQ_TYPE_Q6_K, LLMQ_TYPE_F16};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) { /* F16: more columns than a block reads at once */
+        const bool wide = some[i] == LLMQ_TYPE_F16;
+        problem p = make_problem(some[i], wide ? 2 : 20, wide ? 8203 : 512, wide ? 1 : N_MAGNITUDES, i % 2, false);
+        set_magnitudes(&p);
+        check(&p, true, 2.5e-6);
+        drop_problem(&p);
+    }
+    problem p = make_problem(LLMQ_TYPE_Q8_0, 20, 64, 4, false, false);
+    p.x[40] = NAN;
+    p.x[64 + 3] = INFINITY, p.x[64 + 9] = 1e30f;
+    p.x[2 * 64] = -INFINITY;
+    on_gpu g = put_on_gpu(&p, true);
+    float y[4 * (20 + PAD)];
+    run(&p, &g, y, "not finite");
+    for (int t = 0; t < 4; t++)
+        for (int r = 0; r < 20; r++) assert_true(!isfinite(y[t * (20 + PAD) + r]) == (t < 3));
+    drop_from_gpu(&g);
+    drop_problem(&p);
+}
+
 /* Rows of the packed matrix come out as the file has them. */
 static void test_embed(void **state) {
     (void)state;
@@ -234,8 +258,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_q8),         cmocka_unit_test(test_q8_exact),
         cmocka_unit_test(test_f16),        cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_embed),      cmocka_unit_test(test_traffic),
-        cmocka_unit_test(test_pack_sizes),
+        cmocka_unit_test(test_magnitudes), cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_traffic),    cmocka_unit_test(test_pack_sizes),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
