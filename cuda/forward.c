@@ -283,6 +283,7 @@ static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int
     LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx && pos + n_tok <= c->n_ctx);
     LLMQ_ASSERT(w->m->embd.packed || hidden);
     gpu_use(w->m->device);
+    w->rows_run = false;
     for (int64_t i = 0; i < n_tok; i++) w->host[i] = (int32_t)(pos + i), w->host[w->n_batch + i] = tokens[i];
     LLMQ_TRY(send_inputs(w, hidden, n_tok, err));
     for (int64_t at = 0; at < n_tok; at += w->n_pass) {
@@ -311,6 +312,7 @@ static llmq_status work_run_rows(llmq_device_work *w, const llmq_device_row *row
                                  llmq_err *err) {
     LLMQ_ASSERT(n_rows >= 1 && n_rows <= w->n_batch && (w->m->embd.packed || hidden));
     gpu_use(w->m->device);
+    w->rows_run = true;
     for (int64_t i = 0; i < n_rows; i++) {
         LLMQ_ASSERT(rows[i].pos < w->n_ctx);
         w->host[i] = (int32_t)rows[i].pos, w->host[w->n_batch + i] = rows[i].token;
@@ -328,19 +330,20 @@ static llmq_status work_run_rows(llmq_device_work *w, const llmq_device_row *row
     return gpu_launched(err);
 }
 
-/* Logits of up to 8 tokens, on the device. */
-static void launch_head(llmq_device_work *w, int64_t row, int n) {
+/* Logits of up to gpu_head_tokens, on the device. */
+static llmq_status launch_head(llmq_device_work *w, int64_t row, int n, llmq_err *err) {
     cuda_input in = normalized(w, w->x + row * w->m->d.n_embd, w->m->output_norm, n);
-    cuda_decode(w->stream, &w->m->head, &in, w->logits, w->m->d.n_vocab);
+    return multiply(w, &w->m->head, &in, w->logits, err);
 }
 
 static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
     const int64_t n_vocab = w->m->d.n_vocab;
     LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
     gpu_use(w->m->device);
-    for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
-        int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
-        launch_head(w, row + at, n);
+    const int most = w->rows_run ? ACT_TOKENS : gpu_head_tokens(w);
+    for (int64_t at = 0; at < n_rows; at += most) {
+        const int n = (int)(n_rows - at < most ? n_rows - at : most);
+        LLMQ_TRY(launch_head(w, row + at, n, err));
         LLMQ_TRY(gpu_stream_download(w->stream, logits + at * n_vocab, w->logits,
                                      (size_t)(n * n_vocab) * sizeof *logits, err));
     }
@@ -354,7 +357,7 @@ static llmq_status work_likeliest(llmq_device_work *w, int64_t row, int32_t *tok
     } best;
     LLMQ_ASSERT(row >= 0 && row < w->n_batch);
     gpu_use(w->m->device);
-    launch_head(w, row, 1);
+    LLMQ_TRY(launch_head(w, row, 1, err));
     cuda_argmax(w->stream, w->logits, w->m->d.n_vocab, w->best);
     LLMQ_TRY(gpu_stream_download(w->stream, &best, w->best, sizeof best, err));
     *token = best.token;

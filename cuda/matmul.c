@@ -52,7 +52,7 @@ static bool has_codes(llmq_type packed) {
     return packed != LLMQ_TYPE_F16 && packed != LLMQ_TYPE_NF4 && packed != LLMQ_TYPE_FP4;
 }
 
-void cuda_decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
+static void decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
     const int n_tok = (int)in->n_tok;
     if (in->acts == CUDA_ACTS_Q8 && has_codes(w->type)) {
         if (!in->has_q8) cuda_acts_q8(stream, in->x, n_tok, in->cols, in->forms);
@@ -85,7 +85,7 @@ static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w,
 llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
                         const cuda_scratch *scratch, llmq_err *err) {
     if (in->n_tok <= ACT_TOKENS) {
-        cuda_decode(stream, w, in, y, ldy);
+        decode(stream, w, in, y, ldy);
         return LLMQ_OK;
     }
     if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);

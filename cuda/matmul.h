@@ -56,9 +56,6 @@ size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols);
 llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
                         const cuda_scratch *scratch, llmq_err *err);
 
-/* The same with 1 to 8 tokens: needs no scratch and cannot fail. */
-void cuda_decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy);
-
 #ifdef __cplusplus
 }
 #endif

@@ -13,14 +13,18 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* The most that any product of a pass of n tokens needs. */
-static size_t product_bytes(const llmq_device_desc *d, int64_t n) {
+int gpu_head_tokens(const llmq_device_work *w) {
+    return w->n_pass < HEAD_TOKENS ? w->n_pass : HEAD_TOKENS;
+}
+
+/* The most that any product of a pass of n tokens needs, or the head. */
+static size_t product_bytes(const llmq_device_desc *d, int64_t n, int64_t n_head) {
     const int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
     const int64_t shapes[][2] = {{larger(q_dim, kv_dim), d->n_embd}, /* q, k, v */
                                  {d->n_embd, q_dim},
                                  {d->n_ff, d->n_embd},
                                  {d->n_embd, d->n_ff}};
-    size_t most = 0;
+    size_t most = cuda_scratch_bytes(n_head, d->n_vocab, d->n_embd);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const size_t bytes = cuda_scratch_bytes(n, shapes[i][0], shapes[i][1]);
         if (bytes > most) most = bytes;
@@ -41,7 +45,7 @@ static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer 
     const size_t f32 = sizeof(float), tokens = (size_t)w->n_pass, embd = (size_t)d->n_embd * f32;
     const size_t q_dim = (size_t)(d->n_head * d->head_dim) * f32, kv_dim = (size_t)(d->n_head_kv * d->head_dim) * f32;
     const int64_t widest = larger(larger(d->n_head * d->head_dim, d->n_embd), d->n_ff);
-    w->scratch.bytes = product_bytes(d, w->n_pass);
+    w->scratch.bytes = product_bytes(d, w->n_pass, gpu_head_tokens(w));
     const buffer all[BUFFERS] = {
         {&w->inputs, 2 * (size_t)w->n_batch * sizeof *w->inputs},
         {&w->x, (size_t)w->n_batch * embd},
@@ -56,7 +60,7 @@ static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer 
         {&w->forms, cuda_input_bytes(w->n_pass, widest)},
         {&w->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
         {&w->scratch.memory, w->scratch.bytes},
-        {&w->logits, ACT_TOKENS * (size_t)d->n_vocab * f32},
+        {&w->logits, (size_t)gpu_head_tokens(w) * (size_t)d->n_vocab * f32},
         {&w->best, CUDA_ARGMAX_BYTES},
     };
     memcpy(list, all, sizeof all);
