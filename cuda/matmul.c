@@ -66,11 +66,23 @@ static void decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, flo
     cuda_matvec_f16(stream, w, halves, n_tok, y, ldy);
 }
 
-/* f16 weights of `slab` rows at a time, then cuBLAS. */
-static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w, const cuda_input *in, int64_t slab,
-                                       float *y, int64_t ldy, const cuda_scratch *s, llmq_err *err) {
-    int64_t ld = cuda_acts_rows_ld(w->cols), cols = (w->cols + 15) / 16 * 16; /* 16 columns change places */
-    size_t tile_row = cuda_pack_bytes(w->type, TILE_ROWS, w->cols);
+static void make_rows(gpu_stream *stream, cuda_input *in) {
+    if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);
+    in->has_rows = true;
+}
+
+/* Rows whose f16 weights fit into the scratch: all, or whole tiles. */
+static int64_t slab_rows(const cuda_matrix *w, const cuda_scratch *s) {
+    const int64_t fit = (int64_t)s->bytes / row_bytes(w->cols);
+    return fit < w->rows ? fit - fit % TILE_ROWS : w->rows;
+}
+
+llmq_status cuda_matmul_unpacked(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
+                                 const cuda_scratch *s, llmq_err *err) {
+    const int64_t ld = cuda_acts_rows_ld(w->cols), cols = (w->cols + 15) / 16 * 16; /* 16 columns change places */
+    const int64_t slab = slab_rows(w, s);
+    const size_t tile_row = cuda_pack_bytes(w->type, TILE_ROWS, w->cols);
+    make_rows(stream, in);
     for (int64_t row = 0; row < w->rows; row += slab) {
         cuda_matrix part = {.type = w->type, .rows = slab < w->rows - row ? slab : w->rows - row, .cols = w->cols};
         part.packed = (const uint8_t *)w->packed + (size_t)(row / TILE_ROWS) * tile_row;
@@ -83,19 +95,20 @@ static llmq_status unpack_and_multiply(gpu_stream *stream, const cuda_matrix *w,
 }
 
 llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
-                        const cuda_scratch *scratch, llmq_err *err) {
+                        cuda_scratch *scratch, llmq_err *err) {
     if (in->n_tok <= ACT_TOKENS) {
         decode(stream, w, in, y, ldy);
         return LLMQ_OK;
     }
-    if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);
-    in->has_rows = true;
-    int64_t slab = (int64_t)scratch->bytes / row_bytes(w->cols);
-    if (slab < w->rows) slab -= slab % TILE_ROWS;
-    if (in->n_tok > CUDA_GEMM_TOKENS && scratch->blas && slab > 0) {
-        llmq_status status = unpack_and_multiply(stream, w, in, slab, y, ldy, scratch, err);
-        if (status != LLMQ_E_MEMORY) return status; /* cuBLAS takes memory of its own, gemm none */
+    if (in->n_tok > CUDA_GEMM_TOKENS && scratch->blas && !scratch->blas_failed && slab_rows(w, scratch) > 0) {
+        llmq_err why;
+        const llmq_status status = cuda_matmul_unpacked(stream, w, in, y, ldy, scratch, &why);
+        if (status == LLMQ_OK) return LLMQ_OK;
+        if (status != LLMQ_E_MEMORY) return llmq_fail(err, status, "%s", why.msg);
+        scratch->blas_failed = true; /* it takes memory of its own, gemm none */
+        llmq_log(LLMQ_LOG_WARN, "%s: prompts go on without it, which is slower", why.msg);
     }
+    make_rows(stream, in);
     cuda_gemm(stream, w, in->forms, (int)in->n_tok, y, ldy, scratch->memory, scratch->bytes);
     return LLMQ_OK;
 }

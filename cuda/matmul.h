@@ -44,7 +44,8 @@ cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, cuda_acts 
 typedef struct cuda_scratch {
     void *memory; /* 256-byte aligned */
     size_t bytes;
-    cuda_blas *blas; /* NULL: own kernels only */
+    cuda_blas *blas;  /* NULL: own kernels only */
+    bool blas_failed; /* for want of memory: it is not asked again */
 } cuda_scratch;
 
 /* Enough for a product of up to n_tok tokens with up to (rows, cols) weights. Rows beyond what 64 MiB of f16 hold are
@@ -54,7 +55,11 @@ size_t cuda_scratch_bytes(int64_t n_tok, int64_t rows, int64_t cols);
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]); in->cols is w->cols. Fails only where cuBLAS does; launches
  * that fail show at gpu_wait. */
 llmq_status cuda_matmul(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
-                        const cuda_scratch *scratch, llmq_err *err);
+                        cuda_scratch *scratch, llmq_err *err);
+
+/* The way of many tokens by itself, whatever their number above 8, for benchmarks: scratch has cuBLAS and memory. */
+llmq_status cuda_matmul_unpacked(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy,
+                                 const cuda_scratch *scratch, llmq_err *err);
 
 #ifdef __cplusplus
 }

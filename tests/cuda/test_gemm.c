@@ -196,7 +196,7 @@ static void check_matmul(const problem *p, const double *x, cuda_acts acts, size
     void *forms = output_of("forms", cuda_input_bytes(p->n_tok, p->cols));
     float *x_on_gpu = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
     float *y_on_gpu = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
-    cuda_scratch scratch = {scratch_bytes ? output_of("scratch", scratch_bytes) : NULL, scratch_bytes, blas};
+    cuda_scratch scratch = {scratch_bytes ? output_of("scratch", scratch_bytes) : NULL, scratch_bytes, blas, false};
     cuda_matrix w = weights_on_gpu(p);
     cuda_input in = cuda_input_of(x_on_gpu, p->n_tok, p->cols, acts, forms);
     llmq_err err;
@@ -258,6 +258,46 @@ static void test_matmul(void **state) {
         drop_problem(&p);
     }
     cuda_blas_destroy(blas);
+}
+
+static void count_warnings(void *user, llmq_log_level level, const char *line) {
+    if (level == LLMQ_LOG_WARN && strstr(line, "cuBLAS")) (*(int *)user)++;
+}
+
+/* cuBLAS that once finds no memory is not asked again: gemm takes over. */
+static void test_blas_without_memory(void **state) {
+    (void)state;
+    if (!emu_here()) skip(); /* there, memory is what it is */
+    problem p = problem_of(LLMQ_TYPE_Q4_0, &(struct shape){20, 3, 257, true}, false);
+    const size_t n = (size_t)(p.n_tok * p.rows), bytes = cuda_scratch_bytes(p.n_tok, p.rows, p.cols);
+    double *x = rounded_f16(&p), *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
+    float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);
+    void *forms = output_of("forms", cuda_input_bytes(p.n_tok, p.cols));
+    float *x_on_gpu = input_of("x", p.x, (size_t)(p.n_tok * p.cols) * sizeof(float));
+    float *y_on_gpu = output_of("y", (size_t)(p.n_tok * (p.rows + PAD)) * sizeof(float));
+    cuda_scratch scratch = {.memory = output_of("scratch", bytes), .bytes = bytes};
+    cuda_matrix w = weights_on_gpu(&p);
+    llmq_err err;
+    int warnings = 0;
+    assert_int_equal(cuda_blas_create(&scratch.blas, &err), LLMQ_OK);
+    reference(&p, x, want, mag);
+    llmq_log_set(count_warnings, &warnings);
+    const int64_t before = emu_products();
+    emu_fail_product();
+    for (int time = 0; time < 2; time++) {
+        cuda_input in = cuda_input_of(x_on_gpu, p.n_tok, p.cols, CUDA_ACTS_F16, forms);
+        fill_guards(&p, y_on_gpu);
+        assert_int_equal(cuda_matmul(NULL, &w, &in, y_on_gpu, p.rows + PAD, &scratch, &err), LLMQ_OK);
+        take(&p, y_on_gpu, y, "without cuBLAS");
+        compare(&p, y, want, mag, 2.5e-6, "without cuBLAS");
+        assert_int_equal(emu_products() - before, 1);
+        assert_int_equal(warnings, 1);
+    }
+    llmq_log_set(NULL, NULL);
+    cuda_blas_destroy(scratch.blas);
+    gpu_free(forms), gpu_free(x_on_gpu), gpu_free(y_on_gpu), gpu_free(scratch.memory);
+    drop_weights(&w), drop_problem(&p);
+    free(x), free(want), free(mag), free(y);
 }
 
 /* 8-bit activations where they are chosen and the weights have codes: other bits than f16 makes, and the rounding of
@@ -336,7 +376,7 @@ static void test_hf_groups(void **state) {
         float *y_on_gpu = output_of("y", (size_t)(n_tok * (ROWS + PAD)) * sizeof(float));
         cuda_matrix m = weights_on_gpu(&p);
         cuda_input in = cuda_input_of(x_on_gpu, n_tok, COLS, CUDA_ACTS_F16, forms);
-        cuda_scratch none = {NULL, 0, NULL};
+        cuda_scratch none = {0};
         llmq_err err;
         emu_set_order((emu_order)(i % EMU_ORDERS), 8);
         fill_guards(&p, y_on_gpu);
@@ -396,9 +436,11 @@ static void test_traffic(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_type),  cmocka_unit_test(test_exact),       cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_magnitudes),  cmocka_unit_test(test_unpack_rows), cmocka_unit_test(test_matmul),
-        cmocka_unit_test(test_chosen_acts), cmocka_unit_test(test_sizes),       cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_every_type),      cmocka_unit_test(test_exact),
+        cmocka_unit_test(test_odd_activations), cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_unpack_rows),     cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_chosen_acts),     cmocka_unit_test(test_blas_without_memory),
+        cmocka_unit_test(test_sizes),           cmocka_unit_test(test_traffic),
         cmocka_unit_test(test_hf_groups),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);

@@ -622,11 +622,11 @@ static void test_head_bytes(void **state) {
     (void)state;
     enum { VOCAB = 65536 };
     llmq_device_desc d = {.n_embd = 64, .n_head = 1, .n_head_kv = 1, .head_dim = 64, .n_ff = 64, .n_rot = 64};
-    static const int n_batch[] = {1, 8, 16, 512}, rows[] = {8, 8, 16, 64};
+    static const int n_batch[] = {1, 8, 16, 512}, held[] = {8, 8, 16, 64};
     for (int i = 0; i < 4; i++) {
         size_t bytes[2];
         for (int k = 0; k < 2; k++) d.n_vocab = (k + 1) * VOCAB, bytes[k] = gpu_work_bytes(&d, 256, n_batch[i]);
-        assert_int_equal(bytes[1] - bytes[0], (size_t)rows[i] * VOCAB * sizeof(float));
+        assert_int_equal(bytes[1] - bytes[0], (size_t)held[i] * VOCAB * sizeof(float));
     }
 }
 
