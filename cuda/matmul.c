@@ -82,6 +82,7 @@ llmq_status cuda_matmul_unpacked(gpu_stream *stream, const cuda_matrix *w, cuda_
     const int64_t ld = cuda_acts_rows_ld(w->cols), cols = (w->cols + 15) / 16 * 16; /* 16 columns change places */
     const int64_t slab = slab_rows(w, s);
     const size_t tile_row = cuda_pack_bytes(w->type, TILE_ROWS, w->cols);
+    LLMQ_ASSERT(slab > 0);
     make_rows(stream, in);
     for (int64_t row = 0; row < w->rows; row += slab) {
         cuda_matrix part = {.type = w->type, .rows = slab < w->rows - row ? slab : w->rows - row, .cols = w->cols};

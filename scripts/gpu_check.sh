@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A machine with an NVIDIA GPU turned into figures, in at most 8 minutes: builds llmq with CUDA, runs the kernels' tests on
 # the device against the CPU's oracle and under compute-sanitizer, compares greedy text, times decode products as a share of
-# the memory bandwidth measured in the same run, and models, and quantizes with and without the GPU. It writes
+# the memory bandwidth measured in the same run, products of prefill beside cuBLAS with f16 weights, and models, and quantizes with and without the GPU. It writes
 # OUT/gpu_check.md and OUT/gpu_check.json, which say of every part whether it passed, failed or did not run, and keeps each
 # part's output in OUT. After a failure the rest stays unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
 #
@@ -78,7 +78,7 @@ write_json() {
         printf '%s\n  {"part": %s, "status": "%s", "seconds": %d, "note": %s}' "$sep" "$(quote "${names[i]}")" "${states[i]}" "${times[i]}" "$(quote "${notes[i]}")"
         sep=,
     done
-    printf '\n ],\n "decode": '
+    printf '\n ],\n "bench": '
     if [ -s "$out/products.json" ]; then cat "$out/products.json"; else echo null; fi
     printf ',\n "torch": '
     if [ -s "$out/torch.json" ]; then cat "$out/torch.json"; else echo null; fi
@@ -101,9 +101,9 @@ write_md() {
     for ((i = 0; i < ${#facts[@]}; i += 2)); do echo "* ${facts[i]}: ${facts[i + 1]}"; done
     printf '\n| part | result | s | note |\n|---|---|--:|---|\n'
     for i in "${!names[@]}"; do echo "| ${names[i]} | ${states[i]} | ${times[i]} | ${notes[i]//|//} |"; done
-    if [ -s "$out/decode_products.log" ]; then
+    if [ -s "$out/products.log" ]; then
         printf '\n## Decode products\n\n'
-        grep -E '^\||^plain' "$out/decode_products.log" | sed '/^plain/G'
+        grep -E '^\||^plain|^prefill' "$out/products.log" | sed '/^plain/G; s/^prefill/\n## Prefill/; /## Prefill/G'
     fi
     if [ -s "$out/torch.json" ]; then
         printf '\n## The same in PyTorch\n\n'
@@ -221,7 +221,7 @@ done
 # ---- figures
 bench=$build/tests/gpu_bench
 [ $emulated -eq 0 ] || bench=$build/tests/emulated_bench
-part "decode products" 90 "$bench" "$out/products.json"
+part "products" 120 "$bench" "$out/products.json"
 if [ $emulated -eq 1 ]; then
     unrun "the same in PyTorch" "--emulated"
 elif [ -s "$out/products.json" ]; then
