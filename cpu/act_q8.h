@@ -71,6 +71,14 @@ INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, double bou
     return __builtin_ctz(largest);
 }
 
+/* What rounding group `at` of a block left of its n inputs x. */
+INLINE void act_rest_of(const float *x, int64_t n, const act_block *b, int64_t at, float rest[32]) {
+    const int8_t *q = b->q + at * 32;
+    const int out = b->outlier_at[at];
+    const bool damaged = isnan(b->outlier[at]); /* the result is NaN already */
+    for (int i = 0; i < 32; i++) rest[i] = i < n && i != out && !damaged ? x[i] - b->group[at].d * (float)q[i] : 0.0f;
+}
+
 /* Group `at` of a block: n inputs, bits of their largest. */
 INLINE void act_fill_group(act_peak_fn *peak, act_round_fn *round, const float *x, int64_t n, uint32_t bits,
                            double bound, const act_block *b, int64_t at) {
@@ -93,9 +101,11 @@ INLINE void act_fill_group(act_peak_fn *peak, act_round_fn *round, const float *
     ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), -128 * sum[0]};
 }
 
-/* ACT_Q8 of a's inputs. peak, round: constants, so that they are inlined. */
-INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *peak, act_round_fn *round) {
-    const int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok);
+/* ACT_Q8 of a's inputs, or ACT_Q8_SPLIT. peak, round: constants, so that they are inlined. */
+INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form form, act_peak_fn *peak,
+                        act_round_fn *round) {
+    const int parts = act_parts(form);
+    const int64_t groups = act_groups(a->cols), rows = parts * a->n_tok, len = act_block_len(rows) / parts;
     int64_t begin, end;
     uint32_t bits[ACT_SPAN];
     act_share(worker, a, &begin, &end);
@@ -103,7 +113,7 @@ INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *pe
         int64_t t = begin / groups, g = begin % groups, first = g / ACT_SPAN * ACT_SPAN;
         int64_t n = groups - first < ACT_SPAN ? groups - first : ACT_SPAN;
         const float *x = a->x + t * a->cols;
-        act_block b = act_block_at(a, t / len * len);
+        act_block b = act_block_at(a, rows, t / len * len * parts);
         for (int64_t i = 0; i < n; i++) {
             int64_t left = a->cols - 32 * (first + i);
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH);
@@ -112,9 +122,13 @@ INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *pe
         }
         double bound = act_outlier_bound(bits, n);
         for (; begin < end && g < first + n; begin++, g++) {
-            int64_t left = a->cols - 32 * g;
-            act_fill_group(peak, round, x + 32 * g, left < 32 ? left : 32, bits[g - first], bound, &b,
-                           g * b.n + t % len);
+            int64_t left = a->cols - 32 * g, at = g * b.n + t % len;
+            if (left > 32) left = 32;
+            act_fill_group(peak, round, x + 32 * g, left, bits[g - first], bound, &b, at);
+            if (parts == 1) continue;
+            float rest[32];
+            act_rest_of(x + 32 * g, left, &b, at, rest);
+            act_fill_group(peak, round, rest, 32, peak(rest, 32), INFINITY, &b, at + b.n / 2);
         }
     }
 }

@@ -26,8 +26,8 @@
 /* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
  * columns past the last are zero. Where a form has two parts the second lies behind the first */
 
-static bool many(int64_t n_tok) {
-    return n_tok > ACT_FEW;
+static bool many(llmq_act_form form, int64_t n_tok) {
+    return act_parts(form) * n_tok > ACT_FEW;
 }
 
 static int64_t part_bytes(int64_t n_tok, int64_t cols) {
@@ -35,8 +35,8 @@ static int64_t part_bytes(int64_t n_tok, int64_t cols) {
 }
 
 static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
-    if (!many(n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
-    if (form == ACT_Q8 || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
+    if (!many(form, n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
     if (form == ACT_BF16 || form == ACT_SPLIT) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
     return cpu_acts_bytes(form, n_tok, cols);
 }
@@ -322,18 +322,19 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_SPLIT && many(a->n_tok))
+    if (form == ACT_SPLIT && many(form, a->n_tok))
         fill_tiles(worker, a, a->bf16, (uint8_t *)a->bf16 + part_bytes(a->n_tok, a->cols));
-    else if ((form == ACT_Q8 || form == ACT_Q16 || form == ACT_BF16) && many(a->n_tok))
-        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : form == ACT_Q16 ? a->q16 : a->bf16, NULL);
+    else if (form != ACT_INT8 && many(form, a->n_tok))
+        fill_tiles(worker, a, form == ACT_BF16 ? a->bf16 : form == ACT_Q16 ? a->q16 : a->q8, NULL);
     else
         avx512.acts_fill(worker, a, form); /* few tokens of ACT_SPLIT are read as floats */
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!many(a->n_tok) && a->n_tok >= FEW_LEAST && cpu_layout_of(w->layout))
+    const bool few = !many(w->act, a->n_tok);
+    if (few && a->n_tok >= FEW_LEAST && cpu_layout_of(w->layout))
         few_matmul_amx(worker, w, a, y, ldy);
-    else if (!many(a->n_tok) || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
+    else if (few || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
         avx512.matmul(worker, w, a, y, ldy);
     else if (w->act == ACT_SPLIT)
         matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);

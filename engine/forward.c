@@ -338,6 +338,11 @@ static size_t acts_max(const llmq_backend_ops *ops, const llmq_hparams *hp, llmq
     return max;
 }
 
+static size_t q8_max(const llmq_backend_ops *ops, const llmq_hparams *hp, int64_t n_tok) {
+    size_t layers = acts_max(ops, hp, ACT_Q8, n_tok), head = ops->acts_bytes(ACT_Q8_SPLIT, n_tok, hp->n_embd);
+    return layers > head ? layers : head;
+}
+
 static size_t attn_scratch_max(const llmq_forward *f) {
     const llmq_hparams *hp = &f->model->hp;
     llmq_attn one = {.n_head = (int)hp->n_head,
@@ -369,7 +374,7 @@ static void carve_scratch(llmq_forward *f, carver *c) {
         lane->x = carve_f32(c, n_tok, hp->n_embd);
         lane->norm = carve_f32(c, n_tok, hp->n_embd);
         lane->act = carve_f32(c, 1, hp->n_ff);
-        lane->q8 = carve(c, acts_max(f->model->ops, hp, ACT_Q8, n_tok));
+        lane->q8 = carve(c, q8_max(f->model->ops, hp, n_tok));
         lane->bf16 = carve(c, acts_max(f->model->ops, hp, ACT_BF16, n_tok));
         lane->q16 = carve(c, f->model->q16_inputs ? acts_max(f->model->ops, hp, ACT_Q16, n_tok) : 0);
         lane->int8 = carve(c, f->model->int8_inputs ? acts_max(f->model->ops, hp, ACT_INT8, n_tok) : 0);
