@@ -397,14 +397,12 @@ INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int
     __m512 times = _mm512_set1_ps(inverse);
     __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask_of(n), x), times));
     __m512i i1 = _mm512_cvtps_epi32(_mm512_mul_ps(upper16(x, n), times));
-    __m128i q0 = _mm512_cvtepi32_epi8(i0), q1 = _mm512_cvtepi32_epi8(i1), ones = _mm_set1_epi8(1);
-    _mm_storeu_si128((__m128i *)q, q0);
-    _mm_storeu_si128((__m128i *)(q + 16), q1);
-    __m128i halves = _mm_hadd_epi32(_mm_dpbusd_epi32(_mm_setzero_si128(), ones, q0),
-                                    _mm_dpbusd_epi32(_mm_setzero_si128(), ones, q1));
-    halves = _mm_hadd_epi32(halves, halves);
-    sum[0] = _mm_cvtsi128_si32(halves);
-    sum[1] = _mm_extract_epi32(halves, 1);
+    __m256i v = _mm256_set_m128i(_mm512_cvtepi32_epi8(i1), _mm512_cvtepi32_epi8(i0));
+    _mm256_storeu_si256((__m256i *)q, v);
+    v = _mm256_sad_epu8(_mm256_xor_si256(v, _mm256_set1_epi8((char)128)), _mm256_setzero_si256()); /* of 8, 128 each */
+    v = _mm256_add_epi64(v, _mm256_shuffle_epi32(v, 0x4e));
+    sum[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(v)) - 16 * 128;
+    sum[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(v, 1)) - 16 * 128;
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
