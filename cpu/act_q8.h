@@ -127,7 +127,9 @@ INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form f
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH + 16);
             bits[i] = peak(x + 32 * (first + i), left < 32 ? left : 32);
         }
-        for (int64_t i = g - first; i < n; i++) d[i] = act_scale(bits[i]), inverse[i] = 1.0f / d[i]; /* by vectors */
+        int64_t last = end - t * groups - first;
+        for (int64_t i = g - first; i < n && i < last; i++)
+            d[i] = act_scale(bits[i]), inverse[i] = 1.0f / d[i]; /* by vectors */
         uint32_t bound = act_outlier_bound(bits, n);
         for (; begin < end && g < first + n; begin++, g++) {
             int64_t left = a->cols - 32 * g, at = g * b.n + t % len;

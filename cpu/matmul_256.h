@@ -24,7 +24,7 @@
 
 #define PANEL_ROWS 16
 #define PANEL_COLS 512
-#define TILE (VNNI ? 6 : 3) /* tokens of a register tile; divides ACT_BLOCK */
+#define TILE (VNNI ? 6 : 3) /* rows of a register tile; divides ACT_BLOCK */
 #define PASS_ROWS 120        /* of activations */
 #define L2_BYTES (256 << 10) /* of it, for them */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel, */

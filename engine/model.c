@@ -307,6 +307,12 @@ static bool takes_q16(const llmq_model *model) {
     return false;
 }
 
+size_t model_q8_bytes(const llmq_model *model, int64_t n_tok, int64_t cols) {
+    size_t layers = model->ops->acts_bytes(ACT_Q8, n_tok, cols),
+           head = model->ops->acts_bytes(ACT_Q8_SPLIT, n_tok, model->hp.n_embd);
+    return layers > head ? layers : head;
+}
+
 size_t model_q16_bytes(const llmq_model *model, int64_t n_tok, int64_t cols) {
     return model->q16_inputs ? model->ops->acts_bytes(ACT_Q16, n_tok, cols) : 0;
 }

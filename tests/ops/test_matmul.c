@@ -82,7 +82,7 @@ typedef struct run_args {
 
 static void run_worker(const llmq_worker *worker, void *arg) {
     run_args *r = arg;
-    if (r->w->act != ACT_F32) r->ops->acts_fill(worker, r->a, r->w->act);
+    r->ops->acts_fill(worker, r->a, r->w->act);
     worker_barrier(worker);
     r->ops->matmul(worker, r->w, r->a, r->y, r->ldy);
 }
@@ -146,8 +146,8 @@ static double mean_error(const float *y, const double *want, const double *mag, 
 }
 
 /* Tiles of bf16 instead of groups of 8 bits (cpu/matmul_amx.c). */
-static bool in_tiles(const llmq_backend_ops *ops, int64_t rows) {
-    return strcmp(ops->isa, "amx") == 0 && rows > ACT_FEW;
+static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
+    return strcmp(ops->isa, "amx") == 0 && n_tok > ACT_FEW;
 }
 #define BF16_ERROR 0.008    /* of two factors, 2^-9 each, at worst aligned */
 #define SPLIT_ERROR 2e-5    /* of inputs in two parts, 2^-17; and what the rests would give each other */
@@ -231,7 +231,7 @@ static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const fl
                         assert_true(mean_error(y, want, mag, n_tok, rows) < Q8_SPLIT_ERROR);
                     }
                     reference(&t, bias, &a, parts, want, mag);
-                } else if (a.q8 && in_tiles(ops, parts * n_tok)) {
+                } else if (a.q8 && in_tiles(ops, n_tok)) {
                     mem_free(a.q8);
                 } else if (a.q8) { /* activations are the same bits everywhere */
                     size_t codes = (size_t)(parts * n_tok * act_groups(cols)) * 32,
@@ -241,10 +241,10 @@ static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const fl
                                         codes / 32 * (sizeof(act_group) + sizeof(float) + 1));
                     mem_free(a.q8);
                 }
-                bool tiles = first.q8 && in_tiles(ops, parts * n_tok);
+                bool tiles = first.q8 && in_tiles(ops, n_tok);
                 if (tiles) reference(&t, bias, &plain, 1, want, mag);
                 double e = worst(y, want, mag, n_tok, rows);
-                if (!(e < allowed(ops, type, first.q8 != NULL, parts * n_tok)))
+                if (!(e < allowed(ops, type, first.q8 != NULL, n_tok)))
                     fail_msg("%s %s rows %d cols %d n_tok %d parts %d: error %g", ops->isa, type_info(type)->name,
                              (int)rows, (int)cols, (int)n_tok, parts, e);
             } else {
@@ -277,9 +277,9 @@ static float *floats_with_outliers(int64_t n) {
 static void check_outliers(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, int flags) {
     void *buffer;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
-    float *x = floats_with_outliers(n_tok * cols);
-    check_product(t, x, n_tok, NULL, flags);
-    free(buffer), free(x);
+    float *x = floats_with_outliers(n_tok * cols), *bias = random_floats(rows, -9, 9);
+    check_product(t, x, n_tok, flags ? bias : NULL, flags);
+    free(buffer), free(x), free(bias);
 }
 
 /* Past ACT_FEW: every width of the last block of ACT_BLOCK, in test_quantized with its 19. */
@@ -412,21 +412,23 @@ static void test_alike(void **state) {
     }
 }
 
-/* Up to ACT_FEW tokens get the very bits of AVX-512, by vectors or by tiles of bytes (cpu/few_amx.c). */
+/* Up to ACT_FEW tokens get the very bits of AVX-512, by vectors or by tiles of bytes (cpu/few_amx.c), which take split
+ * inputs from 5 tokens on. */
 static void test_few_as_avx512(void **state) {
     (void)state;
     const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
     for (size_t i = 0; ops[1] && type_at(i); i++) {
-        for (int64_t n = 9; n <= ACT_FEW; n++) {
+        for (int64_t n = 4; n <= ACT_FEW; n++) {
             const llmq_type_info *info = type_at(i);
             int64_t rows = n % 2 ? 37 : 48, cols = n % 3 == 0 ? 1280 : n % 3 == 1 && info->block_len <= 32 ? 160 : 512;
             void *buffer;
             llmq_tensor t = random_tensor(info->id, rows, cols, &buffer);
             float *x = floats_with_outliers(n * cols), *bias = random_floats(rows, -9, 9), *y[2];
-            for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
+            static const int flags[] = {0, PREP_BF16, SPLIT};
+            for (int f = 0; f < 3; f++) {
                 for (int k = 0; k < 2; k++) {
                     llmq_acts a;
-                    y[k] = run(ops[k], &t, flags, n % 2 ? bias : NULL, x, n, 2, &a);
+                    y[k] = run(ops[k], &t, flags[f], n % 2 ? bias : NULL, x, n, 2, &a);
                     mem_free(a.q8);
                 }
                 if (memcmp(y[0], y[1], (size_t)(n * (rows + PAD)) * sizeof **y) != 0)
@@ -669,7 +671,7 @@ static void test_bf16(void **state) {
 }
 
 /* Zero, tiny, huge and non-finite activations. */
-static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok) {
+static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok, int flags) {
     enum { ROWS = 20, COLS = 64 };
     void *buffer;
     llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
@@ -684,7 +686,7 @@ static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok) {
     x[5 * COLS] = -INFINITY;
     x[5 * COLS + 1] = NAN;
     llmq_acts a;
-    float *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
+    float *y = run(ops, &t, flags, NULL, x, n_tok, 1, &a);
     bool floats = type != LLMQ_TYPE_Q8_0 && !in_16_bits(ops, n_tok);
     for (int r = 0; r < ROWS; r++) {
         assert_true(y[r] == 0);
@@ -702,8 +704,9 @@ static void test_odd_activations(void **state) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
         for (int n_tok = 6; n_tok <= 18; n_tok += 6) {
-            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok);
-            check_odd(ops, LLMQ_TYPE_NF4, n_tok);
+            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, 0);
+            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, SPLIT);
+            check_odd(ops, LLMQ_TYPE_NF4, n_tok, 0);
         }
     }
 }
