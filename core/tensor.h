@@ -13,6 +13,7 @@ typedef struct llmq_tensor {
     int n_dims;
     int64_t dims[TENSOR_MAX_DIMS]; /* dims[0] is contiguous (input features); unused ones are 1 */
     int64_t bytes;                 /* size of data */
+    int64_t group;                 /* columns of a row that have one scale, if the container says so; 0: it does not */
     const void *data;              /* NULL in a plan (a tensor yet to be written) */
 } llmq_tensor;
 

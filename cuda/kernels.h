@@ -20,14 +20,23 @@ typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
 
 /* The type that a matrix has on the device: its own if cuda/layout.h has it, F16 otherwise. */
 llmq_type cuda_packed_type(llmq_type native);
-/* Bytes of a packed matrix of that type; 0 if cols is no multiple of its block. */
-size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols);
-/* Native rows (host memory, without gaps, at any address) to packed. A type with a layout keeps the file's values
- * exactly; others are rounded to f16, and values that are too large for it are LLMQ_E_NUMERIC. */
-llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err);
+/* How many columns, 128, 64 or 0 for less, have the same scale and minimum, to the bit, in each of these native rows.
+ * 0 as well for types that have no layouts for it. Of several parts of a matrix the least is that of all. */
+int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data);
+/* The group (cuda/layout.h) of the smallest layout for rows in which every `shared` columns have one scale: 128 or 64,
+ * or 0, the type's own layout, which holds any rows. */
+int cuda_group_of(llmq_type packed_type, int64_t shared, int64_t cols);
+/* Bytes of a packed matrix; 0 if there is no such layout or cols is no multiple of the type's block. */
+size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t cols);
+/* Native rows (host memory, without gaps, at any address) to packed, of a group that they have. A type
+ * with a layout keeps the file's values exactly; others are rounded to f16, and values that are too large for it are
+ * LLMQ_E_NUMERIC. */
+llmq_status cuda_pack(llmq_type native, int group, int64_t rows, int64_t cols, const void *data, void *packed,
+                      llmq_err *err);
 
 typedef struct cuda_matrix {
     llmq_type type; /* packed */
+    int group;      /* columns that have one scale, where a layout of its own has it once: 64 or 128; else 0 */
     int64_t rows, cols;
     const void *packed; /* 256-byte aligned */
     const float *bias;  /* [rows] or NULL */

@@ -128,8 +128,8 @@ static llmq_status fill_weights(const bench *b, llmq_type type, uint8_t *packed,
         x[i] = (float)(state >> 8) * 0x1p-24f - 0.5f;
     }
     if (status == LLMQ_OK) status = type_from_f32(type, x, NULL, native, n, err);
-    if (status == LLMQ_OK) status = cuda_pack(type, 16, cols, native, packed, err);
-    const size_t slab = cuda_pack_bytes(type, 16, cols);
+    if (status == LLMQ_OK) status = cuda_pack(type, 0, 16, cols, native, packed, err);
+    const size_t slab = cuda_pack_bytes(type, 0, 16, cols);
     for (size_t at = slab; status == LLMQ_OK && at < bytes; at += slab) memcpy(packed + at, packed, slab);
     free(x);
     free(native);
@@ -185,7 +185,7 @@ static llmq_status measure(bench *b, product *p, llmq_err *err) {
 
 static llmq_status bench_type(bench *b, llmq_type type, llmq_err *err) {
     product p = {.w = {.type = type, .rows = b->size.rows, .cols = b->size.cols}};
-    p.matrix_bytes = cuda_pack_bytes(type, b->size.rows, b->size.cols);
+    p.matrix_bytes = cuda_pack_bytes(type, 0, b->size.rows, b->size.cols);
     p.n_matrices = (int)(b->size.bytes / p.matrix_bytes) + 1;
     llmq_status status = upload_weights(b, &p, err);
     if (status == LLMQ_OK) status = upload_x(b, &p, err);

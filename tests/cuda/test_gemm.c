@@ -60,8 +60,8 @@ static void check(const problem *p, int orders, double tol) {
     char what[96];
     for (int order = 0; order < EMU_ORDERS; order++) {
         if (!(orders >> order & 1)) continue;
-        snprintf(what, sizeof what, "gemm %s rows %d cols %d tokens %d order %d", type_info(p->type)->name,
-                 (int)p->rows, (int)p->cols, p->n_tok, order);
+        snprintf(what, sizeof what, "gemm %s rows %d cols %d tokens %d order %d", name_of(p), (int)p->rows,
+                 (int)p->cols, p->n_tok, order);
         emu_set_order((emu_order)order, 5);
         run(p, &g, y, what);
         compare(p, y, want, mag, tol, what);
@@ -83,19 +83,19 @@ static const struct shape {
 } shapes[] = {{33, 7, 9, true}, {7, 11, 29, false}, {130, 2, 16, false}, {20, 5, 70, true}, {21, 33, 13, true}};
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
-static problem problem_of(llmq_type type, const struct shape *s, bool exact) {
-    int64_t unit = type_info(type)->block_len, blocks = unit == 32 ? s->blocks : (s->blocks + 7) / 8;
-    if (type_is_float(type_info(type))) unit = 1, blocks = 32 * s->blocks - 5;
-    return make_problem(type, s->rows, blocks * unit, s->n_tok, s->bias, exact);
+static problem problem_of(packing k, const struct shape *s, bool exact) {
+    int64_t unit = type_info(k.type)->block_len, blocks = unit == 32 ? s->blocks : (s->blocks + 7) / 8;
+    if (type_is_float(type_info(k.type))) unit = 1, blocks = 32 * s->blocks - 5;
+    return make_problem(k, s->rows, blocks * unit, s->n_tok, s->bias, exact);
 }
 
 /* The bound is that of the decode kernels: f32 sums of 32 (16) products, cut to 24 or 25 bits (ptx.md 1.3). */
 static void test_every_type(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++)
+    for (size_t i = 0; i < N_PACKINGS; i++)
         for (size_t k = 0; k < N_SHAPES; k++) {
             emu_set_tensor_core((i + k) % 2 ? EMU_GROUPS_OF_16 : EMU_GROUPS_OF_8);
-            problem p = problem_of(types[i], &shapes[k], false);
+            problem p = problem_of(packings[i], &shapes[k], false);
             check(&p, ALL_ORDERS & ~(1 << (i + k) % EMU_ORDERS), 2.5e-6);
             drop_problem(&p);
         }
@@ -106,7 +106,7 @@ static void test_exact(void **state) {
     (void)state;
     emu_set_tensor_core(EMU_GROUPS_OF_8);
     for (size_t i = 0; i < N_QUANTIZED; i++) {
-        problem p = make_problem(types[i], 19, 512, 17, false, true);
+        problem p = make_problem(packings[i], 19, 512, 17, false, true);
         for (int64_t c = 0; c < p.n_tok * p.cols; c++) p.x[c] = (float)((int)(rng_u32() % 7) - 3);
         check(&p, 1 << i % EMU_ORDERS, 0);
         drop_problem(&p);
@@ -116,7 +116,7 @@ static void test_exact(void **state) {
 /* What is not finite stays with its token; what is too large for f16 is not finite. */
 static void test_odd_activations(void **state) {
     (void)state;
-    problem p = make_problem(LLMQ_TYPE_Q4_1, 18, 64, 12, false, false);
+    problem p = make_problem((packing){LLMQ_TYPE_Q4_1, 0}, 18, 64, 12, false, false);
     p.x[64 + 7] = NAN;
     p.x[3 * 64 + 40] = INFINITY;
     p.x[5 * 64] = 7e4f;
@@ -141,10 +141,10 @@ static int64_t place_of(int64_t c) {
 
 static void test_unpack_rows(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++) {
-        problem p = problem_of(types[i], &(struct shape){37, 17, 1, false}, false);
+    for (size_t i = 0; i < N_PACKINGS; i++) {
+        problem p = problem_of(packings[i], &(struct shape){37, 17, 1, false}, false);
         cuda_matrix w = weights_on_gpu(&p);
-        int64_t ld = cuda_acts_rows_ld(p.cols), padded = (p.cols + 63) / 64 * 64;
+        int64_t ld = cuda_acts_rows_ld(p.cols), padded = p.group ? p.cols : (p.cols + 63) / 64 * 64;
         size_t n = (size_t)(p.rows * ld);
         uint16_t *out = output_of("unpacked", n * sizeof *out), *got = calloc(n, sizeof *got);
         float *row = malloc((size_t)p.cols * sizeof *row);
@@ -163,8 +163,8 @@ static void test_unpack_rows(void **state) {
                                 ? 2 * once      /* values or levels, then their products with a scale */
                                 : once + 2e-5f; /* the minimum's own rounding */
                 if (!(fabsf(v - want) <= tol))
-                    fail_msg("%s: row %d column %d is %g, expected %g", type_info(p.type)->name, (int)r, (int)c,
-                             (double)v, (double)want);
+                    fail_msg("%s: row %d column %d is %g, expected %g", name_of(&p), (int)r, (int)c, (double)v,
+                             (double)want);
             }
         }
         gpu_free(out), free(got), free(row);
@@ -188,8 +188,7 @@ static void check_matmul(const problem *p, const double *x, size_t scratch_bytes
     cuda_input in = cuda_input_of(x_on_gpu, p->n_tok, p->cols, forms);
     llmq_err err;
     char what[96];
-    snprintf(what, sizeof what, "matmul %s, %d tokens, %zu bytes of scratch", type_info(p->type)->name, p->n_tok,
-             scratch_bytes);
+    snprintf(what, sizeof what, "matmul %s, %d tokens, %zu bytes of scratch", name_of(p), p->n_tok, scratch_bytes);
     reference(p, x, want, mag);
     for (int time = 0; time < 2; time++) { /* the second finds its input's form made */
         fill_guards(p, y_on_gpu);
@@ -205,15 +204,16 @@ static void check_matmul(const problem *p, const double *x, size_t scratch_bytes
 static void test_matmul(void **state) {
     (void)state;
     static const struct {
-        llmq_type type;
+        packing k;
         int n_tok;
         bool blas;
         double tol;
-    } cases[] = {{LLMQ_TYPE_F16, 8, false, 2.5e-6},    {LLMQ_TYPE_Q4_K, 9, true, 2.5e-6},
-                 {LLMQ_TYPE_Q4_0, 257, false, 2.5e-6}, {LLMQ_TYPE_Q4_1, 257, true, 5e-4},
-                 {LLMQ_TYPE_Q6_K, 260, true, 5e-4},    {LLMQ_TYPE_F16, 300, true, 1e-6},
-                 {LLMQ_TYPE_NF4, 5, false, 2.5e-6},    {LLMQ_TYPE_FP4, 300, true, 1e-3},
-                 {LLMQ_TYPE_Q8_0, 8, false, 8e-3}}; /* the last: 8-bit activations */
+    } cases[] = {{{LLMQ_TYPE_F16, 0}, 8, false, 2.5e-6},    {{LLMQ_TYPE_Q4_K, 0}, 9, true, 2.5e-6},
+                 {{LLMQ_TYPE_Q4_0, 0}, 257, false, 2.5e-6}, {{LLMQ_TYPE_Q4_1, 0}, 257, true, 5e-4},
+                 {{LLMQ_TYPE_Q6_K, 0}, 260, true, 5e-4},    {{LLMQ_TYPE_F16, 0}, 300, true, 1e-6},
+                 {{LLMQ_TYPE_NF4, 0}, 5, false, 2.5e-6},    {{LLMQ_TYPE_FP4, 0}, 300, true, 1e-3},
+                 {{LLMQ_TYPE_Q4_1, 128}, 257, true, 5e-4},  {{LLMQ_TYPE_Q8_0, 0}, 8, false, 8e-3}};
+    /* the last: 8-bit activations */
     cuda_blas *blas;
     llmq_err err;
     if (cuda_blas_create(&blas, &err) != LLMQ_OK) { /* a GPU, but no cuBLAS: gemm takes all */
@@ -222,7 +222,7 @@ static void test_matmul(void **state) {
     }
     emu_set_order(EMU_FORWARD, 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        problem p = problem_of(cases[i].type, &(struct shape){41, 8, cases[i].n_tok, true}, false);
+        problem p = problem_of(cases[i].k, &(struct shape){41, 8, cases[i].n_tok, true}, false);
         double *x = rounded_f16(&p);
         size_t bytes = cuda_scratch_bytes(p.n_tok, p.rows, p.cols);
         check_matmul(&p, x, bytes, cases[i].blas ? blas : NULL, cases[i].tol);
@@ -271,7 +271,7 @@ static void test_hf_groups(void **state) {
     for (int i = 0; i < 10; i++) {
         hf_kind kind = i < 9 ? (hf_kind)(i / 3 < 2 ? i / 3 : HF_NF4) : HF_INT8_ROWS;
         int group = kind == HF_INT8_ROWS ? COLS : 32 << i % 3, n_tok = i % 2 ? 4 : 18;
-        problem p = make_problem(hf_type(kind), ROWS, COLS, n_tok, false, false);
+        problem p = make_problem((packing){hf_type(kind), 0}, ROWS, COLS, n_tok, false, false);
         int64_t block_bytes = type_row_bytes(p.type, 32);
         double *wanted = malloc((size_t)(n_tok * ROWS) * sizeof *wanted),
                *mags = malloc((size_t)(n_tok * ROWS) * sizeof *mags);
@@ -290,6 +290,8 @@ static void test_hf_groups(void **state) {
                 wanted[t * ROWS + r] = want, mags[t * ROWS + r] = mag;
             }
         }
+        p.group = cuda_group_of(p.type, cuda_shared_columns(p.type, ROWS, COLS, p.native), COLS);
+        assert_int_equal(p.group, i < 6 && group > 32 ? group : 0);
         bool q8 = n_tok <= 8 && kind != HF_NF4; /* 8-bit activations: half a 127th of the largest of 32 */
         void *forms = output_of("forms", cuda_input_bytes(n_tok, COLS));
         float *x_on_gpu = input_of("x", p.x, (size_t)(n_tok * COLS) * sizeof(float)), y[18 * (ROWS + PAD)];
@@ -302,7 +304,7 @@ static void test_hf_groups(void **state) {
         fill_guards(&p, y_on_gpu);
         assert_int_equal(cuda_matmul(NULL, &m, &in, y_on_gpu, ROWS + PAD, &none, &err), LLMQ_OK);
         take(&p, y_on_gpu, y, "groups");
-        compare(&p, y, wanted, mags, q8 ? 8e-3 : 2.5e-6, type_info(p.type)->name);
+        compare(&p, y, wanted, mags, q8 ? 8e-3 : 2.5e-6, name_of(&p));
         gpu_free(forms), gpu_free(x_on_gpu), gpu_free(y_on_gpu), drop_weights(&m), drop_problem(&p);
         free(wanted), free(mags), free(x);
     }
@@ -328,9 +330,9 @@ static void test_sizes(void **state) {
 static void test_traffic(void **state) {
     (void)state;
     if (!emu_here()) skip(); /* nothing counts there */
-    for (size_t i = 0; i < N_TYPES; i++)
+    for (size_t i = 0; i < N_PACKINGS; i++)
         for (int n_tok = 16; n_tok <= 64; n_tok *= 2) {
-            problem p = make_problem(types[i], 128, 512, n_tok, false, false);
+            problem p = make_problem(packings[i], 128, 512, n_tok, false, false);
             float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);
             on_gpu g = put_on_gpu(&p);
             emu_set_order(EMU_FORWARD, 0);
@@ -343,8 +345,8 @@ static void test_traffic(void **state) {
                 bool checked =
                     list[k].shared || !list[k].write; /* y is written 32 bytes at a time where rows fill a sector */
                 if (checked && list[k].needed != list[k].best)
-                    fail_msg("%s, %d tokens: %s:%d needs %d where %d would do", type_info(p.type)->name, n_tok,
-                             list[k].file, list[k].line, (int)list[k].needed, (int)list[k].best);
+                    fail_msg("%s, %d tokens: %s:%d needs %d where %d would do", name_of(&p), n_tok, list[k].file,
+                             list[k].line, (int)list[k].needed, (int)list[k].best);
                 shared_lines += list[k].shared;
             }
             assert_true(shared_lines > 3);

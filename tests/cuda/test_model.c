@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "cuda/cuda.h"
+#include "cuda/model.h"
 #include "llmq_quant.h"
 
 static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
@@ -233,6 +234,90 @@ static void test_nf4(void **state) {
     for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
     double error = compare(folder, ON_GPU, tokens, N_TOKENS, N_TEXT);
     if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
+}
+
+/* ---- groups with one scale */
+
+static void quantize_groups(const char *folder, int asym) {
+    llmq_quant_params params;
+    llmq_quant_result result = {0};
+    llmq_err err = {0};
+    llmq_quant_params_default(&params);
+    params.method = "rtn";
+    params.emit = "gptq";
+    params.group = 128;
+    params.asym = asym;
+    params.out = folder;
+    params.force = true;
+    params.n_threads = 1;
+    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_quant_result_clear(&result);
+}
+
+/* Matrices of a layer that are packed with one scale for 128 columns. */
+static int in_groups(const gpu_layer *l) {
+    const cuda_matrix *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) n += all[i]->group == 128;
+    return n;
+}
+
+/* The model on the GPU, all of whose layers' matrices but `others` of the first layer are in groups of 128: its bytes
+ * there, beside the CPU's text. */
+static size_t check_groups(const char *path, int others) {
+    int32_t tokens[N_TOKENS];
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
+    double error = compare(path, ON_GPU, tokens, 8, N_TEXT / 2);
+    if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", path, error);
+    llmq_model *model = open_model(path, NULL, ON_GPU);
+    for (int64_t l = 0; l < model->hp.n_layer; l++)
+        assert_int_equal(in_groups(&model->on_device->layers[l]), l == 0 ? 7 - others : 7);
+    const size_t bytes = emu_memory_used();
+    llmq_model_close(model);
+    return bytes;
+}
+
+/* What the container says of groups is counted before rows are read. */
+static void check_counted(const char *folder, size_t bytes_a_tile) {
+    llmq_model *model = open_model(folder, NULL, ON_CPU);
+    static const llmq_role roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
+    for (int i = 0; i < 7; i++) {
+        const llmq_tensor *t = model->layer_tensors[1].by_role[roles[i]];
+        assert_int_equal(
+            gpu_matrix_bytes(t),
+            size_align((size_t)tensor_rows(t) / 16 * (size_t)tensor_cols(t) / 128 * bytes_a_tile, GPU_ALIGN));
+    }
+    llmq_model_close(model);
+}
+
+/* A folder with groups of 128, and the same blocks as GGUF, whose reader knows of no groups, take the same memory; one
+ * block with another scale takes its matrix back to the type's own layout. */
+static void test_groups(void **state) {
+    (void)state;
+    const char *folder = LLMQ_TEST_TMP "/cuda-groups", *gguf = LLMQ_TEST_TMP "/cuda-groups.gguf";
+    quantize_groups(folder, 0);
+    check_counted(folder, 1056);
+    const size_t bytes = check_groups(folder, 0);
+    convert(folder, gguf, NULL);
+    assert_int_equal(check_groups(gguf, 0), bytes);
+
+    llmq_model *model = open_model(gguf, NULL, ON_CPU);
+    const llmq_tensor *down = model->layer_tensors[0].by_role[ROLE_DOWN];
+    const long at = (long)((const uint8_t *)down->data - model->source->maps[0].data);
+    const size_t in_groups = (size_t)tensor_rows(down) / 16 * (size_t)tensor_cols(down) / 128 * 1056;
+    const size_t more = gpu_matrix_bytes(down) - size_align(in_groups, GPU_ALIGN);
+    llmq_model_close(model);
+    FILE *f = fopen(gguf, "r+b");
+    uint8_t scale[2];
+    assert_non_null(f);
+    assert_int_equal(fseek(f, at + 5 * 18, SEEK_SET), 0); /* the sixth block of the first row */
+    assert_int_equal(fread(scale, 1, 2, f), 2);
+    scale[0] ^= 1;
+    assert_int_equal(fseek(f, at + 5 * 18, SEEK_SET), 0);
+    assert_int_equal(fwrite(scale, 1, 2, f), 2);
+    fclose(f);
+    assert_int_equal(check_groups(gguf, 1), emu_here() ? bytes + more : bytes);
+    remove(gguf);
 }
 
 /* A prompt's activations are f16, so quantized weights are held against the CPU with the same weights in F32. */
@@ -628,12 +713,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_quantized),     cmocka_unit_test(test_quantized_prompts),
-        cmocka_unit_test(test_nf4),           cmocka_unit_test(test_short_passes),
-        cmocka_unit_test(test_story),         cmocka_unit_test(test_sessions),
-        cmocka_unit_test(test_batch),         cmocka_unit_test(test_q8_cache),
-        cmocka_unit_test(test_some_layers),   cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_little_memory),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_nf4),           cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_short_passes),  cmocka_unit_test(test_story),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_some_layers),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_little_memory), cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
