@@ -192,10 +192,26 @@ template <class Q, class D, int COLUMNS> struct weights_of_group {
     }
     __device__ static __forceinline__ void mins(const tile &w, int, float (&m)[2]) { pair_to_floats(w.d.y, m); }
 };
+/* Q5_0 with no more than 16 levels in a group is Q4_1 with the lowest level in place of the minimum. */
+__device__ __forceinline__ void level_mins(uint32_t scales, uint32_t levels, float (&m)[2]) {
+    m[0] = h2_low(scales) * h2_low(levels);
+    m[1] = h2_high(scales) * h2_high(levels);
+}
+template <int COLUMNS> struct weights_of_levels : weights_of_group<weights_q4_1, uint2, COLUMNS> {
+    using typename weights_of_group<weights_q4_1, uint2, COLUMNS>::tile;
+    __device__ static __forceinline__ void mins(const tile &w, int, float (&m)[2]) { level_mins(w.d.x, w.d.y, m); }
+};
+struct weights_q5_0_32 : weights_q4_1 {
+    __device__ static __forceinline__ void mins(const tile &w, int j, float (&m)[2]) {
+        level_mins(word_of(w.dm, 2 * j), word_of(w.dm, 2 * j + 1), m);
+    }
+};
 struct weights_q4_0_64 : weights_of_group<weights_q4_0, uint32_t, 64> {};
 struct weights_q4_0_128 : weights_of_group<weights_q4_0, uint32_t, 128> {};
 struct weights_q4_1_64 : weights_of_group<weights_q4_1, uint2, 64> {};
 struct weights_q4_1_128 : weights_of_group<weights_q4_1, uint2, 128> {};
+struct weights_q5_0_64 : weights_of_levels<64> {};
+struct weights_q5_0_128 : weights_of_levels<128> {};
 
 /* Sixteen bytes in four words, looked up by four nibbles; eight of them are one prmt away, and bit 3 of each nibble
  * picks from the two results. (prmt would take bit 3 as "repeat the sign", so `nibbles` have it masked off.) */
@@ -506,6 +522,8 @@ template <class F> void with_weights(const cuda_matrix *w, F f) {
         return w->group == 128 ? f(weights_q4_0_128()) : w->group == 64 ? f(weights_q4_0_64()) : f(weights_q4_0());
     case LLMQ_TYPE_Q4_1:
         return w->group == 128 ? f(weights_q4_1_128()) : w->group == 64 ? f(weights_q4_1_64()) : f(weights_q4_1());
+    case LLMQ_TYPE_Q5_0:
+        return w->group == 128 ? f(weights_q5_0_128()) : w->group == 64 ? f(weights_q5_0_64()) : f(weights_q5_0_32());
     case LLMQ_TYPE_IQ4_NL: return f(weights_iq4_nl());
     case LLMQ_TYPE_Q8_0: return f(weights_q8_0());
     case LLMQ_TYPE_F16: return f(weights_f16());

@@ -18,14 +18,15 @@ typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
 
 /* ---- weights: the layout of cuda/layout.h, made on the host */
 
-/* The type that a matrix has on the device: its own if cuda/layout.h has it, F16 otherwise. */
+/* The type that a matrix has on the device, if it is in no groups: its own if cuda/layout.h has it, F16 otherwise. */
 llmq_type cuda_packed_type(llmq_type native);
-/* How many columns, 128, 64 or 0 for less, have the same scale and minimum, to the bit, in each of these native rows.
- * 0 as well for types that have no layouts for it. Of several parts of a matrix the least is that of all. */
+/* How many columns, 128, 64, 32 or 0, are one group in each of these native rows: the same scale and minimum, to
+ * the bit, and no more than 16 neighbouring levels. 0 as well for types that have no layouts for it. Of several parts
+ * of a matrix the least is that of all. */
 int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data);
-/* The group (cuda/layout.h) of the smallest layout for rows in which every `shared` columns have one scale: 128 or 64,
- * or 0, the type's own layout, which holds any rows. */
-int cuda_group_of(llmq_type packed_type, int64_t shared, int64_t cols);
+/* The group (cuda/layout.h) of the smallest layout for rows in which every `shared` columns are one: 32, 64 or 128,
+ * which are layouts of the native type; or 0, that of cuda_packed_type, which holds any rows. */
+int cuda_group_of(llmq_type native, int64_t shared, int64_t cols);
 /* Bytes of a packed matrix; 0 if there is no such layout or cols is no multiple of the type's block. */
 size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t cols);
 /* Native rows (host memory, without gaps, at any address) to packed, of a group that they have. A type

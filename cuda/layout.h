@@ -30,6 +30,9 @@
  *  Q4_1           64            640     512 nibbles          d, d, m, m of group 0; of group 1
  *  Q4_1    64     64            576     512 nibbles          d, d, m, m of the tile
  *  Q4_1    128    128           1088    1024 nibbles         d, d, m, m of the tile
+ *  Q5_0    32     64            640     512 nibbles          d, d, z, z of group 0; of group 1. A level is nibble + z
+ *  Q5_0    64     64            576     512 nibbles          d, d, z, z of the tile
+ *  Q5_0    128    128           1088    1024 nibbles         d, d, z, z of the tile
  *  IQ4_NL         64            576     512 nibbles          as Q4_0
  *  Q8_0           64            1088    1024 bytes           as Q4_0
  *  F16            64            2048    2048 halves          none. Any type without a layout of its own becomes this
@@ -41,8 +44,9 @@
  *                                                            4 groups; after all g: d, d
  *  NF4            64            576     512 nibbles          d, d as f32. FP4 likewise
  *
- * group: the layout is for matrices all of whose rows have one scale (and minimum) for so many columns, as those of
- * most Hugging Face schemes do. 0: for any. */
+ * group: the layout is for matrices all of whose rows have one scale (and minimum) for so many columns, and there no more
+ * than 16 neighbouring levels, as those of most Hugging Face schemes do: 4 bits with zero points, which the scheme's
+ * reader hands on as Q5_0, are 4 bits again. 0: for any. */
 #define CUDA_LAYOUTS(X)                                                                                                \
     X(Q4_0, 0, 64, 576)                                                                                                \
     X(Q4_0, 64, 64, 544)                                                                                               \
@@ -50,6 +54,9 @@
     X(Q4_1, 0, 64, 640)                                                                                                \
     X(Q4_1, 64, 64, 576)                                                                                               \
     X(Q4_1, 128, 128, 1088)                                                                                            \
+    X(Q5_0, 32, 64, 640)                                                                                               \
+    X(Q5_0, 64, 64, 576)                                                                                               \
+    X(Q5_0, 128, 128, 1088)                                                                                            \
     X(IQ4_NL, 0, 64, 576)                                                                                              \
     X(Q8_0, 0, 64, 1088)                                                                                               \
     X(F16, 0, 64, 2048)                                                                                                \

@@ -22,11 +22,11 @@ static llmq_status upload_vector(const char *what, const float *x, int64_t n, fl
     return x ? gpu_upload_new(what, x, (size_t)n * sizeof *x, out, err) : LLMQ_OK;
 }
 
-/* As far as the container knows: a matrix may have longer groups than it says (find_group). */
-static cuda_matrix packed_shape(const llmq_tensor *t) {
-    const llmq_type type = cuda_packed_type(t->type);
-    return (cuda_matrix){.type = type,
-                         .group = cuda_group_of(type, t->group, tensor_cols(t)),
+/* With every `shared` columns in one group. */
+static cuda_matrix packed_shape(const llmq_tensor *t, int64_t shared) {
+    const int group = cuda_group_of(t->type, shared, tensor_cols(t));
+    return (cuda_matrix){.type = group ? t->type : cuda_packed_type(t->type),
+                         .group = group,
                          .rows = tensor_rows(t),
                          .cols = tensor_cols(t)};
 }
@@ -49,7 +49,7 @@ typedef struct loader {
 
 typedef struct pack_job {
     const llmq_tensor *from;
-    const cuda_matrix *to;
+    cuda_matrix *to;
     int64_t first, n_rows; /* first: a multiple of TILE_ROWS */
     size_t tile_row_bytes;
     uint8_t *packed;
@@ -71,12 +71,14 @@ static void compare_worker(const llmq_worker *w, void *arg) {
         job->shared[w->id] = cuda_shared_columns(job->from->type, end - begin, job->to->cols, native_row(job, begin));
 }
 
-/* The group that all rows have. */
-static int find_group(const loader *l, pack_job *job) {
+/* The layout is that of the groups that all rows have. */
+static void choose_layout(const loader *l, pack_job *job) {
     int shared = INT_MAX;
     team_run(l->team, compare_worker, job);
     for (int i = 0; i < team_size(l->team); i++) shared = job->shared[i] < shared ? job->shared[i] : shared;
-    return cuda_group_of(job->to->type, shared, job->to->cols);
+    *job->to = packed_shape(job->from, shared);
+    job->tile_row_bytes = packed_bytes(job->to, TILE_ROWS);
+    LLMQ_ASSERT(job->tile_row_bytes > 0);
 }
 
 static void pack_worker(const llmq_worker *w, void *arg) {
@@ -118,14 +120,12 @@ static llmq_status send_slabs(const loader *l, pack_job *job, llmq_err *err) {
 
 static llmq_status upload_matrix(const loader *l, const char *what, const llmq_device_matrix *from, cuda_matrix *out,
                                  llmq_err *err) {
-    *out = packed_shape(from->w);
-    LLMQ_ASSERT(packed_bytes(out, out->rows) > 0);
+    *out = (cuda_matrix){.rows = tensor_rows(from->w), .cols = tensor_cols(from->w)};
     pack_job *job = mem_zalloc(1, sizeof *job);
     if (!job) return mem_error(err, sizeof *job, "packing weights for the GPU");
     *job = (pack_job){.from = from->w, .to = out};
     llmq_status status = l->d->load(l->d->user, from->w, err);
-    if (status == LLMQ_OK) out->group = find_group(l, job);
-    job->tile_row_bytes = packed_bytes(out, TILE_ROWS);
+    if (status == LLMQ_OK) choose_layout(l, job);
     if (status == LLMQ_OK) status = gpu_alloc(what, packed_bytes(out, out->rows), (void **)&out->packed, err);
     if (status == LLMQ_OK) status = send_slabs(l, job, err);
     mem_free(job);
@@ -229,7 +229,7 @@ llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out,
 /* ---- sizes */
 
 size_t gpu_matrix_bytes(const llmq_tensor *t) {
-    const cuda_matrix w = packed_shape(t);
+    const cuda_matrix w = packed_shape(t, t->group);
     return size_align(packed_bytes(&w, w.rows), GPU_ALIGN);
 }
 

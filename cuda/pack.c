@@ -40,41 +40,57 @@ size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t c
     return (size_t)(tiles_of(rows, TILE_ROWS) * tiles_of(cols, l->columns) * l->bytes);
 }
 
-int cuda_group_of(llmq_type packed_type, int64_t shared, int64_t cols) {
-    static const int groups[] = {64, 128};
+int cuda_group_of(llmq_type native, int64_t shared, int64_t cols) {
+    static const int groups[] = {32, 64, 128};
+    size_t least = cuda_pack_bytes(cuda_packed_type(native), 0, TILE_ROWS, cols);
     int best = 0;
     for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
-        const size_t bytes = cuda_pack_bytes(packed_type, groups[i], TILE_ROWS, cols);
-        if (!bytes || shared < 1 || (shared < cols && shared % groups[i])) continue;
-        if (bytes <= cuda_pack_bytes(packed_type, best, TILE_ROWS, cols)) best = groups[i];
+        const size_t bytes = cuda_pack_bytes(native, groups[i], TILE_ROWS, cols);
+        if (!bytes || bytes > least || shared < 1 || (shared < cols && shared % groups[i])) continue;
+        best = groups[i];
+        least = bytes;
     }
     return best;
 }
 
-int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data) {
-    if (!layout_of(native, 128)) return 0;
-    const llmq_type_info *info = type_info(native);
-    const uint8_t *block = data;
-    llmq_grid grid[2];
+/* The lowest code of the first of n blocks, if all of them have the same numbers, to the bit, and no code is more than
+ * 15 above the lowest; else -1. */
+static int lowest_of_group(const llmq_type_info *info, const uint8_t *block, int64_t n) {
+    llmq_grid first, grid;
     uint8_t codes[TYPE_MAX_BLOCK];
-    int shared = 128;
-    for (int64_t i = 0; i < rows * (cols / info->block_len); i++, block += info->block_bytes) {
-        const llmq_grid *now = &grid[i % 2], *before = &grid[(i + 1) % 2];
-        const int64_t column = i * info->block_len % cols;
-        info->unpack(block, &grid[i % 2], codes);
-        if (column == 0 || (memcmp(&now->d, &before->d, sizeof now->d) == 0 &&
-                            memcmp(now->offset, before->offset, sizeof *now->offset) == 0))
-            continue;
-        if (column % shared) shared = column % 64 ? 0 : 64;
-        if (!shared) break;
+    int low = UINT8_MAX, high = 0;
+    for (int64_t b = 0; b < n; b++, block += info->block_bytes) {
+        info->unpack(block, &grid, codes);
+        if (b == 0) first = grid;
+        if (memcmp(&grid.d, &first.d, sizeof grid.d) || memcmp(grid.offset, first.offset, sizeof *grid.offset))
+            return -1;
+        for (int i = 0; i < info->block_len; i++) {
+            low = codes[i] < low ? codes[i] : low;
+            high = codes[i] > high ? codes[i] : high;
+        }
     }
-    return shared;
+    return high - low < 16 ? low : -1;
+}
+
+static bool all_in_groups(const llmq_type_info *info, int64_t rows, int64_t cols, int group, const uint8_t *block) {
+    const int64_t row_blocks = cols / info->block_len, each = group / info->block_len;
+    for (int64_t r = 0; r < rows; r++, block += row_blocks * info->block_bytes)
+        for (int64_t b = 0; b < row_blocks; b += each)
+            if (lowest_of_group(info, block + b * info->block_bytes, row_blocks - b < each ? row_blocks - b : each) < 0)
+                return false;
+    return true;
+}
+
+int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data) {
+    for (int group = 128; group >= 32; group /= 2)
+        if (layout_of(native, group) && all_in_groups(type_info(native), rows, cols, group, data)) return group;
+    return 0;
 }
 
 /* One tile taken apart: up to 16 rows of up to 256 columns. */
 typedef struct open_tile {
     uint8_t codes[TILE_ROWS][256];
-    llmq_grid grid[TILE_ROWS][4]; /* by block: 2 or 4 of 32 columns, or 1 of 256 */
+    llmq_grid grid[TILE_ROWS][4]; /* by block: 2 or 4 of 32 columns, or 1 of 256. Of a group the first counts */
 } open_tile;
 
 static void open_row(const llmq_type_info *info, const uint8_t *block, int64_t blocks, open_tile *t, int row) {
@@ -198,9 +214,19 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
         break;
     default:
         put_nibbles(t, l->columns, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);
-        put_scales(t, l->group ? 1 : 2, l->type == LLMQ_TYPE_Q4_1, out + l->columns / 2 * TILE_ROWS);
+        put_scales(t, l->group ? l->columns / l->group : 2, l->type == LLMQ_TYPE_Q4_1 || l->type == LLMQ_TYPE_Q5_0,
+                   out + l->columns / 2 * TILE_ROWS);
         break;
     }
+}
+
+/* The codes of n blocks of a row that are one group become nibbles above the lowest of them; its level goes where a
+ * minimum would be. */
+static void lower_codes(open_tile *t, int row, int64_t block, int64_t n, const llmq_type_info *info) {
+    uint8_t *codes = t->codes[row] + block * info->block_len, low = UINT8_MAX;
+    for (int64_t i = 0; i < n * info->block_len; i++) low = codes[i] < low ? codes[i] : low;
+    for (int64_t i = 0; i < n * info->block_len; i++) codes[i] = (uint8_t)(codes[i] - low);
+    t->grid[row][block].offset[0] = info->levels[low];
 }
 
 static void pack_quantized(const tile_layout *l, int64_t rows, int64_t cols, const uint8_t *data, uint8_t *out) {
@@ -211,9 +237,13 @@ static void pack_quantized(const tile_layout *l, int64_t rows, int64_t cols, con
             int64_t left = cols - c < l->columns ? cols - c : l->columns;
             open_tile t;
             memset(&t, 0, sizeof t);
-            for (int row = 0; row < TILE_ROWS && r + row < rows; row++)
+            for (int row = 0; row < TILE_ROWS && r + row < rows; row++) {
                 open_row(info, data + (r + row) * row_bytes + c / info->block_len * info->block_bytes,
                          left / info->block_len, &t, row);
+                for (int64_t at = 0; l->type == LLMQ_TYPE_Q5_0 && at < left; at += l->group)
+                    lower_codes(&t, row, at / info->block_len,
+                                (left - at < l->group ? left - at : l->group) / info->block_len, info);
+            }
             close_tile(&t, l, out);
         }
     }
@@ -272,7 +302,7 @@ done:
 
 llmq_status cuda_pack(llmq_type native, int group, int64_t rows, int64_t cols, const void *data, void *packed,
                       llmq_err *err) {
-    if (cuda_packed_type(native) == LLMQ_TYPE_F16) return pack_f16(native, rows, cols, data, packed, err);
+    if (!group && cuda_packed_type(native) == LLMQ_TYPE_F16) return pack_f16(native, rows, cols, data, packed, err);
     pack_quantized(layout_of(native, group), rows, cols, data, packed);
     return LLMQ_OK;
 }

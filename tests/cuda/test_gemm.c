@@ -159,7 +159,7 @@ static void test_unpack_rows(void **state) {
                 float want = c < p.cols ? row[c] : 0, v = f16_to_f32(got[r * ld + place_of(c)]);
                 float once = 4.9e-4f * fabsf(want);
                 float tol = p.type == LLMQ_TYPE_F16 ? 0
-                            : cuda_packed_type(p.type) == LLMQ_TYPE_F16 || in_f16_levels(p.type)
+                            : (!p.group && cuda_packed_type(p.type) == LLMQ_TYPE_F16) || in_f16_levels(p.type)
                                 ? 2 * once      /* values or levels, then their products with a scale */
                                 : once + 2e-5f; /* the minimum's own rounding */
                 if (!(fabsf(v - want) <= tol))
@@ -238,10 +238,10 @@ static void test_matmul(void **state) {
 
 /* ---- weights of Hugging Face's schemes, as formats/schemes/read.c hands them on */
 
-typedef enum hf_kind { HF_SYMMETRIC, HF_ZERO_POINTS, HF_INT8_ROWS, HF_NF4, HF_KINDS } hf_kind;
+typedef enum hf_kind { HF_SYMMETRIC, HF_EXACT_MINS, HF_ZERO_POINTS, HF_INT8_ROWS, HF_NF4 } hf_kind;
 
 static llmq_type hf_type(hf_kind kind) {
-    static const llmq_type as[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+    static const llmq_type as[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q5_0, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
     return as[kind];
 }
 
@@ -251,10 +251,11 @@ static void put_hf_block(hf_kind kind, float scale, int zero, uint8_t *block, do
     const float *nf4 = nf4_grid(false, 64, false)->levels;
     llmq_grid grid = {.d = scale, .scale = {scale}};
     uint8_t codes[32];
-    grid.dmin = grid.offset[0] = kind == HF_ZERO_POINTS ? -scale * (float)zero : 0;
+    grid.dmin = grid.offset[0] = kind == HF_EXACT_MINS ? -scale * (float)zero : 0;
     for (int i = 0; i < 32; i++) {
         codes[i] = (uint8_t)(rng_u32() % (kind == HF_INT8_ROWS ? 256 : 16));
         w[i] = (double)scale * (kind == HF_NF4 ? (double)nf4[codes[i]] : codes[i] - zero);
+        if (kind == HF_ZERO_POINTS) codes[i] = (uint8_t)(codes[i] + 16 - zero);
         if (kind != HF_NF4) continue;
         uint16_t half = f32_to_f16((float)w[i]);
         memcpy(block + 2 * i, &half, 2);
@@ -263,13 +264,18 @@ static void put_hf_block(hf_kind kind, float scale, int zero, uint8_t *block, do
     if (kind != HF_NF4) t->pack(&grid, codes, block);
 }
 
+static int hf_zero(hf_kind kind) {
+    if (kind == HF_ZERO_POINTS) return (int)(rng_u32() % 16);
+    return kind == HF_SYMMETRIC ? 8 : kind == HF_INT8_ROWS ? 128 : 2 << rng_u32() % 3;
+}
+
 /* Groups of 32, 64 and 128, and whole rows of 8 bits; 4 tokens and 18, against the scheme's own formula. */
 static void test_hf_groups(void **state) {
     (void)state;
     enum { ROWS = 37, COLS = 384 };
     double w[COLS];
-    for (int i = 0; i < 10; i++) {
-        hf_kind kind = i < 9 ? (hf_kind)(i / 3 < 2 ? i / 3 : HF_NF4) : HF_INT8_ROWS;
+    for (int i = 0; i < 13; i++) {
+        hf_kind kind = i < 12 ? (hf_kind)(i / 3 < 3 ? i / 3 : HF_NF4) : HF_INT8_ROWS;
         int group = kind == HF_INT8_ROWS ? COLS : 32 << i % 3, n_tok = i % 2 ? 4 : 18;
         problem p = make_problem((packing){hf_type(kind), 0}, ROWS, COLS, n_tok, false, false);
         int64_t block_bytes = type_row_bytes(p.type, 32);
@@ -281,7 +287,7 @@ static void test_hf_groups(void **state) {
             int zero = 0;
             for (int c = 0; c < COLS; c += 32) {
                 if (c % group == 0) scale = f16_to_f32(f32_to_f16(uniform(0.01f, 0.1f)));
-                if (c % group == 0) zero = kind == HF_SYMMETRIC ? 8 : kind == HF_INT8_ROWS ? 128 : 2 << rng_u32() % 3;
+                if (c % group == 0) zero = hf_zero(kind);
                 put_hf_block(kind, scale, zero, p.native + (r * (COLS / 32) + c / 32) * block_bytes, w + c);
             }
             for (int t = 0; t < n_tok; t++) {
@@ -291,7 +297,7 @@ static void test_hf_groups(void **state) {
             }
         }
         p.group = cuda_group_of(p.type, cuda_shared_columns(p.type, ROWS, COLS, p.native), COLS);
-        assert_int_equal(p.group, i < 6 && group > 32 ? group : 0);
+        assert_int_equal(p.group, kind == HF_ZERO_POINTS || (i < 6 && group > 32) ? group : 0);
         bool q8 = n_tok <= 8 && kind != HF_NF4; /* 8-bit activations: half a 127th of the largest of 32 */
         void *forms = output_of("forms", cuda_input_bytes(n_tok, COLS));
         float *x_on_gpu = input_of("x", p.x, (size_t)(n_tok * COLS) * sizeof(float)), y[18 * (ROWS + PAD)];

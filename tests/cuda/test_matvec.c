@@ -159,7 +159,7 @@ static void test_embed(void **state) {
         problem p = problem_of(packings[i], &(struct shape){37, 24, 5, false}, false);
         const int32_t tokens[5] = {36, 0, 7, 8, 19};
         on_gpu g = put_on_gpu(&p, false);
-        bool rounded = cuda_packed_type(p.type) == LLMQ_TYPE_F16 || in_f16_levels(p.type);
+        bool rounded = (!p.group && cuda_packed_type(p.type) == LLMQ_TYPE_F16) || in_f16_levels(p.type);
         float tol = rounded ? 5e-4f : 1e-6f;
         int32_t *ids = input_of("tokens", tokens, sizeof tokens);
         size_t n = (size_t)(5 * p.cols);
@@ -217,6 +217,8 @@ static void test_pack_sizes(void **state) {
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 64, 16, 96), 2 * 544);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 128, 17, 160), 4 * 1056);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_1, 128, 16, 128), 1088);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_0, 128, 16, 128), 1088);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_0, 32, 16, 128), 2 * 640);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 32, 16, 128), 0);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_IQ4_NL, 128, 16, 128), 0);
     assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q6_K, 0, 16, 512), 2 * 3360);
@@ -239,61 +241,70 @@ static int group_of(const problem *p) {
     return cuda_group_of(p->type, cuda_shared_columns(p->type, p->rows, p->cols, p->native), p->cols);
 }
 
-/* The group is what all rows share, to the bit: of scales and of minimums, in the last group as well, which may end
- * early; and not a longer one than pays. */
+/* The group is what all rows share, to the bit: scales, minimums and few levels, in the last group as well, which may
+ * end early; and not a longer one than pays. */
 static void test_groups(void **state) {
     (void)state;
+    static const llmq_type of[3] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q5_0};
     static const struct {
-        int shared; /* columns, COLS: whole rows */
+        int shared; /* columns; 512: whole rows */
         int64_t cols;
-        int group;
-    } cases[] = {{32, 384, 0},    {64, 384, 64},   {96, 384, 0},   {128, 384, 128}, {256, 512, 128},
-                 {192, 384, 64},  {512, 512, 128}, {512, 192, 64}, {512, 32, 64},   {512, 96, 128},
-                 {128, 352, 128}, {64, 288, 64},   {512, 160, 64}};
-    for (int type = 0; type < 2; type++)
+        int group[3]; /* of Q4_0, Q4_1, Q5_0 */
+    } cases[] = {{32, 384, {0, 0, 32}},       {64, 384, {64, 64, 64}},    {96, 384, {0, 0, 32}},
+                 {128, 384, {128, 128, 128}}, {192, 384, {64, 64, 64}},   {256, 512, {128, 128, 128}},
+                 {512, 192, {64, 64, 64}},    {512, 96, {128, 128, 128}}, {128, 352, {128, 128, 128}},
+                 {64, 288, {64, 64, 64}},     {512, 160, {64, 64, 64}},   {512, 32, {64, 64, 64}}};
+    for (int t = 0; t < 3; t++)
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-            problem p = make_problem(packings[type], 3, cases[i].cols, 1, false, false);
-            share_scales(&p, cases[i].shared);
-            int group = group_of(&p);
-            if (group != cases[i].group)
-                fail_msg("%s: groups of %d in %d columns are packed as of %d", name_of(&p), cases[i].shared,
-                         (int)cases[i].cols, group);
-            assert_true(cuda_pack_bytes(p.type, group, 3, p.cols) <= cuda_pack_bytes(p.type, 0, 3, p.cols));
-            if (cases[i].shared % 32 == 0) assert_int_equal(cuda_group_of(p.type, cases[i].shared, p.cols), group);
+            problem p = make_problem((packing){of[t], cases[i].shared}, 3, cases[i].cols, 1, false, false);
+            if (group_of(&p) != cases[i].group[t])
+                fail_msg("%s in %d columns is packed as of %d", name_of(&p), (int)p.cols, group_of(&p));
+            assert_int_equal(cuda_group_of(p.type, cases[i].shared, p.cols), cases[i].group[t]);
             drop_problem(&p);
         }
-    const llmq_type_info *info = type_info(LLMQ_TYPE_Q4_1);
-    problem p = make_problem((packing){LLMQ_TYPE_Q4_1, 64}, 5, 288, 1, false, false);
-    assert_int_equal(group_of(&p), 64);
-    for (int block = 0; block < 5 * 9; block += 4)
-        for (int what = 0; what < 3; what++) { /* one number of one block becomes another */
-            uint8_t *at = p.native + block * info->block_bytes, before[64], codes[32];
-            llmq_grid grid;
-            memcpy(before, at, (size_t)info->block_bytes);
-            info->unpack(at, &grid, codes);
-            if (what == 0) grid.d = -grid.d;
-            if (what == 1) grid.dmin = grid.offset[0] = grid.offset[0] + 1;
-            if (what == 2) codes[5] ^= 3;
-            info->pack(&grid, codes, at);
-            const int in_row = block % 9, alone = in_row == 8; /* the only one of its group */
-            assert_int_equal(group_of(&p), what == 2 || alone ? 64 : 0);
-            memcpy(at, before, (size_t)info->block_bytes);
-        }
-    for (int type = 0; type < (int)N_QUANTIZED; type++)
-        if (packings[type].type != LLMQ_TYPE_Q4_0 && packings[type].type != LLMQ_TYPE_Q4_1) {
-            problem other = make_problem(packings[type], 1, 256, 1, false, true); /* scales of one */
-            assert_int_equal(group_of(&other), 0);
-            drop_problem(&other);
-        }
-    drop_problem(&p);
+    for (size_t i = 0; i < N_QUANTIZED; i++) { /* scales of one, and of Q5_0 all levels */
+        problem p = make_problem((packing){packings[i].type, 0}, 1, 256, 1, false, true);
+        assert_int_equal(group_of(&p), p.type == LLMQ_TYPE_Q4_0 || p.type == LLMQ_TYPE_Q4_1 ? 128 : 0);
+        assert_int_equal(cuda_group_of(p.type, 0, 256), 0);
+        drop_problem(&p);
+    }
+}
+
+/* One number of one block becomes another: the matrix is no longer in groups, unless that block is one for itself. */
+static void test_broken_group(void **state) {
+    (void)state;
+    static const llmq_type of[] = {LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q5_0};
+    enum { SCALE, MINIMUM, CODE, LEVELS, CHANGES };
+    for (int t = 0; t < 2; t++) {
+        const llmq_type_info *info = type_info(of[t]);
+        problem p = make_problem((packing){of[t], 64}, 5, 288, 1, false, false);
+        for (int block = 0; block < 5 * 9; block += 4)
+            for (int what = 0; what < CHANGES; what++) {
+                uint8_t *at = p.native + block * info->block_bytes, before[64], codes[32];
+                llmq_grid grid;
+                memcpy(before, at, (size_t)info->block_bytes);
+                info->unpack(at, &grid, codes);
+                if (what == SCALE) grid.d = grid.scale[0] = -grid.d;
+                if (what == MINIMUM) grid.dmin = grid.offset[0] = grid.offset[0] + 1; /* Q5_0 has none */
+                if (what == CODE) codes[5] = codes[6];
+                if (what == LEVELS) codes[5] = 0, codes[6] = (uint8_t)(info->n_levels - 1);
+                info->pack(&grid, codes, at);
+                const bool alone = block % 9 == 8, zeros = of[t] == LLMQ_TYPE_Q5_0;
+                const bool broken = zeros ? (what == SCALE && !alone) || what == LEVELS : what <= MINIMUM && !alone;
+                assert_int_equal(group_of(&p), !broken ? 64 : zeros && what == SCALE ? 32 : 0);
+                memcpy(at, before, (size_t)info->block_bytes);
+            }
+        drop_problem(&p);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_q8),         cmocka_unit_test(test_q8_exact),
-        cmocka_unit_test(test_f16),        cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_embed),      cmocka_unit_test(test_traffic),
-        cmocka_unit_test(test_pack_sizes), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_q8),           cmocka_unit_test(test_q8_exact),
+        cmocka_unit_test(test_f16),          cmocka_unit_test(test_odd_activations),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_pack_sizes),   cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_broken_group),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
