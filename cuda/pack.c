@@ -53,9 +53,8 @@ int cuda_group_of(llmq_type native, int64_t shared, int64_t cols) {
     return best;
 }
 
-/* The lowest code of the first of n blocks, if all of them have the same numbers, to the bit, and no code is more than
- * 15 above the lowest; else -1. */
-static int lowest_of_group(const llmq_type_info *info, const uint8_t *block, int64_t n) {
+/* Have n blocks the same numbers, to the bit, and no more than 16 neighbouring levels? */
+static bool are_group(const llmq_type_info *info, const uint8_t *block, int64_t n) {
     llmq_grid first, grid;
     uint8_t codes[TYPE_MAX_BLOCK];
     int low = UINT8_MAX, high = 0;
@@ -63,20 +62,20 @@ static int lowest_of_group(const llmq_type_info *info, const uint8_t *block, int
         info->unpack(block, &grid, codes);
         if (b == 0) first = grid;
         if (memcmp(&grid.d, &first.d, sizeof grid.d) || memcmp(grid.offset, first.offset, sizeof *grid.offset))
-            return -1;
+            return false;
         for (int i = 0; i < info->block_len; i++) {
             low = codes[i] < low ? codes[i] : low;
             high = codes[i] > high ? codes[i] : high;
         }
     }
-    return high - low < 16 ? low : -1;
+    return high - low < 16;
 }
 
 static bool all_in_groups(const llmq_type_info *info, int64_t rows, int64_t cols, int group, const uint8_t *block) {
     const int64_t row_blocks = cols / info->block_len, each = group / info->block_len;
     for (int64_t r = 0; r < rows; r++, block += row_blocks * info->block_bytes)
         for (int64_t b = 0; b < row_blocks; b += each)
-            if (lowest_of_group(info, block + b * info->block_bytes, row_blocks - b < each ? row_blocks - b : each) < 0)
+            if (!are_group(info, block + b * info->block_bytes, row_blocks - b < each ? row_blocks - b : each))
                 return false;
     return true;
 }
