@@ -29,15 +29,15 @@ int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void
 int cuda_group_of(llmq_type native, int64_t shared, int64_t cols);
 /* Bytes of a packed matrix; 0 if there is no such layout or cols is no multiple of the type's block. */
 size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t cols);
-/* Native rows (host memory, without gaps, at any address) to packed, of a group that they have. A type
- * with a layout keeps the file's values exactly; others are rounded to f16, and values that are too large for it are
- * LLMQ_E_NUMERIC. */
+/* Native rows (host memory, without gaps, at any address) to packed; group: 0, or what cuda_group_of gives for
+ * them. A type with a layout keeps the file's values exactly; others are rounded to f16, and values that are too large
+ * for it are LLMQ_E_NUMERIC. */
 llmq_status cuda_pack(llmq_type native, int group, int64_t rows, int64_t cols, const void *data, void *packed,
                       llmq_err *err);
 
 typedef struct cuda_matrix {
     llmq_type type; /* packed */
-    int group;      /* columns that have one scale, where a layout of its own has it once: 64 or 128; else 0 */
+    int group;      /* cuda/layout.h; 0: none */
     int64_t rows, cols;
     const void *packed; /* 256-byte aligned */
     const float *bias;  /* [rows] or NULL */
