@@ -13,6 +13,7 @@ extern "C" {
 #endif
 
 #include "core/tensor.h" /* C's own headers say nothing of C++ */
+#include "llmq.h"
 
 typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
 
@@ -68,10 +69,20 @@ void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float 
 void cuda_add(gpu_stream *stream, float *y, const float *x, int64_t n);
 void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float *y, int64_t n); /* y may be gate */
 
-/* The index of the largest of n < 2^31 numbers, the first of equals; NaN and -infinity do not count. The first 8 bytes
- * of scratch become {float, int32_t}: the number and its index, -1 if there is none. */
-#define CUDA_ARGMAX_BYTES 520
-void cuda_argmax(gpu_stream *stream, const float *x, int64_t n, void *scratch);
+/* ---- sampling: the chain of engine/sampler.c */
+
+#define CUDA_SAMPLE_ROWS 8
+#define CUDA_SAMPLE_BYTES(n_rows) (256 + (size_t)(n_rows)*18688)
+/* Penalizes the logits of n different tokens, in place. */
+void cuda_penalize(gpu_stream *stream, float *logits, const int32_t *tokens, int n, float penalty);
+/* A token for each of n_rows <= 8 rows of logits (n_rows, n), n < 2^31, which penalties have changed already. uniform
+ * [n_rows]: the random numbers. The first n_rows words of scratch (CUDA_SAMPLE_BYTES) become the tokens, or what
+ * core/device.h has in their place. */
+typedef struct cuda_draw {
+    const llmq_sampler_params *params;
+    double uniform;
+} cuda_draw;
+void cuda_sample(gpu_stream *stream, const float *logits, int64_t n, int n_rows, const cuda_draw *draws, void *scratch);
 
 /* One layer's cache: (n_head_kv, n_ctx, head_dim) f16, head_dim a multiple of 8 up to 256. With q8 codes of one byte,
  * head_dim a multiple of 32, and behind all of them (n_head_kv, n_ctx, head_dim / 32) f16 scales: the CPU's q8_0. */

@@ -39,7 +39,10 @@ struct llmq_device_work {
     void *forms, *attn_scratch; /* forms: of one input after another; scratch of 8 tokens */
     cuda_scratch scratch;       /* of products */
     float *logits;              /* (8, n_vocab) */
-    void *best;                 /* CUDA_ARGMAX_BYTES */
+    void *sampling;             /* CUDA_SAMPLE_BYTES(8) */
+    int32_t *repeated;          /* tokens of a text, each once: at most the smaller one of n_ctx and n_vocab; and on */
+    int32_t *host_repeated;     /* the host, as many, */
+    bool *marks;                /* [n_vocab] where all are false between two uses */
 };
 
 /* Takes passes of fewer tokens where memory does not allow for PASS_TOKENS. */

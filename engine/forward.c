@@ -240,7 +240,7 @@ static llmq_status rows_on_device(llmq_forward *f, const forward_row *rows, cons
     LLMQ_TRY(device->run_rows(f->on_device, f->device_rows, hidden, n, err));
     f->device_row = 0;
     f->n_hidden = n;
-    return device->head(f->on_device, 0, n, logits, err);
+    return logits ? device->head(f->on_device, 0, n, logits, err) : LLMQ_OK;
 }
 
 /* ---- passes */
@@ -302,12 +302,10 @@ llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *lo
     return LLMQ_OK;
 }
 
-llmq_status forward_likeliest(llmq_forward *f, int64_t row, int32_t *token, llmq_err *err) {
-    float logit;
-    LLMQ_ASSERT(f->on_device && row >= 0 && row < f->n_hidden);
-    LLMQ_TRY(f->model->device->likeliest(f->on_device, f->device_row + row, token, &logit, err));
-    if (!isfinite(logit)) *token = -1;
-    return LLMQ_OK;
+llmq_status forward_sample(llmq_forward *f, int64_t row, int64_t n_rows, const llmq_device_draw *draws, int32_t *tokens,
+                           llmq_err *err) {
+    LLMQ_ASSERT(f->on_device && row >= 0 && n_rows >= 1 && row + n_rows <= f->n_hidden);
+    return f->model->device->sample(f->on_device, f->device_row + row, n_rows, draws, tokens, err);
 }
 
 /* ---- memory ---- */

@@ -48,7 +48,10 @@ GATES = {
     r"unpack_rows": (64, {WIDE: 1, r"STG\.E\.64": 4}, SLOW),
     r"fill_rows|add_splits|add_bias|gather|scatter|to_bf16": (64, {}, []),
     r"round_columns": (128, {r"LDS\.128": 2, "FFMA": 36}, []),
-    r"attend_merge|argmax|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
+    r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
+    r"best_parts|count_candidates|penalize": (64, {}, []),
+    r"list_candidates": (64, {r"LDG\.E\.128": 2}, []),
+    r"draw": (64, {r"LDS\.128": 1}, []),
 }
 
 

@@ -8,6 +8,8 @@
 
 #include "cuda/cuda.h"
 #include "cuda/model.h"
+#include "engine/sampler.h"
+#include "engine/speculate.h"
 #include "llmq_quant.h"
 
 static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
@@ -557,6 +559,110 @@ static void test_batch(void **state) {
     assert_int_equal(emu_memory_used(), 0);
 }
 
+/* ---- sampling: the CPU's sampler, on the logits of the GPU, is what drawing there has to give */
+
+static const llmq_sampler_params samplers[] = {
+    {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1, .seed = 11},
+    {.temperature = 0.8f, .top_p = 0.9f, .repeat_penalty = 1.3f, .repeat_last_n = 8, .seed = 12},
+    {.temperature = 0, .repeat_penalty = 2, .repeat_last_n = 64},
+    {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 13}, /* all of the vocabulary */
+};
+enum { N_SAMPLERS = sizeof samplers / sizeof *samplers };
+
+/* Text by llmq_session_next; returns how many tokens were drawn on the device. */
+static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, const llmq_speculation_params *speculation,
+                      size_t n) {
+    llmq_session *there = open_session(model), *here = open_session(model);
+    const int32_t prompt[] = {1, 5, 9, 5, 9, 5, 9, 5, 9, 30};
+    llmq_sampler cpu;
+    int drawn = 0;
+    assert_int_equal(sampler_create(model->hp.n_vocab, &cpu, NULL), LLMQ_OK);
+    sampler_set(&cpu, params);
+    llmq_session_set_sampler(there, params);
+    assert_int_equal(llmq_session_set_speculation(there, speculation, NULL), LLMQ_OK);
+    if (there->spec) there->spec->always = true;
+    append(there, prompt, 10), append(here, prompt, 10);
+    for (size_t i = 0; i < n; i++) {
+        int32_t token, want;
+        assert_int_equal(llmq_session_next(there, &token, NULL), LLMQ_OK);
+        drawn += there->unread;
+        const float *logits = llmq_session_logits(here);
+        assert_int_equal(sampler_sample(&cpu, logits, here->tokens, here->n_past, &want, NULL), LLMQ_OK);
+        if (token != want) fail_msg("token %zu is %d, the CPU's is %d", i, token, want);
+        append(here, &want, 1);
+    }
+    assert_memory_equal(cpu.rng, there->sampler.rng, sizeof cpu.rng);
+    sampler_destroy(&cpu);
+    llmq_session_destroy(there), llmq_session_destroy(here);
+    return drawn;
+}
+
+static void test_sampling(void **state) {
+    (void)state;
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    for (size_t i = 0; i < N_SAMPLERS; i += STEP) {
+        emu_set_order((emu_order)(i % EMU_ORDERS), 17);
+        assert_int_equal(follow_cpu(model, &samplers[i], NULL, N_TEXT), N_TEXT - 1); /* a prompt's logits come here */
+    }
+    emu_set_order(EMU_FORWARD, 0);
+    follow_cpu(model, &samplers[0], &(llmq_speculation_params){.lookup = true}, N_TEXT);
+    follow_cpu(model, &samplers[1], &(llmq_speculation_params){.draft = model, .n_guess = 3}, N_TEXT);
+    llmq_model_close(model);
+    model = open_model(LLMQ_TEST_DATA "/../../data/tiny", NULL, ON_GPU);
+    assert_true(model->hp.n_vocab > 1024);
+    assert_int_equal(follow_cpu(model, &samplers[0], NULL, 3), 2);
+    assert_int_equal(follow_cpu(model, &samplers[3], NULL, 3), 0); /* more than a device sorts */
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* Sessions of a batch that come and go: each has the tokens and, whenever they are asked for, the logits that it has
+ * alone. */
+static void test_batch_next(void **state) {
+    (void)state;
+    enum { N = 9, N_STEPS = STEP > 1 ? 2 : 4 };
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    const size_t bytes = (size_t)model->hp.n_vocab * sizeof(float);
+    llmq_batch *batch = NULL;
+    llmq_session *alone[N], *some[N];
+    int32_t prompt[12], tokens[N], want;
+    for (int i = 0; i < 12; i++) prompt[i] = i * 13 % 60;
+    assert_int_equal(llmq_batch_create(model, N, &(llmq_session_params){.n_threads = 1}, &batch, NULL), LLMQ_OK);
+    for (int i = 0; i < N; i++) {
+        llmq_session *s = llmq_batch_session(batch, i);
+        alone[i] = open_session(model);
+        llmq_session_set_sampler(s, &samplers[i % N_SAMPLERS]);
+        llmq_session_set_sampler(alone[i], &samplers[i % N_SAMPLERS]);
+        assert_int_equal(llmq_session_sync(s, prompt + i % 3, 9, NULL), LLMQ_OK);
+        append(alone[i], prompt + i % 3, 9);
+    }
+    for (int step = 0; step < N_STEPS; step++) {
+        int at[N];
+        size_t n = 0;
+        for (int i = 0; i < N; i++)
+            if (step < 2 || (step + i) % 3) at[n] = i, some[n++] = llmq_batch_session(batch, i);
+        assert_int_equal(llmq_batch_next(batch, some, tokens, n, NULL), LLMQ_OK);
+        for (size_t k = 0; k < n; k++) {
+            assert_int_equal(llmq_session_next(alone[at[k]], &want, NULL), LLMQ_OK);
+            assert_int_equal(tokens[k], want);
+            assert_true(step == 0 ? some[k]->last != NULL : some[k]->unread);
+        }
+        for (int i = 0; i < N && step > 1; i += 2) /* the others are asked later, if they wait */
+            assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]),
+                                bytes);
+    }
+    assert_int_equal(llmq_session_next(llmq_batch_session(batch, 1), tokens, NULL), LLMQ_OK); /* one by itself */
+    assert_int_equal(llmq_session_next(alone[1], &want, NULL), LLMQ_OK);
+    assert_int_equal(tokens[0], want);
+    for (int i = 0; i < N; i++) {
+        assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]), bytes);
+        llmq_session_destroy(alone[i]);
+    }
+    llmq_batch_destroy(batch);
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
 /* ---- models of which a part is on the GPU */
 
 /* Of the largest logit. AMX and AVX-512 take attention of prompts in bf16, AVX-512 also what meets BF16 rows, which
@@ -731,6 +837,7 @@ int main(void) {
         cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_some_layers),
         cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_little_memory), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_sampling),      cmocka_unit_test(test_batch_next),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
