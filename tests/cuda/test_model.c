@@ -570,7 +570,7 @@ static const llmq_sampler_params samplers[] = {
 enum { N_SAMPLERS = sizeof samplers / sizeof *samplers };
 
 /* Text by llmq_session_next; returns how many tokens were drawn on the device. */
-static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, const llmq_speculation_params *speculation,
+static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, const llmq_speculation_params *guesses,
                       size_t n) {
     llmq_session *there = open_session(model), *here = open_session(model);
     const int32_t prompt[] = {1, 5, 9, 5, 9, 5, 9, 5, 9, 30};
@@ -579,7 +579,7 @@ static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, cons
     assert_int_equal(sampler_create(model->hp.n_vocab, &cpu, NULL), LLMQ_OK);
     sampler_set(&cpu, params);
     llmq_session_set_sampler(there, params);
-    assert_int_equal(llmq_session_set_speculation(there, speculation, NULL), LLMQ_OK);
+    assert_int_equal(llmq_session_set_speculation(there, guesses, NULL), LLMQ_OK);
     if (there->spec) there->spec->always = true;
     append(there, prompt, 10), append(here, prompt, 10);
     for (size_t i = 0; i < n; i++) {
