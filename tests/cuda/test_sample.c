@@ -139,6 +139,7 @@ static void test_whole_vocabulary(void **state) {
     } cases[] = {
         {{.temperature = 0.9f, .top_p = 0.9f, .repeat_penalty = 1}, 4, false},
         {{.temperature = 1.3f, .top_p = 1, .min_p = 0.05f, .repeat_penalty = 1}, 3, false},
+        {{.temperature = 1, .top_p = 0.3f, .repeat_penalty = 1}, 1.5f, false}, /* a hundred tokens are left */
         {{.temperature = 0.7f, .top_p = 0.95f, .min_p = 0.1f, .repeat_penalty = 1}, 3, false},
         {{.temperature = 1, .top_p = 1, .repeat_penalty = 1}, 3, true},
         {{.temperature = 1, .top_p = 0.99f, .repeat_penalty = 1}, 0.5f, true},
@@ -179,7 +180,7 @@ static void test_odd_logits(void **state) {
             if (kind == 7) *x = i == N - 1 ? -3.0f : r % 3 ? -INFINITY : -60.0f; /* one in reach */
             if (kind == 8) *x = i < 30 ? (r % 2 ? 0.0f : -0.0f) : -1.0f - (float)(r % 7);
             if (kind == 9) *x = i % 100 == 0 ? 5 : (float)(r % 5);
-            if (kind >= 10) *x = (float)(r % 64) * 0.5f - 16;
+            if (kind >= 10) *x = (float)(r % 64) * 0.5f - (kind == 11 ? 40 : 16);
         }
         p.history = history;
         p.n_history = kind >= 9 ? 300 : 0;
