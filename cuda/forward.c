@@ -350,18 +350,50 @@ static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, f
     return LLMQ_OK;
 }
 
-static llmq_status work_likeliest(llmq_device_work *w, int64_t row, int32_t *token, float *logit, llmq_err *err) {
-    struct {
-        float logit;
-        int32_t token;
-    } best;
-    LLMQ_ASSERT(row >= 0 && row < w->n_batch);
+/* The tokens to penalize in w->host_repeated, each once; returns how many. */
+static int list_repeated(llmq_device_work *w, const llmq_device_draw *d) {
+    int n = 0;
+    LLMQ_ASSERT(d->n_repeated <= w->n_ctx);
+    for (int64_t i = 0; i < d->n_repeated; i++) {
+        const int32_t token = d->repeated[i];
+        if (token < 0 || token >= w->m->d.n_vocab || w->marks[token]) continue;
+        w->marks[token] = true;
+        w->host_repeated[n++] = token;
+    }
+    for (int i = 0; i < n; i++) w->marks[w->host_repeated[i]] = false;
+    return n;
+}
+
+/* Changes a row of logits. */
+static llmq_status penalize(llmq_device_work *w, const llmq_device_draw *d, float *logits, llmq_err *err) {
+    const int n = list_repeated(w, d);
+    if (n == 0) return LLMQ_OK;
+    LLMQ_TRY(gpu_stream_upload(w->stream, w->repeated, w->host_repeated, (size_t)n * sizeof *w->repeated, err));
+    cuda_penalize(w->stream, logits, w->repeated, n, d->params->repeat_penalty);
+    return LLMQ_OK;
+}
+
+/* After up to 8 tokens. */
+static llmq_status sample_step(llmq_device_work *w, int64_t row, int n, const llmq_device_draw *draws, int32_t *tokens,
+                               llmq_err *err) {
+    cuda_draw as_drawn[ACT_TOKENS];
+    LLMQ_TRY(launch_head(w, row, n, err));
+    for (int i = 0; i < n; i++) {
+        as_drawn[i] = (cuda_draw){draws[i].params, draws[i].uniform};
+        LLMQ_TRY(penalize(w, &draws[i], w->logits + i * w->m->d.n_vocab, err));
+    }
+    cuda_sample(w->stream, w->logits, w->m->d.n_vocab, n, as_drawn, w->sampling);
+    return gpu_stream_download(w->stream, tokens, w->sampling, (size_t)n * sizeof *tokens, err);
+}
+
+static llmq_status work_sample(llmq_device_work *w, int64_t row, int64_t n_rows, const llmq_device_draw *draws,
+                               int32_t *tokens, llmq_err *err) {
+    LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
     gpu_use(w->m->device);
-    LLMQ_TRY(launch_head(w, row, 1, err));
-    cuda_argmax(w->stream, w->logits, w->m->d.n_vocab, w->best);
-    LLMQ_TRY(gpu_stream_download(w->stream, &best, w->best, sizeof best, err));
-    *token = best.token;
-    *logit = best.logit;
+    for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
+        const int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
+        LLMQ_TRY(sample_step(w, row + at, n, draws + at, tokens + at, err));
+    }
     return LLMQ_OK;
 }
 
@@ -379,5 +411,5 @@ const llmq_device_ops cuda_device_ops = {
     .run = work_run,
     .run_rows = work_run_rows,
     .head = work_head,
-    .likeliest = work_likeliest,
+    .sample = work_sample,
 };

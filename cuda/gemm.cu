@@ -32,8 +32,8 @@ struct weight_rows {
 
 /* How a stage of a weight type lies in shared memory: weights of each row tile, f16 rows of tokens, sums of groups. */
 template <class W, int TOKENS> struct shape {
-    static constexpr bool small = W::columns == 64;
-    static constexpr int tiles = W::is_halves ? 1 : 2; /* row tiles of a warp */
+    static constexpr int stage_tiles = STAGE_COLUMNS / W::columns; /* 0: half a tile */
+    static constexpr int tiles = W::is_halves ? 1 : 2;             /* row tiles of a warp */
     static constexpr int row_tiles = ROW_WARPS * tiles, rows = row_tiles * TILE_ROWS;
     /* Two warps have the same rows: with few tokens they share the columns, with many the tokens. */
     static constexpr int k_warps = TOKENS == 16 ? 2 : 1;
@@ -69,7 +69,7 @@ template <class W, int TOKENS>
 __device__ __forceinline__ sources sources_of(const weight_rows &w, const acts_rows &x, int warp, int first_tile,
                                               int first_token, int stage) {
     using S = shape<W, TOKENS>;
-    const int row_tile = first_tile + warp % S::row_tiles, tile = S::small ? 2 * stage : stage / 2;
+    const int row_tile = first_tile + warp % S::row_tiles, tile = stage * STAGE_COLUMNS / W::columns;
     const bool there = row_tile < w.row_tiles;
     const int64_t at = (there ? static_cast<int64_t>(row_tile) * w.n_tiles : 0) + tile;
     const int token = first_token + static_cast<int>(threadIdx.x) / ACTS_CHUNKS, chunk = threadIdx.x % ACTS_CHUNKS;
@@ -95,7 +95,7 @@ __device__ __forceinline__ void copy_weights(sptr<uint8_t> to, const sources &fr
         if (first + SHARE > CHUNKS && chunk >= CHUNKS) break;
         int at = chunk * 16;
         bool there = from.tiles_left > 0;
-        if constexpr (S::small) {
+        if constexpr (S::stage_tiles > 0) {
             there = (at >= W::bytes) < from.tiles_left;
             if (!there) at = 0; /* an address has to be good even if nothing is read */
         } else {
@@ -120,7 +120,8 @@ template <class W, int TOKENS> __device__ __forceinline__ void copy_stage(sptr<u
 
 /* To the next stage's. */
 template <class W> __device__ __forceinline__ void advance(sources &from, int padded) {
-    const int tiles = W::columns == 64 ? 2 : from.half;
+    constexpr int stage_tiles = STAGE_COLUMNS / W::columns;
+    const int tiles = stage_tiles > 0 ? stage_tiles : from.half;
     from.weights += tiles * W::bytes;
     from.tiles_left -= tiles;
     from.half ^= 1;
@@ -130,11 +131,15 @@ template <class W> __device__ __forceinline__ void advance(sources &from, int pa
 
 /* ---- products */
 
-/* acc[row tile][8 tokens] += 64 columns of a stage. acts: the warp's first token. */
+/* A warp's sums: of row tiles and 8 tokens each. */
+template <class W, int TOKENS> using warp_sums = float[shape<W, TOKENS>::tiles][shape<W, TOKENS>::warp_tokens / 8][4];
+
+/* acc += 64 columns of a stage; without scales and minimums if those come later (scaled_later). acts: the warp's first
+ * token. */
 template <class W, int TOKENS>
-__device__ __forceinline__ void
-multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const float2> sums, int part, int lane,
-              float (&acc)[shape<W, TOKENS>::tiles][shape<W, TOKENS>::warp_tokens / 8][4]) {
+__device__ __forceinline__ void multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts,
+                                              sptr<const float2> sums, int part, int lane, warp_sums<W, TOKENS> &acc) {
+    constexpr bool mins_now = W::has_mins && !scaled_later<W>;
     using S = shape<W, TOKENS>;
     typename W::tile tiles[S::tiles];
     UNROLL
@@ -146,7 +151,7 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
         UNROLL
         for (int r = 0; r < S::tiles; r++) {
             W::halves(tiles[r], j, a[r]);
-            if constexpr (W::has_mins) W::mins(tiles[r], j, m[r]);
+            if constexpr (mins_now) W::mins(tiles[r], j, m[r]);
         }
         sptr<const uint8_t> mine = acts + acts_place(lane % 8, part * 8 + j * 4 + lane / 8);
         UNROLL
@@ -155,11 +160,58 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
             ldmatrix_x4(b, mine + n * 8 * ROW_BYTES);
             UNROLL
             for (int r = 0; r < S::tiles; r++) multiply<W>(tiles[r], j, a[r], b, acc[r][n]);
-            if constexpr (W::has_mins) {
+            if constexpr (mins_now) {
                 const float2 sum = sums[((part * 2 + j) * TOKENS + n * 8) / 2 + lane % 4];
                 UNROLL
                 for (int r = 0; r < S::tiles; r++) add_mins(acc[r][n], m[r], sum);
             }
+        }
+    }
+}
+
+/* acc += products * scale + minimum * sums, where both are those of PARTS times 64 columns from `part` on. */
+template <class W, int TOKENS, int PARTS>
+__device__ __forceinline__ void scale_parts(sptr<const uint8_t> weights, sptr<const float2> sums, int part, int lane,
+                                            const warp_sums<W, TOKENS> &products, warp_sums<W, TOKENS> &acc) {
+    using S = shape<W, TOKENS>;
+    float s[S::tiles][2], m[S::tiles][2];
+    UNROLL
+    for (int r = 0; r < S::tiles; r++) {
+        const auto tile = W::load_part(weights + r * W::stage_bytes, part, lane);
+        W::scales(tile, 0, s[r]);
+        if constexpr (W::has_mins) W::mins(tile, 0, m[r]);
+    }
+    UNROLL
+    for (int n = 0; n < S::warp_tokens / 8; n++) {
+        UNROLL
+        for (int r = 0; r < S::tiles; r++) add_scaled(acc[r][n], products[r][n], s[r]);
+        if constexpr (W::has_mins) {
+            float2 all = {0, 0};
+            UNROLL
+            for (int j = 0; j < 2 * PARTS; j++) {
+                const float2 sum = sums[((part * 2 + j) * TOKENS + n * 8) / 2 + lane % 4];
+                all = {all.x + sum.x, all.y + sum.y};
+            }
+            UNROLL
+            for (int r = 0; r < S::tiles; r++) add_mins(acc[r][n], m[r], all);
+        }
+    }
+}
+
+/* acc += what the warp has of a stage: all of it, or half number k_warp. */
+template <class W, int TOKENS>
+__device__ __forceinline__ void multiply_stage(sptr<const uint8_t> weights, sptr<const uint8_t> acts,
+                                               sptr<const float2> sums, int k_warp, int lane,
+                                               warp_sums<W, TOKENS> &acc) {
+    constexpr int MINE = 2 / shape<W, TOKENS>::k_warps, SHARE = W::group == STAGE_COLUMNS ? MINE : 1;
+    for (int first = k_warp; first < k_warp + MINE; first += SHARE) {
+        if constexpr (scaled_later<W>) {
+            warp_sums<W, TOKENS> products = {};
+            for (int part = first; part < first + SHARE; part++)
+                multiply_part<W, TOKENS>(weights, acts, sums, part, lane, products);
+            scale_parts<W, TOKENS, SHARE>(weights, sums, first, lane, products, acc);
+        } else {
+            multiply_part<W, TOKENS>(weights, acts, sums, first, lane, acc);
         }
     }
 }
@@ -206,7 +258,7 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         advance<W>(from, x.padded);
         cp_async_commit();
     };
-    float acc[S::tiles][S::warp_tokens / 8][4] = {};
+    warp_sums<W, TOKENS> acc = {};
     int left = min(each, n_stages - first), place = 0;
     UNROLL
     for (int i = 0; i < S::stages - 1; i++) copy_next(i * S::bytes, i < left);
@@ -215,9 +267,8 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         __syncthreads(); /* this stage is there for all, and all are done with the one before, which is filled next */
         copy_next((place ? place : S::total) - S::bytes, left >= S::stages);
         sptr<const uint8_t> weights = stages + place, acts = weights + S::weights;
-        for (int part = k_warp; part < 2; part += S::k_warps)
-            multiply_part<W, TOKENS>(weights + row_warp * S::tiles * W::stage_bytes, acts + warp_token * ROW_BYTES,
-                                     as<const float2>(acts + S::acts) + warp_token / 2, part, lane, acc);
+        multiply_stage<W, TOKENS>(weights + row_warp * S::tiles * W::stage_bytes, acts + warp_token * ROW_BYTES,
+                                  as<const float2>(acts + S::acts) + warp_token / 2, k_warp, lane, acc);
         place = place + S::bytes < S::total ? place + S::bytes : 0;
     }
     if constexpr (S::k_warps == 2) { /* the last groups of copies were empty: nothing is in flight */
@@ -300,7 +351,7 @@ __global__ void __launch_bounds__(256)
         UNROLL
         for (int i = 0; i < 4; i++) { /* rows g and g + 8 of the first and of the last 16 columns */
             const int row = blockIdx.y * TILE_ROWS + lane / 4 + i % 2 * 8, column = j * 32 + i / 2 * 16 + (t & 1) * 8;
-            if (i % 2 == 0) W::scales(w, W::group == 32 ? j : 2 * j + i / 2, s);
+            if (i % 2 == 0) W::scales(w, W::group == 16 ? 2 * j + i / 2 : j, s);
             const float by = s[i % 2] * (1.0f / W::unit_f16);
             const auto scaled = [&](uint32_t h2) {
                 return h2_from_floats(fmaf(h2_low(h2), by, m[i % 2]), fmaf(h2_high(h2), by, m[i % 2]));
@@ -424,7 +475,7 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
                void *parts, size_t parts_bytes) {
     const auto s = reinterpret_cast<stream_t>(stream);
     const auto p = static_cast<float *>(parts);
-    with_weights(w->type, [&](auto type) {
+    with_weights(w, [&](auto type) {
         using W = decltype(type);
         switch (block_tokens(n_tok)) {
         case 16: return launch_gemm<W, 16>(s, w, acts, n_tok, y, ldy, p, parts_bytes);
@@ -435,7 +486,7 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
 }
 
 void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *m, uint16_t *out) {
-    with_weights(m->type, [&](auto type) {
+    with_weights(m, [&](auto type) {
         using W = decltype(type);
         const int n_tiles = static_cast<int>(ceil_div(m->cols, W::columns)), rows = static_cast<int>(m->rows);
         const dim3 grid(static_cast<unsigned>(ceil_div(n_tiles, 8)), static_cast<unsigned>(ceil_div(rows, TILE_ROWS)));

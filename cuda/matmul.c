@@ -81,11 +81,12 @@ llmq_status cuda_matmul_unpacked(gpu_stream *stream, const cuda_matrix *w, cuda_
                                  const cuda_scratch *s, llmq_err *err) {
     const int64_t ld = cuda_acts_rows_ld(w->cols), cols = (w->cols + 15) / 16 * 16; /* 16 columns change places */
     const int64_t slab = slab_rows(w, s);
-    const size_t tile_row = cuda_pack_bytes(w->type, TILE_ROWS, w->cols);
+    const size_t tile_row = cuda_pack_bytes(w->type, w->group, TILE_ROWS, w->cols);
     LLMQ_ASSERT(slab > 0);
     make_rows(stream, in);
     for (int64_t row = 0; row < w->rows; row += slab) {
-        cuda_matrix part = {.type = w->type, .rows = slab < w->rows - row ? slab : w->rows - row, .cols = w->cols};
+        cuda_matrix part = *w;
+        part.rows = slab < w->rows - row ? slab : w->rows - row;
         part.packed = (const uint8_t *)w->packed + (size_t)(row / TILE_ROWS) * tile_row;
         cuda_unpack_rows(stream, &part, s->memory);
         LLMQ_TRY(cuda_blas_gemm_f16(s->blas, stream, part.rows, in->n_tok, cols, s->memory, ld, in->forms, ld, y + row,

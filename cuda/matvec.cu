@@ -53,32 +53,42 @@ __device__ __forceinline__ operand_f16 fetch(const acts_f16 &x, int group, int l
 }
 
 /* acc[i] += c[i] * s[row] * d[token]; i: rows g, g, g + 8, g + 8, tokens 2t, 2t + 1, 2t, 2t + 1. */
-__device__ __forceinline__ void add_scaled(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float2 d) {
+__device__ __forceinline__ void add_integers(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float2 d) {
     acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, s[0] * d.x, acc[0]);
     acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, s[0] * d.y, acc[1]);
     acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, s[1] * d.x, acc[2]);
     acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, s[1] * d.y, acc[3]);
 }
+/* acc[i] += c[i] * d[token] */
+__device__ __forceinline__ void add_integers(float (&acc)[4], const int32_t (&c)[4], float2 d) {
+    acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, d.x, acc[0]);
+    acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, d.y, acc[1]);
+    acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, d.x, acc[2]);
+    acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, d.y, acc[3]);
+}
 
-/* Group j of a tile times 8-bit activations. */
+/* Group j of a tile times 8-bit activations, scaled or not (scaled_later). */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_q8 &x, float (&acc)[4]) {
     uint32_t a[4];
     float s[2];
     int32_t c[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
     W::codes(w, j, a);
-    if constexpr (W::group == 32) {
+    if constexpr (scaled_later<W>) {
+        mma_s8(c, a, {x.b.x, x.b.y});
+        add_integers(acc, c, x.d);
+    } else if constexpr (W::group == 32) {
         mma_s8(c, a, {x.b.x, x.b.y});
         W::scales(w, j, s);
-        add_scaled(acc, c, s, x.d);
+        add_integers(acc, c, s, x.d);
     } else {
         int32_t e[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
         mma_s8_k16(c, {a[0], a[1]}, x.b.x);
         mma_s8_k16(e, {a[2], a[3]}, x.b.y);
         W::scales(w, 2 * j, s);
-        add_scaled(acc, c, s, x.d);
+        add_integers(acc, c, s, x.d);
         W::scales(w, 2 * j + 1, s);
-        add_scaled(acc, e, s, x.d);
+        add_integers(acc, e, s, x.d);
     }
 }
 
@@ -90,13 +100,47 @@ __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const
     multiply<W>(w, j, a, {x.b.x, x.b.y, x.b.z, x.b.w}, acc);
 }
 
+/* acc[r] += tiles of rows side by side times activations, whose first group of 32 is `first`. */
+template <class W, class ACTS, int TILES>
+__device__ __forceinline__ void multiply_tiles(const typename W::tile (&w)[TILES], const ACTS &x, int first, int lane,
+                                               float (&acc)[TILES][4]) {
+    constexpr int GROUPS = W::columns / 32, SHARE = scaled_later<W> ? GROUPS : 1; /* groups of one scale */
+    UNROLL
+    for (int j = 0; j < GROUPS; j += SHARE) {
+        float products[TILES][4] = {};
+        float2 sums;
+        UNROLL
+        for (int i = j; i < j + SHARE; i++) {
+            const auto operand = fetch(x, first + i, lane);
+            UNROLL
+            for (int r = 0; r < TILES; r++) multiply<W>(w[r], i, operand, scaled_later<W> ? products[r] : acc[r]);
+            if constexpr (W::has_mins) {
+                const float2 more = x.sums[(first + i) * 4 + lane % 4];
+                sums = i == j ? more : float2{sums.x + more.x, sums.y + more.y};
+            }
+        }
+        UNROLL
+        for (int r = 0; r < TILES; r++) {
+            float by[2];
+            if constexpr (scaled_later<W>) {
+                W::scales(w[r], j, by);
+                add_scaled(acc[r], products[r], by);
+            }
+            if constexpr (W::has_mins) {
+                W::mins(w[r], j, by);
+                add_mins(acc[r], by, sums);
+            }
+        }
+    }
+}
+
 /* How a weight type is worked on: tiles of rows that a warp has side by side, so that activations are fetched once for
  * all of them; tiles along the columns that are in flight before the first is multiplied; blocks that a multiprocessor
  * has to have room for, which bounds the registers. Chosen by instruction counts (scripts/check_cuda_code.py), not by
  * running it: UNTUNED. */
 template <class W> struct plan {
-    static constexpr bool small = W::columns == 64; /* of tiles */
-    static constexpr int row_tiles = small ? 2 : 1, ahead = small && W::bytes < 2048 ? 2 : 1, blocks = 3;
+    static constexpr int row_tiles = W::columns < 256 ? 2 : 1, ahead = W::columns == 64 && W::bytes < 2048 ? 2 : 1;
+    static constexpr int blocks = 3;
 };
 
 /* weights (row tiles, n_tiles, W::bytes), y (n_tok, ldy), bias [rows] or NULL. A block has plan::row_tiles * 16 rows.
@@ -105,7 +149,7 @@ template <class W, class ACTS>
 __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     matvec(gptr<const uint8_t> weights, ACTS x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows,
            int n_tiles) {
-    constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead, GROUPS = W::columns / 32;
+    constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead;
     static_assert(TILES * 4 <= WARPS && TILES <= 2 && (!W::has_mins || W::unit_f16 == 1), "as the code below has it");
     SHARED(float, part, WARPS *TILES * 128);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.x * TILES * TILE_ROWS;
@@ -127,21 +171,7 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
         for (int u = 0; u < AHEAD; u++) {
             const int n = first + u * WARPS;
             if (n >= n_tiles) break;
-            UNROLL
-            for (int j = 0; j < GROUPS; j++) {
-                const auto operand = fetch(x, n * GROUPS + j, lane);
-                UNROLL
-                for (int r = 0; r < TILES; r++) multiply<W>(tiles[u][r], j, operand, acc[r]);
-                if constexpr (W::has_mins) {
-                    const float2 sums = x.sums[(n * GROUPS + j) * 4 + lane % 4];
-                    UNROLL
-                    for (int r = 0; r < TILES; r++) {
-                        float m[2];
-                        W::mins(tiles[u][r], j, m);
-                        add_mins(acc[r], m, sums);
-                    }
-                }
-            }
+            multiply_tiles<W>(tiles[u], x, n * (W::columns / 32), lane, acc);
         }
     }
     UNROLL
@@ -251,7 +281,7 @@ void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *
 }
 
 template <class ACTS> void matvec_of(gpu_stream *stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
-    with_weights(w->type, [&](auto type) {
+    with_weights(w, [&](auto type) {
         using weights = decltype(type);
         if constexpr (!ACTS::integers || weights::has_codes)
             launch_matvec<weights>(reinterpret_cast<stream_t>(stream), w, x, y, ldy);

@@ -32,11 +32,15 @@ static size_t product_bytes(const llmq_device_desc *d, int64_t n, int64_t n_head
     return most;
 }
 
+static size_t repeated_most(const llmq_device_desc *d, const llmq_device_work *w) {
+    return (size_t)(w->n_ctx < d->n_vocab ? w->n_ctx : d->n_vocab);
+}
+
 typedef struct buffer {
     void *out; /* the address of a pointer */
     size_t bytes;
 } buffer;
-enum { BUFFERS = 15 };
+enum { BUFFERS = 16 };
 
 /* What runs write. */
 static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer list[BUFFERS]) {
@@ -61,7 +65,8 @@ static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer 
         {&w->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
         {&w->scratch.memory, w->scratch.bytes},
         {&w->logits, (size_t)gpu_head_tokens(w) * (size_t)d->n_vocab * f32},
-        {&w->best, CUDA_ARGMAX_BYTES},
+        {&w->sampling, CUDA_SAMPLE_BYTES(ACT_TOKENS)},
+        {&w->repeated, repeated_most(d, w) * sizeof *w->repeated},
     };
     memcpy(list, all, sizeof all);
 }
@@ -112,9 +117,11 @@ static llmq_status alloc_buffers(llmq_device_work *w, llmq_err *err) {
 }
 
 static llmq_status fill_work(llmq_device_work *w, const float *rope, llmq_err *err) {
-    const size_t n_inputs = 2 * (size_t)w->n_batch;
+    const size_t n_inputs = 2 * (size_t)w->n_batch, n_repeated = repeated_most(&w->m->d, w);
     w->host = mem_zalloc(n_inputs, sizeof *w->host);
-    if (!w->host) return mem_error(err, n_inputs * sizeof *w->host, "tokens");
+    w->host_repeated = mem_alloc(n_repeated, sizeof *w->host_repeated);
+    w->marks = mem_zalloc((size_t)w->m->d.n_vocab, sizeof *w->marks);
+    if (!w->host || !w->host_repeated || !w->marks) return mem_error(err, n_inputs * sizeof *w->host, "tokens");
     LLMQ_TRY(gpu_stream_create(&w->stream, err));
     LLMQ_TRY(gpu_upload_new("the RoPE table", rope, (size_t)(w->n_ctx * w->m->d.n_rot) * sizeof *rope, &w->rope, err));
     return alloc_buffers(w, err);
@@ -145,5 +152,7 @@ void gpu_work_destroy(llmq_device_work *w) {
     free_buffers(w);
     gpu_free(w->rope);
     mem_free(w->host);
+    mem_free(w->host_repeated);
+    mem_free(w->marks);
     mem_free(w);
 }

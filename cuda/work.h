@@ -43,7 +43,10 @@ struct llmq_device_work {
     cuda_scratch scratch;       /* of products */
     bool rows_run;              /* the last run was of rows, which get the bits that each gets alone */
     float *logits;              /* (HEAD_TOKENS or n_pass if that is less, n_vocab) */
-    void *best;                 /* CUDA_ARGMAX_BYTES */
+    void *sampling;             /* CUDA_SAMPLE_BYTES(8) */
+    int32_t *repeated;          /* tokens of a text, each once: at most the smaller one of n_ctx and n_vocab; and on */
+    int32_t *host_repeated;     /* the host, as many, */
+    bool *marks;                /* [n_vocab] where all are false between two uses */
 };
 
 /* Takes passes of fewer tokens where memory does not allow for PASS_TOKENS. */

@@ -176,7 +176,7 @@ done
 # ---- compute-sanitizer; it says so where it cannot work with a device, and then nothing was found out
 sanitize() { # a program that is not done in its time is named, and the tool unrun
     local rc program unfinished=
-    for program in ops matvec gemm prompt_attention; do
+    for program in ops sample matvec gemm prompt_attention; do
         [ -x "$build/tests/gpu_$program" ] || continue
         timeout -k 2 "${GPU_CHECK_SANITIZER_SECONDS:-14}" compute-sanitizer --tool "$1" --error-exitcode 9 "$build/tests/gpu_$program" >"$out/sanitizer.tmp" 2>&1
         rc=$?

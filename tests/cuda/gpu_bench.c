@@ -17,10 +17,17 @@
 #include "read_probe.h"
 #include "types/type.h"
 
-static const llmq_type types[] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_IQ4_NL, LLMQ_TYPE_Q4_K,
-                                  LLMQ_TYPE_Q6_K, LLMQ_TYPE_IQ4_XS, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+/* group: of cuda/layout.h */
+static const struct layout {
+    const char *name;
+    llmq_type type;
+    int group;
+} layouts[] = {{"q4_0", LLMQ_TYPE_Q4_0, 0},       {"q4_0_128", LLMQ_TYPE_Q4_0, 128}, {"q4_1", LLMQ_TYPE_Q4_1, 0},
+               {"q5_0_128", LLMQ_TYPE_Q5_0, 128}, {"iq4_nl", LLMQ_TYPE_IQ4_NL, 0},   {"q4_k", LLMQ_TYPE_Q4_K, 0},
+               {"q6_k", LLMQ_TYPE_Q6_K, 0},       {"iq4_xs", LLMQ_TYPE_IQ4_XS, 0},   {"q8_0", LLMQ_TYPE_Q8_0, 0},
+               {"f16", LLMQ_TYPE_F16, 0}};
 static const int batches[] = {1, 2, 4, 8}, prompts[] = {16, 64, 256, 512, 2048};
-enum { N_TYPES = sizeof types / sizeof *types, N_BATCHES = sizeof batches / sizeof *batches, READ_BLOCKS = 2048 };
+enum { N_LAYOUTS = sizeof layouts / sizeof *layouts, N_BATCHES = sizeof batches / sizeof *batches, READ_BLOCKS = 2048 };
 enum { N_PROMPTS = sizeof prompts / sizeof *prompts };
 
 /* Enough matrices, one after another, that no cache keeps them. */
@@ -126,6 +133,7 @@ static llmq_status measure_bandwidth(bench *b, llmq_err *err) {
 /* ---- products */
 
 typedef struct product {
+    const char *name;
     cuda_matrix w;
     size_t matrix_bytes;
     int n_matrices, n_tok;
@@ -142,8 +150,10 @@ static void launch_products(const bench *b, void *arg) {
     }
 }
 
-/* One slab of random weights, again and again: what is read is as much, and values are as usual. */
-static llmq_status fill_weights(const bench *b, llmq_type type, uint8_t *packed, size_t bytes, llmq_err *err) {
+/* One slab of random weights, again and again: what is read is as much, and values are as usual (a group has the scale
+ * of its first block). */
+static llmq_status fill_weights(const bench *b, const cuda_matrix *w, uint8_t *packed, size_t bytes, llmq_err *err) {
+    const llmq_type type = w->type;
     const int64_t cols = b->size.cols, n = 16 * cols;
     float *x = malloc((size_t)n * sizeof *x);
     void *native = malloc((size_t)(16 * type_row_bytes(type, cols)));
@@ -154,8 +164,8 @@ static llmq_status fill_weights(const bench *b, llmq_type type, uint8_t *packed,
         x[i] = (float)(state >> 8) * 0x1p-24f - 0.5f;
     }
     if (status == LLMQ_OK) status = type_from_f32(type, x, NULL, native, n, err);
-    if (status == LLMQ_OK) status = cuda_pack(type, 16, cols, native, packed, err);
-    const size_t slab = cuda_pack_bytes(type, 16, cols);
+    if (status == LLMQ_OK) status = cuda_pack(type, w->group, 16, cols, native, packed, err);
+    const size_t slab = cuda_pack_bytes(type, w->group, 16, cols);
     for (size_t at = slab; status == LLMQ_OK && at < bytes; at += slab) memcpy(packed + at, packed, slab);
     free(x);
     free(native);
@@ -166,7 +176,7 @@ static llmq_status upload_weights(const bench *b, product *p, llmq_err *err) {
     const size_t bytes = p->matrix_bytes * (size_t)p->n_matrices;
     uint8_t *packed = malloc(p->matrix_bytes);
     llmq_status status = try(packed != NULL, err);
-    if (status == LLMQ_OK) status = fill_weights(b, p->w.type, packed, p->matrix_bytes, err);
+    if (status == LLMQ_OK) status = fill_weights(b, &p->w, packed, p->matrix_bytes, err);
     if (status == LLMQ_OK) status = gpu_alloc("weights", bytes, &p->packed, err);
     for (int i = 0; status == LLMQ_OK && i < p->n_matrices; i++)
         status = gpu_upload((uint8_t *)p->packed + (size_t)i * p->matrix_bytes, packed, p->matrix_bytes, err);
@@ -192,7 +202,7 @@ static llmq_status measure(bench *b, product *p, llmq_err *err) {
     (p->f16 ? cuda_acts_f16 : cuda_acts_q8)(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
     LLMQ_TRY(time_launches(b, launch_products, p, &seconds, err));
     seconds /= p->n_matrices;
-    const char *type = type_info(p->w.type)->name, *form = p->f16 ? "f16" : "q8";
+    const char *type = p->name, *form = p->f16 ? "f16" : "q8";
     json_t *row =
         json_pack("{s:s, s:s, s:i, s:I, s:I, s:I}", "type", type, "activations", form, "tokens", p->n_tok, "rows",
                   (json_int_t)b->size.rows, "cols", (json_int_t)b->size.cols, "bytes", (json_int_t)p->matrix_bytes);
@@ -209,13 +219,19 @@ static llmq_status measure(bench *b, product *p, llmq_err *err) {
     return try(row && json_array_append_new(b->rows, row) == 0, err);
 }
 
-static llmq_status bench_type(bench *b, llmq_type type, llmq_err *err) {
-    product p = {.w = {.type = type, .rows = b->size.rows, .cols = b->size.cols}};
-    p.matrix_bytes = cuda_pack_bytes(type, b->size.rows, b->size.cols);
+static product product_of(const bench *b, const struct layout *l) {
+    product p = {.name = l->name,
+                 .w = {.type = l->type, .group = l->group, .rows = b->size.rows, .cols = b->size.cols}};
+    p.matrix_bytes = cuda_pack_bytes(l->type, l->group, b->size.rows, b->size.cols);
+    return p;
+}
+
+static llmq_status bench_layout(bench *b, const struct layout *l, llmq_err *err) {
+    product p = product_of(b, l);
     p.n_matrices = (int)(b->size.bytes / p.matrix_bytes) + 1;
     llmq_status status = upload_weights(b, &p, err);
     if (status == LLMQ_OK) status = upload_x(b, &p, err);
-    for (int f16 = type == LLMQ_TYPE_F16; f16 < 2; f16++)
+    for (int f16 = l->type == LLMQ_TYPE_F16; f16 < 2; f16++)
         for (int i = 0; i < N_BATCHES && status == LLMQ_OK; i++) {
             p.f16 = f16;
             p.n_tok = batches[i];
@@ -271,7 +287,7 @@ static llmq_status add_prefill(bench *b, const char *type, const char *way, int 
 }
 
 static llmq_status measure_prefill(bench *b, const product *p, int i, llmq_err *err) {
-    const char *type = type_info(p->w.type)->name;
+    const char *type = p->name;
     prefill run = {.p = p, .in = cuda_input_of(b->x, prompts[i], p->w.cols, CUDA_ACTS_F16, b->forms)};
     double seconds;
     cuda_acts_rows(b->stream, run.in.x, prompts[i], p->w.cols, b->forms);
@@ -345,9 +361,9 @@ static llmq_status prepare_prefill(bench *b, llmq_err *err) {
     return status == LLMQ_OK ? measure_plain(b, err) : status;
 }
 
-static llmq_status bench_prefill(bench *b, llmq_type type, llmq_err *err) {
-    product p = {.w = {.type = type, .rows = b->size.rows, .cols = b->size.cols}, .n_matrices = PREFILL_MATRICES};
-    p.matrix_bytes = cuda_pack_bytes(type, b->size.rows, b->size.cols);
+static llmq_status bench_prefill(bench *b, const struct layout *l, llmq_err *err) {
+    product p = product_of(b, l);
+    p.n_matrices = PREFILL_MATRICES;
     llmq_status status = upload_weights(b, &p, err);
     for (int i = 0; i < b->size.n_prompts && status == LLMQ_OK; i++) status = measure_prefill(b, &p, i, err);
     gpu_free(p.packed);
@@ -360,12 +376,12 @@ static llmq_status run(bench *b, llmq_err *err) {
     if (b->measured) printf("plain read loop: %.0f GB/s\n\n", b->bandwidth * 1e-9);
     printf("| %lld x %lld | tokens | us | GB/s | of the read loop |\n|---|--:|--:|--:|--:|\n", (long long)b->size.rows,
            (long long)b->size.cols);
-    for (int i = 0; i < N_TYPES; i++) LLMQ_TRY(bench_type(b, types[i], err));
+    for (int i = 0; i < N_LAYOUTS; i++) LLMQ_TRY(bench_layout(b, &layouts[i], err));
     printf("\nprefill, beside cuBLAS alone\n\n| %lld x %lld | tokens | us | TFLOPS | of cuBLAS alone |\n",
            (long long)b->size.rows, (long long)b->size.cols);
     printf("|---|--:|--:|--:|--:|\n");
     LLMQ_TRY(prepare_prefill(b, err));
-    for (int i = 0; i < N_TYPES; i++) LLMQ_TRY(bench_prefill(b, types[i], err));
+    for (int i = 0; i < N_LAYOUTS; i++) LLMQ_TRY(bench_prefill(b, &layouts[i], err));
     return LLMQ_OK;
 }
 
@@ -383,9 +399,9 @@ int main(int argc, char **argv) {
     cuda_blas_destroy(b.scratch.blas); /* it knows the stream */
     gpu_stream_destroy(b.stream);
     gpu_free(b.x), gpu_free(b.y), gpu_free(b.forms), gpu_free(b.scratch.memory);
-    json_t *doc = json_pack("{s:b, s:o?, s:o, s:o}", "measured", b.measured, "read_gb_per_s",
-                            b.measured ? json_real(b.bandwidth * 1e-9) : NULL, "products", b.rows, "prefill",
-                            b.prefill);
+    json_t *doc =
+        json_pack("{s:b, s:o?, s:o, s:o}", "measured", b.measured, "read_gb_per_s",
+                  b.measured ? json_real(b.bandwidth * 1e-9) : NULL, "products", b.rows, "prefill", b.prefill);
     if (!doc || json_dump_file(doc, argv[1], JSON_INDENT(1)) != 0) status = llmq_fail(&err, LLMQ_E_IO, "%s", argv[1]);
     json_decref(doc);
     if (status != LLMQ_OK) fprintf(stderr, "gpu_bench: %s\n", err.msg);

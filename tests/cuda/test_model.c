@@ -8,7 +8,10 @@
 #include <jansson.h>
 
 #include "cuda/cuda.h"
+#include "cuda/model.h"
 #include "cuda/work.h"
+#include "engine/sampler.h"
+#include "engine/speculate.h"
 #include "llmq_quant.h"
 
 static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
@@ -305,6 +308,102 @@ static void test_nf4(void **state) {
     if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
 }
 
+/* ---- groups with one scale */
+
+static void quantize_groups(const char *folder, int asym) {
+    llmq_quant_params params;
+    llmq_quant_result result = {0};
+    llmq_err err = {0};
+    llmq_quant_params_default(&params);
+    params.method = "rtn";
+    params.emit = "gptq";
+    params.group = 128;
+    params.asym = asym;
+    params.out = folder;
+    params.force = true;
+    params.n_threads = 1;
+    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_quant_result_clear(&result);
+}
+
+/* Matrices of a layer that are packed with one scale for 128 columns. */
+static int in_groups(const gpu_layer *l) {
+    const cuda_matrix *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) n += all[i]->group == 128;
+    return n;
+}
+
+/* The model on the GPU, all of whose layers' matrices but `others` of the first layer are in groups of 128: its bytes
+ * there. What it says is what the CPU says. */
+static size_t check_groups(const char *path, int others) {
+    llmq_model *on_gpu = open_model(path, NULL, ON_GPU), *on_cpu = open_model(path, NULL, ON_CPU);
+    const size_t bytes = emu_memory_used();
+    for (int64_t l = 0; l < on_gpu->hp.n_layer; l++)
+        assert_int_equal(in_groups(&on_gpu->on_device->layers[l]), l == 0 ? 7 - others : 7);
+    llmq_session *gpu = open_session(on_gpu), *cpu = open_session(on_cpu);
+    int32_t tokens[N_TOKENS];
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
+    append(gpu, tokens, N_TOKENS), append(cpu, tokens, N_TOKENS);
+    same_choices(gpu, cpu, N_TEXT, 3e-2, path);
+    llmq_session_destroy(gpu), llmq_session_destroy(cpu);
+    llmq_model_close(on_gpu), llmq_model_close(on_cpu);
+    return bytes;
+}
+
+/* What the container says of groups is counted before rows are read. */
+static void check_counted(const char *folder, size_t bytes_a_tile) {
+    llmq_model *model = open_model(folder, NULL, ON_CPU);
+    static const llmq_role roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
+    for (int i = 0; i < 7; i++) {
+        const llmq_tensor *t = model->layer_tensors[1].by_role[roles[i]];
+        assert_int_equal(
+            gpu_matrix_bytes(t),
+            size_align((size_t)tensor_rows(t) / 16 * (size_t)tensor_cols(t) / 128 * bytes_a_tile, GPU_ALIGN));
+    }
+    llmq_model_close(model);
+}
+
+/* The sixth block of the first layer's down gets another scale. Bytes that its matrix then needs more. */
+static size_t break_group(const char *gguf) {
+    llmq_model *model = open_model(gguf, NULL, ON_CPU);
+    const llmq_tensor *down = model->layer_tensors[0].by_role[ROLE_DOWN];
+    const long at = (long)((const uint8_t *)down->data - model->source->maps[0].data) + 5 * 18;
+    const size_t in_groups = (size_t)tensor_rows(down) / 16 * (size_t)tensor_cols(down) / 128 * 1056;
+    const size_t more = gpu_matrix_bytes(down) - size_align(in_groups, GPU_ALIGN);
+    assert_int_equal(down->type, LLMQ_TYPE_Q4_0);
+    llmq_model_close(model);
+    FILE *f = fopen(gguf, "r+b");
+    uint8_t scale[2];
+    assert_non_null(f);
+    assert_int_equal(fseek(f, at, SEEK_SET), 0);
+    assert_int_equal(fread(scale, 1, 2, f), 2);
+    scale[0] ^= 1;
+    assert_int_equal(fseek(f, at, SEEK_SET), 0);
+    assert_int_equal(fwrite(scale, 1, 2, f), 2);
+    fclose(f);
+    return more;
+}
+
+/* A folder with groups of 128, and the same blocks as GGUF, whose reader knows of no groups, take the same memory; one
+ * block with another scale takes its matrix back to the type's own layout. With zero points blocks are Q5_0, of which
+ * only groups have a layout. */
+static void test_groups(void **state) {
+    (void)state;
+    const char *folder = LLMQ_TEST_TMP "/cuda-groups", *gguf = LLMQ_TEST_TMP "/cuda-groups.gguf";
+    quantize_groups(folder, 0);
+    check_counted(folder, 1056);
+    const size_t bytes = check_groups(folder, 0);
+    convert(folder, gguf, NULL);
+    assert_int_equal(check_groups(gguf, 0), bytes);
+    const size_t more = break_group(gguf), broken = check_groups(gguf, 1);
+    if (emu_here()) assert_int_equal(broken, bytes + more);
+    remove(gguf);
+    quantize_groups(folder, 1);
+    check_counted(folder, 1088);
+    check_groups(folder, 0);
+}
+
 /* Where memory is short, passes are: 256 tokens (the context), 128 and so on to the steps of 8. All give the same but
  * for roundings. */
 static void test_short_passes(void **state) {
@@ -519,6 +618,110 @@ static void test_batch(void **state) {
     assert_int_equal(emu_memory_used(), 0);
 }
 
+/* ---- sampling: the CPU's sampler, on the logits of the GPU, is what drawing there has to give */
+
+static const llmq_sampler_params samplers[] = {
+    {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1, .seed = 11},
+    {.temperature = 0.8f, .top_p = 0.9f, .repeat_penalty = 1.3f, .repeat_last_n = 8, .seed = 12},
+    {.temperature = 0, .repeat_penalty = 2, .repeat_last_n = 64},
+    {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 13}, /* all of the vocabulary */
+};
+enum { N_SAMPLERS = sizeof samplers / sizeof *samplers };
+
+/* Text by llmq_session_next; returns how many tokens were drawn on the device. */
+static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, const llmq_speculation_params *guesses,
+                      size_t n) {
+    llmq_session *there = open_session(model), *here = open_session(model);
+    const int32_t prompt[] = {1, 5, 9, 5, 9, 5, 9, 5, 9, 30};
+    llmq_sampler cpu;
+    int drawn = 0;
+    assert_int_equal(sampler_create(model->hp.n_vocab, &cpu, NULL), LLMQ_OK);
+    sampler_set(&cpu, params);
+    llmq_session_set_sampler(there, params);
+    assert_int_equal(llmq_session_set_speculation(there, guesses, NULL), LLMQ_OK);
+    if (there->spec) there->spec->always = true;
+    append(there, prompt, 10), append(here, prompt, 10);
+    for (size_t i = 0; i < n; i++) {
+        int32_t token, want;
+        assert_int_equal(llmq_session_next(there, &token, NULL), LLMQ_OK);
+        drawn += there->unread;
+        const float *logits = llmq_session_logits(here);
+        assert_int_equal(sampler_sample(&cpu, logits, here->tokens, here->n_past, &want, NULL), LLMQ_OK);
+        if (token != want) fail_msg("token %zu is %d, the CPU's is %d", i, token, want);
+        append(here, &want, 1);
+    }
+    assert_memory_equal(cpu.rng, there->sampler.rng, sizeof cpu.rng);
+    sampler_destroy(&cpu);
+    llmq_session_destroy(there), llmq_session_destroy(here);
+    return drawn;
+}
+
+static void test_sampling(void **state) {
+    (void)state;
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    for (size_t i = 0; i < N_SAMPLERS; i += STEP) {
+        emu_set_order((emu_order)(i % EMU_ORDERS), 17);
+        assert_int_equal(follow_cpu(model, &samplers[i], NULL, N_TEXT), N_TEXT - 1); /* a prompt's logits come here */
+    }
+    emu_set_order(EMU_FORWARD, 0);
+    follow_cpu(model, &samplers[0], &(llmq_speculation_params){.lookup = true}, N_TEXT);
+    follow_cpu(model, &samplers[1], &(llmq_speculation_params){.draft = model, .n_guess = 3}, N_TEXT);
+    llmq_model_close(model);
+    model = open_model(LLMQ_TEST_DATA "/../../data/tiny", NULL, ON_GPU);
+    assert_true(model->hp.n_vocab > 1024);
+    assert_int_equal(follow_cpu(model, &samplers[0], NULL, 3), 2);
+    assert_int_equal(follow_cpu(model, &samplers[3], NULL, 3), 0); /* more than a device sorts */
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* Sessions of a batch that come and go: each has the tokens and, whenever they are asked for, the logits that it has
+ * alone. */
+static void test_batch_next(void **state) {
+    (void)state;
+    enum { N = 9, N_STEPS = STEP > 1 ? 2 : 4 };
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    const size_t bytes = (size_t)model->hp.n_vocab * sizeof(float);
+    llmq_batch *batch = NULL;
+    llmq_session *alone[N], *some[N];
+    int32_t prompt[12], tokens[N], want;
+    for (int i = 0; i < 12; i++) prompt[i] = i * 13 % 60;
+    assert_int_equal(llmq_batch_create(model, N, &(llmq_session_params){.n_threads = 1}, &batch, NULL), LLMQ_OK);
+    for (int i = 0; i < N; i++) {
+        llmq_session *s = llmq_batch_session(batch, i);
+        alone[i] = open_session(model);
+        llmq_session_set_sampler(s, &samplers[i % N_SAMPLERS]);
+        llmq_session_set_sampler(alone[i], &samplers[i % N_SAMPLERS]);
+        assert_int_equal(llmq_session_sync(s, prompt + i % 3, 9, NULL), LLMQ_OK);
+        append(alone[i], prompt + i % 3, 9);
+    }
+    for (int step = 0; step < N_STEPS; step++) {
+        int at[N];
+        size_t n = 0;
+        for (int i = 0; i < N; i++)
+            if (step < 2 || (step + i) % 3) at[n] = i, some[n++] = llmq_batch_session(batch, i);
+        assert_int_equal(llmq_batch_next(batch, some, tokens, n, NULL), LLMQ_OK);
+        for (size_t k = 0; k < n; k++) {
+            assert_int_equal(llmq_session_next(alone[at[k]], &want, NULL), LLMQ_OK);
+            assert_int_equal(tokens[k], want);
+            assert_true(step == 0 ? some[k]->last != NULL : some[k]->unread);
+        }
+        for (int i = 0; i < N && step > 1; i += 2) /* the others are asked later, if they wait */
+            assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]),
+                                bytes);
+    }
+    assert_int_equal(llmq_session_next(llmq_batch_session(batch, 1), tokens, NULL), LLMQ_OK); /* one by itself */
+    assert_int_equal(llmq_session_next(alone[1], &want, NULL), LLMQ_OK);
+    assert_int_equal(tokens[0], want);
+    for (int i = 0; i < N; i++) {
+        assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]), bytes);
+        llmq_session_destroy(alone[i]);
+    }
+    llmq_batch_destroy(batch);
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
 /* ---- models of which a part is on the GPU */
 
 /* Of the largest logit. AMX and AVX-512 take attention of prompts in bf16, AVX-512 also what meets BF16 rows, which
@@ -703,7 +906,8 @@ int main(void) {
         cmocka_unit_test(test_story),          cmocka_unit_test(test_sessions),    cmocka_unit_test(test_batch),
         cmocka_unit_test(test_q8_cache),       cmocka_unit_test(test_some_layers), cmocka_unit_test(test_memory),
         cmocka_unit_test(test_refusals),       cmocka_unit_test(test_head_bytes),  cmocka_unit_test(test_little_memory),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_out_of_memory),  cmocka_unit_test(test_groups),      cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_batch_next),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
