@@ -18,9 +18,19 @@
 
 /* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
  * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding
- * left, once more in bf16; the same buffer takes either. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
+ * left, once more in bf16; the same buffer takes either. ACT_Q8_SPLIT is ACT_Q8 in two parts, in
+ * place of it, not beside it: the engine asks for it where ACT_Q8 rounds too much. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
  * do not hold (cpu/nf4.h). */
-typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT_Q16, ACT_FORMS } llmq_act_form;
+typedef enum llmq_act_form {
+    ACT_F32,
+    ACT_Q8,
+    ACT_BF16,
+    ACT_INT8,
+    ACT_SPLIT,
+    ACT_Q16,
+    ACT_Q8_SPLIT,
+    ACT_FORMS
+} llmq_act_form;
 #define ACT_GROUP 32 /* Q8, Q16: one scale for 32 consecutive inputs */
 #define MATMUL_ALIKE 8 /* tokens of a matmul whose results do not depend on the others' number */
 #define ACT_WHOLE 8  /* tokens for each worker from which on acts_fill divides whole tokens, by worker_range */
@@ -32,7 +42,8 @@ typedef enum llmq_act_form { ACT_F32, ACT_Q8, ACT_BF16, ACT_INT8, ACT_SPLIT, ACT
 typedef struct llmq_weight {
     llmq_tensor native; /* as stored; data may be NULL after weight_prepare for a repacked weight */
     int64_t rows, cols;
-    llmq_act_form act;    /* what matmul reads from llmq_acts, of native rows x itself for few tokens or exact ones, */
+    llmq_act_form act;    /* what matmul reads from llmq_acts, of native rows x itself for few tokens or exact ones;
+                           * ACT_Q8 may be changed to ACT_Q8_SPLIT after weight_prepare, */
     llmq_act_range range; /* INT8: in this range */
     const float *bias;    /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
     int layout;           /* backend's own */
@@ -49,7 +60,8 @@ enum {
 typedef struct llmq_acts {
     int64_t n_tok, cols;
     const float *x; /* (n_tok, cols), always set */
-    void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8) */
+    void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8). Or ACT_Q8_SPLIT, which
+                     * may take twice as much */
     void *bf16;     /* likewise; of ACT_SPLIT too */
     void *q16;      /* likewise */
     void *int8;     /* likewise, in `range`, which is set before */

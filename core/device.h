@@ -7,6 +7,7 @@
 #define LLMQ_CORE_DEVICE_H
 
 #include "core/backend.h"
+#include "llmq.h"
 
 /* Native rows of [output features, input features], read during model_create only, between load and release. */
 typedef struct llmq_device_matrix {
@@ -48,6 +49,16 @@ typedef struct llmq_device_row {
     int32_t token;
     int64_t pos;
 } llmq_device_row;
+
+/* How a token is to be drawn. */
+typedef struct llmq_device_draw {
+    const llmq_sampler_params *params; /* repeat_last_n and seed are seen to: */
+    const int32_t *repeated;           /* n_repeated tokens that repeat_penalty is for; each is penalized once */
+    int64_t n_repeated;
+    double uniform; /* the random number, [0, 1) */
+} llmq_device_draw;
+/* Instead of a token: the best logit is not finite; more candidates than a device sorts, so the CPU has to draw. */
+enum { LLMQ_DEVICE_NOT_FINITE = -1, LLMQ_DEVICE_TOO_MANY = -2 };
 
 /* What a device does of a quantization with calibration. One thread calls, always the same. */
 typedef struct llmq_device_sweep { /* the column sweep of GPTQ (llmq_round_block) over a whole matrix */
@@ -118,8 +129,10 @@ typedef struct llmq_device_ops {
                             llmq_err *err);
     /* Logits (n_rows, n_vocab) of the tokens row.. of the last run. */
     llmq_status (*head)(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
-    /* The largest logit of a token of the last run and whose it is, the first of equals; -1 if none is a number. */
-    llmq_status (*likeliest)(llmq_device_work *w, int64_t row, int32_t *token, float *logit, llmq_err *err);
+    /* The tokens that the chain of engine/sampler.c draws after the tokens row.. of the last run, draws[i] after the
+     * i-th of n_rows: the CPU's, but where they hang on the last bits of an exponential. */
+    llmq_status (*sample)(llmq_device_work *w, int64_t row, int64_t n_rows, const llmq_device_draw *draws,
+                          int32_t *tokens, llmq_err *err);
 } llmq_device_ops;
 
 #endif

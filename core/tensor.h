@@ -13,7 +13,8 @@ typedef struct llmq_tensor {
     int n_dims;
     int64_t dims[TENSOR_MAX_DIMS]; /* dims[0] is contiguous (input features); unused ones are 1 */
     int64_t bytes;                 /* size of data */
-    const void *data;              /* NULL in a plan (a tensor yet to be written) */
+    int64_t group; /* columns of a row that have one scale and 16 levels at most, where the container says so; or 0 */
+    const void *data; /* NULL in a plan (a tensor yet to be written) */
 } llmq_tensor;
 
 /* How the inputs of a matrix become integers from -128 to 127: x = scale * (q - zero). */

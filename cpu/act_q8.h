@@ -38,15 +38,16 @@ static inline float act_scale(uint32_t bits) {
     return d > ACT_LEAST ? d : ACT_LEAST;
 }
 
-/* By how much the square of a group's largest has to fall. bits: the largest magnitude of each of n groups. */
-static inline double act_outlier_bound(const uint32_t *bits, int64_t n) {
+/* By the square of which the square of a group's largest has to fall, as bits. bits: the largest magnitude of each of n
+ * groups. */
+static inline uint32_t act_outlier_bound(const uint32_t *bits, int64_t n) {
     uint64_t sum = 0, count = 0;
     for (int64_t g = 0; g < n; g++) {
         sum += bits[g];
         count += bits[g] != 0;
     }
     uint64_t bound = count ? sum / count + ACT_OUTLIER_ABOVE : 0;
-    return bound < 0x7f800000 ? act_square((uint32_t)bound) : INFINITY;
+    return bound < ACT_HUGE ? (uint32_t)bound : ACT_HUGE - 1;
 }
 
 /* The bits of the largest magnitude of n inputs, at most 32; a NaN is above infinity. */
@@ -56,7 +57,7 @@ typedef void act_round_fn(const float *x, int64_t n, float inverse, int8_t *q, i
 
 /* If the largest of n inputs, of these bits, is the only one so large and to be taken out: copies the others to rest
  * (32), changes bits to those of their largest, and returns its column. */
-INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, double bound, uint32_t *bits, float *rest) {
+INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, uint32_t bound, uint32_t *bits, float *rest) {
     float padded[32] = {0};
     uint32_t largest = 0;
     if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
@@ -66,55 +67,82 @@ INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, double bou
         largest |= (uint32_t)is << i;
     }
     uint32_t next = peak(rest, 32);
-    if (largest & (largest - 1) || !(act_square(*bits) - act_square(next) > bound)) return ACT_NO_OUTLIER;
+    if (largest & (largest - 1) || !(act_square(*bits) - act_square(next) > act_square(bound))) return ACT_NO_OUTLIER;
     *bits = next;
     return __builtin_ctz(largest);
 }
 
-/* Group `at` of a block: n inputs, bits of their largest. */
-INLINE void act_fill_group(act_peak_fn *peak, act_round_fn *round, const float *x, int64_t n, uint32_t bits,
-                           double bound, const act_block *b, int64_t at) {
-    float rest[32], d = ACT_LEAST, outlier = 0;
-    int32_t sum[2] = {0, 0};
-    int out = ACT_NO_OUTLIER;
-    int8_t *q = (int8_t *)b->q + at * 32;
-    if (bits >= ACT_HUGE) {
-        memset(q, 0, 32);
-        out = 0;
-        outlier = NAN;
-    } else {
-        if (act_square(bits) > bound) out = act_take_out(peak, x, n, bound, &bits, rest);
-        d = act_scale(bits);
-        if (out != ACT_NO_OUTLIER) outlier = x[out], x = rest, n = 32;
-        round(x, n, 1.0f / d, q, sum);
-    }
+/* What rounding group `at` of a block left of its n inputs x. */
+INLINE void act_rest_of(const float *x, int64_t n, const act_block *b, int64_t at, float rest[32]) {
+    const int8_t *q = b->q + at * 32;
+    const int out = b->outlier_at[at];
+    const bool damaged = isnan(b->outlier[at]); /* the result is NaN already */
+    for (int i = 0; i < 32; i++) rest[i] = i < n && i != out && !damaged ? x[i] - b->group[at].d * (float)q[i] : 0.0f;
+}
+
+/* Group `at` of a block: n inputs, d and 1 / d for their largest, and an outlier that is no longer among them. */
+INLINE void act_fill_group(act_round_fn *round, const float *x, int64_t n, float d, float inverse, int out,
+                           float outlier, const act_block *b, int64_t at) {
+    int32_t sum[2];
+    round(x, n, inverse, (int8_t *)b->q + at * 32, sum);
     ((float *)b->outlier)[at] = outlier;
     ((uint8_t *)b->outlier_at)[at] = (uint8_t)out;
     ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), -128 * sum[0]};
 }
 
-/* ACT_Q8 of a's inputs. peak, round: constants, so that they are inlined. */
-INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, act_peak_fn *peak, act_round_fn *round) {
-    const int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok);
+/* The same of a group whose largest, of these bits, is above bound, or too large. */
+static inline void act_fill_large(act_peak_fn *peak, act_round_fn *round, const float *x, int64_t n, uint32_t bits,
+                                  uint32_t bound, const act_block *b, int64_t at) {
+    float rest[32];
+    if (bits >= ACT_HUGE) {
+        memset(rest, 0, sizeof rest);
+        act_fill_group(round, rest, 32, ACT_LEAST, 1.0f / ACT_LEAST, 0, NAN, b, at);
+        return;
+    }
+    int out = act_take_out(peak, x, n, bound, &bits, rest);
+    float d = act_scale(bits);
+    if (out == ACT_NO_OUTLIER)
+        act_fill_group(round, x, n, d, 1.0f / d, out, 0, b, at);
+    else
+        act_fill_group(round, rest, 32, d, 1.0f / d, out, x[out], b, at);
+}
+
+/* ACT_Q8 of a's inputs, or ACT_Q8_SPLIT. peak, round: constants, so that they are inlined. */
+INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form form, act_peak_fn *peak,
+                        act_round_fn *round) {
+    const int parts = act_parts(form);
+    const int64_t groups = act_groups(a->cols), rows = parts * a->n_tok, len = act_block_len(rows) / parts;
     int64_t begin, end;
     uint32_t bits[ACT_SPAN];
+    float d[ACT_SPAN], inverse[ACT_SPAN];
     act_share(worker, a, &begin, &end);
     while (begin < end) { /* t * groups + g */
         int64_t t = begin / groups, g = begin % groups, first = g / ACT_SPAN * ACT_SPAN;
         int64_t n = groups - first < ACT_SPAN ? groups - first : ACT_SPAN;
         const float *x = a->x + t * a->cols;
-        act_block b = act_block_at(a, t / len * len);
+        act_block b = act_block_at(a, rows, t / len * len * parts);
         for (int64_t i = 0; i < n; i++) {
             int64_t left = a->cols - 32 * (first + i);
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH);
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH + 16);
             bits[i] = peak(x + 32 * (first + i), left < 32 ? left : 32);
         }
-        double bound = act_outlier_bound(bits, n);
+        int64_t last = end - t * groups - first;
+        for (int64_t i = g - first; i < n && i < last; i++)
+            d[i] = act_scale(bits[i]), inverse[i] = 1.0f / d[i]; /* by vectors */
+        uint32_t bound = act_outlier_bound(bits, n);
         for (; begin < end && g < first + n; begin++, g++) {
-            int64_t left = a->cols - 32 * g;
-            act_fill_group(peak, round, x + 32 * g, left < 32 ? left : 32, bits[g - first], bound, &b,
-                           g * b.n + t % len);
+            int64_t left = a->cols - 32 * g, at = g * b.n + t % len;
+            if (left > 32) left = 32;
+            if (bits[g - first] > bound)
+                act_fill_large(peak, round, x + 32 * g, left, bits[g - first], bound, &b, at);
+            else
+                act_fill_group(round, x + 32 * g, left, d[g - first], inverse[g - first], ACT_NO_OUTLIER, 0, &b, at);
+            if (parts == 1) continue;
+            float rest[32];
+            act_rest_of(x + 32 * g, left, &b, at, rest);
+            float step = act_scale(peak(rest, 32));
+            act_fill_group(round, rest, 32, step, 1.0f / step, ACT_NO_OUTLIER, 0, &b, at + b.n / 2);
         }
     }
 }

@@ -37,7 +37,7 @@ void cpu_fill_limits_avx2(llmq_backend_ops *ops);
 void cpu_fill_limits_avxvnni(llmq_backend_ops *ops);
 void cpu_fill_limits_avx512(llmq_backend_ops *ops);
 void cpu_fill_matmul_amx(llmq_backend_ops *ops);
-/* Packed weights (layout.h) times at most ACT_FEW tokens: the bits of AVX-512. */
+/* Packed weights (layout.h) times at most ACT_FEW rows of activations: the bits of AVX-512. */
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void cpu_fill_limits_amx(llmq_backend_ops *ops);
 void cpu_fill_gram_amx(llmq_backend_ops *ops);

@@ -21,12 +21,12 @@
 #define RING 8  /* a power of two above both delays */
 
 /* Sums are tile 0, activations 1, weights 2. */
-static void begin_tiles(int n_tok) {
+static void begin_tiles(int n_rows) {
     struct {
         uint8_t palette, start, unused[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } shape = {.palette = 1, .bytes = {64, 32, 64}, .rows = {(uint8_t)n_tok, (uint8_t)n_tok, 8}};
+    } shape = {.palette = 1, .bytes = {64, 32, 64}, .rows = {(uint8_t)n_rows, (uint8_t)n_rows, 8}};
     __asm__ volatile("" : : "r"(&shape) : "memory"); /* gcc 12 believes that 8 bytes of it are read */
     _tile_loadconfig(&shape);
 }
@@ -124,7 +124,7 @@ CPU_LAYOUTS(X)
 static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    begin_tiles((int)a->n_tok);
+    begin_tiles(act_parts(w->act) * (int)a->n_tok);
     const cpu_layout *l = cpu_layout_of(w->layout);
     few_rows(worker, w, a, few_fns[w->layout], level_table(l), code_table(l), y, ldy);
     amx_end();

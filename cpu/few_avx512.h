@@ -49,7 +49,7 @@ INLINE __m512i level_at(int bits, bool codebook, int zero, __m512i table, const 
     return _mm512_sub_epi32(u, _mm512_set1_epi32(zero));
 }
 
-/* out[t] += 16 rows of the tile times the outliers of token t of the block. */
+/* out[t] += 16 rows of the tile times the outliers of row t of the block. */
 INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, const act_block *b,
                           __m512 *out) {
     const int64_t end = cols / 32 * b->n;
@@ -72,7 +72,7 @@ INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m5
 
 /* ---- 16 rows at a time */
 
-/* out[t] = 16 rows of the tile times token t of the block, all of its at most ACT_FEW tokens, without or
+/* out[t] = 16 rows of the tile times row t of the block, all of its at most ACT_FEW rows, without or
  * with their outliers (then table is code_table's). The block goes by
  * address: a copy of it for each tile had its parts stored and loaded in other sizes, which waits until the tile before
  * is done. */
@@ -97,7 +97,8 @@ static few_fn *const outliers_fns[LAYOUT_BF16] = {
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
                             __m512i table, __m512i codes, float *y, int64_t ldy) {
     int64_t tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols), begin, end;
-    act_block b = act_block_at(a, 0);
+    const int parts = act_parts(w->act), n_tok = (int)a->n_tok;
+    act_block b = act_block_at(a, parts * a->n_tok, 0);
     for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
         for (int64_t r = begin; r < end; r += 16) {
             __mmask16 mask = mask_of(w->rows - r);
@@ -105,7 +106,8 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
             fn(tile, w->cols, table, &b, out);
             outliers_fns[w->layout](tile, w->cols, codes, &b, out);
-            for (int t = 0; t < b.n; t++) _mm512_mask_storeu_ps(y + t * ldy + r, mask, _mm512_add_ps(out[t], bias));
+            for (int t = n_tok; t < b.n; t++) out[t - n_tok] = _mm512_add_ps(out[t - n_tok], out[t]);
+            for (int t = 0; t < n_tok; t++) _mm512_mask_storeu_ps(y + t * ldy + r, mask, _mm512_add_ps(out[t], bias));
         }
     }
 }

@@ -5,7 +5,8 @@
  * different fractions occur (matmul_avx512.c adds exponents instead of multiplying). An input far above the others of
  * its group is its outlier: q is 0 there, and x is kept beside the codes. act_q8.h says which. Tokens are kept in
  * blocks, so that a register tile of tokens walks memory linearly: a block holds, for each group, 32 bytes of each of
- * its tokens.
+ * its tokens. ACT_Q8_SPLIT has two rows of codes a token, the second of what rounding the first left: a block holds the
+ * first rows of its tokens, then their second rows, and products add up the two.
  *
  * Weights. A tile is 16 rows x all columns. Codes come in groups of 32 columns; the vector word (r, j) of a group holds
  * columns 4j..4j+3 of row r in its 4 bytes, so that one dot-product instruction takes 4 columns of 16 rows against one
@@ -38,44 +39,49 @@ typedef struct act_group {
 #define ACT_SCALES 8 /* fractions that d may have: 1 + i / 8 */
 #define ACT_NO_OUTLIER 0xff
 
-#define ACT_FEW 16  /* up to so many tokens form one block */
-#define ACT_BLOCK 6 /* tokens of a block otherwise: the width of the GEMM register tile */
+#define ACT_FEW 16  /* up to so many rows form one block */
+#define ACT_BLOCK 6 /* rows of a block otherwise: the width of the GEMM register tile */
 
 typedef struct act_block {
     const int8_t *q;           /* (groups, n, 32) */
     const act_group *group;    /* (groups, n) */
     const float *outlier;      /* (groups, n), 0 where there is none */
     const uint8_t *outlier_at; /* (groups, n), its column of the 32 or ACT_NO_OUTLIER */
-    int n;
+    int n;                     /* rows */
 } act_block;
+
+/* Rows of a token. */
+static inline int act_parts(llmq_act_form form) {
+    return form == ACT_Q8_SPLIT ? 2 : 1;
+}
 
 static inline int64_t act_groups(int64_t cols) {
     return (cols + 31) / 32;
 }
-static inline int64_t act_block_len(int64_t n_tok) {
-    return n_tok <= ACT_FEW ? n_tok : ACT_BLOCK;
+static inline int64_t act_block_len(int64_t rows) {
+    return rows <= ACT_FEW ? rows : ACT_BLOCK;
 }
-static inline size_t act_group_offset(int64_t n_tok, int64_t cols) {
-    return ((size_t)(n_tok * act_groups(cols)) * 32 + 63) / 64 * 64;
+static inline size_t act_group_offset(int64_t rows, int64_t cols) {
+    return ((size_t)(rows * act_groups(cols)) * 32 + 63) / 64 * 64;
 }
-static inline size_t act_outlier_offset(int64_t n_tok, int64_t cols) {
-    return act_group_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(act_group);
+static inline size_t act_outlier_offset(int64_t rows, int64_t cols) {
+    return act_group_offset(rows, cols) + (size_t)(rows * act_groups(cols)) * sizeof(act_group);
 }
-static inline size_t act_outlier_at_offset(int64_t n_tok, int64_t cols) {
-    return act_outlier_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(float);
+static inline size_t act_outlier_at_offset(int64_t rows, int64_t cols) {
+    return act_outlier_offset(rows, cols) + (size_t)(rows * act_groups(cols)) * sizeof(float);
 }
-static inline size_t act_q8_bytes(int64_t n_tok, int64_t cols) {
-    return act_outlier_at_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) + 64; /* vectors run over the end */
+static inline size_t act_q8_bytes(int64_t rows, int64_t cols) {
+    return act_outlier_at_offset(rows, cols) + (size_t)(rows * act_groups(cols)) + 64; /* vectors run over the end */
 }
 
-/* The block that starts at token first (a multiple of act_block_len). */
-static inline act_block act_block_at(const llmq_acts *a, int64_t first) {
-    int64_t len = act_block_len(a->n_tok), groups = act_groups(a->cols), left = a->n_tok - first;
+/* The block that starts at row first (a multiple of act_block_len) of all rows. */
+static inline act_block act_block_at(const llmq_acts *a, int64_t rows, int64_t first) {
+    int64_t len = act_block_len(rows), groups = act_groups(a->cols), left = rows - first;
     const char *base = a->q8;
     return (act_block){(const int8_t *)base + first * groups * 32,
-                       (const act_group *)(base + act_group_offset(a->n_tok, a->cols)) + first * groups,
-                       (const float *)(base + act_outlier_offset(a->n_tok, a->cols)) + first * groups,
-                       (const uint8_t *)base + act_outlier_at_offset(a->n_tok, a->cols) + first * groups,
+                       (const act_group *)(base + act_group_offset(rows, a->cols)) + first * groups,
+                       (const float *)(base + act_outlier_offset(rows, a->cols)) + first * groups,
+                       (const uint8_t *)base + act_outlier_at_offset(rows, a->cols) + first * groups,
                        (int)(left < len ? left : len)};
 }
 
@@ -85,7 +91,7 @@ static inline act_block act_block_from(act_block b, int64_t k) {
     return (act_block){b.q + at * 32, b.group + at, b.outlier + at, b.outlier_at + at, b.n};
 }
 
-/* The first outlier of a block from place i on (group * n + token), end if there is none before that. */
+/* The first outlier of a block from place i on (group * n + row), end if there is none before that. */
 static inline int64_t act_next_outlier(const act_block *b, int64_t i, int64_t end) {
     for (uint64_t eight; i + 8 <= end; i += 8) {
         memcpy(&eight, b->outlier_at + i, 8);

@@ -24,9 +24,9 @@
 
 #define PANEL_ROWS 16
 #define PANEL_COLS 512
-#define TILE (VNNI ? 6 : 3) /* tokens of a register tile; divides ACT_BLOCK */
-#define PASS_TOKENS 120
-#define L2_BYTES (256 << 10) /* of it, for activations */
+#define TILE (VNNI ? 6 : 3) /* rows of a register tile; divides ACT_BLOCK */
+#define PASS_ROWS 120        /* of activations */
+#define L2_BYTES (256 << 10) /* of it, for them */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel, */
 #define AT_ONCE 4            /* so many at a time */
 
@@ -200,7 +200,7 @@ INLINE __m256i level_at(int bits, bool codebook, int zero, __m256i table, const 
     return _mm256_sub_epi32(u, _mm256_set1_epi32(zero));
 }
 
-/* out (nt, 16) += 16 rows of the tile times the outliers of tokens t0 .. t0+nt of the block, whose other inputs have
+/* out (nt, 16) += 16 rows of the tile times the outliers of rows t0 .. t0+nt of the block, whose other inputs have
  * been there before. */
 INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0,
                           int nt, float out[][16]) {
@@ -244,7 +244,7 @@ static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
 
 /* ---- few tokens */
 
-/* out (nt, 16) = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
+/* out (nt, 16) = 16 rows of the tile times rows t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b,
                       int t0, float out[AT_ONCE][16]) {
     const uint8_t *p = tile;
@@ -307,22 +307,30 @@ static void store_rows(float *y, const float *sum, const float *bias, int64_t le
         for (int64_t i = 0; i < n; i++) y[i] = sum[i] + (bias ? bias[i] : 0.0f);
 }
 
+/* Rows r.. of y of the tokens of a block, from the sums of its rows; of split inputs a token has two (layout.h). */
+static void store_block(const llmq_weight *w, const act_block *b, float sum[][16], int64_t r, float *y, int64_t ldy) {
+    const int n_tok = b->n / act_parts(w->act);
+    for (int t = n_tok; t < b->n; t++)
+        for (int i = 0; i < 16; i++) sum[t - n_tok][i] += sum[t][i];
+    for (int t = 0; t < n_tok; t++)
+        store_rows(y + t * ldy + r, sum[t], w->bias ? w->bias + r : NULL, w->rows - r);
+}
+
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), begin, end;
     __m256i table = code_table(l);
-    act_block b = act_block_at(a, 0);
+    act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
     for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
         for (int64_t r = begin; r < end; r += 16) {
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+            float out[2 * FEW][16];
             for (int t0 = 0; t0 < b.n; t0 += AT_ONCE) {
                 int nt = b.n - t0 < AT_ONCE ? b.n - t0 : AT_ONCE;
-                float out[AT_ONCE][16];
-                gemv_fns[w->layout][nt - 1](tile, w->cols, table, &b, t0, out);
-                outliers_fns[w->layout](tile, w->cols, table, &b, t0, nt, out);
-                for (int t = 0; t < nt; t++)
-                    store_rows(y + (t0 + t) * ldy + r, out[t], w->bias ? w->bias + r : NULL, w->rows - r);
+                gemv_fns[w->layout][nt - 1](tile, w->cols, table, &b, t0, out + t0);
+                outliers_fns[w->layout](tile, w->cols, table, &b, t0, nt, out + t0);
             }
+            store_block(w, &b, out, r, y, ldy);
         }
     }
 }
@@ -358,7 +366,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
     }
 }
 
-/* f (tokens, 2) += panel x nt tokens of the block from t0 on, over n columns; b points at its first group of them.
+/* f (rows, 2) += panel x nt rows of the block from t0 on, over n columns; b points at its first group of them.
  * f stays in memory: 6 sums (with VNNI 12), 2 words of weights and their helpers fill the 16 registers. */
 INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
     const int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook, words);
@@ -423,18 +431,17 @@ static const tile_fns tiles[LAYOUT_BF16] = {
 #undef X
 };
 
-/* Tokens of a pass over all rows: their activations stay in the L2 cache meanwhile. Whole blocks. */
-static int64_t pass_tokens(int64_t cols) {
+/* Rows of activations of a pass over all weights: they stay in the L2 cache meanwhile. Whole blocks. */
+static int64_t pass_rows(int64_t cols) {
     int64_t n = L2_BYTES / cols / ACT_BLOCK * ACT_BLOCK;
-    return n > PASS_TOKENS ? PASS_TOKENS : n < 5 * ACT_BLOCK ? 5 * ACT_BLOCK : n;
+    return n > PASS_ROWS ? PASS_ROWS : n < 5 * ACT_BLOCK ? 5 * ACT_BLOCK : n;
 }
 
-/* f (tokens, 16) += panel, columns k .. k+n, x tokens t0 .. t0+n_tok. */
-static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t t0,
-                        int64_t n_tok, float f[][16]) {
-    const int64_t len = act_block_len(a->n_tok);
-    for (int64_t t = 0; t < n_tok; t += len) {
-        act_block b = act_block_from(act_block_at(a, t0 + t), k);
+/* f (n_rows, 16) += panel, columns k .. k+n, x the n_rows from first on of all rows of activations. */
+static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t all,
+                        int64_t first, int64_t n_rows, float f[][16]) {
+    for (int64_t t = 0; t < n_rows; t += act_block_len(all)) {
+        act_block b = act_block_from(act_block_at(a, all, first + t), k);
         for (int i = 0; i < b.n; i += TILE) fns->gemm[(b.n - i < TILE ? b.n - i : TILE) - 1](p, b, i, n, f + t + i);
     }
 }
@@ -443,28 +450,28 @@ static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p,
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
-    const int64_t pass = pass_tokens(w->cols);
+    const int parts = act_parts(w->act);
+    const int64_t all = parts * a->n_tok, len = act_block_len(all), pass = pass_rows(w->cols);
     const tile_fns *fns = &tiles[w->layout];
     __m256i table = code_table(l);
-    _Alignas(64) float f[PASS_TOKENS][16];
+    _Alignas(64) float f[PASS_ROWS][16];
     panel p;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t t0 = 0; t0 < a->n_tok; t0 += pass) {
-        int64_t n_tok = a->n_tok - t0 < pass ? a->n_tok - t0 : pass;
+    for (int64_t first = 0; first < all; first += pass) {
+        int64_t n_rows = all - first < pass ? all - first : pass;
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-            memset(f, 0, (size_t)n_tok * sizeof *f);
+            memset(f, 0, (size_t)n_rows * sizeof *f);
             for (int64_t k = 0; k < w->cols; k += step) {
                 int64_t n = w->cols - k < step ? w->cols - k : step;
                 fns->unpack(tile, w->cols, k, n, table, &p);
-                panel_times(fns, a, &p, k, n, t0, n_tok, f);
+                panel_times(fns, a, &p, k, n, all, first, n_rows, f);
             }
-            for (int64_t t = 0; t < n_tok; t += act_block_len(a->n_tok)) {
-                act_block b = act_block_at(a, t0 + t);
+            for (int64_t t = 0; t < n_rows; t += len) {
+                act_block b = act_block_at(a, all, first + t);
                 outliers_fns[w->layout](tile, w->cols, table, &b, 0, b.n, f + t);
+                store_block(w, &b, f + t, r, y + (first + t) / parts * ldy, ldy);
             }
-            for (int64_t t = 0; t < n_tok; t++)
-                store_rows(y + (t0 + t) * ldy + r, f[t], w->bias ? w->bias + r : NULL, w->rows - r);
         }
     }
 }

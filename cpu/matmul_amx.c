@@ -1,5 +1,5 @@
 /* Many tokens by tiles of bf16 (amx.h): one product for every type of weight. Up to 8 tokens stay with
- * AVX-512, some more go to few_amx.c.
+ * AVX-512, some more go to few_amx.c, counted twice if inputs are split.
  *
  * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are
  * taken apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile
@@ -21,7 +21,7 @@
 #define PANEL_ROWS (2 * AMX_SIDE)
 #define BLOCK_PANELS 4   /* of rows whose sums are kept, */
 #define BLOCK_TOKENS 512 /* for so many tokens: 256 KB */
-#define FEW_LEAST 9      /* tokens from which on tiles of bytes are faster than vectors */
+#define FEW_LEAST 9      /* rows from which on tiles of bytes are faster than vectors */
 
 /* ---- activations: for each panel of columns its tiles, (tiles of tokens, tiles of columns); tokens past the last and
  * columns past the last are zero. Where a form has two parts the second lies behind the first */
@@ -36,7 +36,7 @@ static int64_t part_bytes(int64_t n_tok, int64_t cols) {
 
 static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     if (!many(n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
-    if (form == ACT_Q8 || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
     if (form == ACT_BF16 || form == ACT_SPLIT) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
     return cpu_acts_bytes(form, n_tok, cols);
 }
@@ -324,16 +324,18 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_SPLIT && many(a->n_tok))
         fill_tiles(worker, a, a->bf16, (uint8_t *)a->bf16 + part_bytes(a->n_tok, a->cols));
-    else if ((form == ACT_Q8 || form == ACT_Q16 || form == ACT_BF16) && many(a->n_tok))
-        fill_tiles(worker, a, form == ACT_Q8 ? a->q8 : form == ACT_Q16 ? a->q16 : a->bf16, NULL);
+    else if (form != ACT_F32 && form != ACT_INT8 && many(a->n_tok))
+        fill_tiles(worker, a, form == ACT_BF16 ? a->bf16 : form == ACT_Q16 ? a->q16 : a->q8, NULL);
     else
         avx512.acts_fill(worker, a, form); /* few tokens of ACT_SPLIT are read as floats */
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (!many(a->n_tok) && a->n_tok >= FEW_LEAST && cpu_layout_of(w->layout))
+    const int64_t rows = act_parts(w->act) * a->n_tok;
+    const bool few = !many(a->n_tok);
+    if (rows >= FEW_LEAST && rows <= ACT_FEW && cpu_layout_of(w->layout))
         few_matmul_amx(worker, w, a, y, ldy);
-    else if (!many(a->n_tok) || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
+    else if (few || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
         avx512.matmul(worker, w, a, y, ldy);
     else if (w->act == ACT_SPLIT)
         matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);

@@ -36,7 +36,7 @@ INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT) act_fill_q8(worker, a, form, peak, round_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_avx2(worker, a);
     if (form == ACT_Q16) nf4_fill_avx2(worker, a);

@@ -351,6 +351,8 @@ INLINE void fetch_next(const llmq_weight *w, const uint8_t *tile, int64_t tile_b
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
+    const int parts = act_parts(w->act);
+    const int64_t rows = parts * a->n_tok;
     unpack_fn *unpack = unpack_fns[w->layout];
     gemm_fn *const *gemm = gemm_fns[l->group == 16][l->mins];
     __m512i table = code_table(l);
@@ -364,14 +366,14 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             unpack(tile, w->cols, k, n, table, &p, 0);
             unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
             tile_out o = tile_out_of(w, r, ldy, k == 0);
-            for (int64_t t = 0; t < a->n_tok; t += act_block_len(a->n_tok)) {
-                act_block b = act_block_from(act_block_at(a, t), k);
-                o.y = y + t * ldy + r;
+            for (int64_t i = 0; i < rows; i += ACT_BLOCK) {
+                act_block b = act_block_from(act_block_at(a, rows, i), k);
+                o.y = y + i / parts * ldy + r;
                 if (end - r >= 2 * PANEL_ROWS)
-                    fetch_next(w, tile + 2 * tile_bytes, tile_bytes, k, n, t / ACT_BLOCK,
-                               (a->n_tok + ACT_BLOCK - 1) / ACT_BLOCK);
-                int64_t next = t + ACT_BLOCK, last = next + ACT_BLOCK;
-                tile_fetch(y, ldy, r, next, last < a->n_tok ? last : a->n_tok);
+                    fetch_next(w, tile + 2 * tile_bytes, tile_bytes, k, n, i / ACT_BLOCK,
+                               (rows + ACT_BLOCK - 1) / ACT_BLOCK);
+                int64_t next = i + ACT_BLOCK, last = next + ACT_BLOCK;
+                tile_fetch(y, ldy, r, next / parts, (last < rows ? last : rows) / parts);
                 gemm[b.n - 1](&p, &b, n, &o);
             }
         }
@@ -395,18 +397,16 @@ INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int
     __m512 times = _mm512_set1_ps(inverse);
     __m512i i0 = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask_of(n), x), times));
     __m512i i1 = _mm512_cvtps_epi32(_mm512_mul_ps(upper16(x, n), times));
-    __m128i q0 = _mm512_cvtepi32_epi8(i0), q1 = _mm512_cvtepi32_epi8(i1), ones = _mm_set1_epi8(1);
-    _mm_storeu_si128((__m128i *)q, q0);
-    _mm_storeu_si128((__m128i *)(q + 16), q1);
-    __m128i halves = _mm_hadd_epi32(_mm_dpbusd_epi32(_mm_setzero_si128(), ones, q0),
-                                    _mm_dpbusd_epi32(_mm_setzero_si128(), ones, q1));
-    halves = _mm_hadd_epi32(halves, halves);
-    sum[0] = _mm_cvtsi128_si32(halves);
-    sum[1] = _mm_extract_epi32(halves, 1);
+    __m256i v = _mm256_set_m128i(_mm512_cvtepi32_epi8(i1), _mm512_cvtepi32_epi8(i0));
+    _mm256_storeu_si256((__m256i *)q, v);
+    v = _mm256_sad_epu8(_mm256_xor_si256(v, _mm256_set1_epi8((char)128)), _mm256_setzero_si256()); /* of 8, 128 each */
+    v = _mm256_add_epi64(v, _mm256_shuffle_epi32(v, 0x4e));
+    sum[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(v)) - 16 * 128;
+    sum[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(v, 1)) - 16 * 128;
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT) act_fill_q8(worker, a, form, peak, round_group);
     if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
     if (form == ACT_INT8) int8_fill_avx512(worker, a);
     if (form == ACT_Q16) nf4_fill_avx512(worker, a);
@@ -427,7 +427,7 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
         nf4_matmul_avx512(worker, w, a, y, ldy);
     else if (!cpu_layout_of(w->layout))
         dense_matmul_avx512(worker, w, a, y, ldy);
-    else if (a->n_tok <= ACT_FEW)
+    else if (act_parts(w->act) * a->n_tok <= ACT_FEW)
         matmul_few(worker, w, a, y, ldy);
     else
         matmul_many(worker, w, a, y, ldy);

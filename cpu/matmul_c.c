@@ -24,7 +24,7 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 /* ---- activations */
 
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
-    if (form == ACT_Q8) return act_q8_bytes(n_tok, cols);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT) return act_q8_bytes(act_parts(form) * n_tok, cols);
     if (form == ACT_BF16) return (size_t)(n_tok * act_bf16_stride(cols)) * 2;
     if (form == ACT_INT8) return int8_acts_bytes(n_tok, cols);
     if (form == ACT_Q16) return act16_bytes(n_tok, cols);
@@ -57,7 +57,7 @@ void cpu_fill_bf16(const llmq_worker *worker, llmq_acts *a) {
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_Q8) act_fill_q8(worker, a, peak, round_group);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT) act_fill_q8(worker, a, form, peak, round_group);
     if (form == ACT_BF16) cpu_fill_bf16(worker, a);
     if (form == ACT_INT8) int8_fill_c(worker, a);
 }
@@ -110,7 +110,7 @@ static void unpack_segment(const llmq_type_info *info, const uint8_t *block, int
     }
 }
 
-/* sum of weight * activation over n columns starting at column k, for token t of the block. */
+/* sum of weight * activation over n columns starting at column k, for row t of the block. */
 static double dot_segment(const row_segment *s, int group_len, act_block b, int t, int64_t k, int64_t n) {
     double sum = 0;
     int step = group_len < 32 ? group_len : 32; /* the finer of the two groupings */
@@ -134,13 +134,16 @@ static double dot_segment(const row_segment *s, int group_len, act_block b, int 
 
 static void row_quantized(const llmq_weight *w, const llmq_type_info *info, const char *row, int64_t r,
                           const llmq_acts *a, float *y, int64_t ldy) {
+    const int parts = act_parts(w->act);
+    const int64_t rows = parts * a->n_tok;
     row_segment s;
     for (int64_t k = 0; k < w->cols; k += SEGMENT) {
         int64_t n = w->cols - k < SEGMENT ? w->cols - k : SEGMENT;
         unpack_segment(info, (const uint8_t *)row + k / info->block_len * info->block_bytes, n, &s);
-        for (int64_t t0 = 0; t0 < a->n_tok; t0 += act_block_len(a->n_tok)) {
-            act_block b = act_block_at(a, t0);
-            for (int t = 0; t < b.n; t++) y[(t0 + t) * ldy + r] += (float)dot_segment(&s, info->group_len, b, t, k, n);
+        for (int64_t i = 0; i < rows; i += act_block_len(rows)) {
+            act_block b = act_block_at(a, rows, i);
+            for (int t = 0; t < b.n; t++)
+                y[(i / parts + t % (b.n / parts)) * ldy + r] += (float)dot_segment(&s, info->group_len, b, t, k, n);
         }
     }
 }

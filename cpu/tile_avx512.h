@@ -22,25 +22,33 @@ INLINE __m512i bcast4_reg(const void *q) {
     return v;
 }
 
-/* y of 32 rows x nt tokens: starts at `bias` (first) or at what earlier columns gave. */
+/* y of 32 rows x nt tokens: starts at `bias` (first) or at what earlier columns gave. Of split inputs (layout.h) the
+ * second half of the sums belongs to the first half's tokens. */
 typedef struct tile_out {
     float *y; /* row r of token 0 */
     int64_t ldy;
     __mmask16 mask[2];
     const float *bias; /* of row r, or NULL */
-    bool first;
+    bool first, split;
 } tile_out;
 
 /* Of rows from r on; y is for the caller. */
 static inline tile_out tile_out_of(const llmq_weight *w, int64_t r, int64_t ldy, bool first) {
     return (tile_out){
-        NULL, ldy, {mask_of(w->rows - r), mask_of(w->rows - r - 16)}, w->bias ? w->bias + r : NULL, first};
+        .ldy = ldy,
+        .mask = {mask_of(w->rows - r), mask_of(w->rows - r - 16)},
+        .bias = w->bias ? w->bias + r : NULL,
+        .first = first,
+        .split = w->act == ACT_Q8_SPLIT,
+    };
 }
 
 INLINE void tile_begin(int nt, const tile_out *o, __m512 f[][2]) {
     UNROLL for (int t = 0; t < nt; t++) {
         UNROLL for (int i = 0; i < 2; i++) {
-            if (!o->first)
+            if (t >= nt / 2 && o->split)
+                f[t][i] = _mm512_setzero_ps();
+            else if (!o->first)
                 f[t][i] = _mm512_maskz_loadu_ps(o->mask[i], o->y + t * o->ldy + 16 * i);
             else
                 f[t][i] = o->bias ? _mm512_maskz_loadu_ps(o->mask[i], o->bias + 16 * i) : _mm512_setzero_ps();
@@ -49,7 +57,12 @@ INLINE void tile_begin(int nt, const tile_out *o, __m512 f[][2]) {
 }
 
 INLINE void tile_end(int nt, const tile_out *o, __m512 f[][2]) {
+    const int split = nt / 2;
+    if (o->split) UNROLL for (int t = 0; t < split; t++) {
+            UNROLL for (int i = 0; i < 2; i++) f[t][i] = _mm512_add_ps(f[t][i], f[split + t][i]);
+        }
     UNROLL for (int t = 0; t < nt; t++) {
+        if (t >= split && o->split) continue;
         UNROLL for (int i = 0; i < 2; i++) _mm512_mask_storeu_ps(o->y + t * o->ldy + 16 * i, o->mask[i], f[t][i]);
     }
 }

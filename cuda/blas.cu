@@ -96,6 +96,7 @@ static llmq_status multiply(cuda_blas *blas, gpu_stream *stream, const product &
                                static_cast<int>(p.ldb), &p.beta, p.c, CUDA_R_32F, static_cast<int>(p.ldc),
                                CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     if (status == CUBLAS_STATUS_SUCCESS) return LLMQ_OK;
+    cudaGetLastError(); /* what it left there is no error of launches to come */
     return llmq_fail(err, status == CUBLAS_STATUS_ALLOC_FAILED ? LLMQ_E_MEMORY : LLMQ_E_IO, "GPU: cuBLAS: %s",
                      blas->status_string(status));
 }

@@ -7,8 +7,9 @@
  * - codes(tile, j, a), if has_codes, for products with 8-bit activations: the four words of operand A for group j of 32
  *   columns, signed bytes, `unit` times the level, so that no zero point is left to subtract
  * - scales(tile, j, s): s[0], s[1] of rows g and g + 8; mins(tile, j, m), if has_mins
- * - group: columns that share a scale, 32, or 16 (then scales and mins take 16-column halves as j)
- * - stage_bytes: of 128 columns in shared memory (cuda/gemm.cu), two tiles of 64 columns or half a tile of 256
+ * - group: columns that share a scale, 32, or 16 (then scales takes 16-column halves as j), or all of a tile's, 64 or
+ *   128: then scales and mins take no notice of j
+ * - stage_bytes: of 128 columns in shared memory (cuda/gemm.cu), two tiles of 64 columns, one, or half a tile of 256
  * - stage_source(chunk, half), tiles of 256 columns: where in the tile 16 bytes of such a half lie
  * - load_part(p, part, lane): 64 of those 128 columns, as a tile of which groups 0 and 1 are there
  * - halves(tile, j, a): operand A of the two f16 mmas of group j, `unit_f16` times the level
@@ -147,6 +148,70 @@ struct weights_q4_1 {
         pair_to_floats(word_of(w.dm, 2 * j + 1), m);
     }
 };
+
+/* Q, which is Q4_0 or Q4_1, with one scale (and minimum) for all 64 or 128 columns of a tile. D: both rows' of them. */
+template <class Q, class D, int COLUMNS> struct weights_of_group {
+    static constexpr int columns = COLUMNS, group = COLUMNS, nibbles = COLUMNS / 2 * TILE_ROWS;
+    static constexpr int bytes = nibbles + 8 * sizeof(D), stage_bytes = 128 / COLUMNS * bytes;
+    static constexpr int unit = Q::unit, unit_f16 = Q::unit_f16;
+    static constexpr bool has_mins = Q::has_mins, is_halves = false, has_codes = true;
+    struct tile {
+        uint4 q[COLUMNS / 64];
+        D d;
+    };
+    __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) {
+        tile w;
+        UNROLL
+        for (int i = 0; i < COLUMNS / 64; i++) w.q[i] = load_once(as<const uint4>(p) + (32 * i + lane));
+        w.d = load_once(as<const D>(p + nibbles) + lane / 4);
+        return w;
+    }
+    __device__ static __forceinline__ tile load_part(sptr<const uint8_t> p, int part, int lane) {
+        tile w = {};
+        if (COLUMNS == 64) p += part * bytes;
+        w.q[0] = as<const uint4>(p)[(COLUMNS == 64 ? 0 : 32 * part) + lane];
+        w.d = as<const D>(p + nibbles)[lane / 4];
+        return w;
+    }
+    __device__ static __forceinline__ typename Q::tile pair_of(const tile &w, int j) { /* group j and its neighbour */
+        typename Q::tile two = {};
+        two.q = w.q[j / 2];
+        return two;
+    }
+    __device__ static __forceinline__ void codes(const tile &w, int j, uint32_t (&a)[4]) {
+        Q::codes(pair_of(w, j), j % 2, a);
+    }
+    __device__ static __forceinline__ void halves(const tile &w, int j, uint32_t (&a)[2][4]) {
+        Q::halves(pair_of(w, j), j % 2, a);
+    }
+    __device__ static __forceinline__ void scales(const tile &w, int, float (&s)[2]) {
+        if constexpr (has_mins)
+            pair_to_floats(w.d.x, s);
+        else
+            pair_to_floats(w.d, s);
+    }
+    __device__ static __forceinline__ void mins(const tile &w, int, float (&m)[2]) { pair_to_floats(w.d.y, m); }
+};
+/* Q5_0 with no more than 16 levels in a group is Q4_1 with the lowest level in place of the minimum. */
+__device__ __forceinline__ void level_mins(uint32_t scales, uint32_t levels, float (&m)[2]) {
+    m[0] = h2_low(scales) * h2_low(levels);
+    m[1] = h2_high(scales) * h2_high(levels);
+}
+template <int COLUMNS> struct weights_of_levels : weights_of_group<weights_q4_1, uint2, COLUMNS> {
+    using typename weights_of_group<weights_q4_1, uint2, COLUMNS>::tile;
+    __device__ static __forceinline__ void mins(const tile &w, int, float (&m)[2]) { level_mins(w.d.x, w.d.y, m); }
+};
+struct weights_q5_0_32 : weights_q4_1 {
+    __device__ static __forceinline__ void mins(const tile &w, int j, float (&m)[2]) {
+        level_mins(word_of(w.dm, 2 * j), word_of(w.dm, 2 * j + 1), m);
+    }
+};
+struct weights_q4_0_64 : weights_of_group<weights_q4_0, uint32_t, 64> {};
+struct weights_q4_0_128 : weights_of_group<weights_q4_0, uint32_t, 128> {};
+struct weights_q4_1_64 : weights_of_group<weights_q4_1, uint2, 64> {};
+struct weights_q4_1_128 : weights_of_group<weights_q4_1, uint2, 128> {};
+struct weights_q5_0_64 : weights_of_levels<64> {};
+struct weights_q5_0_128 : weights_of_levels<128> {};
 
 /* Sixteen bytes in four words, looked up by four nibbles; eight of them are one prmt away, and bit 3 of each nibble
  * picks from the two results. (prmt would take bit 3 as "repeat the sign", so `nibbles` have it masked off.) */
@@ -345,7 +410,7 @@ struct fp4_table { /* the last one is not in use */
 };
 
 template <class TABLE> struct weights_fractions {
-    static constexpr int columns = 64, bytes = 576, stage_bytes = 2 * bytes, unit_f16 = 1, group = 32;
+    static constexpr int columns = 64, bytes = 576, stage_bytes = 2 * bytes, unit_f16 = 1, group = 64;
     static constexpr bool has_mins = false, is_halves = false, has_codes = false;
     using tile = weights_q4_0::tile; /* d: the bits of both floats */
     __device__ static __forceinline__ tile load(gptr<const uint8_t> p, int lane) { return weights_q4_0::load(p, lane); }
@@ -412,18 +477,26 @@ __device__ __forceinline__ half_of_group round_group(float v) {
     return {half, sum};
 }
 
+/* Is a scale for more than the 32 columns of a `multiply`? Then that leaves products as they are; when all are summed
+ * the sums are scaled, once. */
+template <class W> constexpr bool scaled_later = W::group > 32;
+
 /* Group j of a tile times f16 activations: a as `halves` made it, b operand B of both mmas. f32 sums of `group`
- * products each, which are scaled and added to acc. */
+ * products each, which are scaled (or not: scaled_later) and added to acc. */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const uint32_t (&a)[2][4],
                                          const uint32_t (&b)[4], float (&acc)[4]) {
     float s[2], c[4] = {0, 0, 0, 0};
-    mma_f16(c, a[0], {b[0], b[1]});
-    if constexpr (W::group == 32) {
+    if constexpr (scaled_later<W>) {
+        mma_f16(acc, a[0], {b[0], b[1]});
+        mma_f16(acc, a[1], {b[2], b[3]});
+    } else if constexpr (W::group == 32) {
+        mma_f16(c, a[0], {b[0], b[1]});
         mma_f16(c, a[1], {b[2], b[3]});
         W::scales(w, j, s);
         add_scaled(acc, c, s);
     } else {
+        mma_f16(c, a[0], {b[0], b[1]});
         float e[4] = {0, 0, 0, 0};
         mma_f16(e, a[1], {b[2], b[3]});
         W::scales(w, 2 * j, s);
@@ -441,11 +514,16 @@ __device__ __forceinline__ void add_mins(float (&acc)[4], const float (&m)[2], f
     acc[3] = fmaf(m[1], sums.y, acc[3]);
 }
 
-/* f of the struct of a type; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a matrix). */
-template <class F> void with_weights(llmq_type type, F f) {
-    switch (type) {
-    case LLMQ_TYPE_Q4_0: return f(weights_q4_0());
-    case LLMQ_TYPE_Q4_1: return f(weights_q4_1());
+/* f of the struct of a matrix's layout; nothing if there is none (cuda_pack_bytes is 0 then, so nobody has such a
+ * matrix). */
+template <class F> void with_weights(const cuda_matrix *w, F f) {
+    switch (w->type) {
+    case LLMQ_TYPE_Q4_0:
+        return w->group == 128 ? f(weights_q4_0_128()) : w->group == 64 ? f(weights_q4_0_64()) : f(weights_q4_0());
+    case LLMQ_TYPE_Q4_1:
+        return w->group == 128 ? f(weights_q4_1_128()) : w->group == 64 ? f(weights_q4_1_64()) : f(weights_q4_1());
+    case LLMQ_TYPE_Q5_0:
+        return w->group == 128 ? f(weights_q5_0_128()) : w->group == 64 ? f(weights_q5_0_64()) : f(weights_q5_0_32());
     case LLMQ_TYPE_IQ4_NL: return f(weights_iq4_nl());
     case LLMQ_TYPE_Q8_0: return f(weights_q8_0());
     case LLMQ_TYPE_F16: return f(weights_f16());

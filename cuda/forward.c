@@ -44,10 +44,14 @@ typedef struct step {
     span spans[ACT_TOKENS];
 } step;
 
+static cuda_input input_of(llmq_device_work *w, const float *x, int64_t n_tok, int64_t cols) {
+    return cuda_input_of(x, n_tok, cols, w->acts, w->forms);
+}
+
 static cuda_input normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
     int64_t n = w->m->d.n_embd;
     cuda_rms_norm(w->stream, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
-    return cuda_input_of(w->norm, n_tok, n, w->forms);
+    return input_of(w, w->norm, n_tok, n);
 }
 
 static llmq_status multiply(llmq_device_work *w, const cuda_matrix *by, cuda_input *in, float *y, llmq_err *err) {
@@ -83,7 +87,7 @@ static llmq_status attention_block(llmq_device_work *w, int64_t l, const step *s
     if (layer->q_norm) cuda_rms_norm(w->stream, w->q, layer->q_norm, d->eps, w->q, s->n_tok * d->n_head, dim, dim);
     if (layer->k_norm) cuda_rms_norm(w->stream, w->k, layer->k_norm, d->eps, w->k, s->n_tok * d->n_head_kv, dim, dim);
     for (int i = 0; i < s->n_spans; i++) attend(w, l, s, &s->spans[i]);
-    cuda_input out = cuda_input_of(w->attn, s->n_tok, d->n_head * dim, w->forms);
+    cuda_input out = input_of(w, w->attn, s->n_tok, d->n_head * dim);
     LLMQ_TRY(multiply(w, &layer->o, &out, w->delta, err));
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
     return LLMQ_OK;
@@ -97,7 +101,7 @@ static llmq_status ffn_block(llmq_device_work *w, int64_t l, const step *s, llmq
     LLMQ_TRY(multiply(w, &layer->gate, &in, w->gate, err));
     LLMQ_TRY(multiply(w, &layer->up, &in, w->up, err));
     cuda_silu_mul(w->stream, w->gate, w->up, w->gate, s->n_tok * d->n_ff);
-    cuda_input act = cuda_input_of(w->gate, s->n_tok, d->n_ff, w->forms);
+    cuda_input act = input_of(w, w->gate, s->n_tok, d->n_ff);
     LLMQ_TRY(multiply(w, &layer->down, &act, w->delta, err));
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
     return LLMQ_OK;
@@ -211,6 +215,7 @@ static llmq_status work_run(llmq_device_work *w, llmq_device_cache *c, const int
     LLMQ_ASSERT(n_tok >= 1 && n_tok <= w->n_batch && pos + n_tok <= w->n_ctx);
     LLMQ_ASSERT(w->m->embd.packed || hidden);
     gpu_use(w->m->device);
+    w->rows_run = false;
     for (int64_t i = 0; i < n_tok; i++) w->host[i] = (int32_t)(pos + i), w->host[w->n_batch + i] = tokens[i];
     LLMQ_TRY(gpu_cache_reserve(c, w->stream, pos, n_tok, err));
     LLMQ_TRY(send_inputs(w, hidden, n_tok, err));
@@ -252,6 +257,7 @@ static llmq_status work_run_rows(llmq_device_work *w, const llmq_device_row *row
                                  llmq_err *err) {
     LLMQ_ASSERT(n_rows >= 1 && n_rows <= w->n_batch && (w->m->embd.packed || hidden));
     gpu_use(w->m->device);
+    w->rows_run = true;
     for (int64_t i = 0; i < n_rows; i++) {
         LLMQ_ASSERT(rows[i].pos < w->n_ctx);
         w->host[i] = (int32_t)rows[i].pos, w->host[w->n_batch + i] = rows[i].token;
@@ -270,37 +276,70 @@ static llmq_status work_run_rows(llmq_device_work *w, const llmq_device_row *row
     return gpu_launched(err);
 }
 
-/* Logits of up to 8 tokens, on the device. */
-static void launch_head(llmq_device_work *w, int64_t row, int n) {
+/* Logits of up to gpu_head_tokens, on the device. */
+static llmq_status launch_head(llmq_device_work *w, int64_t row, int n, llmq_err *err) {
     cuda_input in = normalized(w, w->x + row * w->m->d.n_embd, w->m->output_norm, n);
-    cuda_decode(w->stream, &w->m->head, &in, w->logits, w->m->d.n_vocab);
+    return multiply(w, &w->m->head, &in, w->logits, err);
 }
 
 static llmq_status work_head(llmq_device_work *w, int64_t row, int64_t n_rows, float *logits, llmq_err *err) {
     const int64_t n_vocab = w->m->d.n_vocab;
     LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
     gpu_use(w->m->device);
-    for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
-        int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
-        launch_head(w, row + at, n);
+    const int most = w->rows_run ? ACT_TOKENS : gpu_head_tokens(w);
+    for (int64_t at = 0; at < n_rows; at += most) {
+        const int n = (int)(n_rows - at < most ? n_rows - at : most);
+        LLMQ_TRY(launch_head(w, row + at, n, err));
         LLMQ_TRY(gpu_stream_download(w->stream, logits + at * n_vocab, w->logits,
                                      (size_t)(n * n_vocab) * sizeof *logits, err));
     }
     return LLMQ_OK;
 }
 
-static llmq_status work_likeliest(llmq_device_work *w, int64_t row, int32_t *token, float *logit, llmq_err *err) {
-    struct {
-        float logit;
-        int32_t token;
-    } best;
-    LLMQ_ASSERT(row >= 0 && row < w->n_batch);
+/* The tokens to penalize in w->host_repeated, each once; returns how many. */
+static int list_repeated(llmq_device_work *w, const llmq_device_draw *d) {
+    int n = 0;
+    LLMQ_ASSERT(d->n_repeated <= w->n_ctx);
+    for (int64_t i = 0; i < d->n_repeated; i++) {
+        const int32_t token = d->repeated[i];
+        if (token < 0 || token >= w->m->d.n_vocab || w->marks[token]) continue;
+        w->marks[token] = true;
+        w->host_repeated[n++] = token;
+    }
+    for (int i = 0; i < n; i++) w->marks[w->host_repeated[i]] = false;
+    return n;
+}
+
+/* Changes a row of logits. */
+static llmq_status penalize(llmq_device_work *w, const llmq_device_draw *d, float *logits, llmq_err *err) {
+    const int n = list_repeated(w, d);
+    if (n == 0) return LLMQ_OK;
+    LLMQ_TRY(gpu_stream_upload(w->stream, w->repeated, w->host_repeated, (size_t)n * sizeof *w->repeated, err));
+    cuda_penalize(w->stream, logits, w->repeated, n, d->params->repeat_penalty);
+    return LLMQ_OK;
+}
+
+/* After up to 8 tokens. */
+static llmq_status sample_step(llmq_device_work *w, int64_t row, int n, const llmq_device_draw *draws, int32_t *tokens,
+                               llmq_err *err) {
+    cuda_draw as_drawn[ACT_TOKENS];
+    LLMQ_TRY(launch_head(w, row, n, err));
+    for (int i = 0; i < n; i++) {
+        as_drawn[i] = (cuda_draw){draws[i].params, draws[i].uniform};
+        LLMQ_TRY(penalize(w, &draws[i], w->logits + i * w->m->d.n_vocab, err));
+    }
+    cuda_sample(w->stream, w->logits, w->m->d.n_vocab, n, as_drawn, w->sampling);
+    return gpu_stream_download(w->stream, tokens, w->sampling, (size_t)n * sizeof *tokens, err);
+}
+
+static llmq_status work_sample(llmq_device_work *w, int64_t row, int64_t n_rows, const llmq_device_draw *draws,
+                               int32_t *tokens, llmq_err *err) {
+    LLMQ_ASSERT(row >= 0 && n_rows >= 1 && row + n_rows <= w->n_batch);
     gpu_use(w->m->device);
-    launch_head(w, row, 1);
-    cuda_argmax(w->stream, w->logits, w->m->d.n_vocab, w->best);
-    LLMQ_TRY(gpu_stream_download(w->stream, &best, w->best, sizeof best, err));
-    *token = best.token;
-    *logit = best.logit;
+    for (int64_t at = 0; at < n_rows; at += ACT_TOKENS) {
+        const int n = (int)(n_rows - at < ACT_TOKENS ? n_rows - at : ACT_TOKENS);
+        LLMQ_TRY(sample_step(w, row + at, n, draws + at, tokens + at, err));
+    }
     return LLMQ_OK;
 }
 
@@ -319,5 +358,5 @@ const llmq_device_ops cuda_device_ops = {
     .run = work_run,
     .run_rows = work_run_rows,
     .head = work_head,
-    .likeliest = work_likeliest,
+    .sample = work_sample,
 };

@@ -7,6 +7,7 @@
  * warps takes the first 64 columns and the other half the rest, and at the end their sums are added. Where rows and
  * tokens do not make enough blocks, several share the columns (split) and a second launch adds what they found: always
  * in one order, so that results do not depend on scheduling. */
+#include "cuda/acts.cuh"
 #include "cuda/dequant.cuh"
 #include "cuda/gemm.h"
 
@@ -19,7 +20,7 @@ constexpr int SHARED_LIMIT = 101376; /* of a block on sm_86, 89 and 120 */
 /* Activations (cuda/gemm.h). */
 struct acts_rows {
     gptr<const uint8_t> halves;
-    gptr<const float> sums;
+    gptr<const float> sums, back;
     int row_bytes, padded, n_tok;
 };
 
@@ -31,8 +32,8 @@ struct weight_rows {
 
 /* How a stage of a weight type lies in shared memory: weights of each row tile, f16 rows of tokens, sums of groups. */
 template <class W, int TOKENS> struct shape {
-    static constexpr bool small = W::columns == 64;
-    static constexpr int tiles = W::is_halves ? 1 : 2; /* row tiles of a warp */
+    static constexpr int stage_tiles = STAGE_COLUMNS / W::columns; /* 0: half a tile */
+    static constexpr int tiles = W::is_halves ? 1 : 2;             /* row tiles of a warp */
     static constexpr int row_tiles = ROW_WARPS * tiles, rows = row_tiles * TILE_ROWS;
     /* Two warps have the same rows: with few tokens they share the columns, with many the tokens. */
     static constexpr int k_warps = TOKENS == 16 ? 2 : 1;
@@ -68,7 +69,7 @@ template <class W, int TOKENS>
 __device__ __forceinline__ sources sources_of(const weight_rows &w, const acts_rows &x, int warp, int first_tile,
                                               int first_token, int stage) {
     using S = shape<W, TOKENS>;
-    const int row_tile = first_tile + warp % S::row_tiles, tile = S::small ? 2 * stage : stage / 2;
+    const int row_tile = first_tile + warp % S::row_tiles, tile = stage * STAGE_COLUMNS / W::columns;
     const bool there = row_tile < w.row_tiles;
     const int64_t at = (there ? static_cast<int64_t>(row_tile) * w.n_tiles : 0) + tile;
     const int token = first_token + static_cast<int>(threadIdx.x) / ACTS_CHUNKS, chunk = threadIdx.x % ACTS_CHUNKS;
@@ -94,7 +95,7 @@ __device__ __forceinline__ void copy_weights(sptr<uint8_t> to, const sources &fr
         if (first + SHARE > CHUNKS && chunk >= CHUNKS) break;
         int at = chunk * 16;
         bool there = from.tiles_left > 0;
-        if constexpr (S::small) {
+        if constexpr (S::stage_tiles > 0) {
             there = (at >= W::bytes) < from.tiles_left;
             if (!there) at = 0; /* an address has to be good even if nothing is read */
         } else {
@@ -119,7 +120,8 @@ template <class W, int TOKENS> __device__ __forceinline__ void copy_stage(sptr<u
 
 /* To the next stage's. */
 template <class W> __device__ __forceinline__ void advance(sources &from, int padded) {
-    const int tiles = W::columns == 64 ? 2 : from.half;
+    constexpr int stage_tiles = STAGE_COLUMNS / W::columns;
+    const int tiles = stage_tiles > 0 ? stage_tiles : from.half;
     from.weights += tiles * W::bytes;
     from.tiles_left -= tiles;
     from.half ^= 1;
@@ -129,11 +131,15 @@ template <class W> __device__ __forceinline__ void advance(sources &from, int pa
 
 /* ---- products */
 
-/* acc[row tile][8 tokens] += 64 columns of a stage. acts: the warp's first token. */
+/* A warp's sums: of row tiles and 8 tokens each. */
+template <class W, int TOKENS> using warp_sums = float[shape<W, TOKENS>::tiles][shape<W, TOKENS>::warp_tokens / 8][4];
+
+/* acc += 64 columns of a stage; without scales and minimums if those come later (scaled_later). acts: the warp's first
+ * token. */
 template <class W, int TOKENS>
-__device__ __forceinline__ void
-multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const float2> sums, int part, int lane,
-              float (&acc)[shape<W, TOKENS>::tiles][shape<W, TOKENS>::warp_tokens / 8][4]) {
+__device__ __forceinline__ void multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts,
+                                              sptr<const float2> sums, int part, int lane, warp_sums<W, TOKENS> &acc) {
+    constexpr bool mins_now = W::has_mins && !scaled_later<W>;
     using S = shape<W, TOKENS>;
     typename W::tile tiles[S::tiles];
     UNROLL
@@ -145,7 +151,7 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
         UNROLL
         for (int r = 0; r < S::tiles; r++) {
             W::halves(tiles[r], j, a[r]);
-            if constexpr (W::has_mins) W::mins(tiles[r], j, m[r]);
+            if constexpr (mins_now) W::mins(tiles[r], j, m[r]);
         }
         sptr<const uint8_t> mine = acts + acts_place(lane % 8, part * 8 + j * 4 + lane / 8);
         UNROLL
@@ -154,11 +160,58 @@ multiply_part(sptr<const uint8_t> weights, sptr<const uint8_t> acts, sptr<const 
             ldmatrix_x4(b, mine + n * 8 * ROW_BYTES);
             UNROLL
             for (int r = 0; r < S::tiles; r++) multiply<W>(tiles[r], j, a[r], b, acc[r][n]);
-            if constexpr (W::has_mins) {
+            if constexpr (mins_now) {
                 const float2 sum = sums[((part * 2 + j) * TOKENS + n * 8) / 2 + lane % 4];
                 UNROLL
                 for (int r = 0; r < S::tiles; r++) add_mins(acc[r][n], m[r], sum);
             }
+        }
+    }
+}
+
+/* acc += products * scale + minimum * sums, where both are those of PARTS times 64 columns from `part` on. */
+template <class W, int TOKENS, int PARTS>
+__device__ __forceinline__ void scale_parts(sptr<const uint8_t> weights, sptr<const float2> sums, int part, int lane,
+                                            const warp_sums<W, TOKENS> &products, warp_sums<W, TOKENS> &acc) {
+    using S = shape<W, TOKENS>;
+    float s[S::tiles][2], m[S::tiles][2];
+    UNROLL
+    for (int r = 0; r < S::tiles; r++) {
+        const auto tile = W::load_part(weights + r * W::stage_bytes, part, lane);
+        W::scales(tile, 0, s[r]);
+        if constexpr (W::has_mins) W::mins(tile, 0, m[r]);
+    }
+    UNROLL
+    for (int n = 0; n < S::warp_tokens / 8; n++) {
+        UNROLL
+        for (int r = 0; r < S::tiles; r++) add_scaled(acc[r][n], products[r][n], s[r]);
+        if constexpr (W::has_mins) {
+            float2 all = {0, 0};
+            UNROLL
+            for (int j = 0; j < 2 * PARTS; j++) {
+                const float2 sum = sums[((part * 2 + j) * TOKENS + n * 8) / 2 + lane % 4];
+                all = {all.x + sum.x, all.y + sum.y};
+            }
+            UNROLL
+            for (int r = 0; r < S::tiles; r++) add_mins(acc[r][n], m[r], all);
+        }
+    }
+}
+
+/* acc += what the warp has of a stage: all of it, or half number k_warp. */
+template <class W, int TOKENS>
+__device__ __forceinline__ void multiply_stage(sptr<const uint8_t> weights, sptr<const uint8_t> acts,
+                                               sptr<const float2> sums, int k_warp, int lane,
+                                               warp_sums<W, TOKENS> &acc) {
+    constexpr int MINE = 2 / shape<W, TOKENS>::k_warps, SHARE = W::group == STAGE_COLUMNS ? MINE : 1;
+    for (int first = k_warp; first < k_warp + MINE; first += SHARE) {
+        if constexpr (scaled_later<W>) {
+            warp_sums<W, TOKENS> products = {};
+            for (int part = first; part < first + SHARE; part++)
+                multiply_part<W, TOKENS>(weights, acts, sums, part, lane, products);
+            scale_parts<W, TOKENS, SHARE>(weights, sums, first, lane, products, acc);
+        } else {
+            multiply_part<W, TOKENS>(weights, acts, sums, first, lane, acc);
         }
     }
 }
@@ -205,7 +258,7 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         advance<W>(from, x.padded);
         cp_async_commit();
     };
-    float acc[S::tiles][S::warp_tokens / 8][4] = {};
+    warp_sums<W, TOKENS> acc = {};
     int left = min(each, n_stages - first), place = 0;
     UNROLL
     for (int i = 0; i < S::stages - 1; i++) copy_next(i * S::bytes, i < left);
@@ -214,9 +267,8 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         __syncthreads(); /* this stage is there for all, and all are done with the one before, which is filled next */
         copy_next((place ? place : S::total) - S::bytes, left >= S::stages);
         sptr<const uint8_t> weights = stages + place, acts = weights + S::weights;
-        for (int part = k_warp; part < 2; part += S::k_warps)
-            multiply_part<W, TOKENS>(weights + row_warp * S::tiles * W::stage_bytes, acts + warp_token * ROW_BYTES,
-                                     as<const float2>(acts + S::acts) + warp_token / 2, part, lane, acc);
+        multiply_stage<W, TOKENS>(weights + row_warp * S::tiles * W::stage_bytes, acts + warp_token * ROW_BYTES,
+                                  as<const float2>(acts + S::acts) + warp_token / 2, k_warp, lane, acc);
         place = place + S::bytes < S::total ? place + S::bytes : 0;
     }
     if constexpr (S::k_warps == 2) { /* the last groups of copies were empty: nothing is in flight */
@@ -224,6 +276,10 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         add_halves(as<float>(stages), row_warp, k_warp, lane, acc);
         if (k_warp == 1) return;
     }
+    float2 back[S::warp_tokens / 8]; /* before the stores: for all that the compiler knows they might change it */
+    UNROLL
+    for (int n = 0; n < S::warp_tokens / 8; n++)
+        back[n] = as<const float2>(x.back)[(first_token + warp_token) / 2 + n * 4 + lane % 4];
     const int64_t split = static_cast<int64_t>(blockIdx.z) * x.n_tok * ldy;
     UNROLL
     for (int i = 0; i < S::tiles * S::warp_tokens / 2; i++) {
@@ -231,7 +287,7 @@ __global__ void __launch_bounds__(THREADS, (shape<W, TOKENS>::blocks))
         const int token = first_token + warp_token + n * 8 + lane % 4 * 2 + i % 2;
         const int row = (first_tile + row_warp * S::tiles + r) * TILE_ROWS + lane / 4 + i / 2 % 2 * 8;
         if (row >= rows || token >= x.n_tok) continue;
-        const float sum = acc[r][n][i % 4] * (1.0f / W::unit_f16);
+        const float sum = acc[r][n][i % 4] * (1.0f / W::unit_f16) * (i % 2 ? back[n].y : back[n].x);
         y[split + token * ldy + row] = bias ? sum + bias[row] : sum;
     }
 }
@@ -246,25 +302,36 @@ __global__ void __launch_bounds__(256)
     y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
-/* y (n_tok, ldy) += bias; grid: rows / 256, n_tok */
-__global__ void __launch_bounds__(256) add_bias(gptr<const float> bias, int rows, gptr<float> y, int64_t ldy) {
-    const int row = blockIdx.x * 256 + threadIdx.x;
-    if (row < rows) y[blockIdx.y * ldy + row] += bias[row];
+/* y (n_tok, ldy) = y * back[token] + bias; bias [rows] or NULL. grid: n_tok. Most tokens have nothing to do. */
+__global__ void __launch_bounds__(256)
+    bring_back(gptr<const float> back, gptr<const float> bias, int rows, gptr<float> y, int64_t ldy) {
+    const float by = back[blockIdx.x];
+    if (by == 1.0f && !bias) return;
+    for (int row = threadIdx.x; row < rows; row += 256) {
+        const float sum = y[blockIdx.x * ldy + row] * by;
+        y[blockIdx.x * ldy + row] = bias ? sum + bias[row] : sum;
+    }
 }
 
 /* ---- what goes in */
 
-/* One warp a group of 32 columns of one token; grid: groups / 8, tokens with those that pad. */
-__global__ void __launch_bounds__(256)
-    fill_rows(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> rows, gptr<float> sums, int groups) {
-    const int lane = threadIdx.x % 32, group = blockIdx.x * 8 + threadIdx.x / 32, token = blockIdx.y;
-    const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-    float v = 0;
-    if (token < n_tok && column < cols) v = x[token * cols + column];
-    const half_of_group rounded = round_group(v);
+/* grid: tokens with those that pad, shares (cuda/acts.cuh). */
+__global__ void __launch_bounds__(ROW_THREADS)
+    fill_rows(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> rows, gptr<float> sums, gptr<float> back,
+              int groups) {
+    SHARED(uint32_t, part, 32);
+    const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
+    const int64_t row = token * cols, n = token < n_tok ? cols : 0;
+    const row_factors factors = factors_of_row(x + row, n, part);
     const int place = lane / 16 * 16 + lane % 16 / 2 + lane % 2 * 8; /* cuda/gemm.h */
-    rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
-    if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.y + token] = rounded.sum;
+    for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
+        const int64_t column = static_cast<int64_t>(group) * 32 + lane;
+        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
+        if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.x + token] = rounded.sum;
+    }
+    if (first == 0 && lane == 0) back[token] = factors.back;
 }
 
 /* Weights as f16 rows (rows, ld), columns in the order of fill_rows: scales and minimums applied in f32, rounded once.
@@ -284,7 +351,7 @@ __global__ void __launch_bounds__(256)
         UNROLL
         for (int i = 0; i < 4; i++) { /* rows g and g + 8 of the first and of the last 16 columns */
             const int row = blockIdx.y * TILE_ROWS + lane / 4 + i % 2 * 8, column = j * 32 + i / 2 * 16 + (t & 1) * 8;
-            if (i % 2 == 0) W::scales(w, W::group == 32 ? j : 2 * j + i / 2, s);
+            if (i % 2 == 0) W::scales(w, W::group == 16 ? 2 * j + i / 2 : j, s);
             const float by = s[i % 2] * (1.0f / W::unit_f16);
             const auto scaled = [&](uint32_t h2) {
                 return h2_from_floats(fmaf(h2_low(h2), by, m[i % 2]), fmaf(h2_high(h2), by, m[i % 2]));
@@ -319,8 +386,14 @@ int block_tokens(int64_t n_tok) {
 int64_t padded_tokens(int64_t n_tok) {
     return ceil_div(n_tok, block_tokens(n_tok)) * block_tokens(n_tok);
 }
-int64_t rows_bytes(int64_t n_tok, int64_t cols) {
-    return padded_tokens(n_tok) * acts_groups(cols) * 64;
+/* Where sums and what brings tokens back are in a buffer of activations, and its end. */
+struct acts_places {
+    int64_t sums, back, end;
+};
+acts_places places_of(int64_t n_tok, int64_t cols) {
+    const int64_t padded = padded_tokens(n_tok), sums = padded * acts_groups(cols) * 64;
+    const int64_t back = sums + padded * acts_groups(cols) * 4;
+    return {sums, back, back + padded * 4};
 }
 int most_splits(int64_t cols) {
     return static_cast<int>(min(max(ceil_div(cols, STAGE_COLUMNS) / SPLIT_STAGES, int64_t{1}), int64_t{MOST_SPLITS}));
@@ -328,8 +401,13 @@ int most_splits(int64_t cols) {
 
 acts_rows rows_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    return {base, as<const float>(base + rows_bytes(n_tok, cols)), static_cast<int>(acts_groups(cols) * 64),
-            static_cast<int>(padded_tokens(n_tok)), n_tok};
+    const acts_places at = places_of(n_tok, cols);
+    return {base,
+            as<const float>(base + at.sums),
+            as<const float>(base + at.back),
+            static_cast<int>(acts_groups(cols) * 64),
+            static_cast<int>(padded_tokens(n_tok)),
+            n_tok};
 }
 
 void launch_add_splits(stream_t stream, const float *parts, int splits, const cuda_matrix *w, int n_tok, float *y,
@@ -367,8 +445,7 @@ void launch_gemm(stream_t stream, const cuda_matrix *m, const void *acts, int n_
 } // namespace
 
 size_t cuda_acts_rows_bytes(int64_t n_tok, int64_t cols) {
-    const int64_t sums = acts_groups(cols) * padded_tokens(n_tok) * 4;
-    return static_cast<size_t>(rows_bytes(n_tok, cols) + sums);
+    return static_cast<size_t>(places_of(n_tok, cols).end);
 }
 int64_t cuda_acts_rows_ld(int64_t cols) {
     return acts_groups(cols) * 32;
@@ -376,12 +453,15 @@ int64_t cuda_acts_rows_ld(int64_t cols) {
 
 void cuda_acts_rows(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts) {
     const int groups = static_cast<int>(acts_groups(cols));
+    const acts_places at = places_of(n_tok, cols);
     gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
     gptr<uint16_t> rows = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + rows_bytes(n_tok, cols));
+    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.back);
     gptr<const float> in = device_pointer(x);
-    const dim3 grid(static_cast<unsigned>(groups / 8), static_cast<unsigned>(padded_tokens(n_tok)));
-    LAUNCH(fill_rows, grid, 256, 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, rows, sums, groups);
+    const int64_t padded = padded_tokens(n_tok);
+    const dim3 grid(static_cast<unsigned>(padded), row_shares(groups, padded));
+    LAUNCH(fill_rows, grid, row_threads(groups), 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, rows, sums,
+           back, groups);
 }
 
 size_t cuda_gemm_bytes(int64_t n_tok, int64_t rows, int64_t cols) {
@@ -395,7 +475,7 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
                void *parts, size_t parts_bytes) {
     const auto s = reinterpret_cast<stream_t>(stream);
     const auto p = static_cast<float *>(parts);
-    with_weights(w->type, [&](auto type) {
+    with_weights(w, [&](auto type) {
         using W = decltype(type);
         switch (block_tokens(n_tok)) {
         case 16: return launch_gemm<W, 16>(s, w, acts, n_tok, y, ldy, p, parts_bytes);
@@ -406,7 +486,7 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
 }
 
 void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *m, uint16_t *out) {
-    with_weights(m->type, [&](auto type) {
+    with_weights(m, [&](auto type) {
         using W = decltype(type);
         const int n_tiles = static_cast<int>(ceil_div(m->cols, W::columns)), rows = static_cast<int>(m->rows);
         const dim3 grid(static_cast<unsigned>(ceil_div(n_tiles, 8)), static_cast<unsigned>(ceil_div(rows, TILE_ROWS)));
@@ -417,10 +497,10 @@ void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *m, uint16_t *out) {
     });
 }
 
-void cuda_add_bias(gpu_stream *stream, const cuda_matrix *w, int n_tok, float *y, int64_t ldy) {
+void cuda_bring_back(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {
     const int rows = static_cast<int>(w->rows);
-    gptr<const float> bias = device_pointer(w->bias);
+    gptr<const float> back = rows_of(acts, n_tok, w->cols).back, bias = device_pointer(w->bias);
     gptr<float> out = device_pointer(y);
-    const dim3 grid(static_cast<unsigned>(ceil_div(rows, 256)), static_cast<unsigned>(n_tok));
-    LAUNCH(add_bias, grid, 256, 0, reinterpret_cast<stream_t>(stream), bias, rows, out, ldy);
+    LAUNCH(bring_back, static_cast<unsigned>(n_tok), 256, 0, reinterpret_cast<stream_t>(stream), back, bias, rows, out,
+           ldy);
 }

@@ -8,10 +8,10 @@
 extern "C" {
 #endif
 
-/* Activations of any number of tokens: rows of f16 (tokens, ld), ld = cols up to a multiple of 256; then sums (ld / 32,
- * tokens) f32 of every 32 columns. Tokens go up to 16, 32 or a multiple of 64; what is not there is zero. Of every 16
- * columns the even ones come first, then the odd ones: operand B of mma beside weights whose nibbles become f16 two at
- * a time. Magnitudes from 65520 on become infinite. */
+/* Activations of any number of tokens: rows of f16 (tokens, ld), ld = cols up to a multiple of 256, a token's times a
+ * power of two (cuda/acts.cuh); then sums (ld / 32, tokens) f32 of every 32 columns; then what brings results back,
+ * [tokens] f32. Tokens go up to 16, 32 or a multiple of 64; what is not there is zero. Of every 16 columns the even
+ * ones come first, then the odd ones: operand B of mma beside weights whose nibbles become f16 two at a time. */
 size_t cuda_acts_rows_bytes(int64_t n_tok, int64_t cols);
 int64_t cuda_acts_rows_ld(int64_t cols);
 void cuda_acts_rows(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
@@ -25,8 +25,9 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
 /* Weights to f16 rows (rows, cuda_acts_rows_ld), columns in the order of the activations; only tiles that are there are
  * written: up to the next multiple of 64 columns, or 256 for types with blocks of 256. */
 void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *w, uint16_t *out);
-/* y (n_tok, ldy) += bias */
-void cuda_add_bias(gpu_stream *stream, const cuda_matrix *w, int n_tok, float *y, int64_t ldy);
+/* After a product of unpacked rows with the rows of activations: y (n_tok, ldy) divided by the tokens' powers of two,
+ * plus the bias, if there is one. */
+void cuda_bring_back(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 
 #ifdef __cplusplus
 }

@@ -13,21 +13,32 @@ extern "C" {
 #endif
 
 #include "core/tensor.h" /* C's own headers say nothing of C++ */
+#include "llmq.h"
 
 typedef struct gpu_stream gpu_stream; /* NULL: the default stream */
 
 /* ---- weights: the layout of cuda/layout.h, made on the host */
 
-/* The type that a matrix has on the device: its own if cuda/layout.h has it, F16 otherwise. */
+/* The type that a matrix has on the device, if it is in no groups: its own if cuda/layout.h has it, F16 otherwise. */
 llmq_type cuda_packed_type(llmq_type native);
-/* Bytes of a packed matrix of that type; 0 if cols is no multiple of its block. */
-size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols);
-/* Native rows (host memory, without gaps, at any address) to packed. A type with a layout keeps the file's values
- * exactly; others are rounded to f16, and values that are too large for it are LLMQ_E_NUMERIC. */
-llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err);
+/* How many columns, 128, 64, 32 or 0, are one group in each of these native rows: the same scale and minimum, to
+ * the bit, and no more than 16 neighbouring levels. 0 as well for types that have no layouts for it. Of several parts
+ * of a matrix the least is that of all. */
+int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data);
+/* The group (cuda/layout.h) of the smallest layout for rows in which every `shared` columns are one: 32, 64 or 128,
+ * which are layouts of the native type; or 0, that of cuda_packed_type, which holds any rows. */
+int cuda_group_of(llmq_type native, int64_t shared, int64_t cols);
+/* Bytes of a packed matrix; 0 if there is no such layout or cols is no multiple of the type's block. */
+size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t cols);
+/* Native rows (host memory, without gaps, at any address) to packed; group: 0, or what cuda_group_of gives for
+ * them. A type with a layout keeps the file's values exactly; others are rounded to f16, and values that are too large
+ * for it are LLMQ_E_NUMERIC. */
+llmq_status cuda_pack(llmq_type native, int group, int64_t rows, int64_t cols, const void *data, void *packed,
+                      llmq_err *err);
 
 typedef struct cuda_matrix {
     llmq_type type; /* packed */
+    int group;      /* cuda/layout.h; 0: none */
     int64_t rows, cols;
     const void *packed; /* 256-byte aligned */
     const float *bias;  /* [rows] or NULL */
@@ -40,11 +51,12 @@ size_t cuda_acts_f16_bytes(int n_tok, int64_t cols);
 /* 8 bits, one scale for 32, absmax / 127; no outliers are kept apart as the CPU does (cpu/act_q8.h). Non-finite inputs
  * make their group's scale non-finite. */
 void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
-/* f16: magnitudes from 65520 on become infinite. */
+/* f16, a token's times a power of two where its largest magnitude would not suit f16 (cuda/acts.cuh), which products
+ * divide by: finite inputs stay finite. */
 void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
 
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]), weights unpacked on the fly. q8: 4-bit weights, 8-bit
- * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16. */
+ * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16, NF4 and FP4. */
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 void cuda_matvec_f16(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy);
 
@@ -58,10 +70,20 @@ void cuda_rms_norm(gpu_stream *stream, const float *x, const float *gain, float 
 void cuda_add(gpu_stream *stream, float *y, const float *x, int64_t n);
 void cuda_silu_mul(gpu_stream *stream, const float *gate, const float *up, float *y, int64_t n); /* y may be gate */
 
-/* The index of the largest of n < 2^31 numbers, the first of equals; NaN and -infinity do not count. The first 8 bytes
- * of scratch become {float, int32_t}: the number and its index, -1 if there is none. */
-#define CUDA_ARGMAX_BYTES 520
-void cuda_argmax(gpu_stream *stream, const float *x, int64_t n, void *scratch);
+/* ---- sampling: the chain of engine/sampler.c */
+
+#define CUDA_SAMPLE_ROWS 8
+#define CUDA_SAMPLE_BYTES(n_rows) (256 + (size_t)(n_rows)*18688)
+/* Penalizes the logits of n different tokens, in place. */
+void cuda_penalize(gpu_stream *stream, float *logits, const int32_t *tokens, int n, float penalty);
+/* A token for each of n_rows <= 8 rows of logits (n_rows, n), n < 2^31, which penalties have changed already. uniform
+ * [n_rows]: the random numbers. The first n_rows words of scratch (CUDA_SAMPLE_BYTES) become the tokens, or what
+ * core/device.h has in their place. */
+typedef struct cuda_draw {
+    const llmq_sampler_params *params;
+    double uniform;
+} cuda_draw;
+void cuda_sample(gpu_stream *stream, const float *logits, int64_t n, int n_rows, const cuda_draw *draws, void *scratch);
 
 /* One layer of a sequence's cache. Positions lie in pages, 128 in each; a page has the keys and values of all layers,
  * those of this one k and v bytes behind its beginning: (n_head_kv, 128, head_dim) f16, head_dim a multiple of 8 up to

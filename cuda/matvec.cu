@@ -4,6 +4,7 @@
  * Weights are the A operand of mma (16 rows of output), tokens its 8 columns: what a lane loads are its own operands,
  * and weights never see shared memory. A block has 16 rows of output; its warps take turns along the columns, so that
  * together they read one stream, and add up in shared memory at the end, always in the same order. */
+#include "cuda/acts.cuh"
 #include "cuda/dequant.cuh"
 
 namespace {
@@ -26,6 +27,7 @@ struct acts_f16 {
     static constexpr bool integers = false;
     gptr<const uint4> halves;
     gptr<const float2> sums;
+    gptr<const float> back; /* [8] */
     int n_tok;
 };
 
@@ -51,32 +53,42 @@ __device__ __forceinline__ operand_f16 fetch(const acts_f16 &x, int group, int l
 }
 
 /* acc[i] += c[i] * s[row] * d[token]; i: rows g, g, g + 8, g + 8, tokens 2t, 2t + 1, 2t, 2t + 1. */
-__device__ __forceinline__ void add_scaled(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float2 d) {
+__device__ __forceinline__ void add_integers(float (&acc)[4], const int32_t (&c)[4], const float (&s)[2], float2 d) {
     acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, s[0] * d.x, acc[0]);
     acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, s[0] * d.y, acc[1]);
     acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, s[1] * d.x, acc[2]);
     acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, s[1] * d.y, acc[3]);
 }
+/* acc[i] += c[i] * d[token] */
+__device__ __forceinline__ void add_integers(float (&acc)[4], const int32_t (&c)[4], float2 d) {
+    acc[0] = fmaf(__int_as_float(c[0]) - MAGIC_FLOAT, d.x, acc[0]);
+    acc[1] = fmaf(__int_as_float(c[1]) - MAGIC_FLOAT, d.y, acc[1]);
+    acc[2] = fmaf(__int_as_float(c[2]) - MAGIC_FLOAT, d.x, acc[2]);
+    acc[3] = fmaf(__int_as_float(c[3]) - MAGIC_FLOAT, d.y, acc[3]);
+}
 
-/* Group j of a tile times 8-bit activations. */
+/* Group j of a tile times 8-bit activations, scaled or not (scaled_later). */
 template <class W>
 __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const operand_q8 &x, float (&acc)[4]) {
     uint32_t a[4];
     float s[2];
     int32_t c[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
     W::codes(w, j, a);
-    if constexpr (W::group == 32) {
+    if constexpr (scaled_later<W>) {
+        mma_s8(c, a, {x.b.x, x.b.y});
+        add_integers(acc, c, x.d);
+    } else if constexpr (W::group == 32) {
         mma_s8(c, a, {x.b.x, x.b.y});
         W::scales(w, j, s);
-        add_scaled(acc, c, s, x.d);
+        add_integers(acc, c, s, x.d);
     } else {
         int32_t e[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
         mma_s8_k16(c, {a[0], a[1]}, x.b.x);
         mma_s8_k16(e, {a[2], a[3]}, x.b.y);
         W::scales(w, 2 * j, s);
-        add_scaled(acc, c, s, x.d);
+        add_integers(acc, c, s, x.d);
         W::scales(w, 2 * j + 1, s);
-        add_scaled(acc, e, s, x.d);
+        add_integers(acc, e, s, x.d);
     }
 }
 
@@ -88,13 +100,47 @@ __device__ __forceinline__ void multiply(const typename W::tile &w, int j, const
     multiply<W>(w, j, a, {x.b.x, x.b.y, x.b.z, x.b.w}, acc);
 }
 
+/* acc[r] += tiles of rows side by side times activations, whose first group of 32 is `first`. */
+template <class W, class ACTS, int TILES>
+__device__ __forceinline__ void multiply_tiles(const typename W::tile (&w)[TILES], const ACTS &x, int first, int lane,
+                                               float (&acc)[TILES][4]) {
+    constexpr int GROUPS = W::columns / 32, SHARE = scaled_later<W> ? GROUPS : 1; /* groups of one scale */
+    UNROLL
+    for (int j = 0; j < GROUPS; j += SHARE) {
+        float products[TILES][4] = {};
+        float2 sums;
+        UNROLL
+        for (int i = j; i < j + SHARE; i++) {
+            const auto operand = fetch(x, first + i, lane);
+            UNROLL
+            for (int r = 0; r < TILES; r++) multiply<W>(w[r], i, operand, scaled_later<W> ? products[r] : acc[r]);
+            if constexpr (W::has_mins) {
+                const float2 more = x.sums[(first + i) * 4 + lane % 4];
+                sums = i == j ? more : float2{sums.x + more.x, sums.y + more.y};
+            }
+        }
+        UNROLL
+        for (int r = 0; r < TILES; r++) {
+            float by[2];
+            if constexpr (scaled_later<W>) {
+                W::scales(w[r], j, by);
+                add_scaled(acc[r], products[r], by);
+            }
+            if constexpr (W::has_mins) {
+                W::mins(w[r], j, by);
+                add_mins(acc[r], by, sums);
+            }
+        }
+    }
+}
+
 /* How a weight type is worked on: tiles of rows that a warp has side by side, so that activations are fetched once for
  * all of them; tiles along the columns that are in flight before the first is multiplied; blocks that a multiprocessor
  * has to have room for, which bounds the registers. Chosen by instruction counts (scripts/check_cuda_code.py), not by
  * running it: UNTUNED. */
 template <class W> struct plan {
-    static constexpr bool small = W::columns == 64; /* of tiles */
-    static constexpr int row_tiles = small ? 2 : 1, ahead = small && W::bytes < 2048 ? 2 : 1, blocks = 3;
+    static constexpr int row_tiles = W::columns < 256 ? 2 : 1, ahead = W::columns == 64 && W::bytes < 2048 ? 2 : 1;
+    static constexpr int blocks = 3;
 };
 
 /* weights (row tiles, n_tiles, W::bytes), y (n_tok, ldy), bias [rows] or NULL. A block has plan::row_tiles * 16 rows.
@@ -103,7 +149,7 @@ template <class W, class ACTS>
 __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     matvec(gptr<const uint8_t> weights, ACTS x, gptr<const float> bias, gptr<float> y, int64_t ldy, int rows,
            int n_tiles) {
-    constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead, GROUPS = W::columns / 32;
+    constexpr int TILES = plan<W>::row_tiles, AHEAD = plan<W>::ahead;
     static_assert(TILES * 4 <= WARPS && TILES <= 2 && (!W::has_mins || W::unit_f16 == 1), "as the code below has it");
     SHARED(float, part, WARPS *TILES * 128);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.x * TILES * TILE_ROWS;
@@ -125,21 +171,7 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
         for (int u = 0; u < AHEAD; u++) {
             const int n = first + u * WARPS;
             if (n >= n_tiles) break;
-            UNROLL
-            for (int j = 0; j < GROUPS; j++) {
-                const auto operand = fetch(x, n * GROUPS + j, lane);
-                UNROLL
-                for (int r = 0; r < TILES; r++) multiply<W>(tiles[u][r], j, operand, acc[r]);
-                if constexpr (W::has_mins) {
-                    const float2 sums = x.sums[(n * GROUPS + j) * 4 + lane % 4];
-                    UNROLL
-                    for (int r = 0; r < TILES; r++) {
-                        float m[2];
-                        W::mins(tiles[u][r], j, m);
-                        add_mins(acc[r], m, sums);
-                    }
-                }
-            }
+            multiply_tiles<W>(tiles[u], x, n * (W::columns / 32), lane, acc);
         }
     }
     UNROLL
@@ -154,7 +186,7 @@ __global__ void __launch_bounds__(WARPS * 32, plan<W>::blocks)
     if constexpr (ACTS::integers)
         sum *= 1.0f / W::unit;
     else
-        sum *= 1.0f / W::unit_f16;
+        sum *= 1.0f / W::unit_f16 * x.back[token];
     y[token * ldy + row] = bias ? sum + bias[row] : sum;
 }
 
@@ -188,24 +220,31 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     }
 }
 
-__global__ void __launch_bounds__(ACT_TOKENS * 32)
-    fill_f16(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> out, gptr<float> sums) {
-    const int lane = threadIdx.x % 32, token = threadIdx.x / 32, group = blockIdx.x;
-    const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-    float v = 0;
-    if (token < n_tok && column < cols) v = x[token * cols + column];
-    const half_of_group rounded = round_group(v);
+/* grid: 8 tokens, shares (cuda/acts.cuh). Tokens that are not there have sums of zero. */
+__global__ void __launch_bounds__(ROW_THREADS)
+    fill_f16(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> out, gptr<float> sums, gptr<float> back,
+             int groups) {
+    SHARED(uint32_t, part, 32);
+    const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
+    const int64_t row = token * cols, n = token < n_tok ? cols : 0;
+    const row_factors factors = factors_of_row(x + row, n, part);
     /* bytes e of a word become pairs (0, 2), (1, 3) */
     const int e = lane % 4, place = lane % 16 / 4 * 8 + lane / 16 * 4 + (e >> 1 | (e & 1) << 1);
-    if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
-    if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
+    for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
+        const int64_t column = static_cast<int64_t>(group) * 32 + lane;
+        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
+        if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
+    }
+    if (first == 0 && lane == 0) back[token] = factors.back;
 }
 
 int64_t act_groups(int64_t cols) {
     return (cols + ACT_PAD - 1) / ACT_PAD * (ACT_PAD / 32);
 }
 
-/* Where the parts of an activation buffer are, in bytes. */
+/* Where the parts of an activation buffer are, in bytes; scales: of groups, or what brings tokens back. */
 struct act_places {
     int64_t groups, scales, sums, end;
 };
@@ -214,8 +253,8 @@ act_places places_q8(int n_tok, int64_t cols) {
     return {groups, scales, scales + each, scales + 2 * each};
 }
 act_places places_f16(int n_tok, int64_t cols) {
-    const int64_t groups = act_groups(cols), sums = groups * n_tok * 64;
-    return {groups, 0, sums, sums + groups * ACT_TOKENS * 4};
+    const int64_t groups = act_groups(cols), sums = groups * n_tok * 64, back = sums + groups * ACT_TOKENS * 4;
+    return {groups, back, sums, back + ACT_TOKENS * 4};
 }
 
 acts_q8 acts_q8_of(const void *acts, int n_tok, int64_t cols) {
@@ -226,7 +265,8 @@ acts_q8 acts_q8_of(const void *acts, int n_tok, int64_t cols) {
 
 acts_f16 acts_f16_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
-    return {as<const uint4>(base), as<const float2>(base + places_f16(n_tok, cols).sums), n_tok};
+    const act_places at = places_f16(n_tok, cols);
+    return {as<const uint4>(base), as<const float2>(base + at.sums), as<const float>(base + at.scales), n_tok};
 }
 
 template <class W, class ACTS>
@@ -241,7 +281,7 @@ void launch_matvec(stream_t stream, const cuda_matrix *w, const ACTS &x, float *
 }
 
 template <class ACTS> void matvec_of(gpu_stream *stream, const cuda_matrix *w, const ACTS &x, float *y, int64_t ldy) {
-    with_weights(w->type, [&](auto type) {
+    with_weights(w, [&](auto type) {
         using weights = decltype(type);
         if constexpr (!ACTS::integers || weights::has_codes)
             launch_matvec<weights>(reinterpret_cast<stream_t>(stream), w, x, y, ldy);
@@ -270,10 +310,11 @@ void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, 
     const act_places at = places_f16(n_tok, cols);
     gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
     gptr<uint16_t> halves = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + at.sums);
+    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.scales);
     gptr<const float> in = device_pointer(x);
-    LAUNCH(fill_f16, static_cast<unsigned>(at.groups), ACT_TOKENS * 32, 0, reinterpret_cast<stream_t>(stream), in, cols,
-           n_tok, halves, sums);
+    const dim3 grid(ACT_TOKENS, row_shares(at.groups, ACT_TOKENS));
+    LAUNCH(fill_f16, grid, row_threads(at.groups), 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, halves, sums,
+           back, static_cast<int>(at.groups));
 }
 
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {

@@ -1,6 +1,7 @@
 /* Weights to the GPU: packed on the host, and uploaded beside it. */
 #include "cuda/model.h"
 
+#include <limits.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -21,11 +22,22 @@ static llmq_status upload_vector(const char *what, const float *x, int64_t n, fl
     return x ? gpu_upload_new(what, x, (size_t)n * sizeof *x, out, err) : LLMQ_OK;
 }
 
-static cuda_matrix packed_shape(const llmq_tensor *t) {
-    return (cuda_matrix){.type = cuda_packed_type(t->type), .rows = tensor_rows(t), .cols = tensor_cols(t)};
+/* With every `shared` columns in one group. */
+static cuda_matrix packed_shape(const llmq_tensor *t, int64_t shared) {
+    const int group = cuda_group_of(t->type, shared, tensor_cols(t));
+    return (cuda_matrix){.type = group ? t->type : cuda_packed_type(t->type),
+                         .group = group,
+                         .rows = tensor_rows(t),
+                         .cols = tensor_cols(t)};
 }
 
-/* ---- matrices: slabs of rows are packed by a team into one buffer while the one before is uploaded */
+static size_t packed_bytes(const cuda_matrix *w, int64_t rows) {
+    return cuda_pack_bytes(w->type, w->group, rows, w->cols);
+}
+
+/* ---- matrices: slabs of rows are packed by a team into one buffer while the one before is uploaded. Before that the
+ * team reads them to see whether groups have one scale, for which there are smaller layouts; most matrices that do not
+ * show it in their first rows. */
 
 enum { STAGING_BYTES = 16 << 20 };
 
@@ -37,24 +49,47 @@ typedef struct loader {
 
 typedef struct pack_job {
     const llmq_tensor *from;
-    const cuda_matrix *to;
+    cuda_matrix *to;
     int64_t first, n_rows; /* first: a multiple of TILE_ROWS */
     size_t tile_row_bytes;
     uint8_t *packed;
+    int shared[LLMQ_THREADS_MAX];
     llmq_status status[LLMQ_THREADS_MAX];
     llmq_err err[LLMQ_THREADS_MAX];
 } pack_job;
 
+static const uint8_t *native_row(const pack_job *job, int64_t row) {
+    return (const uint8_t *)job->from->data + row * type_row_bytes(job->from->type, job->to->cols);
+}
+
+static void compare_worker(const llmq_worker *w, void *arg) {
+    pack_job *job = arg;
+    int64_t begin, end;
+    worker_range(w, job->to->rows, TILE_ROWS, &begin, &end);
+    job->shared[w->id] = INT_MAX;
+    if (begin < end)
+        job->shared[w->id] = cuda_shared_columns(job->from->type, end - begin, job->to->cols, native_row(job, begin));
+}
+
+/* The layout is that of the groups that all rows have. */
+static void choose_layout(const loader *l, pack_job *job) {
+    int shared = INT_MAX;
+    team_run(l->team, compare_worker, job);
+    for (int i = 0; i < team_size(l->team); i++) shared = job->shared[i] < shared ? job->shared[i] : shared;
+    *job->to = packed_shape(job->from, shared);
+    job->tile_row_bytes = packed_bytes(job->to, TILE_ROWS);
+    LLMQ_ASSERT(job->tile_row_bytes > 0);
+}
+
 static void pack_worker(const llmq_worker *w, void *arg) {
     pack_job *job = arg;
-    int64_t begin, end, cols = job->to->cols;
+    int64_t begin, end;
     worker_range(w, job->n_rows, TILE_ROWS, &begin, &end);
     job->status[w->id] = LLMQ_OK;
     if (begin == end) return;
-    const uint8_t *rows =
-        (const uint8_t *)job->from->data + (job->first + begin) * type_row_bytes(job->from->type, cols);
-    job->status[w->id] = cuda_pack(job->from->type, end - begin, cols, rows,
-                                   job->packed + (size_t)(begin / TILE_ROWS) * job->tile_row_bytes, &job->err[w->id]);
+    job->status[w->id] =
+        cuda_pack(job->from->type, job->to->group, end - begin, job->to->cols, native_row(job, job->first + begin),
+                  job->packed + (size_t)(begin / TILE_ROWS) * job->tile_row_bytes, &job->err[w->id]);
 }
 
 static llmq_status pack_slab(const loader *l, pack_job *job, llmq_err *err) {
@@ -78,21 +113,20 @@ static llmq_status send_slabs(const loader *l, pack_job *job, llmq_err *err) {
         job->n_rows = rows - at < most ? rows - at : most;
         LLMQ_TRY(pack_slab(l, job, err));
         uint8_t *to = (uint8_t *)job->to->packed + (size_t)(at / TILE_ROWS) * job->tile_row_bytes;
-        LLMQ_TRY(gpu_staging_send(l->staging, to, cuda_pack_bytes(job->to->type, job->n_rows, job->to->cols), err));
+        LLMQ_TRY(gpu_staging_send(l->staging, to, packed_bytes(job->to, job->n_rows), err));
     }
     return LLMQ_OK;
 }
 
 static llmq_status upload_matrix(const loader *l, const char *what, const llmq_device_matrix *from, cuda_matrix *out,
                                  llmq_err *err) {
-    *out = packed_shape(from->w);
-    const size_t bytes = cuda_pack_bytes(out->type, out->rows, out->cols);
-    LLMQ_ASSERT(bytes > 0);
+    *out = (cuda_matrix){.rows = tensor_rows(from->w), .cols = tensor_cols(from->w)};
     pack_job *job = mem_zalloc(1, sizeof *job);
     if (!job) return mem_error(err, sizeof *job, "packing weights for the GPU");
-    *job = (pack_job){.from = from->w, .to = out, .tile_row_bytes = cuda_pack_bytes(out->type, TILE_ROWS, out->cols)};
+    *job = (pack_job){.from = from->w, .to = out};
     llmq_status status = l->d->load(l->d->user, from->w, err);
-    if (status == LLMQ_OK) status = gpu_alloc(what, bytes, (void **)&out->packed, err);
+    if (status == LLMQ_OK) choose_layout(l, job);
+    if (status == LLMQ_OK) status = gpu_alloc(what, packed_bytes(out, out->rows), (void **)&out->packed, err);
     if (status == LLMQ_OK) status = send_slabs(l, job, err);
     mem_free(job);
     if (status != LLMQ_OK) return status;
@@ -208,8 +242,8 @@ llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out,
 /* ---- sizes */
 
 size_t gpu_matrix_bytes(const llmq_tensor *t) {
-    const cuda_matrix w = packed_shape(t);
-    return size_align(cuda_pack_bytes(w.type, w.rows, w.cols), GPU_ALIGN);
+    const cuda_matrix w = packed_shape(t, t->group);
+    return size_align(packed_bytes(&w, w.rows), GPU_ALIGN);
 }
 
 size_t gpu_layer_bytes(const llmq_device_desc *d, const llmq_device_layer *l) {

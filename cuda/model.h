@@ -31,7 +31,8 @@ void gpu_model_destroy(llmq_device_model *m);
 llmq_status gpu_model_check(const llmq_device_desc *d, llmq_err *err);
 /* The first layer of a cache, without its table. */
 cuda_kv gpu_kv_of(const llmq_device_desc *d, bool q8);
-/* Device memory of a matrix, and of all matrices, norms and biases of a layer (about). */
+/* Device memory of a matrix, or a little more where it has groups that its container does not know of; and of all
+ * matrices, norms and biases of a layer (about). */
 size_t gpu_matrix_bytes(const llmq_tensor *t);
 size_t gpu_layer_bytes(const llmq_device_desc *d, const llmq_device_layer *l);
 

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(THREADS)
         UNROLL
         for (int half = 0; half < 2; half++) {
             float s[2], m[2] = {0, 0};
-            W::scales(w, W::group == 32 ? j : 2 * j + half, s);
+            W::scales(w, W::group == 16 ? 2 * j + half : j, s);
             if constexpr (W::has_mins) W::mins(w, j, m);
             const float scale = high ? s[1] : s[0], min = high ? m[1] : m[0];
             const uint32_t even = high ? a[half][1] : a[half][0], odd = high ? a[half][3] : a[half][2];
@@ -183,7 +183,7 @@ void launch_embed(stream_t stream, const cuda_matrix *table, const int32_t *toke
 } // namespace
 
 void cuda_embed(gpu_stream *stream, const cuda_matrix *table, const int32_t *tokens, int n_tok, float *y) {
-    with_weights(table->type, [&](auto type) {
+    with_weights(table, [&](auto type) {
         launch_embed<decltype(type)>(reinterpret_cast<stream_t>(stream), table, tokens, n_tok, y);
     });
 }

@@ -11,17 +11,17 @@
 
 typedef struct tile_layout {
     llmq_type type;
-    int columns, bytes;
+    int group, columns, bytes;
 } tile_layout;
 
-static const tile_layout *layout_of(llmq_type type) {
+static const tile_layout *layout_of(llmq_type type, int group) {
     static const tile_layout layouts[] = {
-#define X(type, columns, bytes) {LLMQ_TYPE_##type, columns, bytes},
+#define X(type, group, columns, bytes) {LLMQ_TYPE_##type, group, columns, bytes},
         CUDA_LAYOUTS(X)
 #undef X
     };
     for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++)
-        if (layouts[i].type == type) return &layouts[i];
+        if (layouts[i].type == type && layouts[i].group == group) return &layouts[i];
     return NULL;
 }
 
@@ -30,20 +30,66 @@ static int64_t tiles_of(int64_t n, int64_t each) {
 }
 
 llmq_type cuda_packed_type(llmq_type native) {
-    return layout_of(native) ? native : LLMQ_TYPE_F16;
+    return layout_of(native, 0) ? native : LLMQ_TYPE_F16;
 }
 
-size_t cuda_pack_bytes(llmq_type packed_type, int64_t rows, int64_t cols) {
-    const tile_layout *l = layout_of(packed_type);
+size_t cuda_pack_bytes(llmq_type packed_type, int group, int64_t rows, int64_t cols) {
+    const tile_layout *l = layout_of(packed_type, group);
     if (!l || rows < 1 || cols < 1) return 0;
     if (packed_type != LLMQ_TYPE_F16 && cols % type_info(packed_type)->block_len) return 0;
     return (size_t)(tiles_of(rows, TILE_ROWS) * tiles_of(cols, l->columns) * l->bytes);
 }
 
+int cuda_group_of(llmq_type native, int64_t shared, int64_t cols) {
+    static const int groups[] = {32, 64, 128};
+    size_t least = cuda_pack_bytes(cuda_packed_type(native), 0, TILE_ROWS, cols);
+    int best = 0;
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        const size_t bytes = cuda_pack_bytes(native, groups[i], TILE_ROWS, cols);
+        if (!bytes || bytes > least || shared < 1 || (shared < cols && shared % groups[i])) continue;
+        best = groups[i];
+        least = bytes;
+    }
+    return best;
+}
+
+/* Have n blocks the same numbers, to the bit, and no more than 16 neighbouring levels? */
+static bool are_group(const llmq_type_info *info, const uint8_t *block, int64_t n) {
+    llmq_grid first, grid;
+    uint8_t codes[TYPE_MAX_BLOCK];
+    int low = UINT8_MAX, high = 0;
+    for (int64_t b = 0; b < n; b++, block += info->block_bytes) {
+        info->unpack(block, &grid, codes);
+        if (b == 0) first = grid;
+        if (memcmp(&grid.d, &first.d, sizeof grid.d) || memcmp(grid.offset, first.offset, sizeof *grid.offset))
+            return false;
+        for (int i = 0; i < info->block_len; i++) {
+            low = codes[i] < low ? codes[i] : low;
+            high = codes[i] > high ? codes[i] : high;
+        }
+    }
+    return high - low < 16;
+}
+
+static bool all_in_groups(const llmq_type_info *info, int64_t rows, int64_t cols, int group, const uint8_t *block) {
+    const int64_t row_blocks = cols / info->block_len, each = group / info->block_len;
+    for (int64_t r = 0; r < rows; r++, block += row_blocks * info->block_bytes)
+        for (int64_t b = 0; b < row_blocks; b += each)
+            if (!are_group(info, block + b * info->block_bytes, row_blocks - b < each ? row_blocks - b : each))
+                return false;
+    return true;
+}
+
+int cuda_shared_columns(llmq_type native, int64_t rows, int64_t cols, const void *data) {
+    for (int group = 128; group >= 32; group /= 2)
+        if (layout_of(native, group) && all_in_groups(type_info(native), rows, cols, group, data)) return group;
+    return 0;
+}
+
 /* One tile taken apart: up to 16 rows of up to 256 columns. */
 typedef struct open_tile {
     uint8_t codes[TILE_ROWS][256];
-    llmq_grid grid[TILE_ROWS][2]; /* by block: 2 of 32 columns, or 1 of 256 */
+    llmq_grid grid[TILE_ROWS][4]; /* by block: 2 or 4 of 32 columns, or 1 of 256. Of a group the first counts */
 } open_tile;
 
 static void open_row(const llmq_type_info *info, const uint8_t *block, int64_t blocks, open_tile *t, int row) {
@@ -99,13 +145,13 @@ static void put_f16(float x, uint8_t *out) {
     memcpy(out, &half, sizeof half);
 }
 
-/* Of both groups: d of rows g and g + 8, and m where there is one. */
-static void put_scales(const open_tile *t, bool mins, uint8_t *out) {
+/* Of n groups: d of rows g and g + 8, and m where there is one. */
+static void put_scales(const open_tile *t, int n, bool mins, uint8_t *out) {
     for (int g = 0; g < 8; g++)
-        for (int j = 0; j < 2; j++)
+        for (int j = 0; j < n; j++)
             for (int high = 0; high < 2; high++) {
                 const llmq_grid *grid = &t->grid[g + 8 * high][j];
-                uint8_t *at = out + (g * 2 + j) * (mins ? 8 : 4) + high * 2;
+                uint8_t *at = out + (g * n + j) * (mins ? 8 : 4) + high * 2;
                 put_f16(grid->d, at);
                 if (mins) put_f16(grid->offset[0], at + 4);
             }
@@ -145,7 +191,7 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
     switch (l->type) {
     case LLMQ_TYPE_Q8_0:
         put_bytes(t, out);
-        put_scales(t, false, out + 1024);
+        put_scales(t, 2, false, out + 1024);
         break;
     case LLMQ_TYPE_Q4_K:
         put_nibbles(t, 256, false, 0, out);
@@ -166,10 +212,20 @@ static void close_tile(const open_tile *t, const tile_layout *l, uint8_t *out) {
         put_scales_f32(t, out + 512);
         break;
     default:
-        put_nibbles(t, 64, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);
-        put_scales(t, l->type == LLMQ_TYPE_Q4_1, out + 512);
+        put_nibbles(t, l->columns, l->type == LLMQ_TYPE_IQ4_NL, l->type == LLMQ_TYPE_Q4_0 ? 8 : 0, out);
+        put_scales(t, l->group ? l->columns / l->group : 2, l->type == LLMQ_TYPE_Q4_1 || l->type == LLMQ_TYPE_Q5_0,
+                   out + l->columns / 2 * TILE_ROWS);
         break;
     }
+}
+
+/* The codes of n blocks of a row that are one group become nibbles above the lowest of them; its level goes where a
+ * minimum would be. */
+static void lower_codes(open_tile *t, int row, int64_t block, int64_t n, const llmq_type_info *info) {
+    uint8_t *codes = t->codes[row] + block * info->block_len, low = UINT8_MAX;
+    for (int64_t i = 0; i < n * info->block_len; i++) low = codes[i] < low ? codes[i] : low;
+    for (int64_t i = 0; i < n * info->block_len; i++) codes[i] = (uint8_t)(codes[i] - low);
+    t->grid[row][block].offset[0] = info->levels[low];
 }
 
 static void pack_quantized(const tile_layout *l, int64_t rows, int64_t cols, const uint8_t *data, uint8_t *out) {
@@ -180,9 +236,13 @@ static void pack_quantized(const tile_layout *l, int64_t rows, int64_t cols, con
             int64_t left = cols - c < l->columns ? cols - c : l->columns;
             open_tile t;
             memset(&t, 0, sizeof t);
-            for (int row = 0; row < TILE_ROWS && r + row < rows; row++)
+            for (int row = 0; row < TILE_ROWS && r + row < rows; row++) {
                 open_row(info, data + (r + row) * row_bytes + c / info->block_len * info->block_bytes,
                          left / info->block_len, &t, row);
+                for (int64_t at = 0; l->type == LLMQ_TYPE_Q5_0 && at < left; at += l->group)
+                    lower_codes(&t, row, at / info->block_len,
+                                (left - at < l->group ? left - at : l->group) / info->block_len, info);
+            }
             close_tile(&t, l, out);
         }
     }
@@ -220,7 +280,7 @@ static void put_halves(const uint16_t *x, int64_t padded, int64_t column, uint8_
 
 static llmq_status pack_f16(llmq_type type, int64_t rows, int64_t cols, const uint8_t *data, uint8_t *out,
                             llmq_err *err) {
-    const tile_layout *l = layout_of(LLMQ_TYPE_F16);
+    const tile_layout *l = layout_of(LLMQ_TYPE_F16, 0);
     int64_t padded = tiles_of(cols, l->columns) * l->columns, row_bytes = type_row_bytes(type, cols);
     llmq_status status = LLMQ_OK;
     uint16_t *x = mem_alloc((size_t)padded, TILE_ROWS * sizeof *x);
@@ -239,8 +299,9 @@ done:
     return status;
 }
 
-llmq_status cuda_pack(llmq_type native, int64_t rows, int64_t cols, const void *data, void *packed, llmq_err *err) {
-    if (cuda_packed_type(native) == LLMQ_TYPE_F16) return pack_f16(native, rows, cols, data, packed, err);
-    pack_quantized(layout_of(native), rows, cols, data, packed);
+llmq_status cuda_pack(llmq_type native, int group, int64_t rows, int64_t cols, const void *data, void *packed,
+                      llmq_err *err) {
+    if (!group && cuda_packed_type(native) == LLMQ_TYPE_F16) return pack_f16(native, rows, cols, data, packed, err);
+    pack_quantized(layout_of(native, group), rows, cols, data, packed);
     return LLMQ_OK;
 }

@@ -10,14 +10,18 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* The most that any product of a pass of n tokens needs. */
-static size_t product_bytes(const llmq_device_desc *d, int64_t n) {
+int gpu_head_tokens(const llmq_device_work *w) {
+    return w->n_pass < HEAD_TOKENS ? w->n_pass : HEAD_TOKENS;
+}
+
+/* The most that any product of a pass of n tokens needs, or the head. */
+static size_t product_bytes(const llmq_device_desc *d, int64_t n, int64_t n_head) {
     const int64_t q_dim = d->n_head * d->head_dim, kv_dim = d->n_head_kv * d->head_dim;
     const int64_t shapes[][2] = {{larger(q_dim, kv_dim), d->n_embd}, /* q, k, v */
                                  {d->n_embd, q_dim},
                                  {d->n_ff, d->n_embd},
                                  {d->n_embd, d->n_ff}};
-    size_t most = 0;
+    size_t most = cuda_scratch_bytes(n_head, d->n_vocab, d->n_embd);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const size_t bytes = cuda_scratch_bytes(n, shapes[i][0], shapes[i][1]);
         if (bytes > most) most = bytes;
@@ -25,11 +29,15 @@ static size_t product_bytes(const llmq_device_desc *d, int64_t n) {
     return most;
 }
 
+static size_t repeated_most(const llmq_device_desc *d, const llmq_device_work *w) {
+    return (size_t)(w->n_ctx < d->n_vocab ? w->n_ctx : d->n_vocab);
+}
+
 typedef struct buffer {
     void *out; /* the address of a pointer */
     size_t bytes;
 } buffer;
-enum { BUFFERS = 15 };
+enum { BUFFERS = 16 };
 
 /* What runs write. */
 static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer list[BUFFERS]) {
@@ -38,7 +46,7 @@ static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer 
     const size_t f32 = sizeof(float), tokens = (size_t)w->n_pass, embd = (size_t)d->n_embd * f32;
     const size_t q_dim = (size_t)(d->n_head * d->head_dim) * f32, kv_dim = (size_t)(d->n_head_kv * d->head_dim) * f32;
     const int64_t widest = larger(larger(d->n_head * d->head_dim, d->n_embd), d->n_ff);
-    w->scratch.bytes = product_bytes(d, w->n_pass);
+    w->scratch.bytes = product_bytes(d, w->n_pass, gpu_head_tokens(w));
     const buffer all[BUFFERS] = {
         {&w->inputs, 2 * (size_t)w->n_batch * sizeof *w->inputs},
         {&w->x, (size_t)w->n_batch * embd},
@@ -53,8 +61,9 @@ static void list_buffers(const llmq_device_desc *d, llmq_device_work *w, buffer 
         {&w->forms, cuda_input_bytes(w->n_pass, widest)},
         {&w->attn_scratch, cuda_attention_scratch_bytes(&longest, &any, ACT_TOKENS)},
         {&w->scratch.memory, w->scratch.bytes},
-        {&w->logits, ACT_TOKENS * (size_t)d->n_vocab * f32},
-        {&w->best, CUDA_ARGMAX_BYTES},
+        {&w->logits, (size_t)gpu_head_tokens(w) * (size_t)d->n_vocab * f32},
+        {&w->sampling, CUDA_SAMPLE_BYTES(ACT_TOKENS)},
+        {&w->repeated, repeated_most(d, w) * sizeof *w->repeated},
     };
     memcpy(list, all, sizeof all);
 }
@@ -113,9 +122,11 @@ static llmq_status alloc_buffers(llmq_device_work *w, llmq_err *err) {
 }
 
 static llmq_status fill_work(llmq_device_work *w, const float *rope, llmq_err *err) {
-    const size_t n_inputs = 2 * (size_t)w->n_batch;
+    const size_t n_inputs = 2 * (size_t)w->n_batch, n_repeated = repeated_most(&w->m->d, w);
     w->host = mem_zalloc(n_inputs, sizeof *w->host);
-    if (!w->host) return mem_error(err, n_inputs * sizeof *w->host, "tokens");
+    w->host_repeated = mem_alloc(n_repeated, sizeof *w->host_repeated);
+    w->marks = mem_zalloc((size_t)w->m->d.n_vocab, sizeof *w->marks);
+    if (!w->host || !w->host_repeated || !w->marks) return mem_error(err, n_inputs * sizeof *w->host, "tokens");
     LLMQ_TRY(gpu_stream_create(&w->stream, err));
     LLMQ_TRY(gpu_upload_new("the RoPE table", rope, (size_t)(w->n_ctx * w->m->d.n_rot) * sizeof *rope, &w->rope, err));
     return alloc_buffers(w, err);
@@ -128,7 +139,7 @@ llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n
     gpu_use(m->device);
     llmq_device_work *w = mem_zalloc(1, sizeof *w);
     if (!w) return mem_error(err, sizeof *w, "activations");
-    *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch};
+    *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch, .acts = cuda_acts_chosen()};
     llmq_status status = fill_work(w, rope, err);
     if (status == LLMQ_OK)
         *out = w;
@@ -146,5 +157,7 @@ void gpu_work_destroy(llmq_device_work *w) {
     free_buffers(w);
     gpu_free(w->rope);
     mem_free(w->host);
+    mem_free(w->host_repeated);
+    mem_free(w->marks);
     mem_free(w);
 }

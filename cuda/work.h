@@ -9,6 +9,8 @@
 /* A pass of more than 8 tokens, the most that the decode kernels take, has up to so many: as many as weights have to
  * meet to be worth unpacking. Longer runs are cut. */
 #define PASS_TOKENS 512
+/* The most for the head at a time: what a block of gemm has, so weights are read once for so many. */
+#define HEAD_TOKENS 64
 
 /* Who a step's tokens belong to: neighbours of one sequence are a span (cuda/forward.c). Steps of more than one span
  * have at most 8 tokens. What a recording of such a step depends on. */
@@ -23,6 +25,7 @@ struct llmq_device_work {
     uint64_t id; /* another for each work of the process */
     gpu_stream *stream;
     int64_t n_ctx, n_batch;
+    cuda_acts acts;       /* of decode steps */
     int n_pass;           /* tokens that go through the layers at a time */
     bool ran[ACT_TOKENS]; /* a step of so many tokens, less 1, has been run unrecorded: its kernels are loaded */
     bool unrecorded;      /* recording failed: steps are launched one by one */
@@ -38,14 +41,20 @@ struct llmq_device_work {
     float *gate, *up;           /* (n_pass, n_ff) */
     void *forms, *attn_scratch; /* forms: of one input after another; scratch of 8 tokens */
     cuda_scratch scratch;       /* of products */
-    float *logits;              /* (8, n_vocab) */
-    void *best;                 /* CUDA_ARGMAX_BYTES */
+    bool rows_run;              /* the last run was of rows, which get the bits that each gets alone */
+    float *logits;              /* (HEAD_TOKENS or n_pass if that is less, n_vocab) */
+    void *sampling;             /* CUDA_SAMPLE_BYTES(8) */
+    int32_t *repeated;          /* tokens of a text, each once: at most the smaller one of n_ctx and n_vocab; and on */
+    int32_t *host_repeated;     /* the host, as many, */
+    bool *marks;                /* [n_vocab] where all are false between two uses */
 };
 
 /* Takes passes of fewer tokens where memory does not allow for PASS_TOKENS and a whole cache beside them. */
 llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n_batch, const float *rope,
                             llmq_device_work **out, llmq_err *err);
 void gpu_work_destroy(llmq_device_work *w);
+/* Tokens that the head takes at a time: 8 in a work for steps only. */
+int gpu_head_tokens(const llmq_device_work *w);
 /* Bytes of it in device memory, with passes as long as they may be. */
 size_t gpu_work_bytes(const llmq_device_desc *d, int64_t n_ctx, int64_t n_batch);
 

@@ -15,7 +15,9 @@ static llmq_status create_body(llmq_batch *b, const llmq_session_params *params,
     b->rows = mem_alloc(n, sizeof *b->rows);
     b->running = mem_alloc(n, sizeof *b->running);
     b->logits = mem_alloc(n_logits, sizeof *b->logits);
-    if (!b->sessions || !b->rows || !b->running || !b->logits)
+    b->draws = mem_alloc(n, sizeof *b->draws);
+    b->drawn = mem_alloc(n, sizeof *b->drawn);
+    if (!b->sessions || !b->rows || !b->running || !b->logits || !b->draws || !b->drawn)
         return mem_error(err, n_logits * sizeof *b->logits, "a batch");
     for (size_t i = 0; i < n; i++) {
         b->sessions[i].batch = b;
@@ -50,6 +52,8 @@ void llmq_batch_destroy(llmq_batch *b) {
     mem_free(b->rows);
     mem_free(b->running);
     mem_free(b->logits);
+    mem_free(b->draws);
+    mem_free(b->drawn);
     forward_destroy(&b->fwd);
     if (b->team) team_destroy(b->team);
     mem_free(b);
@@ -126,19 +130,37 @@ static llmq_status check_token(const llmq_session *s, int32_t token, size_t i, l
     return llmq_fail(err, e.status, "session %zu of the pass: %s", i, e.msg);
 }
 
-/* Runs b->rows[0..n) of these sessions, which are checked. Each keeps its own logits. */
-static llmq_status run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n, llmq_err *err) {
+llmq_status batch_read(llmq_batch *b, llmq_err *err) {
+    for (int64_t i = 0; b && i < b->n_sessions; i++) LLMQ_TRY(session_read(&b->sessions[i], err));
+    return LLMQ_OK;
+}
+
+/* Runs b->rows[0..n) of these sessions, which are checked. Each keeps its own logits, or they stay on the device. */
+static llmq_status run_rows(llmq_batch *b, llmq_session *const *sessions, size_t n, bool stay, llmq_err *err) {
     int64_t n_vocab = b->model->hp.n_vocab;
-    float *logits = n == 1 ? sessions[0]->logits : b->logits;
+    float *logits = stay ? NULL : n == 1 ? sessions[0]->logits : b->logits;
+    for (size_t i = 0; i < n; i++) sessions[i]->unread = false;
+    LLMQ_TRY(batch_read(b, err));
     LLMQ_TRY(forward_rows(&b->fwd, b->rows, (int64_t)n, logits, err));
     for (size_t i = 0; i < n; i++) {
         llmq_session *s = sessions[i];
         session_forget_next(s);
         s->tokens[s->n_past++] = b->rows[i].token;
-        if (n > 1) memcpy(s->logits, logits + (int64_t)i * n_vocab, (size_t)n_vocab * sizeof *s->logits);
-        s->last = s->logits;
+        if (!stay && n > 1) memcpy(s->logits, logits + (int64_t)i * n_vocab, (size_t)n_vocab * sizeof *s->logits);
+        s->last = stay ? NULL : s->logits;
+        s->unread = stay;
+        s->row = (int64_t)i;
     }
     return LLMQ_OK;
+}
+
+/* Draws after the n rows that b->running has just run, on the device: to b->drawn. */
+static llmq_status draw_there(llmq_batch *b, size_t n, llmq_err *err) {
+    for (size_t i = 0; i < n; i++) {
+        const llmq_session *s = b->running[i];
+        b->draws[i] = sampler_on_device(&s->sampler, s->tokens, s->n_past);
+    }
+    return forward_sample(&b->fwd, 0, (int64_t)n, b->draws, b->drawn, err);
 }
 
 llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, const int32_t *tokens, size_t n,
@@ -148,7 +170,7 @@ llmq_status llmq_batch_append(llmq_batch *b, llmq_session *const *sessions, cons
         LLMQ_TRY(check_token(sessions[i], tokens[i], i, err));
         b->rows[i] = (forward_row){tokens[i], sessions[i]->n_past, &sessions[i]->cache};
     }
-    return run_rows(b, sessions, n, err);
+    return run_rows(b, sessions, n, false, err);
 }
 
 llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_t *tokens_out, size_t n,
@@ -156,7 +178,7 @@ llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_
     LLMQ_TRY(check_sessions(b, sessions, n, err));
     for (size_t i = 0; i < n; i++) { /* all of them before any runs: an error loses no token */
         if (sessions[i]->has_next) LLMQ_TRY(check_token(sessions[i], sessions[i]->next, i, err));
-        if (!sessions[i]->has_next && !sessions[i]->last)
+        if (!sessions[i]->has_next && !sessions[i]->last && !sessions[i]->unread)
             return llmq_fail(err, LLMQ_E_ARG, "session %zu of the batch has no text yet; llmq_session_sync it first",
                              i);
     }
@@ -167,11 +189,15 @@ llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_
         b->rows[n_rows] = (forward_row){s->next, s->n_past, &s->cache};
         b->running[n_rows++] = s;
     }
-    if (n_rows) LLMQ_TRY(run_rows(b, b->running, n_rows, err));
-    for (size_t i = 0; i < n; i++) {
-        LLMQ_TRY(session_draw(sessions[i], &sessions[i]->next, err));
-        sessions[i]->has_next = true;
-        tokens_out[i] = sessions[i]->next;
+    bool there = b->model->on_device;
+    if (n_rows) LLMQ_TRY(run_rows(b, b->running, n_rows, there, err));
+    if (n_rows && there) LLMQ_TRY(draw_there(b, n_rows, err));
+    for (size_t i = 0, k = 0; i < n; i++) { /* k: of the rows that were run, in the same order */
+        llmq_session *s = sessions[i];
+        bool drawn = there && k < n_rows && b->running[k] == s;
+        LLMQ_TRY(drawn ? session_take_drawn(s, b->drawn[k++], &s->next, err) : session_draw(s, &s->next, err));
+        s->has_next = true;
+        tokens_out[i] = s->next;
     }
     return LLMQ_OK;
 }

@@ -11,10 +11,16 @@ struct llmq_batch {
     llmq_session *sessions; /* [n_sessions] */
     int64_t n_sessions;
     /* of the pass at work: */
-    forward_row *rows;      /* [n_sessions] */
-    llmq_session **running; /* [n_sessions] */
-    float *logits;          /* (n_sessions, n_vocab) */
+    forward_row *rows;       /* [n_sessions] */
+    llmq_session **running;  /* [n_sessions] */
+    float *logits;           /* (n_sessions, n_vocab) */
+    llmq_device_draw *draws; /* [n_sessions] of a model on a device; and what came of them */
+    int32_t *drawn;
 };
+
+/* Before a pass of this batch (NULL allowed): what its sessions have left on the device comes here, or the pass would
+ * write over it. Sessions that take part are not `unread` any more. */
+llmq_status batch_read(llmq_batch *b, llmq_err *err);
 
 /* Session s of a batch is to hold tokens[0..n): takes over what another session has of them beyond s's own common
  * prefix, to which s is truncated; s->n_past says how many s holds then. Only a device can fail; s is empty then. */

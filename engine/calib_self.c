@@ -222,7 +222,7 @@ static void list_blocks(self_writer *s, int n_workers, block blocks[N_BLOCKS]) {
                                   {&s->logits, n * (size_t)hp->n_vocab, f},
                                   {&s->cos_sin, (size_t)ctx * (size_t)hp->n_rot, f},
                                   {&s->turn, n * (size_t)hp->n_rot, f},
-                                  {&s->q8, ops->acts_bytes(ACT_Q8, STREAMS, wide), 1},
+                                  {&s->q8, model_q8_bytes(s->model, STREAMS, wide), 1},
                                   {&s->bf16, ops->acts_bytes(ACT_BF16, STREAMS, wide), 1},
                                   {&s->q16, model_q16_bytes(s->model, STREAMS, wide), 1},
                                   {&s->int8, ops->acts_bytes(ACT_INT8, STREAMS, wide), 1},

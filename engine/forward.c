@@ -240,7 +240,7 @@ static llmq_status rows_on_device(llmq_forward *f, const forward_row *rows, cons
     LLMQ_TRY(device->run_rows(f->on_device, f->device_rows, hidden, n, err));
     f->device_row = 0;
     f->n_hidden = n;
-    return device->head(f->on_device, 0, n, logits, err);
+    return logits ? device->head(f->on_device, 0, n, logits, err) : LLMQ_OK;
 }
 
 /* ---- passes */
@@ -302,12 +302,10 @@ llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *lo
     return LLMQ_OK;
 }
 
-llmq_status forward_likeliest(llmq_forward *f, int64_t row, int32_t *token, llmq_err *err) {
-    float logit;
-    LLMQ_ASSERT(f->on_device && row >= 0 && row < f->n_hidden);
-    LLMQ_TRY(f->model->device->likeliest(f->on_device, f->device_row + row, token, &logit, err));
-    if (!isfinite(logit)) *token = -1;
-    return LLMQ_OK;
+llmq_status forward_sample(llmq_forward *f, int64_t row, int64_t n_rows, const llmq_device_draw *draws, int32_t *tokens,
+                           llmq_err *err) {
+    LLMQ_ASSERT(f->on_device && row >= 0 && n_rows >= 1 && row + n_rows <= f->n_hidden);
+    return f->model->device->sample(f->on_device, f->device_row + row, n_rows, draws, tokens, err);
 }
 
 /* ---- memory ---- */
@@ -326,16 +324,6 @@ static void *carve(carver *c, size_t bytes) {
 
 static float *carve_f32(carver *c, int64_t rows, int64_t cols) {
     return carve(c, (size_t)rows * (size_t)cols * sizeof(float));
-}
-
-static size_t acts_max(const llmq_backend_ops *ops, const llmq_hparams *hp, llmq_act_form form, int64_t n_tok) {
-    int64_t cols[] = {hp->n_embd, hp->n_head * hp->head_dim, hp->n_ff};
-    size_t max = 0;
-    for (int i = 0; i < 3; i++) {
-        size_t bytes = ops->acts_bytes(form, n_tok, cols[i]);
-        if (bytes > max) max = bytes;
-    }
-    return max;
 }
 
 static size_t attn_scratch_max(const llmq_forward *f) {
@@ -363,16 +351,18 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     const llmq_hparams *hp = &f->model->hp;
     int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows, q_dim = hp->n_head * hp->head_dim,
             kv_dim = hp->n_head_kv * hp->head_dim;
+    int64_t wide = hp->n_embd > q_dim ? hp->n_embd : q_dim;
+    if (wide < hp->n_ff) wide = hp->n_ff;
     for (int i = 0; i < team_size(f->team); i++) {
         forward_lane *lane = &f->lanes[i];
         int64_t n_tok = i == 0 ? n : 1;
         lane->x = carve_f32(c, n_tok, hp->n_embd);
         lane->norm = carve_f32(c, n_tok, hp->n_embd);
         lane->act = carve_f32(c, 1, hp->n_ff);
-        lane->q8 = carve(c, acts_max(f->model->ops, hp, ACT_Q8, n_tok));
-        lane->bf16 = carve(c, acts_max(f->model->ops, hp, ACT_BF16, n_tok));
-        lane->q16 = carve(c, f->model->q16_inputs ? acts_max(f->model->ops, hp, ACT_Q16, n_tok) : 0);
-        lane->int8 = carve(c, f->model->int8_inputs ? acts_max(f->model->ops, hp, ACT_INT8, n_tok) : 0);
+        lane->q8 = carve(c, model_q8_bytes(f->model, n_tok, wide));
+        lane->bf16 = carve(c, f->model->ops->acts_bytes(ACT_BF16, n_tok, wide));
+        lane->q16 = carve(c, model_q16_bytes(f->model, n_tok, wide));
+        lane->int8 = carve(c, f->model->int8_inputs ? f->model->ops->acts_bytes(ACT_INT8, n_tok, wide) : 0);
     }
     f->q = carve_f32(c, n, q_dim);
     f->k = carve_f32(c, n, kv_dim);

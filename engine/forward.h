@@ -75,11 +75,14 @@ void forward_destroy(llmq_forward *f); /* zeroed allowed */
 llmq_status forward_run(llmq_forward *f, forward_cache *cache, const int32_t *tokens, int64_t n_tok, int64_t pos,
                         int64_t n_out, float *logits, llmq_err *err);
 /* Runs rows, one token each, in one pass over the weights. Rows of one sequence are in the order of their positions and
- * see each other. logits (n, n_vocab). Up to MATMUL_ALIKE rows get the bits that forward_run gives them one by one. */
+ * see each other. logits (n, n_vocab); of a model on a device NULL leaves them there. Up to MATMUL_ALIKE rows get the
+ * bits that forward_run gives them one by one. */
 llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err);
 /* Logits (n_rows, n_vocab) of rows row.. of the hidden states that the last pass kept. */
 llmq_status forward_head(llmq_forward *f, int64_t row, int64_t n_rows, float *logits, llmq_err *err);
-/* Of a model on a device: the likeliest token after that row, without its logits coming here. -1: none is finite. */
-llmq_status forward_likeliest(llmq_forward *f, int64_t row, int32_t *token, llmq_err *err);
+/* Of a model on a device: tokens drawn there after rows row.. of these (core/device.h), whose logits do not come here.
+ */
+llmq_status forward_sample(llmq_forward *f, int64_t row, int64_t n_rows, const llmq_device_draw *draws, int32_t *tokens,
+                           llmq_err *err);
 
 #endif

@@ -290,6 +290,8 @@ static llmq_status prepare_weights(llmq_model *model, int n_threads, llmq_err *e
     const llmq_tensor *norm = model->by_role[ROLE_OUTPUT_NORM], *head = model->by_role[ROLE_OUTPUT];
     LLMQ_TRY_GOTO(model_load_vector(model, norm, model->hp.n_embd, &model->output_norm, err));
     LLMQ_TRY_GOTO(prepare_weight(model, head ? head : model->by_role[ROLE_TOKEN_EMBD], &model->head, team, err));
+    /* What is rounded here shows in the logits themselves: a third of all that 8 bits cost (docs/numerics.md). */
+    if (model->head.act == ACT_Q8) model->head.act = ACT_Q8_SPLIT;
 done:
     team_destroy(team);
     return status;
@@ -303,6 +305,12 @@ static bool takes_q16(const llmq_model *model) {
             if (t && type_info(t->type)->in_memory) return true;
         }
     return false;
+}
+
+size_t model_q8_bytes(const llmq_model *model, int64_t n_tok, int64_t cols) {
+    size_t layers = model->ops->acts_bytes(ACT_Q8, n_tok, cols),
+           head = model->ops->acts_bytes(ACT_Q8_SPLIT, n_tok, model->hp.n_embd);
+    return layers > head ? layers : head;
 }
 
 size_t model_q16_bytes(const llmq_model *model, int64_t n_tok, int64_t cols) {

@@ -73,6 +73,8 @@ llmq_status model_open_with(const char *path, const llmq_model_params *params, c
 llmq_status model_open_on(const char *path, const llmq_model_params *params, const llmq_device_ops *device,
                           llmq_model **out, llmq_err *err);
 void model_close(llmq_model *model);
+/* Of llmq_acts.q8, for inputs of layers with up to cols columns and for the head's. */
+size_t model_q8_bytes(const llmq_model *model, int64_t n_tok, int64_t cols);
 /* Of llmq_acts.q16; 0 if no weight reads it. */
 size_t model_q16_bytes(const llmq_model *model, int64_t n_tok, int64_t cols);
 

@@ -79,11 +79,17 @@ void sampler_follow(llmq_sampler *s, const llmq_sampler *from) {
     memcpy(s->rng, from->rng, sizeof s->rng);
 }
 
-/* Each token of the last repeat_last_n is penalized once, however often it occurs: its logit then differs from the
- * original (0 stays 0, and may be penalized again). */
+/* How many tokens at the end of a history of n are penalized. */
+static int64_t count_repeated(const llmq_sampler_params *p, int64_t n) {
+    if (p->repeat_penalty == 1 || !(p->repeat_penalty > 0) || p->repeat_last_n <= 0) return 0;
+    return n < p->repeat_last_n ? n : p->repeat_last_n;
+}
+
+/* Each of these tokens is penalized once, however often it occurs: its logit then differs from the original (0 stays 0,
+ * and may be penalized again). */
 static void penalize(const llmq_sampler *s, const float *original, const int32_t *history, int64_t n) {
     float penalty = s->params.repeat_penalty;
-    for (int64_t i = n > s->params.repeat_last_n ? n - s->params.repeat_last_n : 0; i < n; i++) {
+    for (int64_t i = n - count_repeated(&s->params, n); i < n; i++) {
         int32_t id = history[i];
         if (id < 0 || id >= s->n_vocab || s->logits[id] != original[id]) continue;
         s->logits[id] = original[id] > 0 ? original[id] / penalty : original[id] * penalty;
@@ -159,7 +165,7 @@ static int64_t filter(const llmq_sampler *s, int64_t n) {
     return n;
 }
 
-llmq_status sampler_not_finite(llmq_err *err) {
+static llmq_status not_finite(llmq_err *err) {
     return llmq_fail(err, LLMQ_E_NUMERIC,
                      "the model's logits are not finite; its weights are damaged: download or quantize it again");
 }
@@ -168,9 +174,9 @@ llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *
                            llmq_err *err) {
     const llmq_sampler_params *p = &s->params;
     memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof *logits);
-    if (p->repeat_penalty != 1 && p->repeat_penalty > 0 && p->repeat_last_n > 0) penalize(s, logits, history, n);
+    penalize(s, logits, history, n);
     int32_t best = argmax(s->logits, s->n_vocab);
-    if (best < 0 || !isfinite(s->logits[best])) return sampler_not_finite(err);
+    if (best < 0 || !isfinite(s->logits[best])) return not_finite(err);
     *token_out = best;
     if (!(p->temperature > 0)) return LLMQ_OK;
     int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
@@ -183,5 +189,17 @@ llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *
     for (; i < kept - 1; i++)
         if (u < (sum += (double)s->entries[i].p)) break;
     *token_out = s->entries[i].id;
+    return LLMQ_OK;
+}
+
+llmq_device_draw sampler_on_device(const llmq_sampler *s, const int32_t *history, int64_t n) {
+    llmq_sampler ahead = *s;
+    int64_t n_repeated = count_repeated(&s->params, n);
+    return (llmq_device_draw){&s->params, history + (n - n_repeated), n_repeated, sampler_uniform(&ahead)};
+}
+
+llmq_status sampler_drew(llmq_sampler *s, int32_t token, llmq_err *err) {
+    if (token == LLMQ_DEVICE_NOT_FINITE) return not_finite(err);
+    if (s->params.temperature > 0) sampler_uniform(s);
     return LLMQ_OK;
 }

@@ -2,6 +2,7 @@
 #ifndef LLMQ_ENGINE_SAMPLER_H
 #define LLMQ_ENGINE_SAMPLER_H
 
+#include "core/device.h"
 #include "core/mem.h"
 #include "llmq.h"
 
@@ -28,13 +29,10 @@ void sampler_follow(llmq_sampler *s, const llmq_sampler *from);
 /* history: the n tokens before. LLMQ_E_NUMERIC if no logit is a number. */
 llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
                            llmq_err *err);
-/* Nothing but the likeliest token counts. */
-static inline bool sampler_is_greedy(const llmq_sampler *s) {
-    const llmq_sampler_params *p = &s->params;
-    bool penalizes = p->repeat_penalty != 1 && p->repeat_penalty > 0 && p->repeat_last_n > 0;
-    return !(p->temperature > 0) && !penalizes;
-}
-llmq_status sampler_not_finite(llmq_err *err); /* the error */
-double sampler_uniform(llmq_sampler *s);       /* [0, 1) */
+/* What a device is given to draw that very token, with the random number that sampler_sample would take next; it is
+ * taken when sampler_drew says what came of it. LLMQ_DEVICE_TOO_MANY is not for it: sampler_sample has to draw then. */
+llmq_device_draw sampler_on_device(const llmq_sampler *s, const int32_t *history, int64_t n);
+llmq_status sampler_drew(llmq_sampler *s, int32_t token, llmq_err *err);
+double sampler_uniform(llmq_sampler *s); /* [0, 1) */
 
 #endif

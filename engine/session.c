@@ -107,7 +107,7 @@ int64_t llmq_session_kv_bytes(const llmq_session *s) {
 }
 llmq_status session_read(llmq_session *s, llmq_err *err) {
     if (!s->unread) return LLMQ_OK;
-    LLMQ_TRY(forward_head(s->fwd, 0, 1, s->logits, err));
+    LLMQ_TRY(forward_head(s->fwd, s->row, 1, s->logits, err));
     s->last = s->logits;
     s->unread = false;
     return LLMQ_OK;
@@ -150,6 +150,7 @@ static llmq_status run(llmq_session *s, const int32_t *tokens, int64_t n, int64_
     session_forget_next(s);
     s->last = NULL;
     s->unread = false;
+    LLMQ_TRY(batch_read(s->batch, err));
     LLMQ_TRY(forward_run(s->fwd, &s->cache, tokens, n, s->n_past, n_out, logits, err));
     memcpy(s->tokens + s->n_past, tokens, (size_t)n * sizeof *tokens);
     s->n_past += n;
@@ -217,8 +218,31 @@ llmq_status llmq_session_append_all(llmq_session *s, const int32_t *tokens, size
     return LLMQ_OK;
 }
 
+llmq_status session_step(llmq_session *s, int32_t token, llmq_err *err) {
+    if (!session_draws_there(s)) return llmq_session_append(s, &token, 1, err);
+    LLMQ_TRY(session_run(s, &token, 1, 1, NULL, err));
+    s->unread = true;
+    s->row = 0;
+    return LLMQ_OK;
+}
+
+llmq_status session_take_drawn(llmq_session *s, int32_t drawn, int32_t *token_out, llmq_err *err) {
+    if (drawn == LLMQ_DEVICE_TOO_MANY) {
+        LLMQ_TRY(session_read(s, err));
+        return sampler_sample(&s->sampler, s->last, s->tokens, s->n_past, token_out, err);
+    }
+    LLMQ_TRY(sampler_drew(&s->sampler, drawn, err));
+    *token_out = drawn;
+    return LLMQ_OK;
+}
+
 llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err) {
-    LLMQ_TRY(session_read(s, err));
+    if (s->unread) {
+        llmq_device_draw draw = sampler_on_device(&s->sampler, s->tokens, s->n_past);
+        int32_t drawn;
+        LLMQ_TRY(forward_sample(s->fwd, s->row, 1, &draw, &drawn, err));
+        return session_take_drawn(s, drawn, token_out, err);
+    }
     if (!s->last)
         return llmq_fail(err, LLMQ_E_ARG,
                          "nothing has been run since the session was made or truncated; run tokens before sampling");

@@ -21,7 +21,8 @@ struct llmq_session {
     float *logits;     /* [n_vocab] */
     float *logit_rows; /* (SESSION_LOGIT_ROWS, n_vocab), made when first needed */
     const float *last; /* logits of the last position: in one of these or of speculation's rows; NULL: none */
-    bool unread;       /* `last` is NULL since the last position's logits stayed on the device: session_read */
+    bool unread;       /* `last` is NULL since the last position's logits stayed on the device: session_read; */
+    int64_t row;       /* then: which row of the forward's last pass they come from */
     llmq_sampler sampler;
     bool has_next; /* llmq_session_next has handed out `next`, which is not run yet */
     int32_t next;
@@ -41,8 +42,16 @@ llmq_status session_check_tokens(const llmq_session *s, const int32_t *tokens, s
 void session_forget_next(llmq_session *s);
 /* Brings the last position's logits here if they are on the device. */
 llmq_status session_read(llmq_session *s, llmq_err *err);
-/* The token after the last position; history as sampling one by one would have it. */
+/* The token after the last position, drawn where its logits are; history as sampling one by one would have it. */
 llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err);
+/* The same after the device has been asked for it: takes the token that it drew, or draws where it could not. */
+llmq_status session_take_drawn(llmq_session *s, int32_t drawn, int32_t *token_out, llmq_err *err);
+/* Can a device draw its tokens? A batch's sessions share what keeps the logits there: engine/batch.c. */
+static inline bool session_draws_there(const llmq_session *s) {
+    return s->model->on_device && !s->batch;
+}
+/* Runs one more token; if a device can draw the next one, the logits stay there. */
+llmq_status session_step(llmq_session *s, int32_t token, llmq_err *err);
 
 /* Runs n tokens (at most fwd->n_batch) and keeps the hidden states of the last n_out for forward_head. */
 llmq_status session_run(llmq_session *s, const int32_t *tokens, int64_t n, int64_t n_out, float *logits, llmq_err *err);

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "engine/batch.h"
+
 #define MATCH_MOST 16 /* tokens of an earlier occurrence that are compared */
 #define WEIGHT 0.1    /* of the newest value in a running mean */
 
@@ -144,7 +146,7 @@ static int64_t draft_tokens(llmq_session *s, int64_t n, int64_t most, int32_t *o
     while (!status && count < most) {
         status = session_draw(d, &out[count], NULL);
         if (status || out[count] >= s->model->hp.n_vocab) break;
-        if (++count < most) status = llmq_session_append(d, &out[count - 1], 1, NULL);
+        if (++count < most) status = session_step(d, out[count - 1], NULL);
     }
     if (count) sp->draft_seconds = running(sp->draft_seconds, (time_seconds() - start) / (double)count);
     return count;
@@ -184,25 +186,15 @@ static bool take_ahead(llmq_session *s) {
     return true;
 }
 
-/* Then its logits stay there. A batch's sessions share what keeps them. */
-static bool draws_on_device(const llmq_session *s) {
-    return s->model->on_device && !s->spec && !s->batch && sampler_is_greedy(&s->sampler);
-}
-
-/* Runs the token that was handed out, with guesses. */
+/* Runs the token that was handed out, with guesses: those need the logits of each here. */
 static llmq_status run_next(llmq_session *s, llmq_err *err) {
     speculation *sp = s->spec;
+    if (!sp && session_draws_there(s)) return session_step(s, s->next, err);
     LLMQ_TRY(session_check_tokens(s, &s->next, 1, s->n_past, err));
     int32_t *text = s->tokens + s->n_past;
     text[0] = s->next;
     s->unread = false;
-    if (draws_on_device(s)) {
-        s->last = NULL;
-        LLMQ_TRY(forward_run(s->fwd, &s->cache, text, 1, s->n_past, 1, NULL, err));
-        s->unread = true;
-        s->n_past++;
-        return LLMQ_OK;
-    }
+    LLMQ_TRY(batch_read(s->batch, err));
     int64_t n = 1 + (sp ? guess(s, s->n_past + 1, text + 1) : 0);
     forward_row rows[SPEC_ROWS];
     for (int64_t i = 0; i < n; i++) rows[i] = (forward_row){text[i], s->n_past + i, &s->cache};
@@ -228,12 +220,7 @@ llmq_status session_run_next(llmq_session *s, llmq_err *err) {
 
 llmq_status llmq_session_next(llmq_session *s, int32_t *token_out, llmq_err *err) {
     LLMQ_TRY(session_run_next(s, err));
-    if (s->unread && sampler_is_greedy(&s->sampler)) {
-        LLMQ_TRY(forward_likeliest(s->fwd, 0, &s->next, err));
-        if (s->next < 0) return sampler_not_finite(err);
-    } else {
-        LLMQ_TRY(session_draw(s, &s->next, err));
-    }
+    LLMQ_TRY(session_draw(s, &s->next, err));
     s->has_next = true;
     if (s->spec) s->spec->stats.tokens++;
     *token_out = s->next;

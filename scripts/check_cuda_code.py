@@ -20,14 +20,14 @@ COPY = r"LDGSTS\.E\.BYPASS\.128"
 LDSM, LDSM_T = r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4"
 SLOW = ["I2F", "F2I", "F2F", "I2FP"]
 GATES = {
-    r"matvec<weights_(q4_0|iq4_nl), *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
-    r"matvec<weights_q4_1, *acts_q8": (80, {WIDE: 8, r"IMMA\.16832": 8}, SLOW),
+    r"matvec<weights_(q4_0|iq4_nl|q[45]_[01]_(64|128)), *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
+    r"matvec<weights_(q4_1|q5_0_32), *acts_q8": (80, {WIDE: 8, r"IMMA\.16832": 8}, SLOW),
     r"matvec<weights_q8_0, *acts_q8": (80, {WIDE: 8, r"IMMA\.16832": 8}, SLOW),
     r"matvec<weights_q4_k, *acts_q8": (80, {WIDE: 6, r"IMMA\.16832": 8}, SLOW),
     r"matvec<weights_iq4_xs, *acts_q8": (80, {WIDE: 4, r"IMMA\.16832": 8}, SLOW),
     r"matvec<weights_q6_k, *acts_q8": (80, {WIDE: 6, r"IMMA\.16816": 16}, SLOW),
-    r"matvec<weights_(q4_0|iq4_nl), *acts_f16": (80, {WIDE: 8, r"HMMA\.16816": 16}, SLOW),
-    r"matvec<weights_q4_1, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
+    r"matvec<weights_(q4_0|iq4_nl|q[45]_[01]_(64|128)), *acts_f16": (80, {WIDE: 8, r"HMMA\.16816": 16}, SLOW),
+    r"matvec<weights_(q4_1|q5_0_32), *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q8_0, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_q[46]_k, *acts_f16": (80, {WIDE: 14, r"HMMA\.16816": 16}, SLOW),
     r"matvec<weights_iq4_xs, *acts_f16": (80, {WIDE: 12, r"HMMA\.16816": 16}, SLOW),
@@ -46,9 +46,12 @@ GATES = {
     r"unpack_rows<weights_q[46]_k>": (64, {WIDE: 6, r"STG\.E\.64": 8}, SLOW),
     r"unpack_rows<weights_iq4_xs>": (64, {WIDE: 4, r"STG\.E\.64": 8}, SLOW),
     r"unpack_rows": (64, {WIDE: 1, r"STG\.E\.64": 4}, SLOW),
-    r"fill_rows|add_splits|add_bias|gather|scatter|to_bf16": (64, {}, []),
+    r"fill_rows|add_splits|bring_back|gather|scatter|to_bf16": (64, {}, []),
     r"round_columns": (128, {r"LDS\.128": 2, "FFMA": 36}, []),
-    r"attend_merge|argmax|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
+    r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
+    r"best_parts|count_candidates|penalize": (64, {}, []),
+    r"list_candidates": (64, {r"LDG\.E\.128": 2}, []),
+    r"draw": (64, {r"LDS\.128": 1}, []),
 }
 
 
@@ -150,9 +153,10 @@ THREADS = 256
 
 
 def weight_tiles():
-    """{weight type: (columns, bytes) of a tile}"""
+    """{weight type, with its group if it has one: (columns, bytes) of a tile}"""
     layout = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cuda", "layout.h")
-    return {m[0].lower(): (int(m[1]), int(m[2])) for m in re.findall(r"X\((\w+), (\d+), (\d+)\)", open(layout).read())}
+    found = re.findall(r"X\((\w+), (\d+), (\d+), (\d+)\)", open(layout).read())
+    return {t.lower() + (f"_{group}" if int(group) else ""): (int(columns), int(size)) for t, group, columns, size in found}
 
 
 def forecast(loops):
@@ -213,7 +217,7 @@ def forecast_gemm(loops):
             if missing > 0:  # a loop inside the loop
                 instructions += round(missing / mma(found[-1])) * len(found[-1])
             density[target] = instructions * 8 / stage_bytes * 1024
-            shared = stage_bytes + tokens * 256 + (4 * tokens * 4 if weight_type in ("q4_1", "q4_k") else 0)
+            shared = stage_bytes + tokens * 256 + (4 * tokens * 4 if weight_type.startswith(("q4_1", "q4_k", "q5_0")) else 0)
             stages = 4 if tokens < 64 and 4 * shared <= 101376 else 3
             blocks = min(65536 // (-(-regs // 8) * 8 * THREADS), SHARED_KB[target] * 1024 // (stages * shared + 1024))
             cycles = {"issue": instructions * 8 / 4, "tensor": stage_mma / 4 * MMA_CYCLES[device]}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A machine with an NVIDIA GPU turned into figures, in at most 8 minutes: builds llmq with CUDA, runs the kernels' tests on
 # the device against the CPU's oracle and under compute-sanitizer, compares greedy text, times decode products as a share of
-# the memory bandwidth measured in the same run, and models, and quantizes with and without the GPU. It writes
+# the memory bandwidth measured in the same run, products of prefill beside cuBLAS with f16 weights, and models, and quantizes with and without the GPU. It writes
 # OUT/gpu_check.md and OUT/gpu_check.json, which say of every part whether it passed, failed or did not run, and keeps each
 # part's output in OUT. After a failure the rest stays unrun. Exit status: 0 nothing failed, 1 something did, 2 bad usage.
 #
@@ -34,7 +34,7 @@ done
 [ $short -eq 0 ] || [ $emulated -eq 1 ] || usage
 [ -n "$build" ] || { [ $emulated -eq 1 ] && build=build || build=build-gpu; }
 mkdir -p "$out" || exit 2
-rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json "$out"/quantize-*.json
+rm -f "$out"/*.log "$out"/gpu_check.* "$out"/products.json "$out"/torch.json "$out"/models-*.json "$out"/quantize-*.json
 
 # ---- parts: name, status, seconds, note
 names=() states=() times=() notes=()
@@ -69,7 +69,7 @@ quote() { if [ -n "$1" ]; then text "$1"; else printf '""'; fi; }
 facts=()
 fact() { facts+=("$1" "$2"); }
 write_json() {
-    local i sep=
+    local i kind sep=
     printf '{\n "emulated": %s,\n "machine": {' "$([ $emulated -eq 1 ] && echo true || echo false)"
     for ((i = 0; i < ${#facts[@]}; i += 2)); do printf '%s%s: %s' "$sep" "$(quote "${facts[i]}")" "$(quote "${facts[i + 1]}")"; sep=', '; done
     printf '},\n "parts": ['
@@ -78,14 +78,17 @@ write_json() {
         printf '%s\n  {"part": %s, "status": "%s", "seconds": %d, "note": %s}' "$sep" "$(quote "${names[i]}")" "${states[i]}" "${times[i]}" "$(quote "${notes[i]}")"
         sep=,
     done
-    printf '\n ],\n "decode": '
+    printf '\n ],\n "bench": '
     if [ -s "$out/products.json" ]; then cat "$out/products.json"; else echo null; fi
     printf ',\n "torch": '
     if [ -s "$out/torch.json" ]; then cat "$out/torch.json"; else echo null; fi
-    printf ',\n "models": ['
-    sep=
-    for i in "${!models[@]}"; do [ -s "$out/model-$i.json" ] && { printf '%s' "$sep"; cat "$out/model-$i.json"; sep=,; }; done
-    printf '],\n "quantize": {'
+    for kind in models models-q8; do
+        printf ',\n "%s": [' "${kind//-/_}"
+        sep=
+        for i in "${!models[@]}"; do [ -s "$out/$kind-$i.json" ] && { printf '%s' "$sep"; cat "$out/$kind-$i.json"; sep=,; }; done
+        printf ']'
+    done
+    printf ',\n "quantize": {'
     sep=
     for i in tiny "${!models[@]}"; do [ -s "$out/quantize-$i.json" ] && { printf '%s"%s": ' "$sep" "$i"; cat "$out/quantize-$i.json"; sep=,; }; done
     printf '}\n}\n'
@@ -98,9 +101,9 @@ write_md() {
     for ((i = 0; i < ${#facts[@]}; i += 2)); do echo "* ${facts[i]}: ${facts[i + 1]}"; done
     printf '\n| part | result | s | note |\n|---|---|--:|---|\n'
     for i in "${!names[@]}"; do echo "| ${names[i]} | ${states[i]} | ${times[i]} | ${notes[i]//|//} |"; done
-    if [ -s "$out/decode_products.log" ]; then
+    if [ -s "$out/products.log" ]; then
         printf '\n## Decode products\n\n'
-        grep -E '^\||^plain' "$out/decode_products.log" | sed '/^plain/G'
+        grep -E '^\||^plain|^prefill' "$out/products.log" | sed '/^plain/G; s/^prefill/\n## Prefill/; /## Prefill/G'
     fi
     if [ -s "$out/torch.json" ]; then
         printf '\n## The same in PyTorch\n\n'
@@ -173,7 +176,7 @@ done
 # ---- compute-sanitizer; it says so where it cannot work with a device, and then nothing was found out
 sanitize() { # a program that is not done in its time is named, and the tool unrun
     local rc program unfinished=
-    for program in ops matvec gemm prompt_attention; do
+    for program in ops sample matvec gemm prompt_attention; do
         [ -x "$build/tests/gpu_$program" ] || continue
         timeout -k 2 "${GPU_CHECK_SANITIZER_SECONDS:-14}" compute-sanitizer --tool "$1" --error-exitcode 9 "$build/tests/gpu_$program" >"$out/sanitizer.tmp" 2>&1
         rc=$?
@@ -218,7 +221,7 @@ done
 # ---- figures
 bench=$build/tests/gpu_bench
 [ $emulated -eq 0 ] || bench=$build/tests/emulated_bench
-part "decode products" 90 "$bench" "$out/products.json"
+part "products" 120 "$bench" "$out/products.json"
 if [ $emulated -eq 1 ]; then
     unrun "the same in PyTorch" "--emulated"
 elif [ -s "$out/products.json" ]; then
@@ -227,9 +230,11 @@ else
     unrun "the same in PyTorch" "there are no products to stand beside"
 fi
 
-time_model() { # time_model MODEL N
-    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/model-$2.json" || exit 1
-    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q
+time_model() { # time_model MODEL N: and its decode steps with 8-bit activations
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q --json >"$out/models-$2.json" || exit 1
+    LLMQ_CUDA_ACTS=q8 "$llmq" bench "$1" --device cuda -p 0 -n 128 -r 3 -q --json >"$out/models-q8-$2.json" || exit 1
+    "$llmq" bench "$1" --device cuda -p 512 -n 128 -r 3 -q || exit 1
+    LLMQ_CUDA_ACTS=q8 "$llmq" bench "$1" --device cuda -p 0 -n 128 -r 3 -q | sed -n 's/| tg\([0-9]*\) |/| tg\1, 8-bit activations |/p'
 }
 long_text() { # texts of large models part at a rounding some time; that is said, and no failure
     (same_text "$1") && exit 0

@@ -6,6 +6,7 @@
 
 #include "core/half.h"
 #include "cuda/emu/block.h"
+#include "cuda/emu/control.h"
 
 struct cuda_blas {
     int unused;
@@ -56,8 +57,22 @@ static void put(float *at, double value) {
     memset(b->state.data() + (reinterpret_cast<uint8_t *>(at) - b->data), emu::WRITTEN, 4);
 }
 
+static int64_t products;
+static bool failing;
+int64_t emu_products(void) {
+    return products;
+}
+void emu_fail_product(void) {
+    failing = true;
+}
+
 llmq_status cuda_blas_gemm_f16(cuda_blas *, gpu_stream *, int64_t m, int64_t n, int64_t k, const uint16_t *a,
                                int64_t lda, const uint16_t *b, int64_t ldb, float *y, int64_t ldy, llmq_err *err) {
+    products++;
+    if (failing) {
+        failing = false;
+        return llmq_fail(err, LLMQ_E_MEMORY, "GPU: cuBLAS: no memory");
+    }
     LLMQ_TRY(not_recorded(err));
     if (!rows_usable(y, n, m, ldy, 4, false) || !rows_usable(a, m, k, lda, 2, true) ||
         !rows_usable(b, n, k, ldb, 2, true))

@@ -66,6 +66,10 @@ size_t emu_memory_used(void);
 /* Recordings (cuda/device.h) that have been replayed in this process. */
 int64_t emu_replays(void);
 
+/* f16 products that cuBLAS's stand-in was asked for in this process; the next one fails for want of memory. */
+int64_t emu_products(void);
+void emu_fail_product(void);
+
 /* The fault since the last call, if there was one. */
 bool emu_take_report(emu_report *out);
 const char *emu_fault_name(emu_fault fault);

@@ -225,6 +225,7 @@ static llmq_status open_matrix(owned *o, matrix *x, llmq_tensor *t, llmq_err *er
     t->n_dims = 2;
     t->dims[0] = x->m.cols;
     t->dims[1] = x->m.rows;
+    if (x->m.bits <= 4 && !x->m.group_of && !x->m.flat) t->group = x->m.n_groups == 1 ? x->m.cols : x->m.group;
     LLMQ_TRY(source_size_tensor(t, x->m.file, err));
     x->n_bytes = (size_t)t->bytes;
     x->bytes = mem_alloc_lazy(x->n_bytes);

@@ -19,6 +19,10 @@ size_t emu_memory_used(void) {
 int64_t emu_replays(void) {
     return 0;
 }
+int64_t emu_products(void) {
+    return 0;
+}
+void emu_fail_product(void) {}
 bool emu_take_report(emu_report *out) {
     (void)out;
     return false;

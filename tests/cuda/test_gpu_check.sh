@@ -35,7 +35,7 @@ echo "-- emulated"
 run 0 --emulated --short --build "$build"
 says "test device (emulated)" passed
 says "test model (emulated)" unrun --short
-says "decode products" unrun "measured nothing"
+says products unrun "measured nothing"
 says "the same in PyTorch" unrun --emulated
 says "sanitizer racecheck" unrun --emulated
 says "text tiny" unrun
@@ -43,15 +43,15 @@ says "quantize tiny" unrun
 says "bench model" unrun "no --model"
 grep -q 'without a GPU' "$work/out/gpu_check.md" || fault "the table does not say that there was no GPU"
 grep -Eq '[0-9] %|GB/s: [0-9]' "$work/out/gpu_check.md" && fault "figures of a device that is not there"
-python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["emulated"] and d["decode"]["read_gb_per_s"] is None and len(d["decode"]["products"]) > 40 and not any("us" in p for p in d["decode"]["products"])' \
+python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["emulated"]; b = d["bench"]; assert b["read_gb_per_s"] is None and len(b["products"]) > 40 and len(b["prefill"]) > 30 and not any("us" in p for p in b["products"] + b["prefill"]); assert {p["way"] for p in b["prefill"]} == {"gemm", "unpacked, cuBLAS", "cuBLAS alone"}' \
     "$work/out/gpu_check.json" || fault "the emulated JSON"
 
 echo "-- programs that do as they are told"
 fake=$work/build
 mkdir -p "$fake/tests"
 stub() { printf '#!/bin/sh\n%s\n' "$2" >"$fake/$1" && chmod +x "$fake/$1"; }
-stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": 1}" >"$a"; last=$a; done ;; bench) case "$*" in *json*) echo "[{\"n_gen\": 128}]" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
-stub tests/gpu_bench 'echo "{\"measured\": true}" >"$1"; echo "plain read loop: 3000 GB/s"; echo "| q4_0 x q8 | 1 | 7 | 2900 | 97 % |"'
+stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || echo "{\"stage_seconds\": {\"solving\": 2}, \"seconds\": 3, \"mean_error\": 1}" >"$a"; last=$a; done ;; bench) case "${LLMQ_CUDA_ACTS-} $*" in q8*json*) echo "[{\"n_gen\": 129}]" ;; *json*) echo "[{\"n_gen\": 128}]" ;; q8*) echo "| tg128 | 7.50 |" ;; *) echo "| tg128 | 7.00 |" ;; esac ;; *) echo "Once \"upon\" a\\time" ;; esac'
+stub tests/gpu_bench 'echo "{\"measured\": true}" >"$1"; echo "plain read loop: 3000 GB/s"; echo "| q4_0 x q8 | 1 | 7 | 2900 | 97 % |"; echo "prefill, beside it"; echo "| q4_0, gemm | 16 | 9 | 90 | 1.25 |"'
 stub tests/gpu_ops 'exit 0'
 stub tests/gpu_matvec 'echo "no \"device\" | here"; exit 77'
 run 0 --build "$fake" --model "$work/a model.gguf"
@@ -59,7 +59,7 @@ says device passed
 says "test ops" passed
 says "test matvec" unrun 'no "device"'
 says "text tiny" passed
-says "decode products" passed
+says products passed
 says "the same in PyTorch" unrun # a stub's products are none
 says "bench model 0" passed
 says "text model 0" passed
@@ -67,7 +67,11 @@ says "quantize tiny" passed
 says "quantize model 0" passed
 grep -q '| solving | 2.00 | 2.00 |' "$work/out/gpu_check.md" || fault "the times of quantizing are not in the table"
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
+grep -A2 '^## Prefill, beside it' "$work/out/gpu_check.md" | grep -q '| 1.25 |' || fault "the figures of prefill are not in the table"
 grep -q 'tg128 | 7.00' "$work/out/gpu_check.md" || fault "the model's figures are not in the table"
+grep -q 'tg128, 8-bit activations | 7.50' "$work/out/gpu_check.md" || fault "the model's figures with 8-bit activations are not in the table"
+python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["models"] == [[{"n_gen": 128}]] and d["models_q8"] == [[{"n_gen": 129}]]' \
+    "$work/out/gpu_check.json" || fault "the models in the JSON"
 # A sanitizer that finds nothing, that is too slow for one program, and that finds something.
 mkdir -p "$work/bin"
 sanitizer() { printf '#!/bin/sh\n%s\n' "$1" >"$work/bin/compute-sanitizer" && chmod +x "$work/bin/compute-sanitizer"; }
@@ -85,7 +89,7 @@ run 1 --build "$fake"
 says "test matvec" unrun
 says "test ops" failed "row 3 is 7"
 says "text tiny" unrun "stopped after the failure of test ops"
-says "decode products" unrun "stopped after"
+says products unrun "stopped after"
 grep -q 'FAILED at test ops' "$work/log" || fault "it does not say where it failed"
 stub tests/gpu_ops 'exec sleep 60'
 GPU_CHECK_SECONDS=7 run 1 --build "$fake"

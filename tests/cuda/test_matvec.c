@@ -62,8 +62,8 @@ static void check(const problem *p, bool f16, double tol) {
     on_gpu g = put_on_gpu(p, f16);
     char what[96];
     for (int order = 0; order < EMU_ORDERS; order++) {
-        snprintf(what, sizeof what, "%s %s rows %d cols %d tokens %d order %d", type_info(p->type)->name,
-                 f16 ? "f16" : "q8", (int)p->rows, (int)p->cols, p->n_tok, order);
+        snprintf(what, sizeof what, "%s %s rows %d cols %d tokens %d order %d", name_of(p), f16 ? "f16" : "q8",
+                 (int)p->rows, (int)p->cols, p->n_tok, order);
         emu_set_order((emu_order)order, 5);
         run(p, &g, y, what);
         compare(p, y, want, mag, tol, what);
@@ -82,10 +82,10 @@ static const struct shape {
               {17, 24, 2, true}, {50, 5, 5, true}, {7, 41, 7, false}};
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
-static problem problem_of(llmq_type type, const struct shape *s, bool exact) {
-    int64_t unit = type_info(type)->block_len, blocks = unit == 32 ? s->blocks : (s->blocks + 7) / 8;
-    if (type_is_float(type_info(type))) unit = 1, blocks = 27 * s->blocks + 1;
-    return make_problem(type, s->rows, blocks * unit, s->n_tok, s->bias && !exact, exact);
+static problem problem_of(packing k, const struct shape *s, bool exact) {
+    int64_t unit = type_info(k.type)->block_len, blocks = unit == 32 ? s->blocks : (s->blocks + 7) / 8;
+    if (type_is_float(type_info(k.type))) unit = 1, blocks = 27 * s->blocks + 1;
+    return make_problem(k, s->rows, blocks * unit, s->n_tok, s->bias && !exact, exact);
 }
 
 /* Groups of 32 are summed in integers; the few f32 sums over groups are what the CPU's kernels have too. */
@@ -93,7 +93,7 @@ static void test_q8(void **state) {
     (void)state;
     for (size_t i = 0; i < N_QUANTIZED; i++)
         for (size_t k = 0; k < N_SHAPES; k++) {
-            problem p = problem_of(types[i], &shapes[k], false);
+            problem p = problem_of(packings[i], &shapes[k], false);
             check(&p, false, 1e-6);
             drop_problem(&p);
         }
@@ -104,7 +104,7 @@ static void test_q8_exact(void **state) {
     (void)state;
     for (size_t i = 0; i < N_QUANTIZED; i++)
         for (size_t k = 0; k < N_SHAPES; k += 2) {
-            problem p = problem_of(types[i], &shapes[k], true);
+            problem p = problem_of(packings[i], &shapes[k], true);
             check(&p, false, 0);
             drop_problem(&p);
         }
@@ -116,9 +116,9 @@ static void test_f16(void **state) {
     (void)state;
     for (int model = 0; model < 2; model++) {
         emu_set_tensor_core(model ? EMU_GROUPS_OF_16 : EMU_GROUPS_OF_8);
-        for (size_t i = 0; i < N_TYPES; i++)
+        for (size_t i = 0; i < N_PACKINGS; i++)
             for (size_t k = (size_t)model; k < N_SHAPES; k += 2) {
-                problem p = problem_of(types[i], &shapes[k], false);
+                problem p = problem_of(packings[i], &shapes[k], false);
                 check(&p, true, 2.5e-6);
                 drop_problem(&p);
             }
@@ -128,7 +128,7 @@ static void test_f16(void **state) {
 /* Activations that are zero, tiny, huge or not finite. */
 static void test_odd_activations(void **state) {
     (void)state;
-    problem p = make_problem(LLMQ_TYPE_Q8_0, 20, 64, 6, false, false);
+    problem p = make_problem((packing){LLMQ_TYPE_Q8_0, 0}, 20, 64, 6, false, false);
     for (int c = 0; c < 64; c++) {
         p.x[c] = 0;
         p.x[64 + c] *= 1e-38f;
@@ -152,14 +152,39 @@ static void test_odd_activations(void **state) {
     drop_problem(&p);
 }
 
+/* f16: whatever is finite stays finite and close, what is not shows. */
+static void test_magnitudes(void **state) {
+    (void)state;
+    static const packing some[] = {
+        {LLMQ_TYPE_Q4_0, 0}, {LLMQ_TYPE_Q4_K, 0}, {LLMQ_TYPE_Q6_K, 0}, {LLMQ_TYPE_F16, 0}, {LLMQ_TYPE_Q4_0, 128}};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) { /* F16: more columns than a block reads at once */
+        const bool wide = some[i].type == LLMQ_TYPE_F16;
+        problem p = make_problem(some[i], wide ? 2 : 20, wide ? 8203 : 512, wide ? 1 : N_MAGNITUDES, i % 2, false);
+        set_magnitudes(&p);
+        check(&p, true, 2.5e-6);
+        drop_problem(&p);
+    }
+    problem p = make_problem((packing){LLMQ_TYPE_Q8_0, 0}, 20, 64, 4, false, false);
+    p.x[40] = NAN;
+    p.x[64 + 3] = INFINITY, p.x[64 + 9] = 1e30f;
+    p.x[2 * 64] = -INFINITY;
+    on_gpu g = put_on_gpu(&p, true);
+    float y[4 * (20 + PAD)];
+    run(&p, &g, y, "not finite");
+    for (int t = 0; t < 4; t++)
+        for (int r = 0; r < 20; r++) assert_true(!isfinite(y[t * (20 + PAD) + r]) == (t < 3));
+    drop_from_gpu(&g);
+    drop_problem(&p);
+}
+
 /* Rows of the packed matrix come out as the file has them. */
 static void test_embed(void **state) {
     (void)state;
-    for (size_t i = 0; i < N_TYPES; i++) {
-        problem p = problem_of(types[i], &(struct shape){37, 24, 5, false}, false);
+    for (size_t i = 0; i < N_PACKINGS; i++) {
+        problem p = problem_of(packings[i], &(struct shape){37, 24, 5, false}, false);
         const int32_t tokens[5] = {36, 0, 7, 8, 19};
         on_gpu g = put_on_gpu(&p, false);
-        bool rounded = cuda_packed_type(p.type) == LLMQ_TYPE_F16 || in_f16_levels(p.type);
+        bool rounded = (!p.group && cuda_packed_type(p.type) == LLMQ_TYPE_F16) || in_f16_levels(p.type);
         float tol = rounded ? 5e-4f : 1e-6f;
         int32_t *ids = input_of("tokens", tokens, sizeof tokens);
         size_t n = (size_t)(5 * p.cols);
@@ -171,7 +196,7 @@ static void test_embed(void **state) {
             type_to_f32(p.type, p.native + tokens[t] * type_row_bytes(p.type, p.cols), row, p.cols);
             for (int64_t c = 0; c < p.cols; c++)
                 if (fabsf(got[t * p.cols + c] - row[c]) > tol * (tol < 1e-5f ? 1 + fabsf(row[c]) : fabsf(row[c])))
-                    fail_msg("%s: token %d column %d is %g, expected %g", type_info(p.type)->name, t, (int)c,
+                    fail_msg("%s: token %d column %d is %g, expected %g", name_of(&p), t, (int)c,
                              (double)got[t * p.cols + c], (double)row[c]);
         }
         gpu_free(ids), gpu_free(y), free(got), free(row);
@@ -185,8 +210,8 @@ static void test_traffic(void **state) {
     (void)state;
     if (!emu_here()) skip(); /* nothing counts there */
     for (size_t i = 0; i < N_QUANTIZED + 1; i++) {
-        bool f16 = types[i] == LLMQ_TYPE_F16;
-        problem p = make_problem(types[i], 32, 1024, 8, false, false);
+        bool f16 = packings[i].type == LLMQ_TYPE_F16;
+        problem p = make_problem(packings[i], 32, 1024, 8, false, false);
         float *y = malloc((size_t)(p.n_tok * (p.rows + PAD)) * sizeof *y);
         on_gpu g = put_on_gpu(&p, f16);
         emu_set_order(EMU_FORWARD, 0);
@@ -199,11 +224,11 @@ static void test_traffic(void **state) {
         for (int k = 0; k < n; k++) {
             bool weights = strcmp(list[k].file, "dequant.cuh") == 0;
             if ((list[k].shared || weights) && list[k].needed != list[k].best)
-                fail_msg("%s: %s:%d needs %d where %d would do", type_info(p.type)->name, list[k].file, list[k].line,
+                fail_msg("%s: %s:%d needs %d where %d would do", name_of(&p), list[k].file, list[k].line,
                          (int)list[k].needed, (int)list[k].best);
             if (weights) sectors += list[k].needed;
         }
-        assert_int_equal(sectors * 32, cuda_pack_bytes(p.type, p.rows, p.cols));
+        assert_int_equal(sectors * 32, cuda_pack_bytes(p.type, p.group, p.rows, p.cols));
         drop_from_gpu(&g);
         drop_problem(&p);
         free(y);
@@ -212,30 +237,99 @@ static void test_traffic(void **state) {
 
 static void test_pack_sizes(void **state) {
     (void)state;
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 16, 64), 576);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 17, 96), 4 * 576);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q6_K, 16, 512), 2 * 3360);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 16, 65), 0);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_F16, 17, 65), 4 * 2048);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_K, 16, 256), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 16, 64), 576);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 17, 96), 4 * 576);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 64, 16, 96), 2 * 544);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 128, 17, 160), 4 * 1056);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_1, 128, 16, 128), 1088);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_0, 128, 16, 128), 1088);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_0, 32, 16, 128), 2 * 640);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 32, 16, 128), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_IQ4_NL, 128, 16, 128), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q6_K, 0, 16, 512), 2 * 3360);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 16, 65), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_F16, 0, 17, 65), 4 * 2048);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q5_K, 0, 16, 256), 0);
     assert_int_equal(cuda_packed_type(LLMQ_TYPE_Q5_K), LLMQ_TYPE_F16);
     assert_int_equal(cuda_packed_type(LLMQ_TYPE_Q4_K), LLMQ_TYPE_Q4_K);
     float large = 7e4f;
     uint8_t packed[2048];
     llmq_err err;
-    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 1, 1, &large, packed, &err), LLMQ_E_NUMERIC);
+    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 0, 1, 1, &large, packed, &err), LLMQ_E_NUMERIC);
     mem_fail_after(2);
-    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 1, 1, &large, packed, &err), LLMQ_E_MEMORY);
+    assert_int_equal(cuda_pack(LLMQ_TYPE_F32, 0, 1, 1, &large, packed, &err), LLMQ_E_MEMORY);
     mem_fail_after(0);
-    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 64), 0);
+    assert_int_equal(cuda_pack_bytes(LLMQ_TYPE_Q4_0, 0, 0, 64), 0);
+}
+
+static int group_of(const problem *p) {
+    return cuda_group_of(p->type, cuda_shared_columns(p->type, p->rows, p->cols, p->native), p->cols);
+}
+
+/* The group is what all rows share, to the bit: scales, minimums and few levels, in the last group as well, which may
+ * end early; and not a longer one than pays. */
+static void test_groups(void **state) {
+    (void)state;
+    static const llmq_type of[3] = {LLMQ_TYPE_Q4_0, LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q5_0};
+    static const struct {
+        int shared; /* columns; 512: whole rows */
+        int64_t cols;
+        int group[3]; /* of Q4_0, Q4_1, Q5_0 */
+    } cases[] = {{32, 384, {0, 0, 32}},       {64, 384, {64, 64, 64}},    {96, 384, {0, 0, 32}},
+                 {128, 384, {128, 128, 128}}, {192, 384, {64, 64, 64}},   {256, 512, {128, 128, 128}},
+                 {512, 192, {64, 64, 64}},    {512, 96, {128, 128, 128}}, {128, 352, {128, 128, 128}},
+                 {64, 288, {64, 64, 64}},     {512, 160, {64, 64, 64}},   {512, 32, {64, 64, 64}}};
+    for (int t = 0; t < 3; t++)
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            problem p = make_problem((packing){of[t], cases[i].shared}, 3, cases[i].cols, 1, false, false);
+            if (group_of(&p) != cases[i].group[t])
+                fail_msg("%s in %d columns is packed as of %d", name_of(&p), (int)p.cols, group_of(&p));
+            assert_int_equal(cuda_group_of(p.type, cases[i].shared, p.cols), cases[i].group[t]);
+            drop_problem(&p);
+        }
+    for (size_t i = 0; i < N_QUANTIZED; i++) { /* scales of one, and of Q5_0 all levels */
+        problem p = make_problem((packing){packings[i].type, 0}, 1, 256, 1, false, true);
+        assert_int_equal(group_of(&p), p.type == LLMQ_TYPE_Q4_0 || p.type == LLMQ_TYPE_Q4_1 ? 128 : 0);
+        assert_int_equal(cuda_group_of(p.type, 0, 256), 0);
+        drop_problem(&p);
+    }
+}
+
+/* One number of one block becomes another: the matrix is no longer in groups, unless that block is one for itself. */
+static void test_broken_group(void **state) {
+    (void)state;
+    static const llmq_type of[] = {LLMQ_TYPE_Q4_1, LLMQ_TYPE_Q5_0};
+    enum { SCALE, MINIMUM, CODE, LEVELS, CHANGES };
+    for (int t = 0; t < 2; t++) {
+        const llmq_type_info *info = type_info(of[t]);
+        problem p = make_problem((packing){of[t], 64}, 5, 288, 1, false, false);
+        for (int block = 0; block < 5 * 9; block += 4)
+            for (int what = 0; what < CHANGES; what++) {
+                uint8_t *at = p.native + block * info->block_bytes, before[64], codes[32];
+                llmq_grid grid;
+                memcpy(before, at, (size_t)info->block_bytes);
+                info->unpack(at, &grid, codes);
+                if (what == SCALE) grid.d = grid.scale[0] = -grid.d;
+                if (what == MINIMUM) grid.dmin = grid.offset[0] = grid.offset[0] + 1; /* Q5_0 has none */
+                if (what == CODE) codes[5] = codes[6];
+                if (what == LEVELS) codes[5] = 0, codes[6] = (uint8_t)(info->n_levels - 1);
+                info->pack(&grid, codes, at);
+                const bool alone = block % 9 == 8, zeros = of[t] == LLMQ_TYPE_Q5_0;
+                const bool broken = zeros ? (what == SCALE && !alone) || what == LEVELS : what <= MINIMUM && !alone;
+                assert_int_equal(group_of(&p), !broken ? 64 : zeros && what == SCALE ? 32 : 0);
+                memcpy(at, before, (size_t)info->block_bytes);
+            }
+        drop_problem(&p);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_q8),         cmocka_unit_test(test_q8_exact),
         cmocka_unit_test(test_f16),        cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_embed),      cmocka_unit_test(test_traffic),
-        cmocka_unit_test(test_pack_sizes),
+        cmocka_unit_test(test_magnitudes), cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_traffic),    cmocka_unit_test(test_pack_sizes),
+        cmocka_unit_test(test_groups),     cmocka_unit_test(test_broken_group),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

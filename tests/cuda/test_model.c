@@ -1,5 +1,6 @@
 /* Whole models through the CUDA backend under the emulator: every architecture and RoPE scaling (tests/data/goldens)
  * and quantized files against the CPU's plain C backend, which has been held against transformers; and a story. */
+#define _POSIX_C_SOURCE 200809L /* setenv */
 #define TINY_WIDE
 #include "../engine/tiny.h"
 #include "gpu.h"
@@ -7,6 +8,10 @@
 #include <jansson.h>
 
 #include "cuda/cuda.h"
+#include "cuda/model.h"
+#include "cuda/work.h"
+#include "engine/sampler.h"
+#include "engine/speculate.h"
 #include "llmq_quant.h"
 
 static const char *const names[] = {"llama", "llama-tied",  "llama-bias", "llama3", "linear",
@@ -160,26 +165,94 @@ static void convert(const char *from, const char *to, const char *type) {
     if (llmq_convert(from, to, &params, NULL, &err) != LLMQ_OK) fail_msg("%s: %s", type, err.msg);
 }
 
-/* In steps of up to 8 tokens quantized weights meet activations of the same 8 bits on both; but now and then one of
- * those is rounded the other way, and these random models make much of it. The first seven types have layouts of their
- * own. */
+enum { N_PROMPT = 37 };
+
+/* Two files of the same weights: the largest difference of any of 8 positions of a step, and of a prompt's last one. */
+static void compare_forms(const char *gpu_path, const char *cpu_path, const int32_t *tokens, double errors[2]) {
+    llmq_model *models[2] = {open_model(gpu_path, NULL, ON_GPU), open_model(cpu_path, NULL, ON_CPU)};
+    llmq_session *s[2];
+    rows r[2];
+    errors[0] = 0;
+    for (int m = 0; m < 2; m++) {
+        s[m] = open_session(models[m]);
+        append(s[m], tokens, N_PROMPT);
+    }
+    errors[1] = row_error(llmq_session_logits(s[0]), llmq_session_logits(s[1]), TINY_VOCAB);
+    for (int m = 0; m < 2; m++) {
+        llmq_session_truncate(s[m], 0);
+        r[m] = all_rows(s[m], tokens, 8);
+    }
+    for (size_t i = 0; i < 8; i++)
+        errors[0] = fmax(errors[0], row_error(r[0].logits + i * TINY_VOCAB, r[1].logits + i * TINY_VOCAB, TINY_VOCAB));
+    same_choices(s[0], s[1], N_TEXT / 2, 3e-3, gpu_path);
+    for (int m = 0; m < 2; m++) free(r[m].logits), llmq_session_destroy(s[m]), llmq_model_close(models[m]);
+}
+
+/* Activations are f16, so quantized weights are held against the CPU with the same weights in F32. The first seven
+ * types have layouts of their own. */
 static void test_quantized(void **state) {
     (void)state;
     static const char *const types[] = {"q4_0",   "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k",
                                         "iq4_xs", "q5_1", "q3_k",   "bf16", "f16"};
-    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
+    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *quantized = LLMQ_TEST_TMP "/cuda-quantized.gguf",
+               *values = LLMQ_TEST_TMP "/cuda-values.gguf";
     tiny_model wide;
-    int32_t tokens[N_TOKENS];
+    int32_t tokens[N_PROMPT];
     tiny_init(&wide);
     tiny_write(&wide, from, 0);
-    for (int i = 0; i < N_TOKENS; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    for (int i = 0; i < N_PROMPT; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
     for (size_t i = 0; i < sizeof types / sizeof *types; i += STEP) {
+        double errors[2];
+        convert(from, quantized, types[i]);
+        convert(quantized, values, "f32");
+        compare_forms(quantized, values, tokens, errors);
+        if (!(errors[0] <= 3e-3)) fail_msg("%s: logits of a step differ by %.3g of the largest", types[i], errors[0]);
+        if (!(errors[1] <= 2e-3)) fail_msg("%s: logits of a prompt differ by %.3g of the largest", types[i], errors[1]);
+    }
+    remove(from), remove(quantized), remove(values);
+}
+
+static void count_warnings(void *user, llmq_log_level level, const char *line) {
+    if (level == LLMQ_LOG_WARN && strstr(line, "LLMQ_CUDA_ACTS")) (*(int *)user)++;
+}
+
+/* Steps with 8-bit activations, where the environment asks for them: the CPU's are of the same 8 bits; but now and then
+ * one is rounded the other way, and the CPU keeps outliers apart, and these random models make much of it. A value that
+ * is not known is warned of, and changes nothing. */
+static void test_acts_of_8_bits(void **state) {
+    (void)state;
+    static const char *const types[] = {"q4_0", "q4_k", "q6_k"};
+    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *to = LLMQ_TEST_TMP "/cuda-model.gguf";
+    tiny_model wide;
+    int32_t tokens[8];
+    tiny_init(&wide);
+    tiny_write(&wide, from, 0);
+    for (int i = 0; i < 8; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         convert(from, to, types[i]);
+        setenv("LLMQ_CUDA_ACTS", "q8", 1);
         double error = compare(to, ON_GPU, tokens, 8, N_TEXT / 2);
+        unsetenv("LLMQ_CUDA_ACTS");
         if (!(error <= 5e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
     }
-    remove(from);
-    remove(to);
+    llmq_model *model = open_model(to, NULL, ON_GPU);
+    rows got[4];
+    int warnings = 0;
+    llmq_log_set(count_warnings, &warnings);
+    for (int i = 0; i < 4; i++) {
+        static const char *const values[] = {"", "f16", "f8", "q8"};
+        setenv("LLMQ_CUDA_ACTS", values[i], 1);
+        llmq_session *s = open_session(model);
+        got[i] = all_rows(s, tokens, 8);
+        llmq_session_destroy(s);
+        assert_int_equal(warnings, i >= 2);
+        assert_int_equal(memcmp(got[i].logits, got[0].logits, 8 * TINY_VOCAB * sizeof(float)) == 0, i < 3);
+    }
+    unsetenv("LLMQ_CUDA_ACTS");
+    llmq_log_set(NULL, NULL);
+    for (int i = 0; i < 4; i++) free(got[i].logits);
+    llmq_model_close(model);
+    remove(from), remove(to);
 }
 
 /* A prompt in one run on both, and the text that follows. */
@@ -235,32 +308,100 @@ static void test_nf4(void **state) {
     if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
 }
 
-/* A prompt's activations are f16, so quantized weights are held against the CPU with the same weights in F32. */
-static void test_quantized_prompts(void **state) {
-    (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "iq4_nl", "q8_0", "q4_k", "q6_k", "iq4_xs", "q5_1"};
-    const char *from = LLMQ_TEST_TMP "/cuda-wide.gguf", *quantized = LLMQ_TEST_TMP "/cuda-quantized.gguf",
-               *values = LLMQ_TEST_TMP "/cuda-values.gguf";
-    enum { N = 37 };
-    tiny_model wide;
-    int32_t tokens[N];
-    tiny_init(&wide);
-    tiny_write(&wide, from, 0);
-    for (int i = 0; i < N; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
-    for (size_t i = 0; i < sizeof types / sizeof *types; i += STEP) {
-        convert(from, quantized, types[i]);
-        convert(quantized, values, "f32");
-        llmq_model *models[2] = {open_model(quantized, NULL, ON_GPU), open_model(values, NULL, ON_CPU)};
-        llmq_session *s[2];
-        for (int m = 0; m < 2; m++) {
-            s[m] = open_session(models[m]);
-            append(s[m], tokens, N);
-        }
-        double error = row_error(llmq_session_logits(s[0]), llmq_session_logits(s[1]), TINY_VOCAB);
-        if (!(error <= 1e-2)) fail_msg("%s: logits differ by %.3g of the largest", types[i], error);
-        for (int m = 0; m < 2; m++) llmq_session_destroy(s[m]), llmq_model_close(models[m]);
+/* ---- groups with one scale */
+
+static void quantize_groups(const char *folder, int asym) {
+    llmq_quant_params params;
+    llmq_quant_result result = {0};
+    llmq_err err = {0};
+    llmq_quant_params_default(&params);
+    params.method = "rtn";
+    params.emit = "gptq";
+    params.group = 128;
+    params.asym = asym;
+    params.out = folder;
+    params.force = true;
+    params.n_threads = 1;
+    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_quant_result_clear(&result);
+}
+
+/* Matrices of a layer that are packed with one scale for 128 columns. */
+static int in_groups(const gpu_layer *l) {
+    const cuda_matrix *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) n += all[i]->group == 128;
+    return n;
+}
+
+/* The model on the GPU, all of whose layers' matrices but `others` of the first layer are in groups of 128: its bytes
+ * there. What it says is what the CPU says. */
+static size_t check_groups(const char *path, int others) {
+    llmq_model *on_gpu = open_model(path, NULL, ON_GPU), *on_cpu = open_model(path, NULL, ON_CPU);
+    const size_t bytes = emu_memory_used();
+    for (int64_t l = 0; l < on_gpu->hp.n_layer; l++)
+        assert_int_equal(in_groups(&on_gpu->on_device->layers[l]), l == 0 ? 7 - others : 7);
+    llmq_session *gpu = open_session(on_gpu), *cpu = open_session(on_cpu);
+    int32_t tokens[N_TOKENS];
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
+    append(gpu, tokens, N_TOKENS), append(cpu, tokens, N_TOKENS);
+    same_choices(gpu, cpu, N_TEXT, 3e-2, path);
+    llmq_session_destroy(gpu), llmq_session_destroy(cpu);
+    llmq_model_close(on_gpu), llmq_model_close(on_cpu);
+    return bytes;
+}
+
+/* What the container says of groups is counted before rows are read. */
+static void check_counted(const char *folder, size_t bytes_a_tile) {
+    llmq_model *model = open_model(folder, NULL, ON_CPU);
+    static const llmq_role roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
+    for (int i = 0; i < 7; i++) {
+        const llmq_tensor *t = model->layer_tensors[1].by_role[roles[i]];
+        assert_int_equal(
+            gpu_matrix_bytes(t),
+            size_align((size_t)tensor_rows(t) / 16 * (size_t)tensor_cols(t) / 128 * bytes_a_tile, GPU_ALIGN));
     }
-    remove(from), remove(quantized), remove(values);
+    llmq_model_close(model);
+}
+
+/* The sixth block of the first layer's down gets another scale. Bytes that its matrix then needs more. */
+static size_t break_group(const char *gguf) {
+    llmq_model *model = open_model(gguf, NULL, ON_CPU);
+    const llmq_tensor *down = model->layer_tensors[0].by_role[ROLE_DOWN];
+    const long at = (long)((const uint8_t *)down->data - model->source->maps[0].data) + 5 * 18;
+    const size_t in_groups = (size_t)tensor_rows(down) / 16 * (size_t)tensor_cols(down) / 128 * 1056;
+    const size_t more = gpu_matrix_bytes(down) - size_align(in_groups, GPU_ALIGN);
+    assert_int_equal(down->type, LLMQ_TYPE_Q4_0);
+    llmq_model_close(model);
+    FILE *f = fopen(gguf, "r+b");
+    uint8_t scale[2];
+    assert_non_null(f);
+    assert_int_equal(fseek(f, at, SEEK_SET), 0);
+    assert_int_equal(fread(scale, 1, 2, f), 2);
+    scale[0] ^= 1;
+    assert_int_equal(fseek(f, at, SEEK_SET), 0);
+    assert_int_equal(fwrite(scale, 1, 2, f), 2);
+    fclose(f);
+    return more;
+}
+
+/* A folder with groups of 128, and the same blocks as GGUF, whose reader knows of no groups, take the same memory; one
+ * block with another scale takes its matrix back to the type's own layout. With zero points blocks are Q5_0, of which
+ * only groups have a layout. */
+static void test_groups(void **state) {
+    (void)state;
+    const char *folder = LLMQ_TEST_TMP "/cuda-groups", *gguf = LLMQ_TEST_TMP "/cuda-groups.gguf";
+    quantize_groups(folder, 0);
+    check_counted(folder, 1056);
+    const size_t bytes = check_groups(folder, 0);
+    convert(folder, gguf, NULL);
+    assert_int_equal(check_groups(gguf, 0), bytes);
+    const size_t more = break_group(gguf), broken = check_groups(gguf, 1);
+    if (emu_here()) assert_int_equal(broken, bytes + more);
+    remove(gguf);
+    quantize_groups(folder, 1);
+    check_counted(folder, 1088);
+    check_groups(folder, 0);
 }
 
 /* Where memory is short, passes are: 256 tokens (the context), 128 and so on to the steps of 8, so that a whole cache
@@ -370,8 +511,14 @@ static void test_sessions(void **state) {
         assert_int_equal(emu_replays() - replays, N_TOKENS - 5 - 1); /* the first step is run before one is recorded */
     llmq_session_truncate(s, 0);
     append(s, tokens, N_TOKENS);
-    assert_memory_equal(llmq_session_logits(s), last, first.n_vocab * sizeof *last);
+    assert_true(row_error(llmq_session_logits(s), last, first.n_vocab) <= 1e-3); /* the head of one position */
     assert_true(llmq_session_kv_bytes(s) > 0);
+    float *same = malloc(first.n_vocab * sizeof *same);
+    memcpy(same, llmq_session_logits(s), first.n_vocab * sizeof *same);
+    llmq_session_truncate(s, 0);
+    append(s, tokens, N_TOKENS);
+    assert_memory_equal(llmq_session_logits(s), same, first.n_vocab * sizeof *same);
+    free(same);
 
     /* Greedy tokens are chosen over there; the logits come when they are asked for, and are what they are otherwise. */
     int32_t next[2];
@@ -465,7 +612,122 @@ static void test_batch(void **state) {
     llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
     check_batch(model, tokens, 2, 4);
     check_batch(model, tokens, 5, 3);
+    llmq_model_close(model);
+
+    /* With rows of 256 a prompt's kernels would sum otherwise than those of a step: the head must not take 9 at once.
+     */
+    const char *path = LLMQ_TEST_TMP "/cuda-batch.gguf";
+    tiny_model wide;
+    tiny_init(&wide);
+    tiny_write(&wide, path, 0);
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = (i * 7 + 3) % TINY_VOCAB;
+    model = open_model(path, NULL, ON_GPU);
     check_batch(model, tokens, 9, 2);
+    llmq_model_close(model);
+    remove(path);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* ---- sampling: the CPU's sampler, on the logits of the GPU, is what drawing there has to give */
+
+static const llmq_sampler_params samplers[] = {
+    {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1, .seed = 11},
+    {.temperature = 0.8f, .top_p = 0.9f, .repeat_penalty = 1.3f, .repeat_last_n = 8, .seed = 12},
+    {.temperature = 0, .repeat_penalty = 2, .repeat_last_n = 64},
+    {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 13}, /* all of the vocabulary */
+};
+enum { N_SAMPLERS = sizeof samplers / sizeof *samplers };
+
+/* Text by llmq_session_next; returns how many tokens were drawn on the device. */
+static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, const llmq_speculation_params *guesses,
+                      size_t n) {
+    llmq_session *there = open_session(model), *here = open_session(model);
+    const int32_t prompt[] = {1, 5, 9, 5, 9, 5, 9, 5, 9, 30};
+    llmq_sampler cpu;
+    int drawn = 0;
+    assert_int_equal(sampler_create(model->hp.n_vocab, &cpu, NULL), LLMQ_OK);
+    sampler_set(&cpu, params);
+    llmq_session_set_sampler(there, params);
+    assert_int_equal(llmq_session_set_speculation(there, guesses, NULL), LLMQ_OK);
+    if (there->spec) there->spec->always = true;
+    append(there, prompt, 10), append(here, prompt, 10);
+    for (size_t i = 0; i < n; i++) {
+        int32_t token, want;
+        assert_int_equal(llmq_session_next(there, &token, NULL), LLMQ_OK);
+        drawn += there->unread;
+        const float *logits = llmq_session_logits(here);
+        assert_int_equal(sampler_sample(&cpu, logits, here->tokens, here->n_past, &want, NULL), LLMQ_OK);
+        if (token != want) fail_msg("token %zu is %d, the CPU's is %d", i, token, want);
+        append(here, &want, 1);
+    }
+    assert_memory_equal(cpu.rng, there->sampler.rng, sizeof cpu.rng);
+    sampler_destroy(&cpu);
+    llmq_session_destroy(there), llmq_session_destroy(here);
+    return drawn;
+}
+
+static void test_sampling(void **state) {
+    (void)state;
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    for (size_t i = 0; i < N_SAMPLERS; i += STEP) {
+        emu_set_order((emu_order)(i % EMU_ORDERS), 17);
+        assert_int_equal(follow_cpu(model, &samplers[i], NULL, N_TEXT), N_TEXT - 1); /* a prompt's logits come here */
+    }
+    emu_set_order(EMU_FORWARD, 0);
+    follow_cpu(model, &samplers[0], &(llmq_speculation_params){.lookup = true}, N_TEXT);
+    follow_cpu(model, &samplers[1], &(llmq_speculation_params){.draft = model, .n_guess = 3}, N_TEXT);
+    llmq_model_close(model);
+    model = open_model(LLMQ_TEST_DATA "/../../data/tiny", NULL, ON_GPU);
+    assert_true(model->hp.n_vocab > 1024);
+    assert_int_equal(follow_cpu(model, &samplers[0], NULL, 3), 2);
+    assert_int_equal(follow_cpu(model, &samplers[3], NULL, 3), 0); /* more than a device sorts */
+    llmq_model_close(model);
+    assert_int_equal(emu_memory_used(), 0);
+}
+
+/* Sessions of a batch that come and go: each has the tokens and, whenever they are asked for, the logits that it has
+ * alone. */
+static void test_batch_next(void **state) {
+    (void)state;
+    enum { N = 9, N_STEPS = STEP > 1 ? 2 : 4 };
+    llmq_model *model = open_model(LLMQ_TEST_DATA "/goldens/llama", NULL, ON_GPU);
+    const size_t bytes = (size_t)model->hp.n_vocab * sizeof(float);
+    llmq_batch *batch = NULL;
+    llmq_session *alone[N], *some[N];
+    int32_t prompt[N + 8], tokens[N], want; /* no two sessions begin alike: who takes over runs its prompt otherwise */
+    for (int i = 0; i < N + 8; i++) prompt[i] = i * 13 % 60;
+    assert_int_equal(llmq_batch_create(model, N, &(llmq_session_params){.n_threads = 1}, &batch, NULL), LLMQ_OK);
+    for (int i = 0; i < N; i++) {
+        llmq_session *s = llmq_batch_session(batch, i);
+        alone[i] = open_session(model);
+        llmq_session_set_sampler(s, &samplers[i % N_SAMPLERS]);
+        llmq_session_set_sampler(alone[i], &samplers[i % N_SAMPLERS]);
+        assert_int_equal(llmq_session_sync(s, prompt + i, 9, NULL), LLMQ_OK);
+        append(alone[i], prompt + i, 9);
+    }
+    for (int step = 0; step < N_STEPS; step++) {
+        int at[N];
+        size_t n = 0;
+        for (int i = 0; i < N; i++)
+            if (step < 2 || (step + i) % 3) at[n] = i, some[n++] = llmq_batch_session(batch, i);
+        assert_int_equal(llmq_batch_next(batch, some, tokens, n, NULL), LLMQ_OK);
+        for (size_t k = 0; k < n; k++) {
+            assert_int_equal(llmq_session_next(alone[at[k]], &want, NULL), LLMQ_OK);
+            assert_int_equal(tokens[k], want);
+            assert_true(step == 0 ? some[k]->last != NULL : some[k]->unread);
+        }
+        for (int i = 0; i < N && step > 1; i += 2) /* the others are asked later, if they wait */
+            assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]),
+                                bytes);
+    }
+    assert_int_equal(llmq_session_next(llmq_batch_session(batch, 1), tokens, NULL), LLMQ_OK); /* one by itself */
+    assert_int_equal(llmq_session_next(alone[1], &want, NULL), LLMQ_OK);
+    assert_int_equal(tokens[0], want);
+    for (int i = 0; i < N; i++) {
+        assert_memory_equal(llmq_session_logits(llmq_batch_session(batch, i)), llmq_session_logits(alone[i]), bytes);
+        llmq_session_destroy(alone[i]);
+    }
+    llmq_batch_destroy(batch);
     llmq_model_close(model);
     assert_int_equal(emu_memory_used(), 0);
 }
@@ -710,6 +972,19 @@ static void test_memory(void **state) {
     assert_int_equal(emu_memory_used(), 0);
 }
 
+/* Logits of 8 tokens where a session only decodes, of 64 where it has prompts. */
+static void test_head_bytes(void **state) {
+    (void)state;
+    enum { VOCAB = 65536 };
+    llmq_device_desc d = {.n_embd = 64, .n_head = 1, .n_head_kv = 1, .head_dim = 64, .n_ff = 64, .n_rot = 64};
+    static const int n_batch[] = {1, 8, 16, 512}, held[] = {8, 8, 16, 64};
+    for (int i = 0; i < 4; i++) {
+        size_t bytes[2];
+        for (int k = 0; k < 2; k++) d.n_vocab = (k + 1) * VOCAB, bytes[k] = gpu_work_bytes(&d, 256, n_batch[i]);
+        assert_int_equal(bytes[1] - bytes[0], (size_t)held[i] * VOCAB * sizeof(float));
+    }
+}
+
 static void test_refusals(void **state) {
     (void)state;
     llmq_err err = {0};
@@ -781,14 +1056,16 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_architectures), cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_quantized),     cmocka_unit_test(test_quantized_prompts),
-        cmocka_unit_test(test_nf4),           cmocka_unit_test(test_short_passes),
-        cmocka_unit_test(test_story),         cmocka_unit_test(test_sessions),
-        cmocka_unit_test(test_batch),         cmocka_unit_test(test_q8_cache),
-        cmocka_unit_test(test_shared_pages),  cmocka_unit_test(test_full_memory),
-        cmocka_unit_test(test_long_contexts), cmocka_unit_test(test_some_layers),
-        cmocka_unit_test(test_memory),        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_little_memory), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_quantized),     cmocka_unit_test(test_nf4),
+        cmocka_unit_test(test_short_passes),  cmocka_unit_test(test_story),
+        cmocka_unit_test(test_sessions),      cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_shared_pages),
+        cmocka_unit_test(test_full_memory),   cmocka_unit_test(test_long_contexts),
+        cmocka_unit_test(test_some_layers),   cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_little_memory),
+        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_acts_of_8_bits),
+        cmocka_unit_test(test_head_bytes),    cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_sampling),      cmocka_unit_test(test_batch_next),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

@@ -211,47 +211,11 @@ static void test_layers(void **state) {
     }
 }
 
-/* As the CPU's sampler: the first of equals, NaN and -infinity do not count. */
-static void test_argmax(void **state) {
-    (void)state;
-    const int sizes[] = {1, 2, 31, 256, 257, 1000, 20000};
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
-        for (int kind = 0; kind < 5; kind++) {
-            const int n = sizes[s];
-            float *x = random_floats((size_t)n, -8, 8);
-            int32_t want = -1;
-            for (int i = 0; i < n; i++) {
-                if (kind == 1) x[i] = (float)(rng_u32() % 3); /* many equals */
-                if (kind == 2 && rng_u32() % 2) x[i] = rng_u32() % 2 ? NAN : -INFINITY;
-                if (kind == 3) x[i] = i % 2 ? NAN : -INFINITY;
-            }
-            if (kind == 4) x[n / 2] = INFINITY;
-            for (int i = 0; i < n; i++)
-                if (want < 0 ? x[i] > -INFINITY : x[i] > x[want]) want = i;
-            float *d_x = input_of("x", x, (size_t)n * sizeof *x);
-            for (int order = 0; order < EMU_ORDERS; order++) {
-                struct {
-                    float value;
-                    int32_t index;
-                } best;
-                emu_set_order((emu_order)order, 3);
-                void *scratch = output_of("scratch", CUDA_ARGMAX_BYTES);
-                cuda_argmax(NULL, d_x, n, scratch);
-                from_device(&best, scratch, sizeof best, "argmax");
-                assert_int_equal(best.index, want);
-                if (want >= 0) assert_true(best.value == x[want]);
-                gpu_free(scratch);
-            }
-            gpu_free(d_x), free(x);
-        }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rms_norm),
         cmocka_unit_test(test_elements),
         cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_argmax),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }

@@ -82,7 +82,7 @@ typedef struct run_args {
 
 static void run_worker(const llmq_worker *worker, void *arg) {
     run_args *r = arg;
-    if (r->w->act != ACT_F32) r->ops->acts_fill(worker, r->a, r->w->act);
+    r->ops->acts_fill(worker, r->a, r->w->act);
     worker_barrier(worker);
     r->ops->matmul(worker, r->w, r->a, r->y, r->ldy);
 }
@@ -90,6 +90,7 @@ static void run_worker(const llmq_worker *worker, void *arg) {
 #define GUARD 7.25e7f
 #define PAD 3       /* floats between rows of y, and after the last */
 #define EXACT 0x100 /* llmq_acts.exact, among the flags of weight_prepare */
+#define SPLIT 0x200 /* inputs of 8 bits in two parts */
 
 /* y (n_tok, rows + PAD), all guards checked. a keeps the filled activations (freed by the caller). */
 static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x,
@@ -97,14 +98,15 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     llmq_weight w;
     llmq_err err;
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), ldy = rows + PAD;
-    assert_int_equal(ops->weight_prepare(&w, t, flags & ~EXACT, teams[n_team - 1], &err), LLMQ_OK);
+    assert_int_equal(ops->weight_prepare(&w, t, flags & ~(EXACT | SPLIT), teams[n_team - 1], &err), LLMQ_OK);
+    if (flags & SPLIT && w.act == ACT_Q8) w.act = ACT_Q8_SPLIT;
     w.bias = bias;
     if (w.packed) w.native.data = NULL; /* as the engine may */
     *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x, .exact = (flags & EXACT) != 0};
     size_t bytes = ops->acts_bytes(w.act, n_tok, cols);
     unsigned char *form = mem_alloc(bytes + 64, 1);
     memset(form, 0xa5, bytes + 64);
-    if (w.act == ACT_Q8) a->q8 = form;
+    if (w.act == ACT_Q8 || w.act == ACT_Q8_SPLIT) a->q8 = form;
     if (w.act == ACT_Q16) a->q16 = form;
     if (w.act == ACT_BF16 || w.act == ACT_SPLIT) a->bf16 = form;
     float *y = malloc((size_t)(n_tok * ldy) * sizeof *y);
@@ -131,12 +133,25 @@ static double worst(const float *y, const double *want, const double *mag, int64
     return w;
 }
 
+/* The root mean square of the errors beside that of the sums of magnitudes. */
+static double mean_error(const float *y, const double *want, const double *mag, int64_t n_tok, int64_t rows) {
+    double num = 0, den = 0;
+    for (int64_t t = 0; t < n_tok; t++) {
+        for (int64_t r = 0; r < rows; r++) {
+            num += pow((double)y[t * (rows + PAD) + r] - want[t * rows + r], 2);
+            den += pow(mag[t * rows + r], 2);
+        }
+    }
+    return sqrt(num / den);
+}
+
 /* Tiles of bf16 instead of groups of 8 bits (cpu/matmul_amx.c). */
 static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
     return strcmp(ops->isa, "amx") == 0 && n_tok > ACT_FEW;
 }
-#define BF16_ERROR 0.008 /* of two factors, 2^-9 each, at worst aligned */
-#define SPLIT_ERROR 2e-5 /* of inputs in two parts, 2^-17; and what the rests would give each other */
+#define BF16_ERROR 0.008    /* of two factors, 2^-9 each, at worst aligned */
+#define SPLIT_ERROR 2e-5    /* of inputs in two parts, 2^-17; and what the rests would give each other */
+#define Q8_SPLIT_ERROR 2e-4 /* of all results: inputs rounded to 1/226 of 1/226 of the largest of 32 */
 /* Of levels of 15 bits and inputs rounded to 1/4424 of the largest of 32 (cpu/nf4.h), half of which, 1.1e-4 of the
  * largest, may be twice as much of their mean magnitude. */
 #define Q16_ERROR 4e-4
@@ -156,8 +171,22 @@ static double allowed(const llmq_backend_ops *ops, llmq_type type, bool q8, int6
     return tiles && !q8 && type != LLMQ_TYPE_F32 ? SPLIT_ERROR : 1e-6;
 }
 
+/* Input c of token i as it was rounded. */
+static double rounded(const llmq_acts *a, int parts, int64_t i, int64_t c) {
+    const int64_t all = parts * a->n_tok, len = act_block_len(all), first = i * parts / len * len;
+    act_block b = act_block_at(a, all, first);
+    double x = 0;
+    for (int part = 0; part < parts; part++) {
+        int64_t g = c / 32 * b.n + part * (b.n / parts) + i - first / parts;
+        x += (double)b.group[g].d * b.q[g * 32 + c % 32];
+        if (b.outlier_at[g] == c % 32) x += (double)b.outlier[g];
+    }
+    return x;
+}
+
 /* want, mag (n_tok, rows) from dequantized weights; activations as the backend rounded them (Q8), or x itself. */
-static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, double *want, double *mag) {
+static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *a, int parts, double *want,
+                      double *mag) {
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), row_bytes = type_row_bytes(t->type, cols);
     float *w = malloc((size_t)cols * sizeof *w);
     void *row = malloc((size_t)row_bytes);
@@ -165,12 +194,8 @@ static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *
         type_to_f32(t->type, memcpy(row, (const char *)t->data + r * row_bytes, (size_t)row_bytes), w, cols);
         for (int64_t i = 0; i < a->n_tok; i++) {
             double sum = bias ? (double)bias[r] : 0, m = fabs(sum);
-            int64_t len = act_block_len(a->n_tok), at = i % len;
-            act_block b = a->q8 ? act_block_at(a, i / len * len) : (act_block){.n = 0};
             for (int64_t c = 0; c < cols; c++) {
-                int64_t g = c / 32 * b.n + at;
-                double x = a->q8 ? (double)b.group[g].d * b.q[g * 32 + c % 32] : (double)a->x[i * cols + c];
-                if (a->q8 && b.outlier_at[g] == c % 32) x += (double)b.outlier[g];
+                double x = a->q8 ? rounded(a, parts, i, c) : (double)a->x[i * cols + c];
                 sum += (double)w[c] * x;
                 m += fabs((double)w[c] * x);
             }
@@ -181,10 +206,12 @@ static void reference(const llmq_tensor *t, const float *bias, const llmq_acts *
     free(w), free(row);
 }
 
-/* One product on every ISA and team. Tiles come last: what they are held against differs. */
-static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const float *bias) {
+/* One product on every ISA and team. Tiles come last: what they are held against differs. flags: 0 or SPLIT. */
+static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const float *bias, int flags) {
     const int64_t rows = tensor_rows(&t), cols = tensor_cols(&t);
     const llmq_type type = t.type;
+    const int parts = flags & SPLIT ? 2 : 1;
+    const llmq_acts plain = {.n_tok = n_tok, .cols = cols, .x = x};
     size_t n = (size_t)(n_tok * rows);
     double *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
     llmq_acts first = {.q8 = NULL};
@@ -194,27 +221,32 @@ static void check_product(llmq_tensor t, const float *x, int64_t n_tok, const fl
         float *y1 = NULL;
         for (int team = 1; team <= 3; team++) {
             llmq_acts a;
-            float *y = run(ops, &t, 0, bias, x, n_tok, team, &a);
+            float *y = run(ops, &t, flags, bias, x, n_tok, team, &a);
             if (!y1) {
                 y1 = y;
                 if (isa == 0) {
                     first = a;
-                    reference(&t, bias, &a, want, mag);
+                    if (parts == 2) {
+                        reference(&t, bias, &plain, 1, want, mag);
+                        assert_true(mean_error(y, want, mag, n_tok, rows) < Q8_SPLIT_ERROR);
+                    }
+                    reference(&t, bias, &a, parts, want, mag);
                 } else if (a.q8 && in_tiles(ops, n_tok)) {
                     mem_free(a.q8);
                 } else if (a.q8) { /* activations are the same bits everywhere */
-                    size_t codes = (size_t)(n_tok * act_groups(cols)) * 32, rest = act_group_offset(n_tok, cols);
+                    size_t codes = (size_t)(parts * n_tok * act_groups(cols)) * 32,
+                           rest = act_group_offset(parts * n_tok, cols);
                     assert_memory_equal(a.q8, first.q8, codes);
                     assert_memory_equal((char *)a.q8 + rest, (char *)first.q8 + rest,
                                         codes / 32 * (sizeof(act_group) + sizeof(float) + 1));
                     mem_free(a.q8);
                 }
                 bool tiles = first.q8 && in_tiles(ops, n_tok);
-                if (tiles) reference(&t, bias, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, want, mag);
+                if (tiles) reference(&t, bias, &plain, 1, want, mag);
                 double e = worst(y, want, mag, n_tok, rows);
                 if (!(e < allowed(ops, type, first.q8 != NULL, n_tok)))
-                    fail_msg("%s %s rows %d cols %d n_tok %d: error %g", ops->isa, type_info(type)->name, (int)rows,
-                             (int)cols, (int)n_tok, e);
+                    fail_msg("%s %s rows %d cols %d n_tok %d parts %d: error %g", ops->isa, type_info(type)->name,
+                             (int)rows, (int)cols, (int)n_tok, parts, e);
             } else {
                 assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
                 free(y);
@@ -231,7 +263,7 @@ static void check_shape(llmq_type type, int64_t rows, int64_t cols, int64_t n_to
     void *buffer;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
     float *x = random_floats(n_tok * cols, -2, 2), *bias = with_bias ? random_floats(rows, -9, 9) : NULL;
-    check_product(t, x, n_tok, bias);
+    check_product(t, x, n_tok, bias, 0);
     free(buffer), free(x), free(bias);
 }
 
@@ -242,12 +274,12 @@ static float *floats_with_outliers(int64_t n) {
     return x;
 }
 
-static void check_outliers(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok) {
+static void check_outliers(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, int flags) {
     void *buffer;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
-    float *x = floats_with_outliers(n_tok * cols);
-    check_product(t, x, n_tok, NULL);
-    free(buffer), free(x);
+    float *x = floats_with_outliers(n_tok * cols), *bias = random_floats(rows, -9, 9);
+    check_product(t, x, n_tok, flags ? bias : NULL, flags);
+    free(buffer), free(x), free(bias);
 }
 
 /* Past ACT_FEW: every width of the last block of ACT_BLOCK, in test_quantized with its 19. */
@@ -262,9 +294,12 @@ static void test_quantized(void **state) {
         for (size_t k = 0; k < N_TOKENS; k++) {
             int64_t cols = info->block_len * (1 + (int64_t)rng() % (info->block_len == 32 ? 9 : 3));
             check_shape(info->id, 1 + (int64_t)rng() % 70, cols, tokens[k], k % 2);
-            if (!info->in_memory) check_outliers(info->id, 1 + (int64_t)rng() % 70, cols + 256, tokens[k]);
+            if (info->in_memory) continue;
+            check_outliers(info->id, 1 + (int64_t)rng() % 70, cols + 256, tokens[k], 0);
+            check_outliers(info->id, 1 + (int64_t)rng() % 70, cols, tokens[k], SPLIT);
         }
-        if (!info->in_memory) check_outliers(info->id, 33, 4352, 20);
+        for (int flags = 0; !info->in_memory && flags <= SPLIT; flags += SPLIT)
+            check_outliers(info->id, 33, 4352, 20, flags);
         /* Several panels of columns: on AVX2; on AVX-512, unevenly divided. */
         check_shape(info->id, 33, info->block_len == 32 ? 1056 : 1280, 19, true);
         check_shape(info->id, 33, info->block_len == 256 ? 4352 : 4160, 19, true);
@@ -292,7 +327,7 @@ static void check_largest(const llmq_type_info *info, int code, int64_t n_tok) {
     for (int64_t i = 0; a.q8 && i < n_tok * cols; i++) assert_int_equal(abs(((int8_t *)a.q8)[i]), 127);
     mem_free(a.q8);
     free(y);
-    check_product(t, x, n_tok, NULL);
+    check_product(t, x, n_tok, NULL, 0);
     free(buffer), free(x);
 }
 
@@ -327,7 +362,7 @@ static void test_exact(void **state) {
     llmq_tensor t = random_tensor(LLMQ_TYPE_BF16, rows, cols, &buffer);
     float *x = random_floats(n_tok * cols, -2, 2);
     double *want = malloc((size_t)(n_tok * rows) * sizeof *want), *mag = malloc((size_t)(n_tok * rows) * sizeof *mag);
-    reference(&t, NULL, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, want, mag);
+    reference(&t, NULL, &(llmq_acts){.n_tok = n_tok, .cols = cols, .x = x}, 1, want, mag);
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
@@ -340,18 +375,18 @@ static void test_exact(void **state) {
 }
 
 /* Up to MATMUL_ALIKE tokens get the very bits that each gets alone. */
-static void check_alike(const llmq_backend_ops *ops, llmq_type type, int64_t rows, int64_t cols) {
+static void check_alike(const llmq_backend_ops *ops, llmq_type type, int64_t rows, int64_t cols, int flags) {
     void *buffer;
     llmq_acts a;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
     float *x = floats_with_outliers(MATMUL_ALIKE * cols), *bias = random_floats(rows, -9, 9), *alone[MATMUL_ALIKE];
     int64_t ldy = rows + PAD;
     for (int i = 0; i < MATMUL_ALIKE; i++) {
-        alone[i] = run(ops, &t, 0, bias, x + i * cols, 1, 2, &a);
+        alone[i] = run(ops, &t, flags, bias, x + i * cols, 1, 2, &a);
         mem_free(a.q8);
     }
     for (int64_t n = 2; n <= MATMUL_ALIKE; n++) {
-        float *y = run(ops, &t, 0, bias, x, n, 2, &a);
+        float *y = run(ops, &t, flags, bias, x, n, 2, &a);
         for (int64_t i = 0; i < n; i++)
             if (memcmp(y + i * ldy, alone[i], (size_t)rows * sizeof *y) != 0)
                 fail_msg("%s %s %d x %d: token %d of %d differs from what it is alone", ops->isa, type_info(type)->name,
@@ -370,27 +405,30 @@ static void test_alike(void **state) {
         for (int isa = 0; isa < N_ISAS; isa++) {
             const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
             if (!ops) continue;
-            check_alike(ops, info->id, 37, type_is_float(info) ? 301 : info->block_len == 32 ? 160 : 512);
-            check_alike(ops, info->id, 50, type_is_float(info) ? 2107 : 1280);
+            check_alike(ops, info->id, 37, type_is_float(info) ? 301 : info->block_len == 32 ? 160 : 512, 0);
+            check_alike(ops, info->id, 50, type_is_float(info) ? 2107 : 1280, 0);
+            if (!type_is_float(info) && !info->in_memory) check_alike(ops, info->id, 37, 512, SPLIT);
         }
     }
 }
 
-/* Up to ACT_FEW tokens get the very bits of AVX-512, by vectors or by tiles of bytes (cpu/few_amx.c). */
+/* Up to ACT_FEW tokens get the very bits of AVX-512, by vectors or by tiles of bytes (cpu/few_amx.c), which take split
+ * inputs from 5 tokens on. */
 static void test_few_as_avx512(void **state) {
     (void)state;
     const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
     for (size_t i = 0; ops[1] && type_at(i); i++) {
-        for (int64_t n = 9; n <= ACT_FEW; n++) {
+        for (int64_t n = 4; n <= ACT_FEW; n++) {
             const llmq_type_info *info = type_at(i);
             int64_t rows = n % 2 ? 37 : 48, cols = n % 3 == 0 ? 1280 : n % 3 == 1 && info->block_len <= 32 ? 160 : 512;
             void *buffer;
             llmq_tensor t = random_tensor(info->id, rows, cols, &buffer);
             float *x = floats_with_outliers(n * cols), *bias = random_floats(rows, -9, 9), *y[2];
-            for (int flags = 0; flags <= PREP_BF16; flags += PREP_BF16) {
+            static const int flags[] = {0, PREP_BF16, SPLIT};
+            for (int f = 0; f < 3; f++) {
                 for (int k = 0; k < 2; k++) {
                     llmq_acts a;
-                    y[k] = run(ops[k], &t, flags, n % 2 ? bias : NULL, x, n, 2, &a);
+                    y[k] = run(ops[k], &t, flags[f], n % 2 ? bias : NULL, x, n, 2, &a);
                     mem_free(a.q8);
                 }
                 if (memcmp(y[0], y[1], (size_t)(n * (rows + PAD)) * sizeof **y) != 0)
@@ -414,7 +452,7 @@ static void check_activation_error(float outlier) {
     double want[TOK * ROWS], mag[TOK * ROWS], num = 0, den = 0;
     float *y = run(backend_cpu_isa("c"), &t, 0, NULL, x, TOK, 1, &a);
     llmq_acts exact = {.n_tok = TOK, .cols = COLS, .x = x};
-    reference(&t, NULL, &exact, want, mag);
+    reference(&t, NULL, &exact, 1, want, mag);
     for (int i = 0; i < TOK; i++) {
         for (int r = 0; r < ROWS; r++) {
             num += pow((double)y[i * (ROWS + PAD) + r] - want[i * ROWS + r], 2);
@@ -447,7 +485,7 @@ static void test_outliers(void **state) {
         if (!ops) continue;
         llmq_acts a = {.n_tok = 1, .cols = COLS, .x = x, .q8 = mem_alloc(ops->acts_bytes(ACT_Q8, 1, COLS), 1)};
         ops->acts_fill(&(llmq_worker){0, 1, teams[0]}, &a, ACT_Q8);
-        act_block b = act_block_at(&a, 0);
+        act_block b = act_block_at(&a, 1, 0);
         for (int g = 0; g < GROUPS; g++) {
             int want = g == 3 ? 20 : g == 31 ? 2 : ACT_NO_OUTLIER;
             float largest = g == 4 ? 9 : g == 5 ? 2 : 1, least = largest / 127.0f;
@@ -619,7 +657,7 @@ static void test_bf16(void **state) {
                 llmq_acts a;
                 float *y = run(ops, &t, PREP_BF16, bias, x, n_tok, team, &a);
                 a.q8 = NULL;
-                reference(&t, bias, &a, want, mag);
+                reference(&t, bias, &a, 1, want, mag);
                 assert_true(worst(y, want, mag, n_tok, rows) < BF16_ERROR);
                 if (y1) assert_memory_equal(y, y1, (size_t)(n_tok * (rows + PAD)) * sizeof *y);
                 if (!y1)
@@ -633,7 +671,7 @@ static void test_bf16(void **state) {
 }
 
 /* Zero, tiny, huge and non-finite activations. */
-static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok) {
+static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok, int flags) {
     enum { ROWS = 20, COLS = 64 };
     void *buffer;
     llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
@@ -648,7 +686,7 @@ static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok) {
     x[5 * COLS] = -INFINITY;
     x[5 * COLS + 1] = NAN;
     llmq_acts a;
-    float *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
+    float *y = run(ops, &t, flags, NULL, x, n_tok, 1, &a);
     bool floats = type != LLMQ_TYPE_Q8_0 && !in_16_bits(ops, n_tok);
     for (int r = 0; r < ROWS; r++) {
         assert_true(y[r] == 0);
@@ -666,8 +704,9 @@ static void test_odd_activations(void **state) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
         for (int n_tok = 6; n_tok <= 18; n_tok += 6) {
-            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok);
-            check_odd(ops, LLMQ_TYPE_NF4, n_tok);
+            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, 0);
+            check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, SPLIT);
+            check_odd(ops, LLMQ_TYPE_NF4, n_tok, 0);
         }
     }
 }
