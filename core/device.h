@@ -59,6 +59,7 @@ typedef struct llmq_device_draw {
 } llmq_device_draw;
 /* Instead of a token: the best logit is not finite; more candidates than a device sorts, so the CPU has to draw. */
 enum { LLMQ_DEVICE_NOT_FINITE = -1, LLMQ_DEVICE_TOO_MANY = -2 };
+#define LLMQ_DEVICE_CANDIDATES 1024 /* that a device sorts, at most */
 
 /* What a device does of a quantization with calibration. One thread calls, always the same. */
 typedef struct llmq_device_sweep { /* the column sweep of GPTQ (llmq_round_block) over a whole matrix */

@@ -23,7 +23,8 @@ void cuda_gemm(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n
                void *parts, size_t parts_bytes);
 
 /* Weights to f16 rows (rows, cuda_acts_rows_ld), columns in the order of the activations; only tiles that are there are
- * written: up to the next multiple of 64 columns, or 256 for types with blocks of 256. */
+ * written: up to the next multiple of 64 columns, 128 for groups of 128, 256 for types with blocks of 256. Past the last
+ * column they are anything finite. */
 void cuda_unpack_rows(gpu_stream *stream, const cuda_matrix *w, uint16_t *out);
 /* After a product of unpacked rows with the rows of activations: y (n_tok, ldy) divided by the tokens' powers of two,
  * plus the bias, if there is one. */

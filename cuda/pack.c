@@ -9,6 +9,8 @@
 #include "cuda/layout.h"
 #include "types/type.h"
 
+#define BLOCK_BYTES_MOST 256 /* of a type with a layout: Q6_K has 210 */
+
 typedef struct tile_layout {
     llmq_type type;
     int group, columns, bytes;
@@ -53,13 +55,20 @@ int cuda_group_of(llmq_type native, int64_t shared, int64_t cols) {
     return best;
 }
 
+/* A block at any address: a file says where tensors begin. */
+static void unpack_block(const llmq_type_info *info, const uint8_t *block, llmq_grid *grid, uint8_t *codes) {
+    _Alignas(8) uint8_t copy[BLOCK_BYTES_MOST];
+    LLMQ_ASSERT(info->block_bytes <= BLOCK_BYTES_MOST);
+    info->unpack(memcpy(copy, block, (size_t)info->block_bytes), grid, codes);
+}
+
 /* Have n blocks the same numbers, to the bit, and no more than 16 neighbouring levels? */
 static bool are_group(const llmq_type_info *info, const uint8_t *block, int64_t n) {
     llmq_grid first, grid;
     uint8_t codes[TYPE_MAX_BLOCK];
     int low = UINT8_MAX, high = 0;
     for (int64_t b = 0; b < n; b++, block += info->block_bytes) {
-        info->unpack(block, &grid, codes);
+        unpack_block(info, block, &grid, codes);
         if (b == 0) first = grid;
         if (memcmp(&grid.d, &first.d, sizeof grid.d) || memcmp(grid.offset, first.offset, sizeof *grid.offset))
             return false;
@@ -94,7 +103,7 @@ typedef struct open_tile {
 
 static void open_row(const llmq_type_info *info, const uint8_t *block, int64_t blocks, open_tile *t, int row) {
     for (int64_t b = 0; b < blocks; b++)
-        info->unpack(block + b * info->block_bytes, &t->grid[row][b], t->codes[row] + b * info->block_len);
+        unpack_block(info, block + b * info->block_bytes, &t->grid[row][b], t->codes[row] + b * info->block_len);
 }
 
 /* The code that byte e of a[i] holds for a lane, in group j. */

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int THREADS = 256, PART = 1024, PARTS_MOST = 128; /* logits of a part at least; parts of a row */
 constexpr int BINS = 2048;
-constexpr int LIST = 1024; /* candidates that are sorted, by as many threads */
+constexpr int LIST = LLMQ_DEVICE_CANDIDATES; /* that are sorted, by as many threads */
 constexpr int ROWS = CUDA_SAMPLE_ROWS;
 
 /* A row's settings, as kernels want them. */

@@ -189,7 +189,8 @@ llmq_status llmq_batch_next(llmq_batch *b, llmq_session *const *sessions, int32_
         b->rows[n_rows] = (forward_row){s->next, s->n_past, &s->cache};
         b->running[n_rows++] = s;
     }
-    bool there = b->model->on_device;
+    bool there = b->model->on_device; /* one whose settings do not suit brings all logits here, by one head */
+    for (size_t i = 0; i < n_rows; i++) there = there && sampler_suits_device(&b->running[i]->sampler);
     if (n_rows) LLMQ_TRY(run_rows(b, b->running, n_rows, there, err));
     if (n_rows && there) LLMQ_TRY(draw_there(b, n_rows, err));
     for (size_t i = 0, k = 0; i < n; i++) { /* k: of the rows that were run, in the same order */

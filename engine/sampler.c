@@ -192,6 +192,12 @@ llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *
     return LLMQ_OK;
 }
 
+bool sampler_suits_device(const llmq_sampler *s) {
+    const llmq_sampler_params *p = &s->params;
+    int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
+    return !(p->temperature > 0) || k <= LLMQ_DEVICE_CANDIDATES || p->top_p < 1 || p->min_p > 0;
+}
+
 llmq_device_draw sampler_on_device(const llmq_sampler *s, const int32_t *history, int64_t n) {
     llmq_sampler ahead = *s;
     int64_t n_repeated = count_repeated(&s->params, n);

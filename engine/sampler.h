@@ -29,6 +29,8 @@ void sampler_follow(llmq_sampler *s, const llmq_sampler *from);
 /* history: the n tokens before. LLMQ_E_NUMERIC if no logit is a number. */
 llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *history, int64_t n, int32_t *token_out,
                            llmq_err *err);
+/* Is it worth asking a device? Settings that filter nothing leave it more candidates than it sorts. */
+bool sampler_suits_device(const llmq_sampler *s);
 /* What a device is given to draw that very token, with the random number that sampler_sample would take next; it is
  * taken when sampler_drew says what came of it. LLMQ_DEVICE_TOO_MANY is not for it: sampler_sample has to draw then. */
 llmq_device_draw sampler_on_device(const llmq_sampler *s, const int32_t *history, int64_t n);

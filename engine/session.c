@@ -113,7 +113,7 @@ llmq_status session_read(llmq_session *s, llmq_err *err) {
     return LLMQ_OK;
 }
 const float *llmq_session_logits(const llmq_session *s) {
-    llmq_session *mine = (llmq_session *)s; /* reading them changes nothing that a caller sees */
+    llmq_session *mine = (llmq_session *)s; /* a caller sees no change */
     return session_read(mine, NULL) == LLMQ_OK ? s->last : NULL;
 }
 void llmq_session_set_sampler(llmq_session *s, const llmq_sampler_params *params) {

@@ -48,7 +48,7 @@ llmq_status session_draw(llmq_session *s, int32_t *token_out, llmq_err *err);
 llmq_status session_take_drawn(llmq_session *s, int32_t drawn, int32_t *token_out, llmq_err *err);
 /* Can a device draw its tokens? A batch's sessions share what keeps the logits there: engine/batch.c. */
 static inline bool session_draws_there(const llmq_session *s) {
-    return s->model->on_device && !s->batch;
+    return s->model->on_device && !s->batch && sampler_suits_device(&s->sampler);
 }
 /* Runs one more token; if a device can draw the next one, the logits stay there. */
 llmq_status session_step(llmq_session *s, int32_t token, llmq_err *err);

@@ -213,9 +213,10 @@ static llmq_status run_next(llmq_session *s, llmq_err *err) {
 
 llmq_status session_run_next(llmq_session *s, llmq_err *err) {
     if (!s->has_next) return LLMQ_OK;
-    if (!(s->spec && s->spec->ahead > 0 && take_ahead(s))) LLMQ_TRY(run_next(s, err));
-    s->has_next = false;
-    return LLMQ_OK;
+    llmq_status status = LLMQ_OK;
+    if (!(s->spec && s->spec->ahead > 0 && take_ahead(s))) status = run_next(s, err);
+    s->has_next = status != LLMQ_OK; /* an error loses no token */
+    return status;
 }
 
 llmq_status llmq_session_next(llmq_session *s, int32_t *token_out, llmq_err *err) {

@@ -188,7 +188,8 @@ typedef struct llmq_sampler_params {
     float min_p;          /* <= 0: off */
     float repeat_penalty; /* 1: off; over the last repeat_last_n tokens */
     int repeat_last_n;
-    uint64_t seed; /* the same seed gives the same text */
+    uint64_t seed; /* the same seed gives the same text (with tokens that a GPU draws: but for the last bit of an
+                    * exponential, which moves about one draw in a million) */
 } llmq_sampler_params;
 LLMQ_API void llmq_sampler_params_default(llmq_sampler_params *params);
 LLMQ_API void llmq_session_set_sampler(llmq_session *session, const llmq_sampler_params *params);

@@ -89,7 +89,7 @@ static problem problem_of(packing k, const struct shape *s, bool exact) {
     return make_problem(k, s->rows, blocks * unit, s->n_tok, s->bias, exact);
 }
 
-/* The bound is that of the decode kernels: f32 sums of 32 (16) products, cut to 24 or 25 bits (ptx.md 1.3). */
+/* The bound is that of the decode kernels: f32 sums of 16 to 128 products, cut to 24 or 25 bits (ptx.md 1.3). */
 static void test_every_type(void **state) {
     (void)state;
     for (size_t i = 0; i < N_PACKINGS; i++)

@@ -334,6 +334,17 @@ static int in_groups(const gpu_layer *l) {
     return n;
 }
 
+/* Loaded by three workers: how many matrices of the first layer are in groups. */
+static int groups_of_first(const char *path) {
+    llmq_err err = {0};
+    llmq_model *model = NULL;
+    if (model_open_on(path, &(llmq_model_params){.n_threads = 3}, &cuda_device_ops, &model, &err) != LLMQ_OK)
+        fail_msg("%s: %s", path, err.msg);
+    const int n = in_groups(&model->on_device->layers[0]);
+    llmq_model_close(model);
+    return n;
+}
+
 /* The model on the GPU, all of whose layers' matrices but `others` of the first layer are in groups of 128: its bytes
  * there. What it says is what the CPU says. */
 static size_t check_groups(const char *path, int others) {
@@ -364,11 +375,13 @@ static void check_counted(const char *folder, size_t bytes_a_tile) {
     llmq_model_close(model);
 }
 
-/* The sixth block of the first layer's down gets another scale. Bytes that its matrix then needs more. */
-static size_t break_group(const char *gguf) {
+/* The sixth block of a row of the first layer's down gets another scale, or its own again. Bytes that its matrix then
+ * needs more. */
+static size_t break_group(const char *gguf, int64_t row) {
     llmq_model *model = open_model(gguf, NULL, ON_CPU);
     const llmq_tensor *down = model->layer_tensors[0].by_role[ROLE_DOWN];
-    const long at = (long)((const uint8_t *)down->data - model->source->maps[0].data) + 5 * 18;
+    const long at = (long)((const uint8_t *)down->data - model->source->maps[0].data) +
+                    row * type_row_bytes(down->type, tensor_cols(down)) + 5 * 18;
     const size_t in_groups = (size_t)tensor_rows(down) / 16 * (size_t)tensor_cols(down) / 128 * 1056;
     const size_t more = gpu_matrix_bytes(down) - size_align(in_groups, GPU_ALIGN);
     assert_int_equal(down->type, LLMQ_TYPE_Q4_0);
@@ -396,8 +409,15 @@ static void test_groups(void **state) {
     const size_t bytes = check_groups(folder, 0);
     convert(folder, gguf, NULL);
     assert_int_equal(check_groups(gguf, 0), bytes);
-    const size_t more = break_group(gguf), broken = check_groups(gguf, 1);
+    const size_t more = break_group(gguf, 0), broken = check_groups(gguf, 1);
     if (emu_here()) assert_int_equal(broken, bytes + more);
+    break_group(gguf, 0);
+    assert_int_equal(groups_of_first(gguf), 7);
+    for (int64_t row = 70; row < 128; row += 57) { /* the second worker's, and the last one's last */
+        break_group(gguf, row);
+        assert_int_equal(groups_of_first(gguf), 6);
+        break_group(gguf, row);
+    }
     remove(gguf);
     quantize_groups(folder, 1);
     check_counted(folder, 1088);
@@ -660,6 +680,9 @@ static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, cons
         if (token != want) fail_msg("token %zu is %d, the CPU's is %d", i, token, want);
         append(here, &want, 1);
     }
+    if (there->spec && there->spec->draft) /* itself: what it drew is what is drawn */
+        assert_true(there->spec->stats.guessed > 0 &&
+                    3 * there->spec->stats.accepted >= 2 * there->spec->stats.guessed);
     assert_memory_equal(cpu.rng, there->sampler.rng, sizeof cpu.rng);
     sampler_destroy(&cpu);
     llmq_session_destroy(there), llmq_session_destroy(here);
@@ -680,7 +703,7 @@ static void test_sampling(void **state) {
     model = open_model(LLMQ_TEST_DATA "/../../data/tiny", NULL, ON_GPU);
     assert_true(model->hp.n_vocab > 1024);
     assert_int_equal(follow_cpu(model, &samplers[0], NULL, 3), 2);
-    assert_int_equal(follow_cpu(model, &samplers[3], NULL, 3), 0); /* more than a device sorts */
+    assert_int_equal(follow_cpu(model, &samplers[3], NULL, 3), 0); /* more than a device sorts: it is not asked */
     llmq_model_close(model);
     assert_int_equal(emu_memory_used(), 0);
 }
