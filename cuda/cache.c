@@ -113,10 +113,12 @@ static llmq_status own_pages(llmq_device_cache *c, gpu_stream *stream, int64_t p
         gpu_page *old = c->pages[i], *own;
         if (!gpu_pool_shared(c->pool, old)) continue;
         LLMQ_TRY(take(c, 1, &own, err));
-        set_page(c, i, own);
-        gpu_pool_drop(c->pool, &old, 1);
+        llmq_status status = LLMQ_OK;
         if (i * CUDA_PAGE_KEYS < pos)
-            LLMQ_TRY(gpu_stream_copy(stream, own->memory, old->memory, c->pool->page_bytes, err));
+            status = gpu_stream_copy(stream, own->memory, old->memory, c->pool->page_bytes, err);
+        if (status == LLMQ_OK) set_page(c, i, own);
+        gpu_pool_drop(c->pool, status == LLMQ_OK ? &old : &own, 1);
+        LLMQ_TRY(status);
     }
     return LLMQ_OK;
 }

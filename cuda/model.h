@@ -29,7 +29,7 @@ llmq_status gpu_model_create(const llmq_device_desc *d, llmq_device_model **out,
 void gpu_model_destroy(llmq_device_model *m);
 /* What the kernels cannot do: LLMQ_E_UNSUPPORTED. */
 llmq_status gpu_model_check(const llmq_device_desc *d, llmq_err *err);
-/* The first layer of a cache, without its table. */
+/* Heads and type of a cache; pages are for gpu_cache_create. */
 cuda_kv gpu_kv_of(const llmq_device_desc *d, bool q8);
 /* Device memory of a matrix, or a little more where it has groups that its container does not know of; and of all
  * matrices, norms and biases of a layer (about). */

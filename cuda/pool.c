@@ -46,6 +46,25 @@ static gpu_page *find_free(const gpu_pool *p) {
     return NULL;
 }
 
+static bool in_use(const gpu_piece *piece) {
+    for (int64_t i = 0; i < piece->n_pages; i++)
+        if (piece->pages[i].n_users > 0) return true;
+    return false;
+}
+
+static void free_unused(gpu_pool *p) {
+    for (gpu_piece **at = &p->pieces; *at;) {
+        gpu_piece *piece = *at;
+        if (in_use(piece)) {
+            at = &piece->next;
+            continue;
+        }
+        *at = piece->next;
+        gpu_free(piece->memory);
+        mem_free(piece);
+    }
+}
+
 llmq_status gpu_pool_take(gpu_pool *p, int64_t n, int64_t n_piece, gpu_page **out, llmq_err *err) {
     llmq_status status = LLMQ_OK;
     int64_t taken = 0;
@@ -60,6 +79,7 @@ llmq_status gpu_pool_take(gpu_pool *p, int64_t n, int64_t n_piece, gpu_page **ou
         out[taken++] = page;
     }
     for (int64_t i = 0; i < taken && status != LLMQ_OK; i++) out[i]->n_users = 0;
+    if (status != LLMQ_OK) free_unused(p); /* others may need what was not enough here */
     pthread_mutex_unlock(&p->lock);
     return status;
 }
@@ -85,23 +105,8 @@ bool gpu_pool_shared(gpu_pool *p, const gpu_page *page) {
     return shared;
 }
 
-static bool in_use(const gpu_piece *piece) {
-    for (int64_t i = 0; i < piece->n_pages; i++)
-        if (piece->pages[i].n_users > 0) return true;
-    return false;
-}
-
 void gpu_pool_trim(gpu_pool *p) {
     pthread_mutex_lock(&p->lock);
-    for (gpu_piece **at = &p->pieces; *at;) {
-        gpu_piece *piece = *at;
-        if (in_use(piece)) {
-            at = &piece->next;
-            continue;
-        }
-        *at = piece->next;
-        gpu_free(piece->memory);
-        mem_free(piece);
-    }
+    free_unused(p);
     pthread_mutex_unlock(&p->lock);
 }

@@ -111,13 +111,20 @@ static bool leaves_room(const llmq_device_work *w) {
     return gpu_memory(&available, NULL) == LLMQ_OK && available >= cache;
 }
 
-/* Shorter passes are slower, none at all is worse. */
+/* Shorter passes are slower, none at all is worse. Where not even the shortest leave room, the longest do no harm: the
+ * cache is in 8 bits, or another session has pages. */
 static llmq_status alloc_buffers(llmq_device_work *w, llmq_err *err) {
+    int longest = 0; /* of those that there was memory for */
     for (w->n_pass = longest_pass(w->n_batch);; w->n_pass = w->n_pass / 2 > ACT_TOKENS ? w->n_pass / 2 : ACT_TOKENS) {
         const llmq_status status = alloc_pass(w, err);
         if (status != LLMQ_OK && status != LLMQ_E_MEMORY) return status;
-        if (w->n_pass == ACT_TOKENS || (status == LLMQ_OK && leaves_room(w))) return status;
+        if (status == LLMQ_OK && longest == 0) longest = w->n_pass;
+        if (status == LLMQ_OK && leaves_room(w)) return LLMQ_OK;
+        if (w->n_pass == ACT_TOKENS && longest <= ACT_TOKENS) return status;
         free_buffers(w);
+        if (w->n_pass > ACT_TOKENS) continue;
+        w->n_pass = longest;
+        return alloc_pass(w, err);
     }
 }
 
@@ -141,6 +148,8 @@ llmq_status gpu_work_create(const llmq_device_model *m, int64_t n_ctx, int64_t n
     if (!w) return mem_error(err, sizeof *w, "activations");
     *w = (llmq_device_work){.m = m, .id = ++works, .n_ctx = n_ctx, .n_batch = n_batch, .acts = cuda_acts_chosen()};
     llmq_status status = fill_work(w, rope, err);
+    if (status == LLMQ_OK && w->n_pass < longest_pass(n_batch))
+        llmq_log(LLMQ_LOG_INFO, "prompts go in passes of %d tokens, so that the cache finds memory", w->n_pass);
     if (status == LLMQ_OK)
         *out = w;
     else

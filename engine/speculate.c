@@ -200,7 +200,13 @@ static llmq_status run_next(llmq_session *s, llmq_err *err) {
     for (int64_t i = 0; i < n; i++) rows[i] = (forward_row){text[i], s->n_past + i, &s->cache};
     double start = time_seconds();
     float *logits = n > 1 ? sp->logits : s->logits;
-    LLMQ_TRY(forward_rows(s->fwd, rows, n, logits, err));
+    llmq_status status = forward_rows(s->fwd, rows, n, logits, err);
+    if (status == LLMQ_E_MEMORY && n > 1) { /* of a device: the guesses may be what is too much */
+        n = 1;
+        logits = s->logits;
+        status = forward_rows(s->fwd, rows, n, logits, err);
+    }
+    LLMQ_TRY(status);
     s->last = logits;
     s->n_past++;
     if (!sp) return LLMQ_OK;

@@ -163,6 +163,8 @@ LLMQ_API llmq_status llmq_session_create(llmq_model *model, const llmq_session_p
 LLMQ_API void llmq_session_destroy(llmq_session *session);
 LLMQ_API int64_t llmq_session_n_ctx(const llmq_session *session);
 LLMQ_API int64_t llmq_session_n_past(const llmq_session *session);
+/* Of n_ctx tokens. On a GPU memory is taken as the text grows, so running tokens may fail with LLMQ_E_MEMORY: what ran
+ * before stays (n_past says how much), its logits do not. */
 LLMQ_API int64_t llmq_session_kv_bytes(const llmq_session *session);
 
 /* Makes the cache hold exactly tokens[0..n): keeps the common prefix with what it holds, drops the rest, runs the new
