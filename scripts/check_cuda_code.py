@@ -50,6 +50,7 @@ GATES = {
     r"round_columns": (128, {r"LDS\.128": 2, "FFMA": 36}, []),
     r"attend_merge|fill_q8|fill_f16|embed|rms_norm|add|silu_mul|rope_store": (64, {}, []),
     r"best_parts|count_candidates|penalize": (64, {}, []),
+    r"naive_q4_0|read_all": (64, {}, []),  # tests/cuda/baselines.cu
     r"list_candidates": (64, {r"LDG\.E\.128": 2}, []),
     r"draw": (64, {r"LDS\.128": 1}, []),
 }
@@ -108,14 +109,14 @@ def functions(text):
     return found
 
 
-def mma_loops(code):
-    """Opcodes of each stretch between a backward branch and its target that holds an mma, the longest first."""
+def loops_of(code, wanted=("HMMA", "IMMA")):
+    """Opcodes of each stretch between a backward branch and its target that holds a wanted one (mma), the longest first."""
     loops = []
     for address, op, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands) if op.startswith("BRA") else None
         if target and int(target[1], 16) < address:
             loop = [o for at, o, _ in code if int(target[1], 16) <= at <= address]
-            if any(o.startswith(("HMMA", "IMMA")) for o in loop):
+            if any(o.startswith(wanted) for o in loop):
                 loops.append(loop)
     return sorted(loops, key=len, reverse=True)
 
@@ -150,6 +151,7 @@ DEVICES = [("A100", "sm_80", 108, 2039, 1.41, 2048), ("RTX 4090", "sm_89", 128, 
 READABLE = 0.92  # of the vendor's bandwidth, what plain read loops reach
 LATENCY = 800e-9  # of a load from memory under load
 THREADS = 256
+NAIVE_LINES = 18 * 5 + 32 * 32  # of L1, which loads of naive_q4_0 touch: bytes 18 apart, floats 128 bytes apart, one a cycle
 
 
 def weight_tiles():
@@ -164,9 +166,10 @@ def forecast(loops):
     tiles = weight_tiles()
     print("\n| kernel | instructions a KB of weights | " + " | ".join(d[0] for d in DEVICES) + " |")
     print("|---|---|" + "---|" * len(DEVICES))
-    for name in sorted({name for name, _ in loops if name.startswith("matvec<")}):
-        weight_type = re.search(r"weights_(\w+)", name)[1]
-        columns, tile_bytes = tiles[weight_type]
+    for name in sorted({name for name, _ in loops if name.startswith(("matvec<", "naive"))}):
+        naive = name.startswith("naive")  # tests/cuda/baselines.cu: a lane has a block of a file's Q4_0 at a time
+        weight_type = "q4_0" if naive else re.search(r"weights_(\w+)", name)[1]
+        columns, tile_bytes = (1024, 32 * 18) if naive else tiles[weight_type]
         mma_a_tile = columns // 32 * (1 if "acts_q8" in name and weight_type != "q6_k" else 2)
         cells, density = [], {}
         for _, target, count, gb_s, ghz, threads in DEVICES:
@@ -174,14 +177,15 @@ def forecast(loops):
                 cells.append("-")
                 continue
             regs, (loop, *_) = loops[name, target]
-            loop_tiles = sum(o.startswith(("HMMA", "IMMA")) for o in loop) / mma_a_tile
+            loop_tiles = 1 if naive else sum(o.startswith(("HMMA", "IMMA")) for o in loop) / mma_a_tile
             loop_bytes = loop_tiles * tile_bytes
             density[target] = len(loop) / loop_bytes * 1024
             bytes_a_second = gb_s * 1e9 * READABLE / count
             issue = 4 * ghz * 1e9 * loop_bytes / len(loop) / bytes_a_second
             blocks = min(65536 // (-(-regs // 8) * 8 * THREADS), threads // THREADS)
             flight = blocks * THREADS // 32 * loop_bytes / (bytes_a_second * LATENCY)
-            cells.append(f"{min(issue, flight, 1) * 100:.0f} % ({issue:.1f}x, {flight:.1f}x)")
+            lines = ghz * 1e9 * loop_bytes / NAIVE_LINES / bytes_a_second if naive else 1
+            cells.append(f"{min(issue, flight, lines, 1) * 100:.0f} % ({issue:.1f}x, {flight:.1f}x)")
         most = max(density.values()) if density else 0
         print(f"| {name} | {most:.0f} | " + " | ".join(cells) + " |")
     print("(in brackets: issue slots and bytes in flight over what full bandwidth needs)")
@@ -247,8 +251,10 @@ def main():
         names = demangle(sorted({name for _, name in code}))
         for (target, mangled), listing in code.items():
             regs, stack, _ = use[target, mangled]
-            name, ops, found_loops = short(names[mangled]), [op for _, op, _ in listing], mma_loops(listing)
-            if name.startswith(("matvec<", "gemm<")):
+            name, ops, found_loops = short(names[mangled]), [op for _, op, _ in listing], loops_of(listing)
+            if name.startswith("naive"):
+                found_loops = loops_of(listing, "LDG")
+            if name.startswith(("matvec<", "gemm<", "naive")):
                 loops[name, target] = (regs, found_loops)
             seen.add(target)
             faults = check(name, regs, stack, ops)

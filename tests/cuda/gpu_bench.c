@@ -8,13 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "baselines.h"
 #include "core/mem.h"
 #include "core/parallel.h"
 #include "cuda/device.h"
 #include "cuda/emu/control.h"
 #include "cuda/gemm.h"
 #include "cuda/matmul.h"
-#include "read_probe.h"
 #include "types/type.h"
 
 /* group: of cuda/layout.h */
@@ -197,12 +197,8 @@ static llmq_status upload_x(const bench *b, product *p, llmq_err *err) {
     return status;
 }
 
-static llmq_status measure(bench *b, product *p, llmq_err *err) {
-    double seconds;
-    (p->f16 ? cuda_acts_f16 : cuda_acts_q8)(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
-    LLMQ_TRY(time_launches(b, launch_products, p, &seconds, err));
-    seconds /= p->n_matrices;
-    const char *type = p->name, *form = p->f16 ? "f16" : "q8";
+static llmq_status add_row(bench *b, const product *p, const char *form, double seconds, llmq_err *err) {
+    const char *type = p->name;
     json_t *row =
         json_pack("{s:s, s:s, s:i, s:I, s:I, s:I}", "type", type, "activations", form, "tokens", p->n_tok, "rows",
                   (json_int_t)b->size.rows, "cols", (json_int_t)b->size.cols, "bytes", (json_int_t)p->matrix_bytes);
@@ -217,6 +213,13 @@ static llmq_status measure(bench *b, product *p, llmq_err *err) {
         printf("| %s x %s | %d | unrun | unrun | unrun |\n", type, form, p->n_tok);
     }
     return try(row && json_array_append_new(b->rows, row) == 0, err);
+}
+
+static llmq_status measure(bench *b, product *p, llmq_err *err) {
+    double seconds;
+    (p->f16 ? cuda_acts_f16 : cuda_acts_q8)(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
+    LLMQ_TRY(time_launches(b, launch_products, p, &seconds, err));
+    return add_row(b, p, p->f16 ? "f16" : "q8", seconds / p->n_matrices, err);
 }
 
 static product product_of(const bench *b, const struct layout *l) {
@@ -238,6 +241,38 @@ static llmq_status bench_layout(bench *b, const struct layout *l, llmq_err *err)
             status = measure(b, &p, err);
         }
     gpu_free(p.packed), gpu_free(p.x), gpu_free(p.acts), gpu_free(p.y);
+    return status;
+}
+
+/* The product that nobody took care of: what care is worth. */
+typedef struct naive_job {
+    void *w, *x, *y;
+    int64_t rows, cols, matrix_bytes;
+    int n_matrices;
+} naive_job;
+
+static void launch_naive(const bench *b, void *arg) {
+    const naive_job *job = arg;
+    for (int i = 0; i < job->n_matrices; i++)
+        naive_product(b->stream, (const uint8_t *)job->w + i * job->matrix_bytes, job->rows, job->cols, job->x, job->y);
+}
+
+static llmq_status bench_naive(bench *b, llmq_err *err) {
+    naive_job job = {.rows = b->size.rows, .cols = b->size.cols};
+    product p = {.name = "q4_0, naive", .f16 = true, .n_tok = 1, .w = {.type = LLMQ_TYPE_Q4_0}};
+    p.matrix_bytes = (size_t)(job.matrix_bytes = b->size.rows * type_row_bytes(LLMQ_TYPE_Q4_0, b->size.cols));
+    p.n_matrices = job.n_matrices = (int)(b->size.bytes / p.matrix_bytes) + 1;
+    double seconds = 0;
+    void *zeros = calloc((size_t)job.n_matrices, p.matrix_bytes);
+    llmq_status status = try(zeros != NULL, err);
+    if (status == LLMQ_OK) status = upload_x(b, &p, err);
+    if (status == LLMQ_OK) status = gpu_alloc("weights", (size_t)job.n_matrices * p.matrix_bytes, &job.w, err);
+    if (status == LLMQ_OK) status = gpu_upload(job.w, zeros, (size_t)job.n_matrices * p.matrix_bytes, err);
+    job.x = p.x, job.y = p.y;
+    if (status == LLMQ_OK) status = time_launches(b, launch_naive, &job, &seconds, err);
+    if (status == LLMQ_OK) status = add_row(b, &p, "f32", seconds / job.n_matrices, err);
+    gpu_free(job.w), gpu_free(p.x), gpu_free(p.acts), gpu_free(p.y);
+    free(zeros);
     return status;
 }
 
@@ -377,6 +412,7 @@ static llmq_status run(bench *b, llmq_err *err) {
     printf("| %lld x %lld | tokens | us | GB/s | of the read loop |\n|---|--:|--:|--:|--:|\n", (long long)b->size.rows,
            (long long)b->size.cols);
     for (int i = 0; i < N_LAYOUTS; i++) LLMQ_TRY(bench_layout(b, &layouts[i], err));
+    LLMQ_TRY(bench_naive(b, err));
     printf("\nprefill, beside cuBLAS alone\n\n| %lld x %lld | tokens | us | TFLOPS | of cuBLAS alone |\n",
            (long long)b->size.rows, (long long)b->size.cols);
     printf("|---|--:|--:|--:|--:|\n");
