@@ -44,14 +44,13 @@ typedef struct step {
     span spans[ACT_TOKENS];
 } step;
 
-static cuda_input input_of(llmq_device_work *w, const float *x, int64_t n_tok, int64_t cols) {
-    return cuda_input_of(x, n_tok, cols, w->acts, w->forms);
+static cuda_input input_of(llmq_device_work *w, cuda_source source, float *values, int64_t n_tok, int64_t cols) {
+    return cuda_input_of(source, values, n_tok, cols, w->acts, w->forms);
 }
 
 static cuda_input normalized(llmq_device_work *w, const float *x, const float *gain, int n_tok) {
-    int64_t n = w->m->d.n_embd;
-    cuda_rms_norm(w->stream, x, gain, w->m->d.eps, w->norm, n_tok, n, n);
-    return input_of(w, w->norm, n_tok, n);
+    const cuda_source norm = {.x = x, .gain = gain, .eps = w->m->d.eps};
+    return input_of(w, norm, w->norm, n_tok, w->m->d.n_embd);
 }
 
 static llmq_status multiply(llmq_device_work *w, const cuda_matrix *by, cuda_input *in, float *y, llmq_err *err) {
@@ -87,7 +86,7 @@ static llmq_status attention_block(llmq_device_work *w, int64_t l, const step *s
     if (layer->q_norm) cuda_rms_norm(w->stream, w->q, layer->q_norm, d->eps, w->q, s->n_tok * d->n_head, dim, dim);
     if (layer->k_norm) cuda_rms_norm(w->stream, w->k, layer->k_norm, d->eps, w->k, s->n_tok * d->n_head_kv, dim, dim);
     for (int i = 0; i < s->n_spans; i++) attend(w, l, s, &s->spans[i]);
-    cuda_input out = input_of(w, w->attn, s->n_tok, d->n_head * dim);
+    cuda_input out = input_of(w, (cuda_source){.x = w->attn}, NULL, s->n_tok, d->n_head * dim);
     LLMQ_TRY(multiply(w, &layer->o, &out, w->delta, err));
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
     return LLMQ_OK;
@@ -100,8 +99,7 @@ static llmq_status ffn_block(llmq_device_work *w, int64_t l, const step *s, llmq
     cuda_input in = normalized(w, s->x, layer->ffn_norm, s->n_tok);
     LLMQ_TRY(multiply(w, &layer->gate, &in, w->gate, err));
     LLMQ_TRY(multiply(w, &layer->up, &in, w->up, err));
-    cuda_silu_mul(w->stream, w->gate, w->up, w->gate, s->n_tok * d->n_ff);
-    cuda_input act = input_of(w, w->gate, s->n_tok, d->n_ff);
+    cuda_input act = input_of(w, (cuda_source){.x = w->gate, .up = w->up}, w->gate, s->n_tok, d->n_ff);
     LLMQ_TRY(multiply(w, &layer->down, &act, w->delta, err));
     cuda_add(w->stream, s->x, w->delta, s->n_tok * d->n_embd);
     return LLMQ_OK;

@@ -323,11 +323,12 @@ __global__ void __launch_bounds__(ROW_THREADS)
     const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
     const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
     const int64_t row = token * cols, n = token < n_tok ? cols : 0;
-    const row_factors factors = factors_of_row(x + row, n, part);
+    const plain_values values = {x + row};
+    const row_factors factors = factors_of_row(values, n, part);
     const int place = lane / 16 * 16 + lane % 16 / 2 + lane % 2 * 8; /* cuda/gemm.h */
     for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
         const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        const half_of_group rounded = round_group(column < n ? values.at(column) * factors.by : 0.0f);
         rows[(static_cast<int64_t>(token) * groups + group) * 32 + place] = rounded.half;
         if (lane == 0) sums[static_cast<int64_t>(group) * gridDim.x + token] = rounded.sum;
     }

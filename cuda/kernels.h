@@ -51,9 +51,15 @@ size_t cuda_acts_f16_bytes(int n_tok, int64_t cols);
 /* 8 bits, one scale for 32, absmax / 127; no outliers are kept apart as the CPU does (cpu/act_q8.h). Non-finite inputs
  * make their group's scale non-finite. */
 void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
-/* f16, a token's times a power of two where its largest magnitude would not suit f16 (cuda/acts.cuh), which products
- * divide by: finite inputs stay finite. */
-void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts);
+/* Where values (n_tok, cols) come from: they are x; or with gain [cols] RMSNorm of x's rows, times gain; or with up
+ * (n_tok, cols) SwiGLU, silu(x) * up. */
+typedef struct cuda_source {
+    const float *x, *gain, *up; /* not both gain and up */
+    float eps;                  /* of RMSNorm */
+} cuda_source;
+/* f16, made while the values are: a token's times a power of two where its largest magnitude would not suit f16
+ * (cuda/acts.cuh), which products divide by: finite inputs stay finite. */
+void cuda_acts_f16(gpu_stream *stream, const cuda_source *source, int n_tok, int64_t cols, void *acts);
 
 /* y[t * ldy + r] = sum_c w[r][c] * x[t][c] (+ bias[r]), weights unpacked on the fly. q8: 4-bit weights, 8-bit
  * activations (W4A8), sums of 32 exact; f16: W4A16, the only form for F16, NF4 and FP4. */

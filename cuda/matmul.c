@@ -23,8 +23,8 @@ size_t cuda_input_bytes(int64_t n_tok, int64_t cols) {
     return n_tok <= ACT_TOKENS ? decode : larger(decode, cuda_acts_rows_bytes(n_tok, cols));
 }
 
-cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, cuda_acts acts, void *forms) {
-    return (cuda_input){.x = x, .n_tok = n_tok, .cols = cols, .acts = acts, .forms = forms};
+cuda_input cuda_input_of(cuda_source source, float *values, int64_t n_tok, int64_t cols, cuda_acts acts, void *forms) {
+    return (cuda_input){.source = source, .values = values, .n_tok = n_tok, .cols = cols, .acts = acts, .forms = forms};
 }
 
 cuda_acts cuda_acts_chosen(void) {
@@ -52,22 +52,34 @@ static bool has_codes(llmq_type packed) {
     return packed != LLMQ_TYPE_F16 && packed != LLMQ_TYPE_NF4 && packed != LLMQ_TYPE_FP4;
 }
 
+/* The input in f32. */
+static const float *values_of(gpu_stream *stream, cuda_input *in) {
+    const cuda_source s = in->source;
+    if (!s.gain && !s.up) return s.x;
+    if (s.gain)
+        cuda_rms_norm(stream, s.x, s.gain, s.eps, in->values, in->n_tok, in->cols, in->cols);
+    else
+        cuda_silu_mul(stream, s.x, s.up, in->values, in->n_tok * in->cols);
+    in->source = (cuda_source){.x = in->values};
+    return in->values;
+}
+
 static void decode(gpu_stream *stream, const cuda_matrix *w, cuda_input *in, float *y, int64_t ldy) {
     const int n_tok = (int)in->n_tok;
     if (in->acts == CUDA_ACTS_Q8 && has_codes(w->type)) {
-        if (!in->has_q8) cuda_acts_q8(stream, in->x, n_tok, in->cols, in->forms);
+        if (!in->has_q8) cuda_acts_q8(stream, values_of(stream, in), n_tok, in->cols, in->forms);
         in->has_q8 = true;
         cuda_matvec_q8(stream, w, in->forms, n_tok, y, ldy);
         return;
     }
     void *halves = (uint8_t *)in->forms + f16_offset(in->cols);
-    if (!in->has_f16) cuda_acts_f16(stream, in->x, n_tok, in->cols, halves);
+    if (!in->has_f16) cuda_acts_f16(stream, &in->source, n_tok, in->cols, halves);
     in->has_f16 = true;
     cuda_matvec_f16(stream, w, halves, n_tok, y, ldy);
 }
 
 static void make_rows(gpu_stream *stream, cuda_input *in) {
-    if (!in->has_rows) cuda_acts_rows(stream, in->x, (int)in->n_tok, in->cols, in->forms);
+    if (!in->has_rows) cuda_acts_rows(stream, values_of(stream, in), (int)in->n_tok, in->cols, in->forms);
     in->has_rows = true;
 }
 

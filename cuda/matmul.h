@@ -5,9 +5,9 @@
  * For C. Pointers are device addresses; sizes are checked by the caller. Calls are queued on the stream in order.
  *
  * How a layer uses it:
- *     cuda_input in = cuda_input_of(x, n_tok, cols, acts, forms);       one for each distinct input
+ *     cuda_input in = cuda_input_of(source, values, n_tok, cols, acts, forms);       one for each distinct input
  *     LLMQ_TRY(cuda_matmul(stream, &layer->q, &in, q, ldq, &scratch, err));
- *     LLMQ_TRY(cuda_matmul(stream, &layer->k, &in, k, ldk, &scratch, err));    shares what q made of x */
+ *     LLMQ_TRY(cuda_matmul(stream, &layer->k, &in, k, ldk, &scratch, err));    shares what q made of it */
 #ifndef LLMQ_CUDA_MATMUL_H
 #define LLMQ_CUDA_MATMUL_H
 
@@ -26,10 +26,12 @@ typedef enum cuda_acts { CUDA_ACTS_F16, CUDA_ACTS_Q8 } cuda_acts;
 /* What the environment asks for: LLMQ_CUDA_ACTS=f16|q8. f16 if nothing; anything else is warned of and ignored. */
 cuda_acts cuda_acts_chosen(void);
 
-/* One input of matrices, and the forms that they have asked for so far. x may not change while it is in use; `forms`
- * may serve one input after another. */
+/* One input of matrices, and the forms that they have asked for so far. What it comes from may not change while it is
+ * in use; `values` and `forms` may serve one input after another. f16 activations of decode steps are made from the
+ * source at once; other forms need its values in f32, which are written when one is first asked for. */
 typedef struct cuda_input {
-    const float *x; /* (n_tok, cols) */
+    cuda_source source; /* plain once `values` are there */
+    float *values;      /* (n_tok, cols), may be source.x; NULL for a plain source */
     int64_t n_tok, cols;
     cuda_acts acts;
     void *forms; /* cuda_input_bytes, 256-byte aligned */
@@ -38,7 +40,7 @@ typedef struct cuda_input {
 
 /* Enough for up to n_tok tokens of up to cols columns. */
 size_t cuda_input_bytes(int64_t n_tok, int64_t cols);
-cuda_input cuda_input_of(const float *x, int64_t n_tok, int64_t cols, cuda_acts acts, void *forms);
+cuda_input cuda_input_of(cuda_source source, float *values, int64_t n_tok, int64_t cols, cuda_acts acts, void *forms);
 
 /* What products need besides their operands; one for each stream. */
 typedef struct cuda_scratch {

@@ -220,20 +220,23 @@ __global__ void __launch_bounds__(ACT_TOKENS * 32)
     }
 }
 
-/* grid: 8 tokens, shares (cuda/acts.cuh). Tokens that are not there have sums of zero. */
-__global__ void __launch_bounds__(ROW_THREADS)
-    fill_f16(gptr<const float> x, int64_t cols, int n_tok, gptr<uint16_t> out, gptr<float> sums, gptr<float> back,
-             int groups) {
+/* grid: 8 tokens, shares (cuda/acts.cuh); source: of (n_tok, cols). Tokens that are not there have sums of zero. Few
+ * blocks: a multiprocessor need not have room for two, for which norms would spill. */
+template <class VALUES>
+__global__ void __launch_bounds__(ROW_THREADS, 1) fill_f16(VALUES source, int64_t cols, int n_tok, gptr<uint16_t> out,
+                                                           gptr<float> sums, gptr<float> back, int groups) {
+    SHARED(float, sum_part, 32);
     SHARED(uint32_t, part, 32);
     const int lane = threadIdx.x % 32, token = blockIdx.x, warps = static_cast<int>(blockDim.x) / 32;
     const int first = static_cast<int>(blockIdx.y) * warps + static_cast<int>(threadIdx.x) / 32;
-    const int64_t row = token * cols, n = token < n_tok ? cols : 0;
-    const row_factors factors = factors_of_row(x + row, n, part);
+    const int64_t n = token < n_tok ? cols : 0;
+    const VALUES values = source.row(token * cols, n, sum_part);
+    const row_factors factors = factors_of_row(values, n, part);
     /* bytes e of a word become pairs (0, 2), (1, 3) */
     const int e = lane % 4, place = lane % 16 / 4 * 8 + lane / 16 * 4 + (e >> 1 | (e & 1) << 1);
     for (int group = first; group < groups; group += static_cast<int>(gridDim.y) * warps) {
         const int64_t column = static_cast<int64_t>(group) * 32 + lane;
-        const half_of_group rounded = round_group(column < n ? x[row + column] * factors.by : 0.0f);
+        const half_of_group rounded = round_group(column < n ? values.at(column) * factors.by : 0.0f);
         if (token < n_tok) out[(group * n_tok + token) * 32 + place] = rounded.half;
         if (lane == 0) sums[group * ACT_TOKENS + token] = rounded.sum;
     }
@@ -267,6 +270,17 @@ acts_f16 acts_f16_of(const void *acts, int n_tok, int64_t cols) {
     gptr<const uint8_t> base = device_pointer(static_cast<const uint8_t *>(acts));
     const act_places at = places_f16(n_tok, cols);
     return {as<const uint4>(base), as<const float2>(base + at.sums), as<const float>(base + at.scales), n_tok};
+}
+
+template <class VALUES>
+void launch_fill(gpu_stream *stream, const VALUES &source, int n_tok, int64_t cols, void *acts) {
+    const act_places at = places_f16(n_tok, cols);
+    gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
+    gptr<uint16_t> halves = as<uint16_t>(base);
+    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.scales);
+    const dim3 grid(ACT_TOKENS, row_shares(at.groups, ACT_TOKENS));
+    LAUNCH(fill_f16<VALUES>, grid, row_threads(at.groups), 0, reinterpret_cast<stream_t>(stream), source, cols, n_tok,
+           halves, sums, back, static_cast<int>(at.groups));
 }
 
 template <class W, class ACTS>
@@ -306,15 +320,14 @@ void cuda_acts_q8(gpu_stream *stream, const float *x, int n_tok, int64_t cols, v
            n_tok, codes, scales, sums);
 }
 
-void cuda_acts_f16(gpu_stream *stream, const float *x, int n_tok, int64_t cols, void *acts) {
-    const act_places at = places_f16(n_tok, cols);
-    gptr<uint8_t> base = device_pointer(static_cast<uint8_t *>(acts));
-    gptr<uint16_t> halves = as<uint16_t>(base);
-    gptr<float> sums = as<float>(base + at.sums), back = as<float>(base + at.scales);
-    gptr<const float> in = device_pointer(x);
-    const dim3 grid(ACT_TOKENS, row_shares(at.groups, ACT_TOKENS));
-    LAUNCH(fill_f16, grid, row_threads(at.groups), 0, reinterpret_cast<stream_t>(stream), in, cols, n_tok, halves, sums,
-           back, static_cast<int>(at.groups));
+void cuda_acts_f16(gpu_stream *stream, const cuda_source *source, int n_tok, int64_t cols, void *acts) {
+    gptr<const float> x = device_pointer(source->x);
+    if (source->gain)
+        launch_fill(stream, norm_values{x, device_pointer(source->gain), source->eps, 0.0f}, n_tok, cols, acts);
+    else if (source->up)
+        launch_fill(stream, swiglu_values{x, device_pointer(source->up)}, n_tok, cols, acts);
+    else
+        launch_fill(stream, plain_values{x}, n_tok, cols, acts);
 }
 
 void cuda_matvec_q8(gpu_stream *stream, const cuda_matrix *w, const void *acts, int n_tok, float *y, int64_t ldy) {

@@ -1,15 +1,11 @@
 /* The small ops of a forward pass, f32. */
+#include "cuda/acts.cuh"
 #include "cuda/cache.cuh"
 #include "cuda/dequant.cuh"
 
 namespace {
 
 constexpr int THREADS = 256;
-
-__device__ __forceinline__ float warp_sum(float x) {
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(WARP_ALL, x, step);
-    return x;
-}
 
 /* ---- embedding: rows of a packed matrix. grid (parts of a row, tokens); a thread takes the columns that one lane
  * holds of one tile (cuda/layout.h). Levels are exact in f16. */
@@ -47,20 +43,10 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS)
     rms_norm(gptr<const float> x, gptr<const float> gain, float eps, gptr<float> y, int64_t n, int64_t stride) {
-    SHARED(float, part, THREADS / 32);
+    SHARED(float, part, 32);
     const int64_t row = blockIdx.x * stride;
-    float sum = 0;
-    for (int64_t i = threadIdx.x; i < n; i += THREADS) {
-        const float v = x[row + i];
-        sum = fmaf(v, v, sum);
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < THREADS / 32; w++) sum += part[w];
-    const float inverse = 1.0f / sqrtf(sum / static_cast<float>(n) + eps);
-    for (int64_t i = threadIdx.x; i < n; i += THREADS) y[row + i] = x[row + i] * inverse * gain[i];
+    const norm_values values = norm_values{x, gain, eps, 0.0f}.row(row, n, part);
+    for (int64_t i = threadIdx.x; i < n; i += THREADS) y[row + i] = values.at(i);
 }
 
 /* ---- element by element */
@@ -73,9 +59,7 @@ __global__ void __launch_bounds__(THREADS) add(gptr<float> y, gptr<const float> 
 __global__ void __launch_bounds__(THREADS)
     silu_mul(gptr<const float> gate, gptr<const float> up, gptr<float> y, int64_t n) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
-    if (i >= n) return;
-    const float g = gate[i];
-    y[i] = g / (1.0f + expf(-g)) * up[i];
+    if (i < n) y[i] = swiglu(gate[i], up[i]);
 }
 
 /* ---- rotation and cache */

@@ -217,7 +217,10 @@ static llmq_status add_row(bench *b, const product *p, const char *form, double 
 
 static llmq_status measure(bench *b, product *p, llmq_err *err) {
     double seconds;
-    (p->f16 ? cuda_acts_f16 : cuda_acts_q8)(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
+    if (p->f16)
+        cuda_acts_f16(b->stream, &(cuda_source){.x = p->x}, p->n_tok, b->size.cols, p->acts);
+    else
+        cuda_acts_q8(b->stream, p->x, p->n_tok, b->size.cols, p->acts);
     LLMQ_TRY(time_launches(b, launch_products, p, &seconds, err));
     return add_row(b, p, p->f16 ? "f16" : "q8", seconds / p->n_matrices, err);
 }
@@ -323,9 +326,10 @@ static llmq_status add_prefill(bench *b, const char *type, const char *way, int 
 
 static llmq_status measure_prefill(bench *b, const product *p, int i, llmq_err *err) {
     const char *type = p->name;
-    prefill run = {.p = p, .in = cuda_input_of(b->x, prompts[i], p->w.cols, CUDA_ACTS_F16, b->forms)};
+    prefill run = {.p = p,
+                   .in = cuda_input_of((cuda_source){.x = b->x}, NULL, prompts[i], p->w.cols, CUDA_ACTS_F16, b->forms)};
     double seconds;
-    cuda_acts_rows(b->stream, run.in.x, prompts[i], p->w.cols, b->forms);
+    cuda_acts_rows(b->stream, b->x, prompts[i], p->w.cols, b->forms);
     run.in.has_rows = true;
     LLMQ_TRY(time_calls(b, call_prefill, &run, &seconds, err));
     LLMQ_TRY(add_prefill(b, type, "gemm", i, seconds / PREFILL_MATRICES, err));

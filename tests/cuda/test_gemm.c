@@ -198,7 +198,7 @@ static void check_matmul(const problem *p, const double *x, cuda_acts acts, size
     float *y_on_gpu = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
     cuda_scratch scratch = {scratch_bytes ? output_of("scratch", scratch_bytes) : NULL, scratch_bytes, blas, false};
     cuda_matrix w = weights_on_gpu(p);
-    cuda_input in = cuda_input_of(x_on_gpu, p->n_tok, p->cols, acts, forms);
+    cuda_input in = cuda_input_of((cuda_source){.x = x_on_gpu}, NULL, p->n_tok, p->cols, acts, forms);
     llmq_err err;
     char what[96];
     snprintf(what, sizeof what, "matmul %s, %d tokens, %zu bytes of scratch", name_of(p), p->n_tok, scratch_bytes);
@@ -289,7 +289,7 @@ static void test_blas_without_memory(void **state) {
     const int64_t before = emu_products();
     emu_fail_product();
     for (int time = 0; time < 2; time++) {
-        cuda_input in = cuda_input_of(x_on_gpu, p.n_tok, p.cols, CUDA_ACTS_F16, forms);
+        cuda_input in = cuda_input_of((cuda_source){.x = x_on_gpu}, NULL, p.n_tok, p.cols, CUDA_ACTS_F16, forms);
         fill_guards(&p, y_on_gpu);
         assert_int_equal(cuda_matmul(NULL, &w, &in, y_on_gpu, p.rows + PAD, &scratch, &err), LLMQ_OK);
         take(&p, y_on_gpu, y, "without cuBLAS");
@@ -387,7 +387,7 @@ static void test_hf_groups(void **state) {
         float *x_on_gpu = input_of("x", p.x, (size_t)(n_tok * COLS) * sizeof(float)), y[18 * (ROWS + PAD)];
         float *y_on_gpu = output_of("y", (size_t)(n_tok * (ROWS + PAD)) * sizeof(float));
         cuda_matrix m = weights_on_gpu(&p);
-        cuda_input in = cuda_input_of(x_on_gpu, n_tok, COLS, CUDA_ACTS_F16, forms);
+        cuda_input in = cuda_input_of((cuda_source){.x = x_on_gpu}, NULL, n_tok, COLS, CUDA_ACTS_F16, forms);
         cuda_scratch none = {0};
         llmq_err err;
         emu_set_order((emu_order)(i % EMU_ORDERS), 8);

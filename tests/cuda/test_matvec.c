@@ -4,6 +4,7 @@
 #include "products.h"
 
 #include "core/mem.h"
+#include "cuda/matmul.h"
 
 /* ---- what it should be */
 
@@ -23,20 +24,22 @@ static double *rounded_q8(const problem *p) {
 
 typedef struct on_gpu {
     cuda_matrix w;
-    void *x, *acts, *y;
+    cuda_source source;
+    void *acts, *y;
     bool f16;
 } on_gpu;
 
 static on_gpu put_on_gpu(const problem *p, bool f16) {
     on_gpu g = {.w = weights_on_gpu(p), .f16 = f16};
-    g.x = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
+    g.source.x = input_of("x", p->x, (size_t)(p->n_tok * p->cols) * sizeof(float));
     g.acts = output_of("activations", (f16 ? cuda_acts_f16_bytes : cuda_acts_q8_bytes)(p->n_tok, p->cols));
     g.y = output_of("y", (size_t)(p->n_tok * (p->rows + PAD)) * sizeof(float));
     return g;
 }
 
 static void drop_from_gpu(on_gpu *g) {
-    drop_weights(&g->w), gpu_free(g->x), gpu_free(g->acts), gpu_free(g->y);
+    drop_weights(&g->w), gpu_free((void *)g->source.x), gpu_free((void *)g->source.gain),
+        gpu_free((void *)g->source.up), gpu_free(g->acts), gpu_free(g->y);
 }
 
 /* y (n_tok, rows + PAD): what lies between the rows has to stay as it was. */
@@ -46,32 +49,43 @@ static void run(const problem *p, const on_gpu *g, float *y, const char *what) {
     llmq_err err;
     for (size_t i = 0; i < n; i++) y[i] = guard;
     assert_int_equal(gpu_upload(g->y, y, n * sizeof *y, &err), LLMQ_OK);
-    (g->f16 ? cuda_acts_f16 : cuda_acts_q8)(NULL, g->x, p->n_tok, p->cols, g->acts);
+    if (g->f16)
+        cuda_acts_f16(NULL, &g->source, p->n_tok, p->cols, g->acts);
+    else
+        cuda_acts_q8(NULL, g->source.x, p->n_tok, p->cols, g->acts);
     (g->f16 ? cuda_matvec_f16 : cuda_matvec_q8)(NULL, &g->w, g->acts, p->n_tok, g->y, p->rows + PAD);
     from_device(y, g->y, n * sizeof *y, what);
     for (int t = 0; t < p->n_tok; t++)
         for (int i = 0; i < PAD; i++) assert_true(y[t * (p->rows + PAD) + p->rows + i] == guard);
 }
 
-/* One problem in every order: close to the reference, and the same bits whatever the order. */
-static void check(const problem *p, bool f16, double tol) {
+/* Products with the activations x in every order: close to the reference, and the same bits whatever the order: y
+ * (n_tok, rows + PAD). */
+static void check_orders(const problem *p, const on_gpu *g, const double *x, double tol, float *first) {
     size_t n = (size_t)(p->n_tok * p->rows), n_y = (size_t)(p->n_tok * (p->rows + PAD));
-    double *x = f16 ? rounded_f16(p) : rounded_q8(p), *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
-    float *y = malloc(n_y * sizeof *y), *first = malloc(n_y * sizeof *first);
-    reference(p, x, want, mag);
-    on_gpu g = put_on_gpu(p, f16);
+    double *want = malloc(n * sizeof *want), *mag = malloc(n * sizeof *mag);
+    float *y = malloc(n_y * sizeof *y);
     char what[96];
+    reference(p, x, want, mag);
     for (int order = 0; order < EMU_ORDERS; order++) {
-        snprintf(what, sizeof what, "%s %s rows %d cols %d tokens %d order %d", name_of(p), f16 ? "f16" : "q8",
+        snprintf(what, sizeof what, "%s %s rows %d cols %d tokens %d order %d", name_of(p), g->f16 ? "f16" : "q8",
                  (int)p->rows, (int)p->cols, p->n_tok, order);
         emu_set_order((emu_order)order, 5);
-        run(p, &g, y, what);
+        run(p, g, y, what);
         compare(p, y, want, mag, tol, what);
         if (order == 0) memcpy(first, y, n_y * sizeof *y);
         assert_memory_equal(y, first, n_y * sizeof *y);
     }
+    free(want), free(mag), free(y);
+}
+
+static void check(const problem *p, bool f16, double tol) {
+    double *x = f16 ? rounded_f16(p) : rounded_q8(p);
+    float *y = malloc((size_t)(p->n_tok * (p->rows + PAD)) * sizeof *y);
+    on_gpu g = put_on_gpu(p, f16);
+    check_orders(p, &g, x, tol, y);
     drop_from_gpu(&g);
-    free(x), free(want), free(mag), free(y), free(first);
+    free(x), free(y);
 }
 
 static const struct shape {
@@ -175,6 +189,136 @@ static void test_magnitudes(void **state) {
         for (int r = 0; r < 20; r++) assert_true(!isfinite(y[t * (20 + PAD) + r]) == (t < 3));
     drop_from_gpu(&g);
     drop_problem(&p);
+}
+
+/* Activations of norms and of SwiGLU. */
+
+enum { NORM, SWIGLU, SOURCES };
+typedef struct made_of {
+    float *gain, *up; /* NULL but for NORM, SWIGLU */
+    float eps;
+} made_of;
+
+static made_of random_source(const problem *p, int kind) {
+    made_of m = {.eps = 0.03f};
+    if (kind == SWIGLU) m.up = random_floats((size_t)(p->n_tok * p->cols), -2, 2);
+    if (kind == NORM) m.gain = random_floats((size_t)p->cols, -2, 2);
+    for (int64_t c = 0; m.gain && c < p->cols; c++)
+        if (c % 50 == 17) m.gain[c] *= 1e5f; /* values beyond f16 */
+    return m;
+}
+
+static on_gpu put_source_on_gpu(const problem *p, const made_of *m, bool f16) {
+    on_gpu g = put_on_gpu(p, f16);
+    if (m->gain) g.source.gain = input_of("gain", m->gain, (size_t)p->cols * sizeof(float));
+    if (m->up) g.source.up = input_of("up", m->up, (size_t)(p->n_tok * p->cols) * sizeof(float));
+    g.source.eps = m->eps;
+    return g;
+}
+
+static double *values_of(const problem *p, const made_of *m) {
+    double *out = malloc((size_t)(p->n_tok * p->cols) * sizeof *out);
+    for (int t = 0; t < p->n_tok; t++) {
+        const float *x = p->x + t * p->cols;
+        double squares = 0;
+        for (int64_t c = 0; c < p->cols; c++) squares += (double)x[c] * (double)x[c];
+        const double inverse = 1 / sqrt(squares / (double)p->cols + (double)m->eps);
+        for (int64_t c = 0; c < p->cols; c++) {
+            const double v = (double)x[c];
+            out[t * p->cols + c] =
+                m->gain ? v * inverse * (double)m->gain[c] : v / (1 + exp(-v)) * (double)m->up[t * p->cols + c];
+        }
+    }
+    return out;
+}
+
+/* Within what rounding to f16 makes (2^-11) of double arithmetic; a token alone has the bits that it has among 8. */
+static void test_sources(void **state) {
+    (void)state;
+    static const int64_t widths[] = {131, 2051}; /* the second: more than one block, and threads, a row */
+    for (int kind = 0; kind < SOURCES; kind++)
+        for (int i = 0; i < 2; i++) {
+            problem p = make_problem((packing){LLMQ_TYPE_F16, 0}, 2, widths[i], N_MAGNITUDES, false, false);
+            const int64_t ldy = p.rows + PAD;
+            float y[N_MAGNITUDES * (2 + PAD)], alone[2 + PAD];
+            made_of m = random_source(&p, kind);
+            set_magnitudes(&p);
+            for (int64_t c = 0; kind == NORM && c < p.cols; c++) p.x[2 * p.cols + c] *= 1e-14f; /* squares in f32 */
+            double *x = values_of(&p, &m);
+            on_gpu g = put_source_on_gpu(&p, &m, true);
+            check_orders(&p, &g, x, 5e-4, y);
+            drop_from_gpu(&g);
+            for (int t = 0; t < p.n_tok; t += 3) {
+                problem one = p;
+                one.n_tok = 1, one.x = p.x + t * p.cols;
+                made_of with = {m.gain, m.up ? m.up + t * p.cols : NULL, m.eps};
+                g = put_source_on_gpu(&one, &with, true);
+                run(&one, &g, alone, "alone");
+                assert_memory_equal(alone, y + t * ldy, 2 * sizeof *y);
+                drop_from_gpu(&g);
+            }
+            free(x), free(m.gain), free(m.up), drop_problem(&p);
+        }
+}
+
+/* What is not finite shows. */
+static void test_sources_not_finite(void **state) {
+    (void)state;
+    for (int kind = 0; kind < SOURCES; kind++) {
+        problem p = make_problem((packing){LLMQ_TYPE_Q8_0, 0}, 20, 64, 4, false, false);
+        made_of m = random_source(&p, kind);
+        float y[4 * (20 + PAD)];
+        p.x[40] = NAN, p.x[64 + 3] = INFINITY, p.x[2 * 64] = -INFINITY;
+        on_gpu g = put_source_on_gpu(&p, &m, true);
+        run(&p, &g, y, "not finite");
+        for (int t = 0; t < 4; t++)
+            for (int r = 0; r < 20; r++) assert_true(!isfinite(y[t * (20 + PAD) + r]) == (t < 3));
+        drop_from_gpu(&g);
+        free(m.gain), free(m.up), drop_problem(&p);
+    }
+}
+
+/* Forms that need the values in f32 get them once, from the ops of their own; weights that take f16 beside 8-bit
+ * activations, before and after that, have the values, too. (Blocks of one size: all sums are the ops'.) */
+static void test_values_in_memory(void **state) {
+    (void)state;
+    enum { ROWS = 20, COLS = 64, MOST = 9 };
+    static const llmq_type order[3] = {LLMQ_TYPE_F16, LLMQ_TYPE_Q8_0, LLMQ_TYPE_F16};
+    const size_t bytes = MOST * COLS * sizeof(float);
+    float *y_on_gpu = output_of("y", MOST * ROWS * sizeof(float)), *values = output_of("values", bytes);
+    void *forms = output_of("forms", cuda_input_bytes(MOST, COLS));
+    cuda_scratch none = {0};
+    llmq_err err;
+    for (int variant = 0; variant < SOURCES * 2 * 2; variant++) {
+        const int kind = variant % SOURCES, n_tok = variant / 2 % 2 ? MOST : 5, first = variant / 4;
+        problem p = make_problem((packing){LLMQ_TYPE_Q8_0, 0}, ROWS, COLS, n_tok, false, false);
+        made_of m = random_source(&p, kind);
+        on_gpu g = put_source_on_gpu(&p, &m, false);
+        float y[2][2][MOST * ROWS];
+        for (int made = 0; made < 2; made++) {
+            cuda_source from = g.source;
+            if (kind == SWIGLU && !made) { /* in place */
+                assert_int_equal(gpu_upload(values, p.x, (size_t)(n_tok * COLS) * sizeof(float), &err), LLMQ_OK);
+                from.x = values;
+            }
+            cuda_input in = cuda_input_of(from, values, n_tok, COLS, CUDA_ACTS_Q8, forms);
+            if (made && kind == NORM) cuda_rms_norm(NULL, g.source.x, g.source.gain, m.eps, values, n_tok, COLS, COLS);
+            if (made && kind == SWIGLU) cuda_silu_mul(NULL, g.source.x, g.source.up, values, n_tok * COLS);
+            if (made) in.source = (cuda_source){.x = values};
+            for (int i = 0; i < 2; i++) {
+                rng_state = 7; /* the same weights */
+                problem q = make_problem((packing){order[first + i], 0}, ROWS, COLS, 1, false, false);
+                cuda_matrix w = weights_on_gpu(&q);
+                assert_int_equal(cuda_matmul(NULL, &w, &in, y_on_gpu, ROWS, &none, &err), LLMQ_OK);
+                from_device(y[made][i], y_on_gpu, (size_t)(n_tok * ROWS) * sizeof(float), "values in memory");
+                drop_weights(&w), drop_problem(&q);
+            }
+        }
+        for (int i = 0; i < 2; i++) assert_memory_equal(y[0][i], y[1][i], (size_t)(n_tok * ROWS) * sizeof(float));
+        drop_from_gpu(&g);
+        free(m.gain), free(m.up), drop_problem(&p);
+    }
+    gpu_free(y_on_gpu), gpu_free(values), gpu_free(forms);
 }
 
 /* Rows of the packed matrix come out as the file has them. */
@@ -325,11 +469,19 @@ static void test_broken_group(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_q8),         cmocka_unit_test(test_q8_exact),
-        cmocka_unit_test(test_f16),        cmocka_unit_test(test_odd_activations),
-        cmocka_unit_test(test_magnitudes), cmocka_unit_test(test_embed),
-        cmocka_unit_test(test_traffic),    cmocka_unit_test(test_pack_sizes),
-        cmocka_unit_test(test_groups),     cmocka_unit_test(test_broken_group),
+        cmocka_unit_test(test_q8),
+        cmocka_unit_test(test_q8_exact),
+        cmocka_unit_test(test_f16),
+        cmocka_unit_test(test_odd_activations),
+        cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_sources),
+        cmocka_unit_test(test_sources_not_finite),
+        cmocka_unit_test(test_values_in_memory),
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_pack_sizes),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_broken_group),
     };
     return cmocka_run_group_tests(tests, make_team, drop_team);
 }
