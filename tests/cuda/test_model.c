@@ -683,7 +683,7 @@ static int follow_cpu(llmq_model *model, const llmq_sampler_params *params, cons
         if (token != want) fail_msg("token %zu is %d, the CPU's is %d", i, token, want);
         append(here, &want, 1);
     }
-    if (there->spec && there->spec->draft) /* itself: what it drew is what is drawn */
+    if (there->spec && there->spec->draft && n >= 12) /* itself: what it drew is what is drawn */
         assert_true(there->spec->stats.guessed > 0 &&
                     3 * there->spec->stats.accepted >= 2 * there->spec->stats.guessed);
     assert_memory_equal(cpu.rng, there->sampler.rng, sizeof cpu.rng);
