@@ -18,8 +18,8 @@
 
 /* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
  * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding
- * left, once more in bf16; the same buffer takes either. ACT_Q8_SPLIT is ACT_Q8 in two parts, in
- * place of it, not beside it: the engine asks for it where ACT_Q8 rounds too much. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
+ * left, once more in bf16; the same buffer takes either. ACT_Q8_SPLIT is ACT_Q8 in two parts, in place of it, not beside
+ * it: the engine asks for it where ACT_Q8 rounds too much. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
  * do not hold (cpu/nf4.h). */
 typedef enum llmq_act_form {
     ACT_F32,

@@ -112,8 +112,7 @@ typedef struct llmq_device_ops {
                                 size_t *bytes, llmq_err *err);
     void (*cache_destroy)(llmq_device_cache *c);
     /* `to` becomes the first n positions of `from`, another cache of this kv_type that w runs: stored once, until one
-     * of the two writes other tokens there. If it fails, `to` may hold
-     * anything. */
+     * of the two writes other tokens there. If it fails, `to` may hold anything. */
     llmq_status (*cache_share)(llmq_device_work *w, llmq_device_cache *to, const llmq_device_cache *from, int64_t n,
                                llmq_err *err);
     /* Positions below n_ctx, at most n_batch tokens a run. rope (n_ctx, n_rot/2, 2), read here only. May get by with

@@ -165,6 +165,12 @@ static int64_t filter(const llmq_sampler *s, int64_t n) {
     return n;
 }
 
+/* Tokens that top_k leaves. */
+static int64_t most_kept(const llmq_sampler *s) {
+    const int64_t k = s->params.top_k;
+    return k > 0 && k < s->n_vocab ? k : s->n_vocab;
+}
+
 static llmq_status not_finite(llmq_err *err) {
     return llmq_fail(err, LLMQ_E_NUMERIC,
                      "the model's logits are not finite; its weights are damaged: download or quantize it again");
@@ -179,8 +185,7 @@ llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *
     if (best < 0 || !isfinite(s->logits[best])) return not_finite(err);
     *token_out = best;
     if (!(p->temperature > 0)) return LLMQ_OK;
-    int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
-    int64_t kept = collect_best(s, k, s->logits[best]);
+    int64_t kept = collect_best(s, most_kept(s), s->logits[best]);
     softmax_entries(s->entries, kept, 1);
     kept = filter(s, kept);
     softmax_entries(s->entries, kept, 1 / p->temperature);
@@ -194,8 +199,7 @@ llmq_status sampler_sample(llmq_sampler *s, const float *logits, const int32_t *
 
 bool sampler_suits_device(const llmq_sampler *s) {
     const llmq_sampler_params *p = &s->params;
-    int64_t k = p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab;
-    return !(p->temperature > 0) || k <= LLMQ_DEVICE_CANDIDATES || p->top_p < 1 || p->min_p > 0;
+    return !(p->temperature > 0) || most_kept(s) <= LLMQ_DEVICE_CANDIDATES || p->top_p < 1 || p->min_p > 0;
 }
 
 llmq_device_draw sampler_on_device(const llmq_sampler *s, const int32_t *history, int64_t n) {

@@ -288,21 +288,27 @@ static void test_prompts(void **state) {
     check_prompt(LLMQ_TEST_DATA "/stories260K/stories260K.bin", 300); /* more tokens than gemm takes: cuBLAS */
 }
 
+/* data/tiny as a folder. */
+static void quantize_tiny(llmq_quant_params *params, const char *folder) {
+    llmq_quant_result result = {0};
+    llmq_err err = {0};
+    params->out = folder;
+    params->force = true;
+    params->n_threads = 1;
+    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_quant_result_clear(&result);
+}
+
 /* A folder of NF4, whose levels are f16 on the GPU and 16 bits on the CPU; activations f16 and 16 bits. */
 static void test_nf4(void **state) {
     (void)state;
     const char *folder = LLMQ_TEST_TMP "/cuda-nf4";
     int32_t tokens[N_TOKENS];
     llmq_quant_params params;
-    llmq_quant_result result = {0};
-    llmq_err err = {0};
     llmq_quant_params_default(&params);
     params.method = "nf4";
     params.emit = "bnb";
-    params.out = folder;
-    params.force = true;
-    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-    llmq_quant_result_clear(&result);
+    quantize_tiny(&params, folder);
     for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 + 3;
     double error = compare(folder, ON_GPU, tokens, N_TOKENS, N_TEXT);
     if (!(error <= 1e-2)) fail_msg("NF4: logits differ by %.3g of the largest", error);
@@ -312,18 +318,12 @@ static void test_nf4(void **state) {
 
 static void quantize_groups(const char *folder, int asym) {
     llmq_quant_params params;
-    llmq_quant_result result = {0};
-    llmq_err err = {0};
     llmq_quant_params_default(&params);
     params.method = "rtn";
     params.emit = "gptq";
     params.group = 128;
     params.asym = asym;
-    params.out = folder;
-    params.force = true;
-    params.n_threads = 1;
-    if (llmq_quantize(LLMQ_TEST_DATA "/../../data/tiny", &params, &result, &err) != LLMQ_OK) fail_msg("%s", err.msg);
-    llmq_quant_result_clear(&result);
+    quantize_tiny(&params, folder);
 }
 
 /* Matrices of a layer that are packed with one scale for 128 columns. */
