@@ -17,16 +17,16 @@
 #include "core/tensor.h"
 
 /* In what form a weight wants its activations. ACT_Q8 is 8 bits in groups for few tokens; for many a backend may have a
- * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_SPLIT is ACT_BF16 and behind it what rounding
- * left, once more in bf16; the same buffer takes either. ACT_Q8_SPLIT is ACT_Q8 in two parts, in place of it, not beside
- * it: the engine asks for it where ACT_Q8 rounds too much. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits
- * do not hold (cpu/nf4.h). */
+ * better form, and for ACT_Q16 too (cpu/matmul_amx.c: tiles of bf16). ACT_DENSE is for rows of F16 and BF16 as stored:
+ * the backend's own form for many tokens, nothing for few or exact ones, which are read as x; one buffer takes ACT_BF16
+ * and it. ACT_Q8_SPLIT is ACT_Q8 in two parts, in place of it, not beside it: the engine asks for it where ACT_Q8 rounds
+ * too much. ACT_Q16 is 16 bits in groups, for weights whose levels 8 bits do not hold (cpu/act16.h). */
 typedef enum llmq_act_form {
     ACT_F32,
     ACT_Q8,
     ACT_BF16,
     ACT_INT8,
-    ACT_SPLIT,
+    ACT_DENSE,
     ACT_Q16,
     ACT_Q8_SPLIT,
     ACT_FORMS
@@ -62,7 +62,7 @@ typedef struct llmq_acts {
     const float *x; /* (n_tok, cols), always set */
     void *q8;       /* backend's own layout, acts_bytes(ACT_Q8, ...); valid after acts_fill(ACT_Q8). Or ACT_Q8_SPLIT, which
                      * may take twice as much */
-    void *bf16;     /* likewise; of ACT_SPLIT too */
+    void *bf16;     /* likewise; of ACT_DENSE too */
     void *q16;      /* likewise */
     void *int8;     /* likewise, in `range`, which is set before */
     llmq_act_range range;
@@ -176,7 +176,7 @@ typedef struct llmq_adam {
 } llmq_adam;
 
 typedef struct llmq_backend_ops {
-    const char *isa;          /* "c", "avx2", "avxvnni", "avx512", "amx" */
+    const char *isa;          /* "c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx" */
     const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:

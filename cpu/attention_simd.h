@@ -19,7 +19,7 @@ typedef struct attn_call {
     int64_t ldq;
     float *out;
     float *parts; /* (n_splits, n_tok * n_head, part_len) */
-    bool bf16;  /* products of tiles, where the processor has such */
+    bool bf16;  /* products of bf16, where the kernels have such */
     bool tiles; /* of AMX (attention_tiles.h) */
 } attn_call;
 
@@ -176,14 +176,16 @@ SIMD_FN void load_values(int type, const attn_call *c, const attn_item *it, int6
 /* ---- bf16: a float becomes two neighbours of what the product sums over ----
  * Everything is done in place: pair i lies where value i was, so it never overtakes what is still to be read. */
 
-#if VF_HAS_BF16
+#if VF_HAS_BF16 || VF_HAS_TILES
 /* Rows of n floats, stride apart: columns 2i and 2i + 1 side by side. */
 static void pair_columns(float *x, int64_t rows, int64_t n, int64_t stride) {
     for (int64_t r = 0; r < rows; r++, x += stride)
         for (int64_t i = 0; i < n; i += 16)
             _mm256_storeu_si256((__m256i *)(x + i / 2), (__m256i)_mm512_cvtneps_pbh(vf_load(x + i)));
 }
+#endif
 
+#if VF_HAS_BF16
 /* Rows of n floats, as far apart: rows 2i and 2i + 1 side by side; rows is even. */
 static void pair_rows(float *x, int64_t rows, int64_t n) {
     for (int64_t r = 0; r < rows; r += 2)

@@ -7,11 +7,6 @@
 #include "core/backend.h"
 #include "cpu/simd.h"
 
-/* The vector at i of n; the last one of a row is cut. */
-SIMD_FN int64_t lanes_left(int64_t n, int64_t i) {
-    return n - i < VF_N ? n - i : VF_N;
-}
-
 static int64_t first_key(const llmq_causal *a, int64_t query) {
     return a->window > 0 && query + 1 > a->window ? query + 1 - a->window : 0;
 }

@@ -8,7 +8,7 @@
 #include "cpu/affine.h"
 #include "cpu/ops.h"
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "amx"};
+static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"};
 
 static affine_ops affine_tables[CPU_ISA_COUNT];
 static llmq_backend_ops tables[CPU_ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
@@ -18,11 +18,12 @@ static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static cpu_isa isa_limit(void) {
     const char *name = getenv("LLMQ_ISA");
-    if (!name || !*name) return CPU_ISA_AMX;
+    if (!name || !*name) return cpu_fastest();
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(name, isa_names[i]) == 0) return (cpu_isa)i;
-    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avxvnni, avx512 or amx", name);
-    return CPU_ISA_AMX;
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avxvnni, avx512, avx512bf16 or amx",
+             name);
+    return cpu_fastest();
 }
 
 static void tables_build(void) {
@@ -59,6 +60,11 @@ static void tables_build(void) {
             cpu_fill_affine_avx512(&affine_tables[i]);
             ops->round_block = cpu_round_block_avx512;
             ops->refine_block = cpu_refine_block_avx512;
+        }
+        if (i >= CPU_ISA_AVX512BF16) cpu_fill_matmul_avx512bf16(ops);
+        if (i == CPU_ISA_AVX512BF16) { /* AMX has its own, or rather floats */
+            attention_fill_avx512bf16(ops);
+            cpu_fill_grad_avx512bf16(ops);
         }
         if (i >= CPU_ISA_AMX) {
             cpu_fill_matmul_amx(ops);

@@ -8,12 +8,16 @@ typedef enum cpu_isa {
     CPU_ISA_C,
     CPU_ISA_AVX2,
     CPU_ISA_AVXVNNI, /* vpdpbusd of 256 bits, without AVX-512: desktops */
-    CPU_ISA_AVX512,
+    CPU_ISA_AVX512,     /* with VNNI and VBMI */
+    CPU_ISA_AVX512BF16, /* and vdpbf16ps */
     CPU_ISA_AMX,
     CPU_ISA_COUNT
 } cpu_isa;
-cpu_isa cpu_detect(void);   /* the best that the processor and the operating system have, all those before it too, */
+cpu_isa cpu_detect(void);   /* the last that the processor and the operating system have, all those before it too, */
 bool cpu_has_avxvnni(void); /* but for this one */
+/* The fastest of them: Intel's processors take twice as long for vdpbf16ps as for two FMAs of floats, which multiply no
+ * less, and are better off without (docs/benchmarks.md). */
+cpu_isa cpu_fastest(void);
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */
@@ -29,10 +33,12 @@ void cpu_refine_block_avx512(const llmq_refine_block *b);
 void cpu_fill_matmul_avx2(llmq_backend_ops *ops);
 void cpu_fill_matmul_avxvnni(llmq_backend_ops *ops);
 void cpu_fill_matmul_avx512(llmq_backend_ops *ops);
+void cpu_fill_matmul_avx512bf16(llmq_backend_ops *ops);
 void cpu_fill_ops_avx2(llmq_backend_ops *ops);
 void cpu_fill_ops_avx512(llmq_backend_ops *ops);
 void cpu_fill_grad_avx2(llmq_backend_ops *ops);
 void cpu_fill_grad_avx512(llmq_backend_ops *ops);
+void cpu_fill_grad_avx512bf16(llmq_backend_ops *ops);
 void cpu_fill_limits_avx2(llmq_backend_ops *ops);
 void cpu_fill_limits_avxvnni(llmq_backend_ops *ops);
 void cpu_fill_limits_avx512(llmq_backend_ops *ops);

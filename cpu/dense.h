@@ -1,4 +1,4 @@
-/* Float weights (F32, F16, BF16 rows as stored; LAYOUT_BF16) of the SIMD backends. */
+/* Float weights (F32, F16, BF16 rows as stored) of the SIMD backends. */
 #ifndef LLMQ_CPU_DENSE_H
 #define LLMQ_CPU_DENSE_H
 
@@ -6,7 +6,6 @@
 
 void dense_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void dense_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
-void dense_to_bf16_avx512(llmq_type type, const void *src, uint16_t *dst, int64_t n);
-void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a);
+void dense_fill_avx512(const llmq_worker *worker, const llmq_acts *a); /* ACT_DENSE */
 
 #endif

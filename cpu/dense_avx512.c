@@ -2,28 +2,23 @@
  *
  * Native rows, all in f32: dot products of 4 rows with up to 6 tokens, 16 partial sums each. Neither operand is copied:
  * rows may lie at any address and columns may be any number.
- * BF16 and more than ACT_FEW tokens, unless the inputs are exact: vdpbf16ps on pairs of columns, 32 rows x 8 tokens,
- * inputs rounded to bf16; rows as stored are transposed once for all tokens, up to 2048 columns at a time, into the L2
- * cache.
- * LAYOUT_BF16 (calibration): the same product straight from the packed tiles, for any number of tokens. */
+ * F16 and BF16 and more than ACT_FEW tokens, unless the inputs are exact: integers of 16 bits (act16.h), nearly
+ * twice the rate of floats. */
 #include <immintrin.h>
-#include <string.h>
+#include <math.h>
 
-#include "core/half.h"
+#include "cpu/act16_simd.h"
 #include "cpu/dense.h"
 #include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
+#include "cpu/many16.h"
 #include "cpu/simd.h"
-#include "cpu/tile_avx512.h"
 
 #define DOT_TOKENS 6
 #define X_BYTES (384 << 10) /* of inputs, in the L2 cache */
 #define W_BYTES (16 << 10)  /* of 4 rows, in the L1 cache */
 #define ONE_ROW (48 << 10)  /* bytes of inputs up to which rows are read one after the other */
-#define PANEL_ROWS 32
-#define PANEL_PAIRS 1024 /* of columns of native rows: 128 KB */
-#define TILE 8           /* tokens of a register tile of PANEL_ROWS rows */
 
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
@@ -158,138 +153,66 @@ static void native_rows(const llmq_worker *worker, const llmq_weight *w, int kin
     }
 }
 
-/* ---- bf16: register tiles of 32 rows x nt tokens */
+/* ---- rows of F16 and BF16 as integers of 16 bits */
 
-/* w0, w1 (n pairs, 16 rows) pairs of bf16; x (nt, n pairs) with stride ldx pairs. */
-INLINE void gemm_bf16(int nt, const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
-                      const tile_out *o) {
-    __m512 f[TILE][2];
-    tile_begin(nt, o, f);
-    for (int64_t k = 0; k < n; k++) {
-        __m512bh v0 = (__m512bh)_mm512_loadu_si512(w0 + 16 * k), v1 = (__m512bh)_mm512_loadu_si512(w1 + 16 * k);
-        UNROLL for (int t = 0; t < nt; t++) {
-            __m512i v = _mm512_set1_epi32((int)x[t * ldx + k]);
-            IN_REGISTER(v);
-            f[t][0] = _mm512_dpbf16_ps(f[t][0], v0, (__m512bh)v);
-            f[t][1] = _mm512_dpbf16_ps(f[t][1], v1, (__m512bh)v);
-        }
+/* 32 columns of 16 rows (n_rows of them there), `left` of them there. */
+INLINE void unpack_group(int kind, const char *row, int64_t row_bytes, int64_t n_rows, int64_t left, int64_t g,
+                         panel16 *out, int half) {
+    vf col[2][16]; /* lower and upper 16 columns */
+    __m512i most = _mm512_setzero_si512();
+    UNROLL_FOR(h, 2) {
+        const __mmask16 there = left > 16 * h ? mask_of(left - 16 * h) : 0;
+        UNROLL_FOR(r, 16)
+        col[h][r] = r < n_rows ? load_w_mask(kind, row + r * row_bytes + 16 * h * elem_bytes(kind), there) : vf_zero();
+        vf_transpose(col[h]);
+        UNROLL_FOR(i, 16) most = _mm512_max_epu32(most, _mm512_castps_si512(vf_abs(col[h][i]))); /* NaN the most */
     }
-    tile_end(nt, o, f);
+    const vf scale = _mm512_castsi512_ps(most);
+    const __mmask16 damaged = _mm512_cmp_ps_mask(vf_sub(scale, scale), vf_zero(), _CMP_UNORD_Q);
+    const __mmask16 some = _mm512_cmp_ps_mask(scale, vf_set1(1e-30f), _CMP_NLT_UQ);
+    const vf inverse = _mm512_maskz_div_ps(some, vf_set1(LEVEL16_ONE), scale);
+    UNROLL_FOR(j, 16) {
+        __m512i even = _mm512_cvtps_epi32(vf_mul(col[j / 8][j % 8 * 2], inverse));
+        __m512i odd = _mm512_cvtps_epi32(vf_mul(col[j / 8][j % 8 * 2 + 1], inverse));
+        _mm512_store_si512(out->level[g * 16 + j][half],
+                           _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16)));
+    }
+    _mm512_store_ps(out->scale[g] + 16 * half, _mm512_mask_mov_ps(scale, damaged, vf_set1(NAN)));
 }
 
-typedef void gemm_bf16_fn(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,
-                          const tile_out *o);
-
-#define WIDTHS(Y) Y(1) Y(2) Y(3) Y(4) Y(5) Y(6) Y(7) Y(8)
-#define BF16_DEFINE(nt)                                                                                                \
-    static void gemm_bf16_##nt(const uint32_t *w0, const uint32_t *w1, const uint32_t *x, int64_t ldx, int64_t n,      \
-                               const tile_out *o) {                                                                    \
-        gemm_bf16(nt, w0, w1, x, ldx, n, o);                                                                           \
-    }
-#define BF16_NAME(nt) gemm_bf16_##nt,
-WIDTHS(BF16_DEFINE)
-static gemm_bf16_fn *const gemm_bf16_fns[TILE] = {WIDTHS(BF16_NAME)};
-
-/* Tokens [t, end) times the 32 rows at w0 and w1, over n pairs of columns from pair k on. */
-static void times_tokens(const llmq_acts *a, int64_t t, int64_t end, const uint32_t *w0, const uint32_t *w1, int64_t k,
-                         int64_t n, float *y, tile_out *o) {
-    int64_t stride = act_bf16_stride(a->cols) / 2;
-    for (; t < end; t += TILE) {
-        o->y = y + t * o->ldy;
-        gemm_bf16_fns[(end - t < TILE ? end - t : TILE) - 1](w0, w1, (const uint32_t *)a->bf16 + t * stride + k, stride,
-                                                             n, o);
-    }
+INLINE void unpack_rows(int kind, const llmq_weight *w, int64_t r, int64_t k, int64_t n, panel16 *out, int half) {
+    const int64_t row_bytes = w->cols * elem_bytes(kind), n_rows = w->rows - r;
+    const char *row = (const char *)w->native.data + r * row_bytes + k * elem_bytes(kind);
+    for (int64_t g = 0; g < n / 32; g++)
+        unpack_group(kind, row + 32 * g * elem_bytes(kind), row_bytes, n_rows, w->cols - k - 32 * g, g, out, half);
 }
 
-static void packed_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    int64_t tile_words = layout_bf16_tile_bytes(w->cols) / 4, begin, end;
-    int64_t pairs = (w->cols + 31) / 32 * 16; /* padded with zeros on both sides */
-    int64_t step = tokens_at_once(act_bf16_stride(w->cols) / 2, TILE);
-    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t t0 = 0; t0 < a->n_tok; t0 += step) {
-        int64_t stop = a->n_tok - t0 < step ? a->n_tok : t0 + step;
-        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
-            const uint32_t *w0 = (const uint32_t *)w->packed + r / 16 * tile_words;
-            const uint32_t *w1 =
-                w->rows - r > 16 ? w0 + tile_words : w0; /* a missing half repeats the first and is not stored */
-            tile_out o = tile_out_of(w, r, ldy, true);
-            times_tokens(a, t0, stop, w0, w1, 0, pairs, y + r, &o);
-        }
-    }
+static void unpack_f16(const llmq_weight *w, int64_t r, int64_t k, int64_t n, panel16 *out, int half) {
+    unpack_rows(FLOAT16, w, r, k, n, out, half);
+}
+static void unpack_bf16(const llmq_weight *w, int64_t r, int64_t k, int64_t n, panel16 *out, int half) {
+    unpack_rows(BFLOAT16, w, r, k, n, out, half);
 }
 
-/* 16 rows (n_rows of them there) of a matrix of BF16 as stored, n pairs of columns (a multiple of 16) from k on:
- * (n, 16 rows), zeros for what is not there. */
-static void transpose_pairs(const uint16_t *row, int64_t cols, int64_t n_rows, int64_t k, int64_t n, uint32_t *out) {
-    for (int64_t p = 0; p < n; p += 16, out += 256) {
-        int64_t left = cols - 2 * (k + p);
-        vf word[16];
-        UNROLL_FOR(r, 16) {
-            uint16_t some[32] = {0};
-            word[r] = vf_zero();
-            if (r >= n_rows) continue;
-            const uint16_t *from = row + r * cols + 2 * (k + p);
-            if (left < 32) from = memcpy(some, from, (size_t)left * sizeof *from);
-            word[r] = vf_load((const float *)(const void *)from);
-        }
-        vf_transpose(word);
-        UNROLL_FOR(j, 16) vf_store((float *)out + 16 * j, word[j]);
-    }
+/* ---- entries */
+
+/* Do these tokens meet ACT_DENSE? */
+static bool takes_dense(const llmq_acts *a) {
+    return a->n_tok > ACT_FEW && !a->exact;
 }
 
-static void native_bf16(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    _Alignas(64) uint32_t panel[2][PANEL_PAIRS * 16];
-    int64_t pairs = (w->cols + 31) / 32 * 16, step = panel_step(pairs, 16, PANEL_PAIRS), begin, end;
-    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t k = 0; k < pairs; k += step) {
-        int64_t n = pairs - k < step ? pairs - k : step;
-        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
-            const uint16_t *row = (const uint16_t *)w->native.data + r * w->cols;
-            bool pair = w->rows - r > 16;
-            for (int i = 0; i <= pair; i++)
-                transpose_pairs(row + 16 * i * w->cols, w->cols, w->rows - r - 16 * i, k, n, panel[i]);
-            tile_out o = tile_out_of(w, r, ldy, k == 0);
-            times_tokens(a, 0, a->n_tok, panel[0], panel[pair], k, n, y + r, &o);
-        }
-    }
+INLINE void in_order(int16_t *q) {
+    (void)q;
 }
 
-INLINE void to_bf16(int kind, const char *src, uint16_t *dst, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) {
-        __mmask16 m = mask_of(n - i);
-        _mm256_mask_storeu_epi16(dst + i, m,
-                                 (__m256i)_mm512_cvtneps_pbh(load_w_mask(kind, src + i * elem_bytes(kind), m)));
-    }
-}
-
-void dense_to_bf16_avx512(llmq_type type, const void *src, uint16_t *dst, int64_t n) {
-    if (type == LLMQ_TYPE_F32)
-        to_bf16(FLOAT32, src, dst, n);
-    else if (type == LLMQ_TYPE_F16)
-        to_bf16(FLOAT16, src, dst, n);
-    else
-        memcpy(dst, src, (size_t)n * 2);
-}
-
-void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a) {
-    int64_t stride = act_bf16_stride(a->cols), begin, end;
-    worker_range(worker, a->n_tok, 1, &begin, &end);
-    for (int64_t t = begin; t < end; t++) {
-        uint16_t *out = (uint16_t *)a->bf16 + t * stride;
-        to_bf16(FLOAT32, (const char *)(a->x + t * a->cols), out, a->cols);
-        memset(out + a->cols, 0, (size_t)(stride - a->cols) * 2);
-    }
+void dense_fill_avx512(const llmq_worker *worker, const llmq_acts *a) {
+    if (takes_dense(a)) act16_fill(worker, a, act_dense_at(a), in_order);
 }
 
 void dense_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    if (w->layout == LAYOUT_BF16) {
-        packed_bf16(worker, w, a, y, ldy);
-        return;
-    }
-    if (w->act == ACT_BF16 && a->n_tok > ACT_FEW && !a->exact) {
-        native_bf16(worker, w, a, y, ldy);
-        return;
-    }
-    int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;
-    native_rows(worker, w, kind, a, y, ldy);
+    const int kind = w->native.type == LLMQ_TYPE_F32 ? FLOAT32 : w->native.type == LLMQ_TYPE_F16 ? FLOAT16 : BFLOAT16;
+    if (w->act == ACT_DENSE && takes_dense(a))
+        many16_avx512(worker, w, a, act_dense_at(a), kind == FLOAT16 ? unpack_f16 : unpack_bf16, y, ldy);
+    else
+        native_rows(worker, w, kind, a, y, ldy);
 }

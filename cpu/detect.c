@@ -39,10 +39,17 @@ cpu_isa cpu_detect(void) {
     const cpu_isa narrow = cpu_has_avxvnni() ? CPU_ISA_AVXVNNI : CPU_ISA_AVX2;
     if ((saved & 0xe0) != 0xe0) return narrow; /* mask registers, upper halves and upper 16 of zmm */
     if ((b & avx512) != avx512 || (c & (vbmi | vnni)) != (vbmi | vnni)) return narrow;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return narrow;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & bf16)) return CPU_ISA_AVX512;
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25; /* BF16 TILE INT8 */
     bool tiles = (saved & 0x60000) == 0x60000 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx) == amx;
-    return tiles && tiles_allowed() ? CPU_ISA_AMX : CPU_ISA_AVX512;
+    return tiles && tiles_allowed() ? CPU_ISA_AMX : CPU_ISA_AVX512BF16;
+}
+
+cpu_isa cpu_fastest(void) {
+    uint32_t a, b, c, d;
+    cpu_isa isa = cpu_detect();
+    bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+    return isa == CPU_ISA_AVX512BF16 && intel ? CPU_ISA_AVX512 : isa;
 }
 #else
 cpu_isa cpu_detect(void) {
@@ -50,5 +57,8 @@ cpu_isa cpu_detect(void) {
 }
 bool cpu_has_avxvnni(void) {
     return false;
+}
+cpu_isa cpu_fastest(void) {
+    return cpu_detect();
 }
 #endif

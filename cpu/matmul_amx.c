@@ -35,9 +35,9 @@ static int64_t part_bytes(int64_t n_tok, int64_t cols) {
 }
 
 static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
-    if (!many(n_tok) && form != ACT_SPLIT) return cpu_acts_bytes(form, n_tok, cols);
+    if (!many(n_tok) && form != ACT_DENSE) return cpu_acts_bytes(form, n_tok, cols);
     if (form == ACT_Q8 || form == ACT_Q8_SPLIT || form == ACT_Q16) return (size_t)part_bytes(n_tok, cols);
-    if (form == ACT_BF16 || form == ACT_SPLIT) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
+    if (form == ACT_BF16 || form == ACT_DENSE) return 2 * (size_t)part_bytes(n_tok, cols); /* one buffer for both */
     return cpu_acts_bytes(form, n_tok, cols);
 }
 
@@ -317,17 +317,17 @@ static llmq_backend_ops avx512;
  * nothing from two parts. */
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
     LLMQ_TRY(avx512.weight_prepare(w, t, flags, team, err));
-    if (w->layout == LAYOUT_NATIVE && t->type != LLMQ_TYPE_F32) w->act = ACT_SPLIT;
+    if (w->act == ACT_BF16 && w->layout == LAYOUT_NATIVE) w->act = ACT_DENSE;
     return LLMQ_OK;
 }
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
-    if (form == ACT_SPLIT && many(a->n_tok))
+    if (form == ACT_DENSE && many(a->n_tok))
         fill_tiles(worker, a, a->bf16, (uint8_t *)a->bf16 + part_bytes(a->n_tok, a->cols));
     else if (form != ACT_F32 && form != ACT_INT8 && many(a->n_tok))
         fill_tiles(worker, a, form == ACT_BF16 ? a->bf16 : form == ACT_Q16 ? a->q16 : a->q8, NULL);
     else
-        avx512.acts_fill(worker, a, form); /* few tokens of ACT_SPLIT are read as floats */
+        avx512.acts_fill(worker, a, form); /* nothing for few tokens of ACT_DENSE */
 }
 
 static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
@@ -337,7 +337,7 @@ static void matmul(const llmq_worker *worker, const llmq_weight *w, const llmq_a
         few_matmul_amx(worker, w, a, y, ldy);
     else if (few || w->layout == LAYOUT_INT8 || w->act == ACT_F32)
         avx512.matmul(worker, w, a, y, ldy);
-    else if (w->act == ACT_SPLIT)
+    else if (w->act == ACT_DENSE)
         matmul_many(worker, w, a, a->bf16, native_rows, w->native.type == LLMQ_TYPE_F16 ? 3 : 2, y, ldy);
     else if (w->layout == LAYOUT_BF16)
         matmul_many(worker, w, a, a->bf16, bf16_rows, 1, y, ldy);

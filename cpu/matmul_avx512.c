@@ -407,7 +407,7 @@ INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int
 
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_Q8 || form == ACT_Q8_SPLIT) act_fill_q8(worker, a, form, peak, round_group);
-    if (form == ACT_BF16) dense_fill_bf16_avx512(worker, a);
+    if (form == ACT_DENSE) dense_fill_avx512(worker, a);
     if (form == ACT_INT8) int8_fill_avx512(worker, a);
     if (form == ACT_Q16) nf4_fill_avx512(worker, a);
 }
@@ -415,8 +415,9 @@ static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form for
 /* ---- entries */
 
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
-    LLMQ_TRY(cpu_weight_pack(w, t, flags & PREP_BF16 ? dense_to_bf16_avx512 : NULL, team, err));
-    if (w->layout == LAYOUT_NATIVE && t->type == LLMQ_TYPE_BF16) w->act = ACT_BF16;
+    (void)flags; /* without bf16 products there is nothing to gain from PREP_BF16 */
+    LLMQ_TRY(cpu_weight_pack(w, t, NULL, team, err));
+    if (w->layout == LAYOUT_NATIVE && t->type != LLMQ_TYPE_F32) w->act = ACT_DENSE;
     return LLMQ_OK;
 }
 

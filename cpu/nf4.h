@@ -1,26 +1,19 @@
-/* Products of NF4 and FP4, whose levels are fractions that 8 bits would change by up to 0.4 % of a block's scale:
- * levels and activations are integers of 16 bits, and the sum of 32 products is exact in 32.
+/* Products of NF4 and FP4, whose levels are fractions that 8 bits would change by up to 0.4 % of a block's scale: they
+ * become integers of 16 bits (act16.h). FP4's, multiples of 1/192, stay exact; NF4's change by at most 1.3e-4 of
+ * themselves, a quarter of what rounding a weight to F16 may do, and no other LEVEL16_ONE that is a multiple of 192 and
+ * leaves room for ACT16_MAX does better.
  *
- * Levels are multiplied by NF4_ONE and rounded. FP4's, multiples of 1/192, stay exact; NF4's change by at most 1.3e-4
- * of themselves, a quarter of what rounding a weight to F16 may do, and no other multiple of 192 that leaves room for
- * ACT16_MAX does better. Inputs are rounded to 1/ACT16_MAX of the largest of 32.
- *
- * Activations (ACT_Q16) are kept as those of ACT_Q8 (layout.h): blocks of tokens, which hold for each group of 32
- * inputs those of each token; the order of inputs inside 8 is the instruction set's. Weights (LAYOUT_NF4): a tile is 16
- * rows x all columns, of one block after the other. */
+ * Weights (LAYOUT_NF4): a tile is 16 rows x all columns, of one block after the other. */
 #ifndef LLMQ_CPU_NF4_H
 #define LLMQ_CPU_NF4_H
 
 #include <math.h>
 
+#include "cpu/act16.h"
 #include "cpu/fetch.h"
 #include "cpu/layout.h"
 #include "types/blocks.h"
 #include "types/type.h"
-
-#define NF4_ONE 15168
-#define ACT16_MAX 4424
-static_assert(INT64_C(32) * NF4_ONE * ACT16_MAX <= INT32_MAX, "32 products");
 
 static inline bool is_nf4(llmq_type type) {
     return type == LLMQ_TYPE_NF4 || type == LLMQ_TYPE_FP4;
@@ -55,31 +48,7 @@ static inline void nf4_levels(llmq_type type, float level[16]) {
 static inline void nf4_levels16(llmq_type type, int16_t level[16]) {
     float exact[16];
     nf4_levels(type, exact);
-    for (int i = 0; i < 16; i++) level[i] = (int16_t)lrintf(exact[i] * NF4_ONE);
-}
-
-/* ---- activations */
-
-typedef struct act16_block {
-    const int16_t *q; /* (groups, n, 32) */
-    const float *d;   /* (groups, n): an input is d * NF4_ONE * q */
-    int n;
-} act16_block;
-
-static inline size_t act16_d_offset(int64_t n_tok, int64_t cols) {
-    return (size_t)(n_tok * act_groups(cols)) * 32 * sizeof(int16_t);
-}
-static inline size_t act16_bytes(int64_t n_tok, int64_t cols) {
-    return act16_d_offset(n_tok, cols) + (size_t)(n_tok * act_groups(cols)) * sizeof(float);
-}
-
-/* The block that starts at token first (a multiple of act_block_len). */
-static inline act16_block act16_block_at(const llmq_acts *a, int64_t first) {
-    int64_t len = act_block_len(a->n_tok), groups = act_groups(a->cols), left = a->n_tok - first;
-    const char *base = a->q16;
-    return (act16_block){(const int16_t *)(const void *)base + first * groups * 32,
-                         (const float *)(const void *)(base + act16_d_offset(a->n_tok, a->cols)) + first * groups,
-                         (int)(left < len ? left : len)};
+    for (int i = 0; i < 16; i++) level[i] = (int16_t)lrintf(exact[i] * LEVEL16_ONE);
 }
 
 /* ---- kernels; few tokens: up to ACT_FEW (avx512), MATMUL_ALIKE (avx2) */

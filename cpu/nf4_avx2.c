@@ -5,7 +5,7 @@
 
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
-#include "cpu/nf4_simd.h"
+#include "cpu/act16_simd.h"
 
 /* ---- activations */
 
@@ -19,7 +19,7 @@ INLINE void nibble_order(int16_t *q) {
 }
 
 void nf4_fill_avx2(const llmq_worker *worker, llmq_acts *a) {
-    if (a->n_tok <= MATMUL_ALIKE) act16_fill(worker, a, nibble_order); /* otherwise nobody reads them */
+    if (a->n_tok <= MATMUL_ALIKE) act16_fill(worker, a, a->q16, nibble_order); /* otherwise nobody reads them */
 }
 
 /* ---- few tokens */
@@ -113,7 +113,7 @@ static void gemv2(const nf4_tile_block *w, int64_t n_blocks, const level_bytes *
 void nf4_few_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     int64_t n_blocks = w->cols / QK_NF4, begin, end;
     level_bytes table = level_table(w->native.type);
-    act16_block b = act16_block_at(a, 0);
+    act16_block b = act16_block_at(a, a->q16, 0);
     for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
         for (int64_t r = begin; r < end; r += 16) {
             int64_t n_rows = w->rows - r < 16 ? w->rows - r : 16;

@@ -40,6 +40,7 @@ llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err);
 #if defined(__x86_64__)
 void attention_fill_avx2(llmq_backend_ops *ops);
 void attention_fill_avx512(llmq_backend_ops *ops);
+void attention_fill_avx512bf16(llmq_backend_ops *ops);
 void attention_fill_amx(llmq_backend_ops *ops);
 void linalg_fill_avx2(llmq_backend_ops *ops);
 void linalg_fill_avx512(llmq_backend_ops *ops);

@@ -17,24 +17,30 @@
 #ifndef VF_HAS_TILES /* 1: the file's kernels are AMX's, which has AVX-512 and tiles beside it */
 #define VF_HAS_TILES 0
 #endif
+#ifndef VF_HAS_BF16 /* 1: its products of bf16 are those of vdpbf16ps */
+#define VF_HAS_BF16 0
+#endif
 
 #if defined(__AVX512F__)
 #define VF_N 16
 #if VF_HAS_TILES
 #define SIMD_NAME(name) name##_amx
+#elif VF_HAS_BF16
+#define SIMD_NAME(name) name##_avx512bf16
 #else
 #define SIMD_NAME(name) name##_avx512
 #endif
 typedef __m512 vf;
 
 SIMD_FN vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-#define VF_HAS_BF16 1
+#if defined(__AVX512BF16__)
 /* Each lane: bf16 of even, then of odd. */
 SIMD_FN vf vf_pair_bf16(vf even, vf odd) {
     const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                                 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (vf)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
+#endif
 SIMD_FN void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 SIMD_FN vf vf_set1(float x) { return _mm512_set1_ps(x); }
 SIMD_FN vf vf_zero(void) { return _mm512_setzero_ps(); }
@@ -154,7 +160,6 @@ SIMD_FN void vf_transpose(vf r[VF_N]) {
 typedef __m256 vf;
 
 SIMD_FN vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-#define VF_HAS_BF16 0
 SIMD_FN void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
 SIMD_FN vf vf_set1(float x) { return _mm256_set1_ps(x); }
 SIMD_FN vf vf_zero(void) { return _mm256_setzero_ps(); }
@@ -262,6 +267,9 @@ SIMD_FN void vf_transpose(vf r[VF_N]) {
     UNROLL_FOR(j, 8) r[j] = t[j];
 }
 #endif
+
+/* Lanes of the vector at i of n; the last one of a row is cut. */
+SIMD_FN int64_t lanes_left(int64_t n, int64_t i) { return n - i < VF_N ? n - i : VF_N; }
 
 /* 2^f for |f| <= 1/2: the polynomial of degree 6 with the least relative error (2e-9, so that the floats round it to
  * 1e-7), found by reweighted least squares on Chebyshev nodes. Exactly 1 at 0. */

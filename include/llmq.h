@@ -272,7 +272,7 @@ LLMQ_API llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const 
  */
 
 LLMQ_API int llmq_cpu_count(void); /* physical cores this process may use */
-/* "amx", "avx512", "avxvnni", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
+/* "amx", "avx512bf16", "avx512", "avxvnni", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
 LLMQ_API const char *llmq_cpu_isa(void);
 /* Bytes/s that n_threads read from a buffer of `bytes`: the fastest of plain and prefetching loops over large and small
  * pages. 0 if there is no memory for it. */

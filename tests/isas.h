@@ -9,10 +9,10 @@
 #include "core/backend.h"
 
 #ifdef LLMQ_EMULATED
-static const char *const all_isas[] = {"c", "avxvnni", "avx512", "amx"};
+static const char *const all_isas[] = {"c", "avxvnni", "avx512", "avx512bf16", "amx"};
 #define VECTORS_RUN "emulated"
 #else
-static const char *const all_isas[] = {"c", "avx2", "avxvnni", "avx512", "amx"};
+static const char *const all_isas[] = {"c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"};
 #define VECTORS_RUN "native"
 #endif
 #define N_ISAS (int)(sizeof all_isas / sizeof *all_isas)

@@ -22,6 +22,7 @@
 #include "tests/emu512/names.h"
 
 #define __AVX512F__ 1 /* the kernels choose their text by it */
+#define __AVX512BF16__ 1
 #define EMU static inline __attribute__((always_inline, unused))
 
 /* A vector in all its shapes. */

@@ -10,7 +10,7 @@
 #ifdef LLMQ_TESTS_EMU512_H
 #define NEEDED CPU_ISA_AVX2
 #else
-#define NEEDED CPU_ISA_AVX512
+#define NEEDED CPU_ISA_AVX512BF16
 #endif
 #define ROUNDS 300
 

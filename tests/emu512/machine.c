@@ -7,6 +7,7 @@
 
 cpu_isa __real_cpu_detect(void);
 cpu_isa __wrap_cpu_detect(void);
+cpu_isa __wrap_cpu_fastest(void);
 bool __wrap_cpu_has_avxvnni(void);
 
 bool __wrap_cpu_has_avxvnni(void) {
@@ -17,4 +18,8 @@ cpu_isa __wrap_cpu_detect(void) {
     if (__real_cpu_detect() >= CPU_ISA_AVX2) return CPU_ISA_AMX;
     printf("the emulation of AVX-VNNI, AVX-512 and AMX takes AVX2, which this machine lacks\n");
     exit(77);
+}
+
+cpu_isa __wrap_cpu_fastest(void) {
+    return __wrap_cpu_detect();
 }

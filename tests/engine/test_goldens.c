@@ -149,14 +149,14 @@ static void test_against_transformers(void **state) {
     }
 }
 
-/* Rounded caches are near, and not the same. With AVX-512 prompts that meet them are multiplied as bf16. */
+/* Rounded caches are near, and not the same. With AVX-512 BF16 prompts that meet them are multiplied as bf16. */
 static void test_rounded_caches(void **state) {
     (void)state;
     golden g;
     read_golden("qwen3", &g);
     for (int isa = 0; isa < N_ISAS; isa++) {
         if (!backend_cpu_isa(all_isas[isa])) continue;
-        bool in_bf16 = !strcmp(all_isas[isa], "avx512");
+        bool in_bf16 = !strcmp(all_isas[isa], "avx512bf16");
         llmq_model *model = open_model("qwen3", all_isas[isa]);
         llmq_session *f16 = open_session(model, (llmq_session_params){.n_threads = 1});
         llmq_session *q8 = open_session(model, (llmq_session_params){.n_threads = 2, .kv_type = LLMQ_KV_Q8_0});

@@ -210,7 +210,7 @@ static void compare_fractions(void) {
         run_tokens(TMP "f", n, k == 1, plain);
         run_tokens(TMP "q.gguf", n, k == 1, halves);
         bool tiles = k == 2 && !strcmp(backend_cpu()->isa, "amx");
-        bool in_bf16 = tiles || (k == 2 && !strcmp(backend_cpu()->isa, "avx512"));
+        bool in_bf16 = tiles || (k == 2 && !strcmp(backend_cpu()->isa, "avx512bf16"));
         double ours = distance(folder, plain), of_halves = distance(halves, plain);
         if (!(ours < (tiles ? 5e-2 : in_bf16 ? 1e-2 : 5e-3)) || !(of_halves < (in_bf16 ? 1e-2 : 5e-3)))
             fail_msg("%d tokens: 4 bits move logits by %g, F16 by %g", n, ours, of_halves);

@@ -82,7 +82,7 @@ static double measure(const llmq_backend_ops *ops, llmq_team *team, llmq_weight 
     job j = {ops, w, {.n_tok = n_tok, .cols = w->cols, .x = x}, y, 1};
     void *form = mem_alloc(ops->acts_bytes(w->act, n_tok, w->cols), 1);
     if (w->act == ACT_Q8) j.a.q8 = form;
-    if (w->act == ACT_BF16 || w->act == ACT_SPLIT) j.a.bf16 = form;
+    if (w->act == ACT_BF16 || w->act == ACT_DENSE) j.a.bf16 = form;
     if (w->act == ACT_INT8) j.a.int8 = form;
     if (w->act == ACT_Q16) j.a.q16 = form;
     team_run(team, fill_fn, &j);

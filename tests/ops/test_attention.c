@@ -119,7 +119,7 @@ static void check_isa(const attn_case *a, call *c, const double *want, double to
 
 /* Many queries meet caches of f16 and q8_0 as bf16. */
 static bool in_bf16(const attn_case *a, const char *isa) {
-    return (strcmp(isa, "amx") == 0 || strcmp(isa, "avx512") == 0) && a->kv_type != 2 && a->head_dim % 16 == 0 &&
+    return (strcmp(isa, "amx") == 0 || strcmp(isa, "avx512bf16") == 0) && a->kv_type != 2 && a->head_dim % 16 == 0 &&
            a->n_tok > 1 && a->n_tok * (a->n_head / a->n_head_kv) > 8;
 }
 

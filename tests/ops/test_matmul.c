@@ -108,7 +108,7 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     memset(form, 0xa5, bytes + 64);
     if (w.act == ACT_Q8 || w.act == ACT_Q8_SPLIT) a->q8 = form;
     if (w.act == ACT_Q16) a->q16 = form;
-    if (w.act == ACT_BF16 || w.act == ACT_SPLIT) a->bf16 = form;
+    if (w.act == ACT_BF16 || w.act == ACT_DENSE) a->bf16 = form;
     float *y = malloc((size_t)(n_tok * ldy) * sizeof *y);
     for (int64_t i = 0; i < n_tok * ldy; i++) y[i] = GUARD;
     run_args args = {ops, &w, a, y, ldy};
@@ -165,7 +165,8 @@ static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
 /* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */
 static double allowed(const llmq_backend_ops *ops, llmq_type type, bool q8, int64_t n_tok) {
     bool tiles = in_tiles(ops, n_tok);
-    if (type == LLMQ_TYPE_BF16 && strcmp(ops->isa, "avx512") == 0 && n_tok > ACT_FEW) return BF16_ERROR / 2;
+    if (strncmp(ops->isa, "avx512", 6) == 0 && n_tok > ACT_FEW && (type == LLMQ_TYPE_F16 || type == LLMQ_TYPE_BF16))
+        return type == LLMQ_TYPE_BF16 && strcmp(ops->isa, "avx512bf16") == 0 ? BF16_ERROR / 2 : Q16_ERROR;
     if (q8 && tiles) return BF16_ERROR;
     if (type_info(type)->in_memory) return tiles ? BF16_ERROR : in_16_bits(ops, n_tok) ? Q16_ERROR : 1e-6;
     return tiles && !q8 && type != LLMQ_TYPE_F32 ? SPLIT_ERROR : 1e-6;
@@ -416,7 +417,7 @@ static void test_alike(void **state) {
  * inputs from 5 tokens on. */
 static void test_few_as_avx512(void **state) {
     (void)state;
-    const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512"), backend_cpu_isa("amx")};
+    const llmq_backend_ops *ops[] = {backend_cpu_isa("avx512bf16"), backend_cpu_isa("amx")};
     for (size_t i = 0; ops[1] && type_at(i); i++) {
         for (int64_t n = 4; n <= ACT_FEW; n++) {
             const llmq_type_info *info = type_at(i);
@@ -505,18 +506,24 @@ static void test_outliers(void **state) {
     }
 }
 
-/* A scale that is not finite shows in every result of its row, and in no other. */
+/* A scale that is not finite, or a weight in floats, shows in every result of its row, and in no other. */
 static void check_damaged(const llmq_backend_ops *ops, const llmq_type_info *info, int64_t n_tok, float scale) {
     enum { ROWS = 37, AT = 21 };
     void *buffer;
     llmq_acts a;
-    const int64_t cols = info->block_len == 32 ? 96 : 512;
+    const int64_t cols = info->block_len <= 32 ? 96 : 512;
     llmq_tensor t = random_tensor(info->id, ROWS, cols, &buffer);
-    llmq_grid grid;
     uint8_t codes[TYPE_MAX_BLOCK], *block = (uint8_t *)buffer + AT * type_row_bytes(info->id, cols);
-    info->unpack(block, &grid, codes);
-    grid.d = grid.scale[0] = scale;
-    info->pack(&grid, codes, block);
+    if (type_is_float(info)) {
+        if (info->id == LLMQ_TYPE_F32) memcpy(block, &scale, 4);
+        const uint16_t half = info->id == LLMQ_TYPE_F16 ? f32_to_f16(scale) : f32_to_bf16(scale);
+        if (info->id != LLMQ_TYPE_F32) memcpy(block, &half, 2);
+    } else {
+        llmq_grid grid;
+        info->unpack(block, &grid, codes);
+        grid.d = grid.scale[0] = scale;
+        info->pack(&grid, codes, block);
+    }
     float *x = random_floats(n_tok * cols, -1, 1), *y = run(ops, &t, 0, NULL, x, n_tok, 1, &a);
     for (int64_t i = 0; i < n_tok; i++)
         for (int r = 0; r < ROWS; r++)
@@ -555,11 +562,11 @@ static void test_scales(void **state) {
     for (size_t i = 0; type_at(i); i++)
         for (int isa = 0; isa < N_ISAS; isa++) {
             const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
-            if (!ops || type_is_float(type_at(i)) || type_at(i)->in_memory) continue;
+            if (!ops || type_at(i)->in_memory) continue;
             for (int64_t n_tok = 3; n_tok <= 20; n_tok += 17) { /* few, many */
                 check_damaged(ops, type_at(i), n_tok, NAN);
                 check_damaged(ops, type_at(i), n_tok, INFINITY);
-                check_no_scale(ops, type_at(i), n_tok);
+                if (!type_is_float(type_at(i))) check_no_scale(ops, type_at(i), n_tok);
             }
         }
 }
@@ -577,7 +584,7 @@ static void block_reference(const llmq_tensor *t, const float *x, int64_t n_tok,
         info->unpack((const block_nf4 *)t->data + b, &grid, codes);
         for (int64_t i = 0; i < QK_NF4; i++) {
             double level = (double)info->levels[codes[i]];
-            if (rounded) level = rint(level * NF4_ONE) / NF4_ONE;
+            if (rounded) level = rint(level * LEVEL16_ONE) / LEVEL16_ONE;
             for (int64_t k = 0; k < n_tok; k++) {
                 double p = (double)grid.scale[0] * level * (double)x[k * cols + b % n_blocks * QK_NF4 + i];
                 want[k * rows + b / n_blocks] += p;
