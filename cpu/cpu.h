@@ -6,14 +6,21 @@
 
 typedef enum cpu_isa {
     CPU_ISA_C,
+#if defined(__aarch64__)
+    CPU_ISA_NEON,    /* every such processor has it */
+    CPU_ISA_DOTPROD, /* sdot */
+#else
     CPU_ISA_AVX2,
     CPU_ISA_AVXVNNI, /* vpdpbusd of 256 bits, without AVX-512: desktops */
     CPU_ISA_AVX512,
     CPU_ISA_AMX,
+#endif
     CPU_ISA_COUNT
 } cpu_isa;
-cpu_isa cpu_detect(void);   /* the best that the processor and the operating system have, all those before it too, */
+cpu_isa cpu_detect(void); /* the best that the processor and the operating system have, all those before it too, */
+#if defined(__x86_64__)
 bool cpu_has_avxvnni(void); /* but for this one */
+#endif
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */
@@ -44,6 +51,15 @@ void cpu_fill_gram_amx(llmq_backend_ops *ops);
 void cpu_fill_int8_amx(llmq_backend_ops *ops);
 void cpu_fill_grad_amx(llmq_backend_ops *ops);
 void cpu_fill_causal_amx(llmq_backend_ops *ops);
+#elif defined(__aarch64__)
+void cpu_round_block_neon(const llmq_round_block *b);
+void cpu_refine_block_neon(const llmq_refine_block *b);
+void cpu_fill_matmul_neon(llmq_backend_ops *ops);
+void cpu_fill_matmul_dotprod(llmq_backend_ops *ops);
+void cpu_fill_ops_neon(llmq_backend_ops *ops);
+void cpu_fill_grad_neon(llmq_backend_ops *ops);
+void cpu_fill_limits_neon(llmq_backend_ops *ops);
+void cpu_fill_limits_dotprod(llmq_backend_ops *ops);
 #endif
 
 #endif

@@ -5,6 +5,7 @@
 #include "core/backend.h"
 
 void dense_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
+void dense_matmul_neon(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void dense_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void dense_to_bf16_avx512(llmq_type type, const void *src, uint16_t *dst, int64_t n);
 void dense_fill_bf16_avx512(const llmq_worker *worker, llmq_acts *a);

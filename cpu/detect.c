@@ -44,11 +44,15 @@ cpu_isa cpu_detect(void) {
     bool tiles = (saved & 0x60000) == 0x60000 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx) == amx;
     return tiles && tiles_allowed() ? CPU_ISA_AMX : CPU_ISA_AVX512;
 }
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+cpu_isa cpu_detect(void) {
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? CPU_ISA_DOTPROD : CPU_ISA_NEON;
+}
 #else
 cpu_isa cpu_detect(void) {
     return CPU_ISA_C;
-}
-bool cpu_has_avxvnni(void) {
-    return false;
 }
 #endif

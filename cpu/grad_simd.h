@@ -186,7 +186,7 @@ SIMD_FN void product_tile(int nv, const product *p, int64_t m, int64_t col, int6
     UNROLL_FOR(i, TILE_M)
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
     for (int64_t i = 0; p->add && i < m; i++) /* the sums so far may lie far away */
-        UNROLL_FOR(j, nv) _mm_prefetch((const char *)(p->c + i * p->ldc + col + j * VF_N), _MM_HINT_T0);
+        UNROLL_FOR(j, nv) __builtin_prefetch(p->c + i * p->ldc + col + j * VF_N);
     tile_fma(TILE_M, nv, p->k, p->a, p->a_row, p->a_k, p->b + col, p->ldb, acc);
     UNROLL_FOR(i, TILE_M) {
         if (i >= m) break;
@@ -566,7 +566,7 @@ SIMD_FN void outer_pairs(const uint32_t *a, const uint32_t *b, int64_t pairs, bo
     UNROLL_FOR(i, PAIR_ROWS)
     UNROLL_FOR(j, PAIR_VECS) acc[i][j] = vf_zero();
     for (int64_t i = 0; add && i < m; i++) /* the sums so far lie in the L3 cache or beyond */
-        for (int64_t j = 0; j < len; j += VF_N) _mm_prefetch((const char *)(g + i * cols + j), _MM_HINT_T0);
+        for (int64_t j = 0; j < len; j += VF_N) __builtin_prefetch(g + i * cols + j);
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh v[PAIR_VECS];
         UNROLL_FOR(j, PAIR_VECS) v[j] = (__m512bh)_mm512_loadu_si512(b + k * PAIR_COLS + j * VF_N);
