@@ -1,5 +1,5 @@
-# Cross-compiles for 64-bit ARM with Debian's gcc-aarch64-linux-gnu; ctest runs the programs under qemu-user. The
-# libraries are those below LLMQ_ARM_ROOT, which scripts/test_neon.sh makes.
+# Cross-compiles for 64-bit ARM with Debian's gcc-aarch64-linux-gnu and the libraries below LLMQ_ARM_ROOT, which
+# scripts/test_neon.sh fetches.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
@@ -12,4 +12,3 @@ set(ENV{PKG_CONFIG_LIBDIR} ${lib}/pkgconfig:${blas}/pkgconfig)
 set(ENV{PKG_CONFIG_SYSROOT_DIR} ${LLMQ_ARM_ROOT})
 set(CMAKE_EXE_LINKER_FLAGS_INIT -Wl,-rpath-link,${lib}:${blas})
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -Wl,-rpath-link,${lib}:${blas})
-set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=${lib}:${blas})
