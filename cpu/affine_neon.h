@@ -1,6 +1,6 @@
-/* The 8-bit ops by NEON, which affine_neon.c and affine_dotprod.c compile with DOTPROD as 0 and 1: register tiles of some
- * rows and one panel. Inputs become signed by turning over their top bit, so that they are 128 too small; what that
- * leaves out of a channel's sum is 128 times its weights', which are summed up beside the products. */
+/* The 8-bit ops by NEON, which affine_neon.c and affine_dotprod.c compile with DOTPROD as 0 and 1: register tiles of
+ * some rows and one panel. Inputs become signed by turning over their top bit, so that they are 128 too small; what
+ * that leaves out of a channel's sum is 128 times its weights', which are summed up beside the products. */
 #include "cpu/dot_neon.h"
 
 #define AFFINE_NAME DOT_NAME
@@ -58,8 +58,9 @@ static void DOT_NAME(gemm_q8)(const llmq_worker *w, const affine_gemm *g) {
                 else
                     sums_q8(1, m, rows, wp, acc);
                 for (int64_t t = 0; t < nt; t++)
-                    DOT_NAME(finish)(g->epi, acc + t * AFFINE_PANEL, c, nc, r0 + i + t,
-                                     (char *)g->y + ((r0 + i + t) * g->ldy + c) * bytes);
+                    DOT_NAME(finish)
+                    (g->epi, acc + t * AFFINE_PANEL, c, nc, r0 + i + t,
+                     (char *)g->y + ((r0 + i + t) * g->ldy + c) * bytes);
             }
         }
     }

@@ -186,7 +186,8 @@ static void many(const llmq_worker *worker, const llmq_weight *w, int kind, cons
     }
 }
 
-void SIMD_NAME(dense_matmul)(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+void SIMD_NAME(dense_matmul)(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y,
+                             int64_t ldy) {
     int kind = w->layout == LAYOUT_NF4           ? BLOCKS_NF4
                : w->native.type == LLMQ_TYPE_F32 ? FLOAT32
                : w->native.type == LLMQ_TYPE_F16 ? FLOAT16

@@ -151,8 +151,7 @@ static void gram_pack(const float *x, int64_t n_tok, int64_t cols, int64_t col0,
 SIMD_FN void gram_tile_fetch(const float *gram, int64_t cols, int64_t row, int64_t col) {
     UNROLL_FOR(i, GRAM_M)
     UNROLL_FOR(j, GRAM_NV)
-    if (row + i < cols && col + j * VF_N < cols)
-        __builtin_prefetch(gram + (row + i) * cols + col + j * VF_N);
+    if (row + i < cols && col + j * VF_N < cols) __builtin_prefetch(gram + (row + i) * cols + col + j * VF_N);
 }
 
 SIMD_FN void gram_tile_zero(vf acc[][4]) {

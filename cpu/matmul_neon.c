@@ -1,7 +1,7 @@
 /* NEON kernels for the interleaved quantized layouts, and activations in the forms that weights want. */
 #define DOTPROD 0
-#include "cpu/act_q8.h"
 #include "cpu/matmul_neon.h"
+#include "cpu/act_q8.h"
 
 /* ---- activations */
 
