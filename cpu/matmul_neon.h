@@ -239,31 +239,34 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
     }
 }
 
-/* f (rows, 2) += panel x nt rows of the block from t0 on, over n columns; b points at its first group of them. */
+/* f (nt, 16) += panel x nt rows of the block from t0 on, over n columns; b points at its first group of them. A quarter
+ * of the rows at a time, so that its floats stay in registers. */
 INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
     const int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook, words);
-    const uint8_t *code = w->code;
     (void)two_level;
-    for (int64_t s = 0; s < n / group; s++, code += words * 64) { /* s counts parts */
-        const act_group *ag = b.group + s / parts * b.n + t0;
-        int8x16_t x[TILE][2];
-        load_x(group, nt, b.q + (s / parts * b.n + t0) * 32 + s % parts * 16, x);
-        UNROLL for (int h = 0; h < 4; h++) {
+    for (int h = 0; h < 4; h++) {
+        const uint8_t *code = w->code + 16 * h;
+        float32x4_t v[TILE];
+        UNROLL for (int t = 0; t < nt; t++) v[t] = vld1q_f32(f[t] + 4 * h);
+        for (int64_t s = 0; s < n / group; s++, code += words * 64) { /* s counts parts */
+            const act_group *ag = b.group + s / parts * b.n + t0;
+            const int part = (int)(s % parts);
+            float32x4_t scale = vld1q_f32(w->scale[s] + 4 * h);
+            int8x16_t x[TILE][2];
             sums acc[TILE];
+            load_x(group, nt, b.q + (s / parts * b.n + t0) * 32 + part * 16, x);
             UNROLL for (int t = 0; t < nt; t++) acc[t] =
-                start_of(bits, codebook, zero, part_start(group, ag + t, (int)(s % parts)));
+                start_of(bits, codebook, zero, part_start(group, ag + t, part));
             UNROLL for (int k = 0; k < words; k++) {
-                int8x16_t u = vreinterpretq_s8_u8(vld1q_u8(code + k * 64 + 16 * h));
+                int8x16_t u = vreinterpretq_s8_u8(vld1q_u8(code + k * 64));
                 UNROLL for (int t = 0; t < nt; t++) add_word(exact, k, u, x[t][k / 4], k % 4, &acc[t]);
             }
             UNROLL for (int t = 0; t < nt; t++) {
-                float32x4_t v = vld1q_f32(f[t] + 4 * h), scale = vmulq_n_f32(vld1q_f32(w->scale[s] + 4 * h), ag[t].d);
-                v = vfmaq_f32(v, vcvtq_f32_s32(sums_rows(&acc[t])), scale);
-                if (mins)
-                    v = vfmaq_n_f32(v, vld1q_f32(w->offset[s] + 4 * h), part_dsum(group, ag + t, (int)(s % parts)));
-                vst1q_f32(f[t] + 4 * h, v);
+                v[t] = vfmaq_f32(v[t], vcvtq_f32_s32(sums_rows(&acc[t])), vmulq_n_f32(scale, ag[t].d));
+                if (mins) v[t] = vfmaq_n_f32(v[t], vld1q_f32(w->offset[s] + 4 * h), part_dsum(group, ag + t, part));
             }
         }
+        UNROLL for (int t = 0; t < nt; t++) vst1q_f32(f[t] + 4 * h, v[t]);
     }
 }
 

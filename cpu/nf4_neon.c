@@ -37,27 +37,25 @@ INLINE void add_products(int nt, const level_bytes *table, uint8x16_t codes, con
     uint8x16_t low = vqtbl1q_u8(table->low, codes), high = vqtbl1q_u8(table->high, codes);
     int16x8_t w[2] = {vreinterpretq_s16_u8(vzip1q_u8(low, high)), vreinterpretq_s16_u8(vzip2q_u8(low, high))};
     UNROLL for (int t = 0; t < nt; t++) {
-        int16x4_t x = vld1_s16(q + 32 * t);
+        int16x8_t x = vreinterpretq_s16_s64(vld1q_dup_s64((const int64_t *)(const void *)(q + 32 * t)));
         UNROLL for (int i = 0; i < 2; i++) {
-            acc[t][2 * i] = vmlal_s16(acc[t][2 * i], vget_low_s16(w[i]), x);
-            acc[t][2 * i + 1] = vmlal_high_s16(acc[t][2 * i + 1], w[i], vcombine_s16(x, x));
+            acc[t][2 * i] = vmlal_s16(acc[t][2 * i], vget_low_s16(w[i]), vget_low_s16(x));
+            acc[t][2 * i + 1] = vmlal_high_s16(acc[t][2 * i + 1], w[i], x);
         }
     }
 }
 
-/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
+/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. Quarters of the rows are a loop, or gcc keeps the
+ * activations of all of them in memory. */
 INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const level_bytes *table, act16_block b,
                       int t0, float out[2][16]) {
     const int16_t *q = b.q + 32 * t0;
     const float *d = b.d + t0;
-    float32x4_t f[2][4];
-    UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int h = 0; h < 4; h++) f[t][h] = vdupq_n_f32(0);
-    }
+    memset(out, 0, (size_t)nt * sizeof *out);
     for (int64_t g = 0; g < 2 * n_blocks; g++, q += 32 * b.n, d += b.n) {
         const nf4_tile_block *block = w + g / 2;
         nf4_fetch(block, g);
-        UNROLL for (int h = 0; h < 4; h++) { /* of the rows */
+        for (int h = 0; h < 4; h++) {
             int32x4_t acc[2][4];
             UNROLL for (int t = 0; t < nt; t++) {
                 UNROLL for (int r = 0; r < 4; r++) acc[t][r] = vdupq_n_s32(0);
@@ -70,12 +68,10 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const l
             float32x4_t scale = vld1q_f32(block->scale + 4 * h);
             UNROLL for (int t = 0; t < nt; t++) {
                 int32x4_t sum = vpaddq_s32(vpaddq_s32(acc[t][0], acc[t][1]), vpaddq_s32(acc[t][2], acc[t][3]));
-                f[t][h] = vfmaq_f32(f[t][h], vcvtq_f32_s32(sum), vmulq_n_f32(scale, d[t]));
+                float32x4_t f = vld1q_f32(out[t] + 4 * h);
+                vst1q_f32(out[t] + 4 * h, vfmaq_f32(f, vcvtq_f32_s32(sum), vmulq_n_f32(scale, d[t])));
             }
         }
-    }
-    UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int h = 0; h < 4; h++) vst1q_f32(out[t] + 4 * h, f[t][h]);
     }
 }
 
