@@ -7,7 +7,7 @@
 
 #define TOKENS (DOTPROD ? 6 : 2) /* of a register tile: 24 sums, 4 vectors of weights; 16 and as many of 16 bits */
 
-/* Word k of the tokens. */
+/* 4 activations, over and over. */
 INLINE int8x16_t four(const int8_t *q) {
     int32_t v;
     memcpy(&v, q, 4);
