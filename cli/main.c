@@ -19,8 +19,9 @@ static void print_help(void) {
         "\nllmq COMMAND --help explains a command; llmq --version prints the version.\n\n"
         "MODEL is a GGUF file, a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin.\n"
         "Exit status: 0 success, 1 failed, 2 bad usage, 130 interrupted. Data goes to stdout, the rest to stderr.\n"
-        "Environment: LLMQ_ISA=c|avx2|avxvnni|avx512|avx512bf16|amx limits the CPU kernels; LLMQ_CUDA_ACTS=f16|q8\n"
-        "chooses the activations of decode steps on a GPU (docs/cuda.md); NO_COLOR turns colors off.\n");
+        "Environment: LLMQ_ISA=c|avx2|avxvnni|avx512|avx512bf16|amx (on ARM c|neon|dotprod) limits the CPU kernels;\n"
+        "LLMQ_CUDA_ACTS=f16|q8 chooses the activations of decode steps on a GPU (docs/cuda.md); NO_COLOR turns colors\n"
+        "off.\n");
 }
 
 static const cli_command *find_command(const char *name) {

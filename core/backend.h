@@ -1,6 +1,6 @@
 /* The backend interface: one struct of functions. The plain C backend fills every entry and is the oracle; files of AVX2,
- * AVX-VNNI, AVX-512 and AMX override what they improve, each over those before it. Nobody includes cpu/: backend_cpu()
- * is the way in.
+ * AVX-VNNI, AVX-512 and AMX, on ARM of NEON and sdot, override what they improve, each over those before it. Nobody
+ * includes cpu/: backend_cpu() is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
  * (id, n). Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
@@ -176,7 +176,7 @@ typedef struct llmq_adam {
 } llmq_adam;
 
 typedef struct llmq_backend_ops {
-    const char *isa;          /* "c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx" */
+    const char *isa;          /* "c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"; "neon", "dotprod" */
     const affine_ops *affine; /* 8-bit layers: core/affine.h */
 
     /* ---- weights. weight_prepare is called outside a region (it may use the team); types it cannot handle:
@@ -301,7 +301,8 @@ typedef struct llmq_backend_ops {
     const char *product; /* the instruction's name */
 } llmq_backend_ops;
 
-/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|amx limits it. Never NULL. */
+/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|amx (ARM: c|neon|dotprod) limits it. Never
+ * NULL. */
 const llmq_backend_ops *backend_cpu(void);
 /* The backend of one ISA for tests, by one of these names; NULL if this machine or build lacks it. */
 const llmq_backend_ops *backend_cpu_isa(const char *isa);

@@ -11,6 +11,9 @@ void cpu_fill_affine_c(affine_ops *ops);
 #if defined(__x86_64__)
 void cpu_fill_affine_avx2(affine_ops *ops);
 void cpu_fill_affine_avx512(affine_ops *ops);
+#elif defined(__aarch64__)
+void cpu_fill_affine_neon(affine_ops *ops);
+void cpu_fill_affine_dotprod(affine_ops *ops);
 #endif
 
 /* Begins of rows r .. r + n - 1, by counting on. */

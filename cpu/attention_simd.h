@@ -148,7 +148,7 @@ SIMD_FN vf kv_load(int type, const uint8_t *row, int64_t dim, int64_t i) {
     if (type == KV_F32) return vf_load((const float *)row + i);
     uint16_t half;
     memcpy(&half, row + dim + 2 * (i / KV_GROUP), sizeof half);
-    return vf_mul(vf_load_i8(row + i), vf_set1(_cvtsh_ss(half)));
+    return vf_mul(vf_load_i8(row + i), vf_set1_f16(half));
 }
 
 SIMD_FN void load_keys(int type, const attn_call *c, const attn_item *it, int64_t key, int64_t n, float *k) {
@@ -358,7 +358,7 @@ SIMD_FN void few_scores(int type, int m, const uint8_t *keys, int64_t dim, int64
             }
         }
         UNROLL_FOR(i, m)
-        _mm_storeu_ps(s + i * ATTN_FEW_SPLIT + j, vf_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+        vf_store_sums(s + i * ATTN_FEW_SPLIT + j, acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
     }
 }
 

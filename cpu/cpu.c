@@ -8,7 +8,12 @@
 #include "cpu/affine.h"
 #include "cpu/ops.h"
 
-static const char *const isa_names[CPU_ISA_COUNT] = {"c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"};
+#if defined(__aarch64__)
+#define ISA_NAMES "c", "neon", "dotprod"
+#else
+#define ISA_NAMES "c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"
+#endif
+static const char *const isa_names[CPU_ISA_COUNT] = {ISA_NAMES};
 
 static affine_ops affine_tables[CPU_ISA_COUNT];
 static llmq_backend_ops tables[CPU_ISA_COUNT]; /* resolved once by tables_build, read-only afterwards */
@@ -21,8 +26,12 @@ static cpu_isa isa_limit(void) {
     if (!name || !*name) return cpu_fastest();
     for (int i = 0; i < CPU_ISA_COUNT; i++)
         if (strcmp(name, isa_names[i]) == 0) return (cpu_isa)i;
-    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use c, avx2, avxvnni, avx512, avx512bf16 or amx",
-             name);
+    char known[64] = "";
+    for (int i = 0; i < CPU_ISA_COUNT; i++) {
+        if (i > 0) strcat(known, i < CPU_ISA_COUNT - 1 ? ", " : " or ");
+        strcat(known, isa_names[i]);
+    }
+    llmq_log(LLMQ_LOG_WARN, "LLMQ_ISA=%s is unknown and ignored; use %s", name, known);
     return cpu_fastest();
 }
 
@@ -30,7 +39,7 @@ static void tables_build(void) {
     isa_machine = cpu_detect();
     for (int i = 0; i <= (int)isa_machine; i++) {
         llmq_backend_ops *ops = &tables[i];
-        isa_has[i] = i != CPU_ISA_AVXVNNI || cpu_has_avxvnni();
+        isa_has[i] = true;
         cpu_fill_matmul_c(ops);
         cpu_fill_ops_c(ops);
         cpu_fill_grad_c(ops);
@@ -49,6 +58,7 @@ static void tables_build(void) {
             ops->refine_block = cpu_refine_block_avx2;
         }
         if (i == CPU_ISA_AVXVNNI) {
+            isa_has[i] = cpu_has_avxvnni();
             cpu_fill_matmul_avxvnni(ops);
             cpu_fill_limits_avxvnni(ops);
         }
@@ -74,6 +84,21 @@ static void tables_build(void) {
             cpu_fill_int8_amx(ops);
             cpu_fill_grad_amx(ops);
             cpu_fill_causal_amx(ops);
+        }
+#elif defined(__aarch64__)
+        if (i >= CPU_ISA_NEON) {
+            cpu_fill_matmul_neon(ops);
+            cpu_fill_ops_neon(ops);
+            cpu_fill_grad_neon(ops);
+            cpu_fill_limits_neon(ops);
+            cpu_fill_affine_neon(&affine_tables[i]);
+            ops->round_block = cpu_round_block_neon;
+            ops->refine_block = cpu_refine_block_neon;
+        }
+        if (i >= CPU_ISA_DOTPROD) {
+            cpu_fill_matmul_dotprod(ops);
+            cpu_fill_limits_dotprod(ops);
+            cpu_fill_affine_dotprod(&affine_tables[i]);
         }
 #endif
         ops->affine = &affine_tables[i];

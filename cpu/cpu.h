@@ -6,15 +6,22 @@
 
 typedef enum cpu_isa {
     CPU_ISA_C,
+#if defined(__aarch64__)
+    CPU_ISA_NEON,    /* every such processor has it */
+    CPU_ISA_DOTPROD, /* sdot */
+#else
     CPU_ISA_AVX2,
-    CPU_ISA_AVXVNNI, /* vpdpbusd of 256 bits, without AVX-512: desktops */
+    CPU_ISA_AVXVNNI,    /* vpdpbusd of 256 bits, without AVX-512: desktops */
     CPU_ISA_AVX512,     /* with VNNI and VBMI */
     CPU_ISA_AVX512BF16, /* and vdpbf16ps */
     CPU_ISA_AMX,
+#endif
     CPU_ISA_COUNT
 } cpu_isa;
-cpu_isa cpu_detect(void);   /* the last that the processor and the operating system have, all those before it too, */
+cpu_isa cpu_detect(void); /* the last that the processor and the operating system have, all those before it too, */
+#if defined(__x86_64__)
 bool cpu_has_avxvnni(void); /* but for this one */
+#endif
 /* The fastest of them: Intel's processors take twice as long for vdpbf16ps as for two FMAs of floats, which multiply no
  * less, and are better off without (docs/benchmarks.md). */
 cpu_isa cpu_fastest(void);
@@ -50,6 +57,15 @@ void cpu_fill_gram_amx(llmq_backend_ops *ops);
 void cpu_fill_int8_amx(llmq_backend_ops *ops);
 void cpu_fill_grad_amx(llmq_backend_ops *ops);
 void cpu_fill_causal_amx(llmq_backend_ops *ops);
+#elif defined(__aarch64__)
+void cpu_round_block_neon(const llmq_round_block *b);
+void cpu_refine_block_neon(const llmq_refine_block *b);
+void cpu_fill_matmul_neon(llmq_backend_ops *ops);
+void cpu_fill_matmul_dotprod(llmq_backend_ops *ops);
+void cpu_fill_ops_neon(llmq_backend_ops *ops);
+void cpu_fill_grad_neon(llmq_backend_ops *ops);
+void cpu_fill_limits_neon(llmq_backend_ops *ops);
+void cpu_fill_limits_dotprod(llmq_backend_ops *ops);
 #endif
 
 #endif

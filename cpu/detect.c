@@ -51,13 +51,20 @@ cpu_isa cpu_fastest(void) {
     bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
     return isa == CPU_ISA_AVX512BF16 && intel ? CPU_ISA_AVX512 : isa;
 }
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+cpu_isa cpu_detect(void) {
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? CPU_ISA_DOTPROD : CPU_ISA_NEON;
+}
 #else
 cpu_isa cpu_detect(void) {
     return CPU_ISA_C;
 }
-bool cpu_has_avxvnni(void) {
-    return false;
-}
+#endif
+
+#if !defined(__x86_64__)
 cpu_isa cpu_fastest(void) {
     return cpu_detect();
 }

@@ -186,7 +186,7 @@ SIMD_FN void product_tile(int nv, const product *p, int64_t m, int64_t col, int6
     UNROLL_FOR(i, TILE_M)
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
     for (int64_t i = 0; p->add && i < m; i++) /* the sums so far may lie far away */
-        UNROLL_FOR(j, nv) _mm_prefetch((const char *)(p->c + i * p->ldc + col + j * VF_N), _MM_HINT_T0);
+        UNROLL_FOR(j, nv) __builtin_prefetch(p->c + i * p->ldc + col + j * VF_N);
     tile_fma(TILE_M, nv, p->k, p->a, p->a_row, p->a_k, p->b + col, p->ldb, acc);
     UNROLL_FOR(i, TILE_M) {
         if (i >= m) break;

@@ -15,7 +15,11 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 /* A value with several uses stays in a register: gcc would fold the broadcast that makes it into each of them. */
+#ifdef __aarch64__
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#endif
 #endif
 
 #ifdef __AVX512F__

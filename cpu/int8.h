@@ -40,10 +40,13 @@ llmq_status int8_pack(llmq_weight *w, const llmq_tensor *t, llmq_act_range range
 
 void int8_fill_c(const llmq_worker *worker, llmq_acts *a);
 void int8_fill_avx2(const llmq_worker *worker, llmq_acts *a);
+void int8_fill_neon(const llmq_worker *worker, llmq_acts *a);
 void int8_fill_avx512(const llmq_worker *worker, llmq_acts *a);
 void int8_matmul_c(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void int8_matmul_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void int8_matmul_avxvnni(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
+void int8_matmul_neon(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
+void int8_matmul_dotprod(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void int8_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 
 #endif

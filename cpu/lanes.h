@@ -7,6 +7,8 @@
 #include <stdint.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 typedef float lanes_f __attribute__((vector_size(4 * LANES), aligned(16), may_alias));
@@ -21,6 +23,8 @@ static inline bool lanes_any(lanes_i mask) {
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif LANES == 8
     return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__aarch64__)
+    return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
     int32_t any = 0;
     for (int i = 0; i < LANES; i++) any |= mask[i];

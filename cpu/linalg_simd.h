@@ -55,7 +55,7 @@ SIMD_FN void gemm_tile(int m, int nv, const gemm_block *g, int64_t row, const fl
     UNROLL_FOR(j, nv) acc[i][j] = vf_zero();
     const float *a = g->a + row * g->lda;
     for (int64_t l = 0; l < g->k; l += 16) { /* a cache line of A */
-        UNROLL_FOR(i, m) _mm_prefetch((const char *)(next + i * g->lda + l), _MM_HINT_T0);
+        UNROLL_FOR(i, m) __builtin_prefetch(next + i * g->lda + l);
         tile_fma(m, nv, g->k - l < 16 ? g->k - l : 16, a + l, g->lda, 1, g->b + l * g->ldb, g->ldb, acc);
     }
     int64_t last = g->n - (nv - 1) * VF_N; /* columns of the last vector */
@@ -151,8 +151,7 @@ static void gram_pack(const float *x, int64_t n_tok, int64_t cols, int64_t col0,
 SIMD_FN void gram_tile_fetch(const float *gram, int64_t cols, int64_t row, int64_t col) {
     UNROLL_FOR(i, GRAM_M)
     UNROLL_FOR(j, GRAM_NV)
-    if (row + i < cols && col + j * VF_N < cols)
-        _mm_prefetch((const char *)(gram + (row + i) * cols + col + j * VF_N), _MM_HINT_T0);
+    if (row + i < cols && col + j * VF_N < cols) __builtin_prefetch(gram + (row + i) * cols + col + j * VF_N);
 }
 
 SIMD_FN void gram_tile_zero(vf acc[][4]) {

@@ -51,13 +51,16 @@ static inline void nf4_levels16(llmq_type type, int16_t level[16]) {
     for (int i = 0; i < 16; i++) level[i] = (int16_t)lrintf(exact[i] * LEVEL16_ONE);
 }
 
-/* ---- kernels; few tokens: up to ACT_FEW (avx512), MATMUL_ALIKE (avx2) */
+/* ---- kernels; few tokens: up to ACT_FEW (avx512), MATMUL_ALIKE (avx2, neon) */
 
 void nf4_fill_avx2(const llmq_worker *worker, llmq_acts *a);
+void nf4_fill_neon(const llmq_worker *worker, llmq_acts *a);
 void nf4_fill_avx512(const llmq_worker *worker, llmq_acts *a);
 void nf4_few_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
+void nf4_few_neon(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 void nf4_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy);
 /* Columns k .. k+n of rows r .. r+16 as floats (n, 16). */
 void nf4_panel_avx2(const llmq_weight *w, int64_t r, int64_t k, int64_t n, float *panel);
+void nf4_panel_neon(const llmq_weight *w, int64_t r, int64_t k, int64_t n, float *panel);
 
 #endif

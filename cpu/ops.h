@@ -33,6 +33,9 @@ void linalg_gemm_sub_avx2(int64_t m, int64_t n, int64_t k, const float *a, int64
                           float *c, int64_t ldc);
 void linalg_gemm_sub_avx512(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                             float *c, int64_t ldc);
+#elif defined(__aarch64__)
+void linalg_gemm_sub_neon(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          float *c, int64_t ldc);
 #endif
 llmq_status linalg_cholesky_c(int64_t n, float *a, int64_t lda, llmq_team *team, llmq_err *err);
 llmq_status linalg_cholesky_error(int64_t n, int64_t column, llmq_err *err);
@@ -44,6 +47,9 @@ void attention_fill_avx512bf16(llmq_backend_ops *ops);
 void attention_fill_amx(llmq_backend_ops *ops);
 void linalg_fill_avx2(llmq_backend_ops *ops);
 void linalg_fill_avx512(llmq_backend_ops *ops);
+#elif defined(__aarch64__)
+void attention_fill_neon(llmq_backend_ops *ops);
+void linalg_fill_neon(llmq_backend_ops *ops);
 #endif
 
 #endif

@@ -272,13 +272,15 @@ LLMQ_API llmq_status llmq_perplexity(llmq_model *model, llmq_model *base, const 
  */
 
 LLMQ_API int llmq_cpu_count(void); /* physical cores this process may use */
-/* "amx", "avx512bf16", "avx512", "avxvnni", "avx2", "c": what the kernels run with (LLMQ_ISA limits it) */
+/* "amx", "avx512bf16", "avx512", "avxvnni", "avx2", on ARM "dotprod", "neon", or "c": what the kernels run with
+ * (LLMQ_ISA limits it) */
 LLMQ_API const char *llmq_cpu_isa(void);
 /* Bytes/s that n_threads read from a buffer of `bytes`: the fastest of plain and prefetching loops over large and small
  * pages. 0 if there is no memory for it. */
 LLMQ_API double llmq_read_bandwidth(int n_threads, size_t bytes);
 /* Multiply-adds/s that n_threads get at most from the instruction that multiplies prompts by quantized weights, and its
- * name: "tdpbf16ps" (AMX), "vpdpbusd" (AVX-512), "vpdpbusd of 256 bits" (AVX-VNNI), "vpmaddubsw" (AVX2). */
+ * name: "tdpbf16ps" (AMX), "vpdpbusd" (AVX-512), "vpdpbusd of 256 bits" (AVX-VNNI), "vpmaddubsw" (AVX2), "sdot" or
+ * "smlal of bytes" (ARM). */
 LLMQ_API double llmq_product_rate(int n_threads);
 LLMQ_API const char *llmq_product_name(void);
 

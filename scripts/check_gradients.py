@@ -8,7 +8,7 @@ DUMP_GRADIENTS is the program of tests/train/dump_gradients.c: `ninja -C build d
 make_goldens.py and some with odd sizes. PyTorch computes in doubles, but for the norms and RoPE tables of transformers, which are floats.
 The error of a tensor's gradient is |llmq - PyTorch| / |PyTorch|, both as vectors. Limits are for each tensor: f32 (products in floats) and
 f64 1e-4; expected are about 2e-6. bf16 rounds the inputs of each product by up to 2^-8, and its errors come together over the layers: they
-are only told. Exit status 1: a limit is broken. LLMQ_ISA=c|avx2|avxvnni|avx512|avx512bf16|amx chooses the kernels.
+are only told. Exit status 1: a limit is broken. LLMQ_ISA=c|avx2|avxvnni|avx512|avx512bf16|amx (ARM: c|neon|dotprod) chooses the kernels.
 Needs: torch, transformers 5, safetensors."""
 import argparse
 import pathlib

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # Installs what building and testing llmq needs and this machine lacks (Debian 12, 13 and their kin). Does nothing when all
-# is there. usage: scripts/setup.sh
+# is there. usage: scripts/setup.sh [--arm]     --arm: also what scripts/test_neon.sh needs (55 MB to fetch)
 set -euo pipefail
 
 packages=(gcc g++ libc6-dev cmake ninja-build pkg-config libopenblas-dev libpcre2-dev libutf8proc-dev libjansson-dev libedit-dev
     libcmocka-dev python3 python3-venv xz-utils git)
+case ${1-} in
+'') ;;
+--arm) [ "$(uname -m)" != x86_64 ] || packages+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user) ;;
+*) echo "usage: scripts/setup.sh [--arm]" >&2; exit 2 ;;
+esac
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     missing=()

@@ -25,6 +25,12 @@ cmake --build build-asan -j "$jobs"
 ctest --test-dir build-asan --output-on-failure -j "$jobs" \
     -E '^(cli|house)/|train/test_few_bits|tinycnn-[^m]|tinycnn-mse|-emulated|test_gpu_check'
 
+step "ARM's instruction sets, under qemu"
+status=0
+scripts/setup.sh --arm || true # without, the tests are skipped and say so
+scripts/test_neon.sh || status=$?
+[ $status -eq 0 ] || [ $status -eq 77 ] || exit $status
+
 step "instruction sets"
 build/tests/isas
 

@@ -11,6 +11,9 @@
 #ifdef LLMQ_EMULATED
 static const char *const all_isas[] = {"c", "avxvnni", "avx512", "avx512bf16", "amx"};
 #define VECTORS_RUN "emulated"
+#elif defined(__aarch64__)
+static const char *const all_isas[] = {"c", "neon", "dotprod"};
+#define VECTORS_RUN "native"
 #else
 static const char *const all_isas[] = {"c", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"};
 #define VECTORS_RUN "native"

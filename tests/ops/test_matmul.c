@@ -158,8 +158,8 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
 
 /* NF4 and FP4 by integers of 16 bits; otherwise their own levels are multiplied with inputs as they are. */
 static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
-    bool narrow = strcmp(ops->isa, "avx2") == 0 || strcmp(ops->isa, "avxvnni") == 0;
-    return strcmp(ops->isa, "c") != 0 && (!narrow || n_tok <= MATMUL_ALIKE);
+    bool wide = strcmp(ops->isa, "avx512") == 0 || strcmp(ops->isa, "amx") == 0;
+    return strcmp(ops->isa, "c") != 0 && (wide || n_tok <= MATMUL_ALIKE);
 }
 
 /* What rounding may cost besides that of the sums; q8: the reference has inputs as they were rounded. */

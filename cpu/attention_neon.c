@@ -1,0 +1,1 @@
+#include "cpu/attention_simd.h"

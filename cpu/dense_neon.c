@@ -1,0 +1,1 @@
+#include "cpu/dense_simd.h"

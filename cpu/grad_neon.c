@@ -1,0 +1,1 @@
+#include "cpu/grad_simd.h"

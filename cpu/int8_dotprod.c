@@ -1,0 +1,2 @@
+#define DOTPROD 1
+#include "cpu/int8_neon.h"

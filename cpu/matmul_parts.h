@@ -1,0 +1,43 @@
+/* What the kernels of the interleaved quantized layouts with registers of 256 bits or less (matmul_256.h,
+ * matmul_neon.h) share ahead of them. Files that include it define TILE and AT_ONCE first, and code_vec, a register of
+ * codes; matmul_drive.h has what comes after them. */
+#ifndef LLMQ_CPU_MATMUL_PARTS_H
+#define LLMQ_CPU_MATMUL_PARTS_H
+
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/fetch.h"
+#include "cpu/inline.h"
+#include "cpu/layout.h"
+#include "types/type.h"
+
+#define PANEL_ROWS 16
+#define PANEL_COLS 512
+#define PASS_ROWS 120        /* of activations */
+#define L2_BYTES (256 << 10) /* of it, for them */
+#define FEW MATMUL_ALIKE     /* up to so many tokens without a panel */
+
+/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
+#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
+
+INLINE int log2_of(int zero) {
+    return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
+}
+
+/* What one token of the block gives to part i of a group. */
+INLINE int32_t part_start(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->start : i == 0 ? ag->start_lo : ag->start - ag->start_lo;
+}
+INLINE float part_dsum(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->dsum : ag->d * (float)part_start(group, ag, i) * (-1.0f / 128);
+}
+
+/* 16 rows of weights ready for the register tile. */
+typedef struct panel {
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];        /* (words, 64) */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+} panel;
+
+#endif

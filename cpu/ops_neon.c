@@ -1,0 +1,1 @@
+#include "cpu/ops_simd.h"
