@@ -158,7 +158,7 @@ static bool in_tiles(const llmq_backend_ops *ops, int64_t n_tok) {
 
 /* NF4 and FP4 by integers of 16 bits; otherwise their own levels are multiplied with inputs as they are. */
 static bool in_16_bits(const llmq_backend_ops *ops, int64_t n_tok) {
-    bool wide = strcmp(ops->isa, "avx512") == 0 || strcmp(ops->isa, "amx") == 0;
+    bool wide = strncmp(ops->isa, "avx512", 6) == 0 || strcmp(ops->isa, "amx") == 0;
     return strcmp(ops->isa, "c") != 0 && (wide || n_tok <= MATMUL_ALIKE);
 }
 
@@ -513,7 +513,7 @@ static void check_damaged(const llmq_backend_ops *ops, const llmq_type_info *inf
     llmq_acts a;
     const int64_t cols = info->block_len <= 32 ? 96 : 512;
     llmq_tensor t = random_tensor(info->id, ROWS, cols, &buffer);
-    uint8_t codes[TYPE_MAX_BLOCK], *block = (uint8_t *)buffer + AT * type_row_bytes(info->id, cols);
+    uint8_t codes[TYPE_MAX_BLOCK], *block = (uint8_t *)t.data + AT * type_row_bytes(info->id, cols);
     if (type_is_float(info)) {
         if (info->id == LLMQ_TYPE_F32) memcpy(block, &scale, 4);
         const uint16_t half = info->id == LLMQ_TYPE_F16 ? f32_to_f16(scale) : f32_to_bf16(scale);
