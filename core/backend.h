@@ -85,6 +85,8 @@ typedef struct llmq_attn {
     int64_t n_tok;
     bool allow_bf16; /* products of many queries may round their inputs to bf16, sums stay f32: calibration. Without it a
                       * backend may do so only where the cache is not of f32 */
+    const float *k_new, *v_new; /* of one query, [n_head_kv * head_dim]: position pos is not in the cache, attention
+                                 * stores these there as kv_store would. NULL: it is there */
 } llmq_attn;
 
 /* One query of several that are independent of each other: at position pos of cache kv, which holds positions 0..pos. */
@@ -220,14 +222,15 @@ typedef struct llmq_backend_ops {
                      int64_t pos, int64_t n_tok);
     size_t (*attn_scratch_bytes)(const llmq_attn *a, int n_workers); /* a->pos + a->n_tok: the largest that will come */
     /* out (n_tok, n_head*head_dim) = softmax(scale * q k') v, causal, online softmax; grouped queries read each K/V
-     * head once. q (n_tok, n_head*head_dim) with token stride ldq. Contains barriers of its own if it splits keys: all
-     * workers must call. */
+     * head once. q (n_tok, n_head*head_dim) with token stride ldq. Workers may each have a copy of q, k_new and v_new.
+     * Contains barriers of its own if it splits keys: all workers must call. */
     void (*attention)(const llmq_worker *, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
                       float *out, void *scratch);
 
-    /* The same for n_rows queries, each with a cache and a position of its own (a->pos and a->n_tok do not count), and each
-     * with the bits that attention of that one query gives: the rows of a batch of sessions, or the next tokens of one
-     * session, whose keys are then read once for neighbouring rows. Contains barriers: all workers must call. */
+    /* The same for n_rows queries, each with a cache and a position of its own (a->pos and a->n_tok do not count, k_new
+     * is NULL), and each with the bits that attention of that one query gives: the rows of a batch of sessions, or the
+     * next tokens of one session, whose keys are then read once for neighbouring rows. Contains barriers: all workers
+     * must call. */
     void (*attention_rows)(const llmq_worker *, const llmq_attn *a, const llmq_attn_row *rows, int64_t n_rows,
                            const float *q, int64_t ldq, float *out, void *scratch);
     /* Of attention_rows with at most n_rows rows; a->pos: the largest that will come. */

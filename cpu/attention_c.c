@@ -53,12 +53,15 @@ void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64
                  void *scratch) {
     float *scores = (float *)scratch + scores_len(a) * (size_t)w->id;
     int64_t begin, end;
-    worker_range(w, a->n_tok * a->n_head, 1, &begin, &end);
+    int ratio = a->n_head / a->n_head_kv;
+    int64_t step = a->k_new ? ratio : 1; /* who stores a KV head is who reads it */
+    worker_range(w, a->n_tok * a->n_head, step, &begin, &end);
     for (int64_t item = begin; item < end; item++) {
         int64_t t = item / a->n_head;
-        int head = (int)(item % a->n_head);
-        attend_one(a, q + t * ldq + head * a->head_dim, kv, head / (a->n_head / a->n_head_kv), a->pos + t,
-                   out + item * a->head_dim, scores);
+        int head = (int)(item % a->n_head), head_kv = head / ratio;
+        if (a->k_new && head % ratio == 0)
+            kv_head_store_c(kv, head_kv, a->pos, a->k_new + head_kv * a->head_dim, a->v_new + head_kv * a->head_dim);
+        attend_one(a, q + t * ldq + head * a->head_dim, kv, head_kv, a->pos + t, out + item * a->head_dim, scores);
     }
 }
 

@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "cpu/attention_plan.h"
-#include "cpu/kv.h"
+#include "cpu/kv_simd.h"
 #include "cpu/ops.h"
 #include "cpu/tile_simd.h"
 
@@ -445,6 +445,13 @@ static bool item_make(const attn_call *c, int64_t index, attn_item *it) {
     return it->key < it->key_end;
 }
 
+/* k_new and v_new of an item's head are stored by whoever attends to its last keys: no other item reads them. */
+static void item_store(const attn_call *c, const attn_item *it) {
+    const llmq_attn *a = c->a;
+    int64_t at = (int64_t)it->head * a->head_dim;
+    if (a->k_new && it->key_end > a->pos) kv_head_store_simd(c->kv, it->head, a->pos, a->k_new + at, a->v_new + at);
+}
+
 static void merge_row(const attn_call *c, int64_t index) {
     const attn_plan *p = &c->plan;
     int64_t dim = c->a->head_dim, rows = c->a->n_tok * c->a->n_head, pos = c->a->pos + index / c->a->n_head;
@@ -468,8 +475,11 @@ static void run_few(const llmq_worker *w, const attn_call *c, const attn_space *
     attn_item it;
     int64_t begin, end;
     worker_range(w, c->a->n_head_kv * c->plan.n_splits, 1, &begin, &end);
-    for (int64_t index = begin; index < end; index++)
-        if (item_make(c, index, &it)) attend_few(c, &it, sp);
+    for (int64_t index = begin; index < end; index++) {
+        if (!item_make(c, index, &it)) continue;
+        item_store(c, &it);
+        attend_few(c, &it, sp);
+    }
 }
 
 /* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before every op that
@@ -481,6 +491,7 @@ static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space
     worker_barrier(w);
     for (int64_t i = 0; (index = w->n > 1 ? worker_counter_next(w) : i) < n; i++) {
         if (!item_make(c, index, &it)) continue;
+        item_store(c, &it);
 #if VF_HAS_TILES
         if (c->tiles) {
             attend_amx(c, &it, sp);

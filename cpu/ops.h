@@ -7,6 +7,8 @@
 
 void ops_embed_c(const llmq_worker *w, const llmq_tensor *table, const int32_t *tokens, int64_t n_tok, float *y);
 size_t ops_kv_bytes_c(int kv_type, int64_t n_ctx, int n_head_kv, int head_dim);
+/* k and v [head_dim] of one head at one position. */
+void kv_head_store_c(const llmq_kv *kv, int head, int64_t pos, const float *k, const float *v);
 
 size_t attention_scratch_c(const llmq_attn *a, int n_workers);
 void attention_c(const llmq_worker *w, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv, float *out,

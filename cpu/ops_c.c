@@ -102,6 +102,11 @@ static void kv_row_store(int type, const float *x, uint8_t *row, int head_dim) {
     }
 }
 
+void kv_head_store_c(const llmq_kv *kv, int head, int64_t pos, const float *k, const float *v) {
+    kv_row_store(kv->type, k, (uint8_t *)kv_row(kv->k, kv, head, pos), kv->head_dim);
+    kv_row_store(kv->type, v, (uint8_t *)kv_row(kv->v, kv, head, pos), kv->head_dim);
+}
+
 static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_t ldk, const float *v, int64_t ldv,
                        int64_t pos, int64_t n_tok) {
     int64_t begin, end;
@@ -109,10 +114,7 @@ static void kv_store_c(const llmq_worker *w, llmq_kv *kv, const float *k, int64_
     for (int64_t item = begin; item < end; item++) {
         int64_t t = item / kv->n_head_kv;
         int head = (int)(item % kv->n_head_kv);
-        kv_row_store(kv->type, k + t * ldk + head * kv->head_dim, (uint8_t *)kv_row(kv->k, kv, head, pos + t),
-                     kv->head_dim);
-        kv_row_store(kv->type, v + t * ldv + head * kv->head_dim, (uint8_t *)kv_row(kv->v, kv, head, pos + t),
-                     kv->head_dim);
+        kv_head_store_c(kv, head, pos + t, k + t * ldk + head * kv->head_dim, v + t * ldv + head * kv->head_dim);
     }
 }
 

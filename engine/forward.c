@@ -13,6 +13,7 @@ typedef struct step {
     bool alone;
     forward_lane *lane;
     float *x;                /* (n_tok, n_embd) */
+    float *q, *k;            /* (n_tok, n_head*head_dim | n_head_kv*head_dim): rotated */
     const float *rope;       /* (n_tok, n_rot/2, 2) */
     forward_cache *cache;    /* of tokens at pos.. */
     const forward_row *rows; /* or of each row its own; else NULL */
@@ -25,6 +26,8 @@ static step step_begin(llmq_forward *f, const llmq_worker *w, int64_t n_tok) {
     if (alone) s.me = (llmq_worker){0, 1, w->team};
     s.lane = &f->lanes[alone ? w->id : 0];
     s.x = s.lane->x;
+    s.q = alone ? s.lane->q : f->q;
+    s.k = alone ? s.lane->k : f->k;
     return s;
 }
 
@@ -64,37 +67,37 @@ static llmq_acts normalized(const step *s, const float *x, const float *gain, co
     return acts_for(s, s->lane->norm, n_embd, weights, n);
 }
 
-/* Norm and rotation of one of q, k by worker w. */
-static void rotate(const step *s, const llmq_worker *w, float *x, const float *gain, int64_t n_head) {
+/* Norm and rotation of one of q, k, from x to y; both may be the same. */
+static void rotate(const step *s, const float *x, const float *gain, int64_t n_head, float *y) {
     const llmq_hparams *hp = s->hp;
     if (gain) {
-        s->ops->rms_norm(w, x, gain, hp->eps, x, s->n_tok * n_head, hp->head_dim, hp->head_dim);
-        if (!s->alone) worker_barrier(w);
+        s->ops->rms_norm(&s->me, x, gain, hp->eps, y, s->n_tok * n_head, hp->head_dim, hp->head_dim);
+        sync_small(s);
+    } else if (s->alone) {
+        memcpy(y, x, (size_t)(n_head * hp->head_dim) * sizeof *y);
     }
-    s->ops->rope(w, x, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, s->rope,
+    s->ops->rope(&s->me, y, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, s->rope,
                  s->f->model->rope_neox);
 }
 
 static void store(const step *s, int64_t l) {
     const llmq_forward *f = s->f;
     int64_t kv_dim = s->hp->n_head_kv * s->hp->head_dim;
-    if (!s->rows) s->ops->kv_store(&s->me, &s->cache->kv[l], f->k, kv_dim, f->v, kv_dim, s->pos, s->n_tok);
+    if (!s->rows) s->ops->kv_store(s->all, &s->cache->kv[l], s->k, kv_dim, f->v, kv_dim, s->pos, s->n_tok);
     for (int64_t i = 0; s->rows && i < s->n_tok; i++)
-        s->ops->kv_store(&s->me, &s->rows[i].cache->kv[l], f->k + i * kv_dim, kv_dim, f->v + i * kv_dim, kv_dim,
+        s->ops->kv_store(s->all, &s->rows[i].cache->kv[l], s->k + i * kv_dim, kv_dim, f->v + i * kv_dim, kv_dim,
                          s->rows[i].pos, 1);
 }
 
-static void rotate_and_store(const step *s, const llmq_layer *layer, int64_t l) {
-    llmq_forward *f = s->f;
-    if (s->alone) { /* first and last worker share the few rows; no barrier between rotating and storing */
-        if (s->all->id == s->all->n - 1) rotate(s, &s->me, f->q, layer->q_norm, s->hp->n_head);
-        if (s->all->id != 0) return;
-    } else {
-        rotate(s, s->all, f->q, layer->q_norm, s->hp->n_head);
-    }
-    rotate(s, &s->me, f->k, layer->k_norm, s->hp->n_head_kv);
+/* One token: every worker has q and k of its own, and attention stores what is attended to; nobody waits for anybody.
+ */
+static void rotate_and_store(const step *s, const llmq_layer *layer, int64_t l, int64_t n_out) {
+    rotate(s, s->f->q, layer->q_norm, s->hp->n_head, s->q);
+    rotate(s, s->f->k, layer->k_norm, s->hp->n_head_kv, s->k);
+    if (s->alone && n_out > 0) return;
     sync_small(s);
     store(s, l);
+    worker_barrier(s->all);
 }
 
 /* From here on only the last n_out tokens matter: drops the others. Returns how many are gone. */
@@ -117,6 +120,10 @@ static void attend(const step *s, int64_t l, const float *q) {
                       .window = hp->window,
                       .pos = s->pos,
                       .n_tok = s->n_tok};
+    if (s->alone) {
+        attn.k_new = s->k;
+        attn.v_new = f->v;
+    }
     if (!s->rows) {
         s->ops->attention(s->all, &attn, q, q_dim, &s->cache->kv[l], f->attn, f->attn_scratch);
         return;
@@ -137,10 +144,9 @@ static void attention_block(step *s, int64_t l, int64_t n_out) {
     s->ops->matmul(s->all, &layer->k, &a, f->k, kv_dim);
     s->ops->matmul(s->all, &layer->v, &a, f->v, kv_dim);
     worker_barrier(s->all);
-    rotate_and_store(s, layer, l);
-    worker_barrier(s->all);
+    rotate_and_store(s, layer, l, n_out);
 
-    const float *q = f->q + keep_last(s, n_out) * q_dim;
+    const float *q = s->q + keep_last(s, n_out) * q_dim;
     if (s->n_tok == 0) return;
     attend(s, l, q);
     worker_barrier(s->all);
@@ -278,8 +284,15 @@ static void run_rows(llmq_forward *f, const forward_row *rows, int64_t n, float 
         for (int64_t l = 0; l < model_cpu_layers(f->model); l++)
             f->row_attn[l * n + i] = (llmq_attn_row){&rows[i].cache->kv[l], rows[i].pos};
     }
-    run(&(pass){
-        .f = f, .rows = rows, .tokens = f->row_tokens, .n_tok = n, .n_out = n, .rope = f->row_rope, .logits = logits});
+    run(&(pass){.f = f,
+                .cache = rows[0].cache, /* one row is a pass of one token */
+                .rows = n > 1 ? rows : NULL,
+                .tokens = f->row_tokens,
+                .n_tok = n,
+                .pos = rows[0].pos,
+                .n_out = n,
+                .rope = f->row_rope,
+                .logits = logits});
 }
 
 llmq_status forward_rows(llmq_forward *f, const forward_row *rows, int64_t n, float *logits, llmq_err *err) {
@@ -359,6 +372,8 @@ static void carve_scratch(llmq_forward *f, carver *c) {
         lane->x = carve_f32(c, n_tok, hp->n_embd);
         lane->norm = carve_f32(c, n_tok, hp->n_embd);
         lane->act = carve_f32(c, 1, hp->n_ff);
+        lane->q = carve_f32(c, 1, q_dim);
+        lane->k = carve_f32(c, 1, kv_dim);
         lane->q8 = carve(c, model_q8_bytes(f->model, n_tok, wide));
         lane->bf16 = carve(c, f->model->ops->acts_bytes(ACT_BF16, n_tok, wide));
         lane->q16 = carve(c, model_q16_bytes(f->model, n_tok, wide));

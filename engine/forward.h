@@ -12,6 +12,7 @@
 typedef struct forward_lane {
     float *x, *norm;              /* (n_batch or 1, n_embd): the residual stream, its normalized copy */
     float *act;                   /* (1, n_ff): silu(gate) * up of one token */
+    float *q, *k;                 /* (1, n_head*head_dim | n_head_kv*head_dim): of one token, rotated */
     void *q8, *bf16, *int8, *q16; /* the current site's inputs in other forms */
 } forward_lane;
 

@@ -157,8 +157,8 @@ static void check_layer(const layer *l, int type) {
     float *d_k = input_of("k", k, n_k * 4), *d_v = input_of("v", v, n_k * 4), *d_cs = input_of("cos_sin", cs, n_cs * 4);
     float *cpu_q = malloc(n_q * 4), *cpu_out = malloc(n_q * 4);
     memcpy(cpu_q, q, n_q * 4);
-    llmq_attn attn = {l->n_head, l->n_head_kv, l->head_dim, 1 / sqrtf((float)l->head_dim),
-                      l->window, l->pos,       l->n_tok,    false};
+    llmq_attn attn = {l->n_head, l->n_head_kv, l->head_dim, 1 / sqrtf((float)l->head_dim), l->window, l->pos, l->n_tok,
+                      false,     NULL,         NULL};
     cpu_call c = {l, cpu_q, k, v, cpu_out, cs, &kv, attn, malloc(backend_cpu_isa("c")->attn_scratch_bytes(&attn, 1))};
     team_run(team, cpu_rope_store, &c);
     team_run(team, cpu_attention, &c);

@@ -137,7 +137,7 @@ static void compare_with_cpu(const problem *b, const float *out, const char *wha
     cpu_call c = {b,
                   malloc(b->n_out * sizeof(float)),
                   NULL,
-                  {p->n_head, p->n_head_kv, p->head_dim, b->scale, p->window, p->pos, p->n_tok, false}};
+                  {p->n_head, p->n_head_kv, p->head_dim, b->scale, p->window, p->pos, p->n_tok, false, NULL, NULL}};
     c.scratch = malloc(backend_cpu_isa("c")->attn_scratch_bytes(&c.attn, 1));
     team_run(team, cpu_attention, &c);
     for (size_t i = 0; i < b->n_out; i++) want[i] = (double)c.out[i];

@@ -84,7 +84,7 @@ static void store(const llmq_worker *w, void *arg) {
 static void bench_attention(job j, llmq_team *team, int n_head, int n_head_kv, int dim, int type, int64_t pos,
                             int64_t n_tok) {
     int64_t n = pos + n_tok;
-    j.attn = (llmq_attn){n_head, n_head_kv, dim, 1 / sqrtf((float)dim), 0, pos, n_tok, false};
+    j.attn = (llmq_attn){n_head, n_head_kv, dim, 1 / sqrtf((float)dim), 0, pos, n_tok, false, NULL, NULL};
     j.kv = (llmq_kv){.type = type, .n_ctx = n, .n_head_kv = n_head_kv, .head_dim = dim};
     size_t bytes = j.ops->kv_bytes(type, n, n_head_kv, dim);
     j.layers = n_tok > 8 ? 4 : (int64_t)(((size_t)96 << 20) / bytes) + 1;

@@ -127,7 +127,7 @@ static void check_case(attn_case a) {
     int width = a.n_head_kv * a.head_dim;
     int64_t n = a.pos + a.n_tok;
     call c = {.attn = {a.n_head, a.n_head_kv, a.head_dim, 1.3f / sqrtf((float)a.head_dim), a.window, a.pos, a.n_tok,
-                       false},
+                       false, NULL, NULL},
               .kv = {.type = a.kv_type, .n_ctx = n + 3, .n_head_kv = a.n_head_kv, .head_dim = a.head_dim},
               .ldq = a.n_head * a.head_dim + 5,
               .ldk = width + 1,
@@ -204,7 +204,7 @@ static void test_extreme_scores(void **state) {
         call c = {.ops = backend_cpu_isa(all_isas[i])};
         if (!c.ops) continue;
         for (int64_t n_tok = 1; n_tok <= N; n_tok += N - 1) {
-            c.attn = (llmq_attn){1, 1, DIM, 1.0f, 0, N - n_tok, n_tok, false};
+            c.attn = (llmq_attn){1, 1, DIM, 1.0f, 0, N - n_tok, n_tok, false, NULL, NULL};
             c.kv = (llmq_kv){.n_ctx = N, .n_head_kv = 1, .head_dim = DIM};
             size_t bytes = c.ops->kv_bytes(0, N, 1, DIM);
             float *k = guarded(N * DIM), *v = guarded(N * DIM), *q = guarded(N * DIM), *out = guarded(N * DIM);
@@ -241,7 +241,7 @@ static void test_scratch_is_monotone(void **state) {
     for (int i = 0; i < N_ISAS; i++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[i]);
         if (!ops) continue;
-        const llmq_attn largest = {32, 8, 128, 1, 0, 4096 - 512, 512, false};
+        const llmq_attn largest = {32, 8, 128, 1, 0, 4096 - 512, 512, false, NULL, NULL};
         size_t most = ops->attn_scratch_bytes(&largest, 2);
         assert_true(most < (size_t)64 << 20);
         for (int64_t n_tok = 1; n_tok <= 512; n_tok += n_tok < 40 ? 1 : 59)
@@ -251,6 +251,95 @@ static void test_scratch_is_monotone(void **state) {
                 assert_true(ops->attn_scratch_bytes(&a, 2) <= most);
             }
     }
+}
+
+/* ---- a token whose k and v are not in the cache yet */
+
+static void store_before(const llmq_worker *w, void *arg) {
+    call *c = arg;
+    c->ops->kv_store(w, &c->kv, c->k, c->ldk, c->v, c->ldv, 0, c->attn.pos);
+}
+
+/* Every worker has copies of its own. */
+static void attend_new(const llmq_worker *w, void *arg) {
+    const call *c = arg;
+    size_t q_len = (size_t)(c->attn.n_head * c->attn.head_dim), kv_len = (size_t)(c->attn.n_head_kv * c->attn.head_dim);
+    float *q = malloc(sizeof(float) * q_len), *k = malloc(sizeof(float) * kv_len), *v = malloc(sizeof(float) * kv_len);
+    memcpy(q, c->q, sizeof(float) * q_len);
+    memcpy(k, c->k + c->attn.pos * c->ldk, sizeof(float) * kv_len);
+    memcpy(v, c->v + c->attn.pos * c->ldv, sizeof(float) * kv_len);
+    llmq_attn a = c->attn;
+    a.k_new = k;
+    a.v_new = v;
+    c->ops->attention(w, &a, q, c->ldq, &c->kv, c->out, c->scratch);
+    free(q);
+    free(k);
+    free(v);
+}
+
+/* The cache's bytes and the output's bits of kv_store and attention, by attention alone. */
+static void check_new(call *c, llmq_team *team, const char *name) {
+    int n = team_size(team);
+    size_t len = (size_t)(c->attn.n_head * c->attn.head_dim),
+           bytes = c->ops->kv_bytes(c->kv.type, c->kv.n_ctx, c->kv.n_head_kv, c->kv.head_dim);
+    uint8_t *k[2], *v[2];
+    float *out[2];
+    c->scratch = mem_alloc(c->ops->attn_scratch_bytes(&c->attn, n), 1);
+    for (int i = 0; i < 2; i++) {
+        c->kv.k = k[i] = mem_alloc(bytes, 1);
+        c->kv.v = v[i] = mem_alloc(bytes, 1);
+        c->out = out[i] = guarded(len);
+        memset(k[i], 0xff, bytes);
+        memset(v[i], 0xff, bytes);
+        team_run(team, i ? store_before : store, c);
+        team_run(team, i ? attend_new : attend, c);
+        assert_guard(out[i], len);
+    }
+    if (memcmp(k[0], k[1], bytes) != 0 || memcmp(v[0], v[1], bytes) != 0)
+        fail_msg("%s, %d workers: other bytes in the cache than kv_store's", name, n);
+    if (memcmp(out[0], out[1], len * sizeof(float)) != 0) fail_msg("%s, %d workers: other bits", name, n);
+    for (int i = 0; i < 2; i++) mem_free(k[i]), mem_free(v[i]), guarded_free(out[i]);
+    mem_free(c->scratch);
+}
+
+static void check_new_case(attn_case a, llmq_team *four) {
+    int64_t width = a.n_head_kv * a.head_dim, n = a.pos + 1;
+    float *q = guarded_normal((size_t)(a.n_head * a.head_dim)), *k = guarded_normal((size_t)(n * (width + 1))),
+          *v = guarded_normal((size_t)(n * (width + 7)));
+    for (int isa = 0; isa < N_ISAS; isa++) {
+        call c = {.ops = backend_cpu_isa(all_isas[isa]), .q = q, .k = k, .v = v, .split = a.pos,
+                  .attn = {.n_head = a.n_head, .n_head_kv = a.n_head_kv, .head_dim = a.head_dim, .scale = 0.2f,
+                           .window = a.window, .pos = a.pos, .n_tok = 1},
+                  .kv = {.type = a.kv_type, .n_ctx = n + 3, .n_head_kv = a.n_head_kv, .head_dim = a.head_dim},
+                  .ldq = a.n_head * a.head_dim, .ldk = width + 1, .ldv = width + 7};
+        if (!c.ops) continue;
+        char name[160];
+        snprintf(name, sizeof name, "%s, kv %d, %d/%d heads of %d, pos %lld, window %lld", all_isas[isa], a.kv_type,
+                 a.n_head, a.n_head_kv, a.head_dim, (long long)a.pos, (long long)a.window);
+        for (int workers = 1; workers <= MAX_TEAM; workers++) check_new(&c, teams[workers], name);
+        check_new(&c, four, name);
+    }
+    guarded_free(q), guarded_free(k), guarded_free(v);
+}
+
+static void test_new_position(void **state) {
+    (void)state;
+    rng_state = 25;
+    llmq_team *four = NULL;
+    assert_int_equal(team_create(4, &four, NULL), LLMQ_OK);
+    /* Keys are split from 128 on, in tiles (more than 8 heads on one) from 512 on; heads of 20 are not for vectors. */
+    const int heads[][3] = {{9, 3, 64}, {4, 4, 32}, {8, 2, 128}, {24, 2, 32}, {6, 2, 20}};
+    const int64_t positions[] = {0, 40, 127, 128, 700};
+    for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
+        for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
+            for (int type = 0; type < 3; type++) {
+                attn_case a = {heads[h][0], heads[h][1], heads[h][2], type, positions[p], 1, 0};
+                if (type == 1 && a.head_dim % 32 != 0) continue;
+                check_new_case(a, four);
+                a.window = 50;
+                check_new_case(a, four);
+            }
+    team_destroy(four);
 }
 
 /* ---- rows that are independent of each other */
@@ -406,6 +495,7 @@ int main(void) {
                                        cmocka_unit_test(test_odd_shapes),
                                        cmocka_unit_test(test_extreme_scores),
                                        cmocka_unit_test(test_scratch_is_monotone),
+                                       cmocka_unit_test(test_new_position),
                                        cmocka_unit_test(test_rows),
                                        cmocka_unit_test(test_kv_copy),
                                        cmocka_unit_test(test_kv_bytes)};
