@@ -18,7 +18,11 @@
  * After the codes of all groups come the scales of the tile: for each 32 columns f16 scale[16] (and f16 offset[16]);
  * two-level types instead, for each 256 columns, f16 d[16] (and dmin[16]), then for every `group` columns int8 sc[16]
  * (and mn[16]). The weight is scale * (code - zero) + offset, or d*sc * (code - zero) - dmin*mn, or with a codebook
- * scale * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values. */
+ * scale * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values.
+ *
+ * But the panels of AVX-512 for many tokens have one scale for 32 columns, as to scale a sum costs as much as half of
+ * its products. Where `group` is 16 that is the larger of the two halves' / LAYOUT_FINER: weights of that half are
+ * exact, those of the other are rounded to steps so much finer than the larger half's own. */
 #ifndef LLMQ_CPU_LAYOUT_H
 #define LLMQ_CPU_LAYOUT_H
 
@@ -164,6 +168,8 @@ static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
 #define LAYOUT_PART_BYTES(group, mins) ((1 + (mins)) * 32 / (group) * 16) /* of 32 columns of these, behind d */
 #define LAYOUT_GROUP_BYTES(bits, group, two_level, mins)                                                               \
     ((bits) * 64 + LAYOUT_SCALE_STEP(group, two_level, mins) / ((two_level) ? 8 : 1))
+/* The larger half's codes stay in a byte. */
+#define LAYOUT_FINER(bits) ((bits) == 6 ? 4 : 16)
 static inline int64_t layout_scale_step(const cpu_layout *l) {
     return LAYOUT_SCALE_STEP(l->group, l->two_level, l->mins);
 }

@@ -4,8 +4,9 @@
  * starts at -zero * sum(activations) instead of 0.
  *
  * Few tokens (decode, memory-bound): codes are taken apart in registers, one tile of 16 rows = one vector of results.
- * More tokens: a panel of 32 rows x up to 4096 columns is taken apart once into L2, as bytes 128 too large for every
- * type alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in registers.
+ * More tokens: a panel of 32 rows x up to 4096 columns is taken apart once into L2, as bytes 128 too large with one
+ * scale for 32 columns for every type alike, and multiplied by all tokens, 6 at a time: 12 integer and 12 float sums in
+ * registers.
  *
  * Every result is computed in its own lane in an order that depends on the shape only, never on the number of workers.
  */
@@ -25,8 +26,8 @@
 #include "cpu/tile_avx512.h"
 
 #define PANEL_ROWS 32
-/* 256 KB with scales (384 where they are of 16 columns), of the L2 cache, from where it comes in time. The fewer
- * panels, the less often sums come and go, which lie far apart in y. */
+/* 256 KB with scales, of the L2 cache, from where it comes in time. The fewer panels, the less often sums come and go,
+ * which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
 
@@ -141,9 +142,9 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
  * Nor have infinity and NaN, which damaged files hold: the sums of their rows become NaN. */
 typedef struct panel {
     _Alignas(64) uint8_t code[PANEL_COLS / 4 * 128];                     /* (words, 2, 64), 128 too large */
-    _Alignas(64) int32_t scale[PANEL_COLS / 16][ACT_SCALES][PANEL_ROWS]; /* per group */
-    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
-    __mmask16 damaged[2]; /* rows with a scale that is not finite */
+    _Alignas(64) int32_t scale[PANEL_COLS / 32][ACT_SCALES][PANEL_ROWS]; /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];              /* per group, or half of one */
+    __mmask16 damaged[2];                                                /* rows with a scale that is not finite */
 } panel;
 
 /* The bits of 1 + i / 8. */
@@ -151,12 +152,12 @@ INLINE __m512i fraction_bits(int i) {
     return _mm512_set1_epi32((127 << 23) + (i << 20));
 }
 
-/* Scales w of 16 rows into the panel; words: the codes of their group's first word, n_words words of 128 bytes. Returns
- * which are not finite. */
-INLINE __mmask16 unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t *words, int n_words) {
+/* Scales w of a group of 16 rows into the panel, and its words, 128 bytes apart, where they are 0. Returns which are
+ * not finite. */
+INLINE __mmask16 unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], uint8_t *words) {
     __mmask16 none = _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ);
     if (none) {
-        for (int j = 0; j < n_words; j++) _mm512_mask_storeu_epi32(words + 128 * j, none, _mm512_set1_epi8((char)128));
+        for (int j = 0; j < 8; j++) _mm512_mask_storeu_epi32(words + 128 * j, none, _mm512_set1_epi8((char)128));
         w = _mm512_mask_mov_ps(w, none, _mm512_set1_ps(1));
     }
     UNROLL for (int i = 0; i < ACT_SCALES; i++) {
@@ -165,6 +166,32 @@ INLINE __mmask16 unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], ui
         _mm512_store_si512(out[i], _mm512_sub_epi32(bits, fraction));
     }
     return _mm512_cmp_ps_mask(_mm512_sub_ps(w, w), _mm512_setzero_ps(), _CMP_UNORD_Q);
+}
+
+/* Two halves of 16 columns become a group of 32 (layout.h says what that rounds). Returns the scale, and the words u of
+ * codes as bytes 128 too large.
+ *
+ * A code times its scale / (the larger one), in 16 bits of which 8 are a fraction. d is not finite for both halves
+ * alike, and what codes become where both scales are 0 does not matter. Codes of 6 bits reach from -128 to 124, so a
+ * ratio next to -1 becomes a little less. */
+INLINE __m512 merge_halves(int bits, int zero, const __m512 w[2], __m512i u[8]) {
+    const int one = 256 * LAYOUT_FINER(bits);
+    __mmask16 second = _mm512_cmp_ps_mask(_mm512_abs_ps(w[1]), _mm512_abs_ps(w[0]), _CMP_GT_OQ);
+    __m512 larger = _mm512_mask_mov_ps(w[0], second, w[1]);
+    UNROLL for (int h = 0; h < 2; h++) {
+        __m512i r = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_div_ps(w[h], larger), _mm512_set1_ps((float)one)));
+        if (bits == 6) r = _mm512_max_epi32(r, _mm512_set1_epi32(-32639 / zero));
+        r = _mm512_or_si512(_mm512_and_si512(r, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(r, 16));
+        const __m512i minus = _mm512_set1_epi32((int)((uint32_t)(uint16_t)-zero * 0x10001u));
+        const __m512i start = _mm512_add_epi16(_mm512_set1_epi32((int)0x80808080), _mm512_mullo_epi16(r, minus));
+        UNROLL for (int j = 4 * h; j < 4 * h + 4; j++) {
+            __m512i even = _mm512_and_si512(u[j], _mm512_set1_epi32(0x00ff00ff)), odd = _mm512_srli_epi16(u[j], 8);
+            even = _mm512_add_epi16(_mm512_mullo_epi16(even, r), start);
+            odd = _mm512_add_epi16(_mm512_mullo_epi16(odd, r), start);
+            u[j] = _mm512_mask_blend_epi8(UINT64_C(0xaaaaaaaaaaaaaaaa), _mm512_srli_epi16(even, 8), odd);
+        }
+    }
+    return _mm512_mul_ps(larger, _mm512_set1_ps(1.0f / LAYOUT_FINER(bits)));
 }
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
@@ -178,18 +205,16 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
     for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
         __m512i u[8];
         __m512 w[2], m[2];
+        uint8_t *words = out->code + g * 8 * 128 + half * 64;
         decode(bits, bits == 4, table, p, u);
-        UNROLL for (int j = 0; j < 8; j++) {
-            if (bits != 4 && zero != 128) u[j] = _mm512_add_epi8(u[j], shift);
-            _mm512_store_si512(out->code + (g * 8 + j) * 128 + half * 64, u[j]);
-        }
         next_scales(group, two_level, mins, &walk, g, w, m);
-        UNROLL for (int h = 0; h < halves; h++) {
-            out->damaged[half] |=
-                unpack_scales(w[h], (int32_t(*)[PANEL_ROWS])(out->scale[g * halves + h][0] + half * 16),
-                              out->code + (g * 8 + h * 4) * 128 + half * 64, 8 / halves);
-            if (mins) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
+        if (halves == 2) w[0] = merge_halves(bits, zero, w, u);
+        UNROLL for (int j = 0; j < 8; j++) {
+            if (halves == 1 && bits != 4 && zero != 128) u[j] = _mm512_add_epi8(u[j], shift);
+            _mm512_store_si512(words + j * 128, u[j]);
         }
+        out->damaged[half] |= unpack_scales(w[0], (int32_t(*)[PANEL_ROWS])(out->scale[g][0] + half * 16), words);
+        UNROLL for (int h = 0; mins && h < halves; h++) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
     }
     (void)codebook;
 }
@@ -223,48 +248,41 @@ INLINE int fraction_of(const float *d) {
     return upper >> 4 & (ACT_SCALES - 1);
 }
 
-/* Integer sums (tokens, 2) of a group or half of one go to the float sums; start: where each token's began. */
-INLINE void flush(int group, bool mins, int nt, __m512i acc[6][2], __m512 f[6][2],
-                  const int32_t scale[ACT_SCALES][PANEL_ROWS], const float *offset, const act_group *ag,
-                  const int32_t *start) {
+/* Integer sums (tokens, 2) of a group go to the float sums; offsets: of one, for 32 columns or 16 each. */
+INLINE void flush(int offsets, int nt, __m512i acc[6][2], __m512 f[6][2], const int32_t scale[ACT_SCALES][PANEL_ROWS],
+                  const float *offset, const act_group *ag) {
     UNROLL for (int t = 0; t < nt; t++) {
         const int32_t *row = scale[fraction_of(&ag[t].d)];
         const __m512i d = bcast4_reg(&ag[t].d);
         UNROLL for (int i = 0; i < 2; i++) f[t][i] =
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][i]), scaled(row + 16 * i, d), f[t][i]);
-        if (mins) {
-            float dsum = group == 32 ? ag[t].dsum : ag[t].d * (float)start[t] * (-1.0f / 128);
+        const float lower = offsets == 2 ? ag[t].d * (float)ag[t].start_lo * (-1.0f / 128) : 0;
+        UNROLL for (int h = 0; h < offsets; h++) {
+            const __m512 dsum = _mm512_set1_ps(h == 0 && offsets == 2 ? lower : ag[t].dsum - lower);
             UNROLL for (int i = 0; i < 2; i++) f[t][i] =
-                _mm512_fmadd_ps(_mm512_load_ps(offset + 16 * i), _mm512_set1_ps(dsum), f[t][i]);
+                _mm512_fmadd_ps(_mm512_load_ps(offset + h * PANEL_ROWS + 16 * i), dsum, f[t][i]);
         }
     }
 }
 
 /* f (tokens, 2) += panel x nt tokens of the block, over n columns. */
-INLINE void gemm_tile(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t n, __m512 f[6][2]) {
+INLINE void gemm_tile(int offsets, int nt, const panel *w, const act_block *b, int64_t n, __m512 f[6][2]) {
     const uint8_t *code = w->code;
-    const int32_t(*scale)[ACT_SCALES][PANEL_ROWS] = w->scale;
     const float *offset = w->offset[0];
     const int8_t *q = b->q;
     const act_group *ag = b->group;
-    for (int64_t g = 0; g < n / 32; g++, q += nt * 32, ag += nt) {
-        UNROLL for (int h = 0; h < 32 / group; h++, code += group * 32, scale++, offset += PANEL_ROWS) {
-            __m512i acc[6][2];
-            int32_t start[6];
+    for (int64_t g = 0; g < n / 32; g++, code += 8 * 128, offset += offsets * PANEL_ROWS, q += nt * 32, ag += nt) {
+        __m512i acc[6][2];
+        UNROLL for (int t = 0; t < nt; t++) acc[t][0] = acc[t][1] = _mm512_set1_epi32(ag[t].start);
+        UNROLL for (int j = 0; j < 8; j++) {
+            __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
             UNROLL for (int t = 0; t < nt; t++) {
-                start[t] = group == 32 ? ag[t].start : h == 0 ? ag[t].start_lo : ag[t].start - ag[t].start_lo;
-                acc[t][0] = acc[t][1] = _mm512_set1_epi32(start[t]);
+                __m512i x = bcast4_reg(q + t * 32 + 4 * j);
+                acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
+                acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
             }
-            UNROLL for (int j = 0; j < group / 4; j++) {
-                __m512i w0 = load_i(code + j * 128), w1 = load_i(code + j * 128 + 64);
-                UNROLL for (int t = 0; t < nt; t++) {
-                    __m512i x = bcast4_reg(q + t * 32 + 16 * h + 4 * j);
-                    acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], w0, x);
-                    acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], w1, x);
-                }
-            }
-            flush(group, mins, nt, acc, f, *scale, offset, ag, start);
         }
+        flush(offsets, nt, acc, f, w->scale[g], offset, ag);
     }
 }
 
@@ -275,36 +293,36 @@ INLINE uint64_t outliers_from(const act_block *b, int64_t from, int64_t end) {
 }
 
 /* f (tokens, 2) += panel x the outliers that `some` has from place `from` on. */
-INLINE void gemm_outliers(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t from, uint64_t some,
+INLINE void gemm_outliers(int offsets, int nt, const panel *w, const act_block *b, int64_t from, uint64_t some,
                           __m512 f[6][2]) {
     for (; some; some &= some - 1) {
         const uint32_t i = (uint32_t)from + (uint32_t)__builtin_ctzll(some), g = i / (uint32_t)nt,
                        t = i - g * (uint32_t)nt;
         const int col = b->outlier_at[i];
-        const uint32_t s = group == 32 ? g : 2 * g + (uint32_t)col / 16;
+        const int64_t part = offsets == 2 ? 2 * g + (uint32_t)col / 16 : g;
         const uint8_t *code = w->code + (g * 8 + col / 4) * 128;
         const __m512 x = _mm512_set1_ps(b->outlier[i]);
         UNROLL for (int h = 0; h < 2; h++) {
             __m512i u = _mm512_srlv_epi32(load_i(code + 64 * h), _mm512_set1_epi32(col % 4 * 8));
             u = _mm512_sub_epi32(_mm512_and_si512(u, _mm512_set1_epi32(255)), _mm512_set1_epi32(128));
-            __m512 scale = scaled(w->scale[s][0] + 16 * h, fraction_bits(0));
+            __m512 scale = scaled(w->scale[g][0] + 16 * h, fraction_bits(0));
             f[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(u), _mm512_mul_ps(scale, x), f[t][h]);
-            if (mins) f[t][h] = _mm512_fmadd_ps(_mm512_load_ps(w->offset[s] + 16 * h), x, f[t][h]);
+            if (offsets) f[t][h] = _mm512_fmadd_ps(_mm512_load_ps(w->offset[part] + 16 * h), x, f[t][h]);
         }
     }
 }
 
-INLINE void gemm_block(int group, bool mins, int nt, const panel *w, const act_block *b, int64_t n, const tile_out *o) {
+INLINE void gemm_block(int offsets, int nt, const panel *w, const act_block *b, int64_t n, const tile_out *o) {
     __m512 f[6][2];
     const int64_t end = n / 32 * nt;
     int64_t i = 0;
     tile_begin(nt, o, f);
-    gemm_tile(group, mins, nt, w, b, n, f);
+    gemm_tile(offsets, nt, w, b, n, f);
     while (i < end && !outliers_from(b, i, end)) i += 64;
     if (i < end) { /* a copy, so that f itself stays in registers */
         __m512 sum[6][2];
         UNROLL for (int t = 0; t < nt; t++) sum[t][0] = f[t][0], sum[t][1] = f[t][1];
-        for (; i < end; i += 64) gemm_outliers(group, mins, nt, w, b, i, outliers_from(b, i, end), sum);
+        for (; i < end; i += 64) gemm_outliers(offsets, nt, w, b, i, outliers_from(b, i, end), sum);
         UNROLL for (int t = 0; t < nt; t++) f[t][0] = sum[t][0], f[t][1] = sum[t][1];
     }
     if (w->damaged[0] | w->damaged[1]) UNROLL for (int t = 0; t < nt; t++) {
@@ -316,21 +334,17 @@ INLINE void gemm_block(int group, bool mins, int nt, const panel *w, const act_b
 
 typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, const tile_out *o);
 
-#define GEMM_WIDTHS(Y, group, mins)                                                                                    \
-    Y(group, mins, 1) Y(group, mins, 2) Y(group, mins, 3) Y(group, mins, 4) Y(group, mins, 5) Y(group, mins, 6)
-#define GEMM_DEFINE(group, mins, nt)                                                                                   \
-    static void gemm_##group##_##mins##_##nt(const panel *w, const act_block *b, int64_t n, const tile_out *o) {       \
-        gemm_block(group, mins, nt, w, b, n, o);                                                                       \
+#define GEMM_WIDTHS(Y, offsets) Y(offsets, 1) Y(offsets, 2) Y(offsets, 3) Y(offsets, 4) Y(offsets, 5) Y(offsets, 6)
+#define GEMM_DEFINE(offsets, nt)                                                                                       \
+    static void gemm_##offsets##_##nt(const panel *w, const act_block *b, int64_t n, const tile_out *o) {              \
+        gemm_block(offsets, nt, w, b, n, o);                                                                           \
     }
-#define GEMM_NAME(group, mins, nt) gemm_##group##_##mins##_##nt,
-GEMM_WIDTHS(GEMM_DEFINE, 32, 0)
-GEMM_WIDTHS(GEMM_DEFINE, 32, 1)
-GEMM_WIDTHS(GEMM_DEFINE, 16, 0)
-GEMM_WIDTHS(GEMM_DEFINE, 16, 1)
-static gemm_fn *const gemm_fns[2][2][6] = {
-    {{GEMM_WIDTHS(GEMM_NAME, 32, 0)}, {GEMM_WIDTHS(GEMM_NAME, 32, 1)}},
-    {{GEMM_WIDTHS(GEMM_NAME, 16, 0)}, {GEMM_WIDTHS(GEMM_NAME, 16, 1)}},
-};
+#define GEMM_NAME(offsets, nt) gemm_##offsets##_##nt,
+GEMM_WIDTHS(GEMM_DEFINE, 0)
+GEMM_WIDTHS(GEMM_DEFINE, 1)
+GEMM_WIDTHS(GEMM_DEFINE, 2)
+static gemm_fn *const gemm_fns[3][6] = {
+    {GEMM_WIDTHS(GEMM_NAME, 0)}, {GEMM_WIDTHS(GEMM_NAME, 1)}, {GEMM_WIDTHS(GEMM_NAME, 2)}};
 
 /* While block i of n is multiplied by a panel: some of what the next one is taken from, columns k .. k+n_cols of a pair
  * of tiles. Unpacking waits for memory otherwise; the products do not need it. Only by the last blocks, since the
@@ -354,7 +368,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
     const int parts = act_parts(w->act);
     const int64_t rows = parts * a->n_tok;
     unpack_fn *unpack = unpack_fns[w->layout];
-    gemm_fn *const *gemm = gemm_fns[l->group == 16][l->mins];
+    gemm_fn *const *gemm = gemm_fns[l->mins ? 32 / l->group : 0];
     __m512i table = code_table(l);
     panel p;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);

@@ -59,9 +59,11 @@ TRY(roundscale_ps, ps, _mm512_roundscale_ps(a.ps, _MM_FROUND_TO_NEAREST_INT | _M
 /* ---- integers */
 
 INTS2(add_epi8, 64, ub, (uint8_t)(a.ub[j] + b.ub[j]))
+INTS2(add_epi16, 32, uh, (uint16_t)(a.uh[j] + b.uh[j]))
 INTS2(add_epi32, 16, u, a.u[j] + b.u[j])
 INTS2(add_epi64, 8, uq, a.uq[j] + b.uq[j])
 INTS2(sub_epi32, 16, u, a.u[j] - b.u[j])
+INTS2(mullo_epi16, 32, uh, (uint16_t)((uint32_t)a.uh[j] * b.uh[j]))
 INTS2(mullo_epi32, 16, u, a.u[j] * b.u[j])
 INTS2(mul_epi32, 8, q, (int64_t)a.i[2 * j] * b.i[2 * j])
 INTS2(min_epi32, 16, i, a.i[j] < b.i[j] ? a.i[j] : b.i[j])
@@ -339,9 +341,11 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(maskz_div_ps),
         cmocka_unit_test(roundscale_ps),
         cmocka_unit_test(add_epi8),
+        cmocka_unit_test(add_epi16),
         cmocka_unit_test(add_epi32),
         cmocka_unit_test(add_epi64),
         cmocka_unit_test(sub_epi32),
+        cmocka_unit_test(mullo_epi16),
         cmocka_unit_test(mullo_epi32),
         cmocka_unit_test(mul_epi32),
         cmocka_unit_test(min_epi32),

@@ -12,6 +12,8 @@
 #define _mm256_maskz_loadu_epi16 emu_mm256_maskz_loadu_epi16
 #undef _mm512_abs_ps
 #define _mm512_abs_ps emu_mm512_abs_ps
+#undef _mm512_add_epi16
+#define _mm512_add_epi16 emu_mm512_add_epi16
 #undef _mm512_add_epi32
 #define _mm512_add_epi32 emu_mm512_add_epi32
 #undef _mm512_add_epi64
@@ -132,6 +134,8 @@
 #define _mm512_mul_epi32 emu_mm512_mul_epi32
 #undef _mm512_mul_ps
 #define _mm512_mul_ps emu_mm512_mul_ps
+#undef _mm512_mullo_epi16
+#define _mm512_mullo_epi16 emu_mm512_mullo_epi16
 #undef _mm512_mullo_epi32
 #define _mm512_mullo_epi32 emu_mm512_mullo_epi32
 #undef _mm512_or_si512
