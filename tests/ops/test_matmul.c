@@ -176,7 +176,7 @@ static double allowed(const llmq_backend_ops *ops, llmq_type type, bool q8, int6
  * fraction cost the largest code, 1/16 of a step; of 6 bits, at the opposite of the other scale, 5/8 more. */
 static bool merged(const llmq_backend_ops *ops, llmq_type type, int64_t rows, int64_t n_tok) {
     return rows > ACT_FEW && type_info(type)->group_len == 16 && !in_tiles(ops, n_tok) &&
-           (strcmp(ops->isa, "avx512") == 0 || strcmp(ops->isa, "amx") == 0);
+           (strncmp(ops->isa, "avx512", 6) == 0 || strcmp(ops->isa, "amx") == 0);
 }
 #define MERGED_STEPS 1.19
 
