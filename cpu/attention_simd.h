@@ -433,8 +433,8 @@ static bool item_make(const attn_call *c, int64_t index, attn_item *it) {
     const attn_plan *p = &c->plan;
     const llmq_attn *a = c->a;
     int64_t heads = a->n_head_kv, block = p->n_q_blocks - 1 - index / (heads * p->n_splits); /* the long ones first */
-    it->part = index / heads % p->n_splits;
-    it->head = (int)(index % heads);
+    it->part = index % p->n_splits;
+    it->head = (int)(index / p->n_splits % heads);
     it->tok = block * p->q_block;
     it->n_tok = a->n_tok - it->tok < p->q_block ? a->n_tok - it->tok : p->q_block;
     it->n_rows = it->n_tok * p->ratio;
@@ -525,7 +525,8 @@ static void attention_simd(const llmq_worker *w, const llmq_attn *a, const float
     if (c.tiles) amx_end();
 #endif
     if (c.plan.n_splits == 1) return;
-    worker_barrier(w);
+    /* Of one token a worker merges heads that it attended to itself, if none is shared. */
+    if (!c.plan.few || a->n_tok > 1 || a->n_head_kv % w->n != 0) worker_barrier(w);
     int64_t begin, end;
     worker_range(w, a->n_tok * a->n_head, 1, &begin, &end);
     for (int64_t index = begin; index < end; index++) merge_row(&c, index);

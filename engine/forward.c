@@ -89,8 +89,7 @@ static void store(const step *s, int64_t l) {
                          s->rows[i].pos, 1);
 }
 
-/* One token: every worker has q and k of its own, and attention stores what is attended to; nobody waits for anybody.
- */
+/* One token: every worker has q and k of its own, and attention stores k and v, so that nobody waits here. */
 static void rotate_and_store(const step *s, const llmq_layer *layer, int64_t l, int64_t n_out) {
     rotate(s, s->f->q, layer->q_norm, s->hp->n_head, s->q);
     rotate(s, s->f->k, layer->k_norm, s->hp->n_head_kv, s->k);

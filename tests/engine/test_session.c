@@ -128,6 +128,24 @@ static void test_append_all_from(void **state) {
     llmq_session_destroy(plain);
 }
 
+/* Token by token, of which only the last gives logits: the others leave the last layer once k and v are stored. */
+static void test_passes_of_one_token(void **state) {
+    (void)state;
+    int32_t tokens[40];
+    for (int i = 0; i < 40; i++) tokens[i] = 1 + i;
+    llmq_session *whole = create(64, 1);
+    assert_int_equal(llmq_session_append(whole, tokens, 40, NULL), LLMQ_OK);
+    for (int threads = 1; threads <= 3; threads++) {
+        llmq_session_params p = {.n_batch = 1, .n_threads = threads, .kv_type = LLMQ_KV_F32};
+        llmq_session *s = NULL;
+        assert_int_equal(llmq_session_create(model, &p, &s, NULL), LLMQ_OK);
+        assert_int_equal(llmq_session_append(s, tokens, 40, NULL), LLMQ_OK);
+        assert_same_logits(s, whole);
+        llmq_session_destroy(s);
+    }
+    llmq_session_destroy(whole);
+}
+
 /* While every allocation fails, a running session must not notice. */
 static void test_running_allocates_nothing(void **state) {
     (void)state;
@@ -171,7 +189,8 @@ static void test_every_allocation_may_fail(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sync_keeps_the_common_prefix), cmocka_unit_test(test_overflow), cmocka_unit_test(test_bad_arguments),
-        cmocka_unit_test(test_append_all_from), cmocka_unit_test(test_running_allocates_nothing),
+        cmocka_unit_test(test_append_all_from), cmocka_unit_test(test_passes_of_one_token),
+        cmocka_unit_test(test_running_allocates_nothing),
         cmocka_unit_test(test_every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
