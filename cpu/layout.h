@@ -21,8 +21,9 @@
  * scale * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values.
  *
  * But the panels of AVX-512 for many tokens have one scale for 32 columns, as to scale a sum costs as much as half of
- * its products. Where `group` is 16 that is the larger of the two halves' / LAYOUT_FINER: weights of that half are
- * exact, those of the other are rounded to steps so much finer than the larger half's own. */
+ * its products. Of Q2_K and Q3_K that is -d, as sc * (code - zero) fits a byte if its sign is turned (it is -124 to
+ * 128). Of Q6_K it is the larger of the two halves' / LAYOUT_FINER: weights of that half are exact, those of the other
+ * are rounded to steps so much finer than the larger half's own. */
 #ifndef LLMQ_CPU_LAYOUT_H
 #define LLMQ_CPU_LAYOUT_H
 
@@ -168,8 +169,7 @@ static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
 #define LAYOUT_PART_BYTES(group, mins) ((1 + (mins)) * 32 / (group) * 16) /* of 32 columns of these, behind d */
 #define LAYOUT_GROUP_BYTES(bits, group, two_level, mins)                                                               \
     ((bits) * 64 + LAYOUT_SCALE_STEP(group, two_level, mins) / ((two_level) ? 8 : 1))
-/* The larger half's codes stay in a byte. */
-#define LAYOUT_FINER(bits) ((bits) == 6 ? 4 : 16)
+#define LAYOUT_FINER 4
 static inline int64_t layout_scale_step(const cpu_layout *l) {
     return LAYOUT_SCALE_STEP(l->group, l->two_level, l->mins);
 }

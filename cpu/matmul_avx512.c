@@ -168,30 +168,29 @@ INLINE __mmask16 unpack_scales(__m512 w, int32_t out[ACT_SCALES][PANEL_ROWS], ui
     return _mm512_cmp_ps_mask(_mm512_sub_ps(w, w), _mm512_setzero_ps(), _CMP_UNORD_Q);
 }
 
-/* Two halves of 16 columns become a group of 32 (layout.h says what that rounds). Returns the scale, and the words u of
- * codes as bytes 128 too large.
- *
- * A code times its scale / (the larger one), in 16 bits of which 8 are a fraction. d is not finite for both halves
- * alike, and what codes become where both scales are 0 does not matter. Codes of 6 bits reach from -128 to 124, so a
- * ratio next to -1 becomes a little less. */
-INLINE __m512 merge_halves(int bits, int zero, const __m512 w[2], __m512i u[8]) {
-    const int one = 256 * LAYOUT_FINER(bits);
+/* The scale that two halves of 16 columns get in common (layout.h), from theirs and the d of both. */
+INLINE __m512 common_scale(int bits, const __m512 w[2], __m512 d) {
+    if (bits < 6) return _mm512_sub_ps(_mm512_setzero_ps(), d);
     __mmask16 second = _mm512_cmp_ps_mask(_mm512_abs_ps(w[1]), _mm512_abs_ps(w[0]), _CMP_GT_OQ);
-    __m512 larger = _mm512_mask_mov_ps(w[0], second, w[1]);
-    UNROLL for (int h = 0; h < 2; h++) {
-        __m512i r = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_div_ps(w[h], larger), _mm512_set1_ps((float)one)));
-        if (bits == 6) r = _mm512_max_epi32(r, _mm512_set1_epi32(-32639 / zero));
-        r = _mm512_or_si512(_mm512_and_si512(r, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(r, 16));
-        const __m512i minus = _mm512_set1_epi32((int)((uint32_t)(uint16_t)-zero * 0x10001u));
-        const __m512i start = _mm512_add_epi16(_mm512_set1_epi32((int)0x80808080), _mm512_mullo_epi16(r, minus));
-        UNROLL for (int j = 4 * h; j < 4 * h + 4; j++) {
-            __m512i even = _mm512_and_si512(u[j], _mm512_set1_epi32(0x00ff00ff)), odd = _mm512_srli_epi16(u[j], 8);
-            even = _mm512_add_epi16(_mm512_mullo_epi16(even, r), start);
-            odd = _mm512_add_epi16(_mm512_mullo_epi16(odd, r), start);
-            u[j] = _mm512_mask_blend_epi8(UINT64_C(0xaaaaaaaaaaaaaaaa), _mm512_srli_epi16(even, 8), odd);
-        }
+    return _mm512_mul_ps(_mm512_mask_mov_ps(w[0], second, w[1]), _mm512_set1_ps(1.0f / LAYOUT_FINER));
+}
+
+/* Codes u of a half, as words, become levels of the common scale, as bytes 128 too large; w: the scale of the half.
+ *
+ * (code - zero) * w / scale in 16 bits, of which 8 are a fraction. What levels of a scale of 0 become does not matter.
+ * Those of 6 bits begin at -128: a ratio near -LAYOUT_FINER becomes a little less. */
+INLINE void to_scale(int bits, int zero, __m512 w, __m512 scale, __m512i u[4]) {
+    __m512i r = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_div_ps(w, scale), _mm512_set1_ps(256)));
+    if (bits == 6) r = _mm512_max_epi32(r, _mm512_set1_epi32(-32639 / zero));
+    r = _mm512_or_si512(_mm512_and_si512(r, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(r, 16));
+    const __m512i minus = _mm512_set1_epi32((int)((uint32_t)(uint16_t)-zero * 0x10001u));
+    const __m512i start = _mm512_add_epi16(_mm512_set1_epi32((int)0x80808080), _mm512_mullo_epi16(r, minus));
+    UNROLL for (int j = 0; j < 4; j++) {
+        __m512i even = _mm512_and_si512(u[j], _mm512_set1_epi32(0x00ff00ff)), odd = _mm512_srli_epi16(u[j], 8);
+        even = _mm512_add_epi16(_mm512_mullo_epi16(even, r), start);
+        odd = _mm512_add_epi16(_mm512_mullo_epi16(odd, r), start);
+        u[j] = _mm512_mask_blend_epi8(UINT64_C(0xaaaaaaaaaaaaaaaa), _mm512_srli_epi16(even, 8), odd);
     }
-    return _mm512_mul_ps(larger, _mm512_set1_ps(1.0f / LAYOUT_FINER(bits)));
 }
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
@@ -208,13 +207,20 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
         uint8_t *words = out->code + g * 8 * 128 + half * 64;
         decode(bits, bits == 4, table, p, u);
         next_scales(group, two_level, mins, &walk, g, w, m);
-        if (halves == 2) w[0] = merge_halves(bits, zero, w, u);
+        UNROLL for (int h = 0; mins && h < halves; h++) {
+            _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
+        }
+        if (halves == 2) {
+            __m512 scale = common_scale(bits, w, walk.d);
+            to_scale(bits, zero, w[0], scale, u);
+            to_scale(bits, zero, w[1], scale, u + 4);
+            w[0] = scale;
+        }
         UNROLL for (int j = 0; j < 8; j++) {
             if (halves == 1 && bits != 4 && zero != 128) u[j] = _mm512_add_epi8(u[j], shift);
             _mm512_store_si512(words + j * 128, u[j]);
         }
         out->damaged[half] |= unpack_scales(w[0], (int32_t(*)[PANEL_ROWS])(out->scale[g][0] + half * 16), words);
-        UNROLL for (int h = 0; mins && h < halves; h++) _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
     }
     (void)codebook;
 }
