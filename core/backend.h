@@ -222,8 +222,8 @@ typedef struct llmq_backend_ops {
                      int64_t pos, int64_t n_tok);
     size_t (*attn_scratch_bytes)(const llmq_attn *a, int n_workers); /* a->pos + a->n_tok: the largest that will come */
     /* out (n_tok, n_head*head_dim) = softmax(scale * q k') v, causal, online softmax; grouped queries read each K/V
-     * head once. q (n_tok, n_head*head_dim) with token stride ldq. Workers may each have a copy of q, k_new and v_new.
-     * Contains barriers of its own if it splits keys: all workers must call. */
+     * head once. q (n_tok, n_head*head_dim) with token stride ldq. Workers may each have a copy of q, k_new and v_new; a
+     * barrier must stand before it even so. Contains barriers of its own if it splits keys: all workers must call. */
     void (*attention)(const llmq_worker *, const llmq_attn *a, const float *q, int64_t ldq, const llmq_kv *kv,
                       float *out, void *scratch);
 
@@ -304,7 +304,7 @@ typedef struct llmq_backend_ops {
     const char *product; /* the instruction's name */
 } llmq_backend_ops;
 
-/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|amx (ARM: c|neon|dotprod) limits it. Never
+/* The best CPU backend for this machine; LLMQ_ISA=c|avx2|avxvnni|avx512|avx512bf16|amx (ARM: c|neon|dotprod) limits it. Never
  * NULL. */
 const llmq_backend_ops *backend_cpu(void);
 /* The backend of one ISA for tests, by one of these names; NULL if this machine or build lacks it. */

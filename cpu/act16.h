@@ -1,6 +1,6 @@
 /* Products of integers of 16 bits: weights that 8 bits do not hold (NF4 and FP4, nf4.h; of many tokens also F16's and
  * BF16's rows, dense_avx512.c) with activations rounded to 1/ACT16_MAX of the largest of 32. The sum of 32 products is
- * exact in 32 bits.
+ * exact in 32 bits. Where a number is not finite the results are NaN.
  *
  * Activations are kept as those of ACT_Q8 (layout.h): blocks of tokens, which hold for each group of 32 inputs those of
  * each token; the order of inputs inside 8 is the instruction set's. */
@@ -34,7 +34,7 @@ static inline act16_block act16_block_at(const llmq_acts *a, const void *q16, in
                          (int)(left < len ? left : len)};
 }
 
-/* ACT_DENSE of an instruction set without its own: behind what ACT_BF16 takes of the same buffer, so that rows of F16
+/* ACT_DENSE of AVX-512: behind what ACT_BF16 takes of the same buffer, so that rows of F16
  * and of BF16 may meet the same inputs. */
 static inline size_t act_dense_offset(int64_t n_tok, int64_t cols) {
     return ((size_t)(n_tok * act_bf16_stride(cols)) * 2 + 63) / 64 * 64;

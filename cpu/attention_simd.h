@@ -482,8 +482,8 @@ static void run_few(const llmq_worker *w, const attn_call *c, const attn_space *
     }
 }
 
-/* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before every op that
- * reads what another wrote, and q is such a thing. */
+/* Items differ in cost: they are handed out one by one. Nobody else counts here: a barrier stands before attention
+ * (core/backend.h). */
 static void run_tiles(const llmq_worker *w, const attn_call *c, const attn_space *sp) {
     attn_item it;
     int64_t n = c->plan.n_q_blocks * c->a->n_head_kv * c->plan.n_splits, index = 0;

@@ -105,7 +105,7 @@ static void tables_build(void) {
         ops->isa = isa_names[i];
     }
     cpu_isa limit = isa_limit();
-    isa_chosen = limit < isa_machine ? limit : isa_machine;
+    isa_chosen = limit <= isa_machine ? limit : cpu_fastest();
     while (!isa_has[isa_chosen]) isa_chosen--;
 }
 

@@ -313,8 +313,8 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
 
 static llmq_backend_ops avx512;
 
-/* Rows of F16 and BF16 keep their precision, and so their inputs, though AVX-512 rounds those of BF16: it would gain
- * nothing from two parts. */
+/* Rows of F16 and BF16 keep their precision, and so their inputs, though avx512bf16, whose BF16 has ACT_BF16, rounds
+ * them. */
 static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flags, llmq_team *team, llmq_err *err) {
     LLMQ_TRY(avx512.weight_prepare(w, t, flags, team, err));
     if (w->act == ACT_BF16 && w->layout == LAYOUT_NATIVE) w->act = ACT_DENSE;

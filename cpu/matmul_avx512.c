@@ -425,6 +425,11 @@ INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int
     sum[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(v, 1)) - 16 * 128;
 }
 
+static size_t acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
+    if (form != ACT_BF16 && form != ACT_DENSE) return cpu_acts_bytes(form, n_tok, cols);
+    return act_dense_offset(n_tok, cols) + (n_tok > ACT_FEW ? act16_bytes(n_tok, cols) : 0); /* one buffer for both */
+}
+
 static void acts_fill(const llmq_worker *worker, llmq_acts *a, llmq_act_form form) {
     if (form == ACT_Q8 || form == ACT_Q8_SPLIT) act_fill_q8(worker, a, form, peak, round_group);
     if (form == ACT_DENSE) dense_fill_avx512(worker, a);
@@ -458,7 +463,7 @@ void cpu_fill_matmul_avx512(llmq_backend_ops *ops) {
     ops->weight_prepare = weight_prepare;
     ops->weight_prepare_int8 = int8_pack;
     ops->weight_release = cpu_weight_release;
-    ops->acts_bytes = cpu_acts_bytes;
+    ops->acts_bytes = acts_bytes;
     ops->acts_fill = acts_fill;
     ops->matmul = matmul;
 }

@@ -25,8 +25,7 @@ static llmq_status weight_prepare(llmq_weight *w, const llmq_tensor *t, int flag
 
 size_t cpu_acts_bytes(llmq_act_form form, int64_t n_tok, int64_t cols) {
     if (form == ACT_Q8 || form == ACT_Q8_SPLIT) return act_q8_bytes(act_parts(form) * n_tok, cols);
-    if (form == ACT_BF16 || form == ACT_DENSE) /* one buffer for both */
-        return act_dense_offset(n_tok, cols) + (n_tok > ACT_FEW ? act16_bytes(n_tok, cols) : 0);
+    if (form == ACT_BF16) return (size_t)(n_tok * act_bf16_stride(cols)) * 2;
     if (form == ACT_INT8) return int8_acts_bytes(n_tok, cols);
     if (form == ACT_Q16) return act16_bytes(n_tok, cols);
     return 0;

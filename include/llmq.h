@@ -146,8 +146,8 @@ LLMQ_API llmq_status llmq_chat_render(const llmq_model *model, const llmq_messag
 /* ---- sessions -----------------------------------------------------------------------------------------------------
  */
 
-/* F32 is for exact scores: slower, and twice the memory of F16; nothing is rounded to bf16 on the way of a prompt
- * through rows of BF16 and attention, as it is with the others on processors with AVX-512. */
+/* F32 is for exact scores: slower, and twice the memory of F16; nothing is rounded further than to f32 on the way of a
+ * prompt through rows of F16 and BF16 and attention, as it is with the others on processors with AVX-512. */
 typedef enum llmq_kv_type { LLMQ_KV_F16, LLMQ_KV_Q8_0, LLMQ_KV_F32 } llmq_kv_type;
 
 typedef struct llmq_session_params {

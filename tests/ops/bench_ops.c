@@ -170,7 +170,7 @@ int main(int argc, char **argv) {
     job j = {.ops = argc > 1 ? backend_cpu_isa(argv[1]) : backend_cpu()};
     llmq_team *team;
     if (!j.ops || team_create(argc > 2 ? atoi(argv[2]) : 0, &team, NULL) != LLMQ_OK) {
-        printf("usage: bench_ops [c|avx2|avxvnni|avx512|amx|neon|dotprod] [threads]\n");
+        printf("usage: bench_ops [c|avx2|avxvnni|avx512|avx512bf16|amx|neon|dotprod] [threads]\n");
         return 1;
     }
     cpu_time = team_size(team) == 1;
