@@ -26,6 +26,10 @@ INLINE float act16_group(const float *restrict x, int16_t *restrict q) {
     return some ? most / ((float)LEVEL16_ONE * ACT16_MAX) : finite ? 0.0f : NAN;
 }
 
+INLINE void act16_in_order(int16_t *q) {
+    (void)q;
+}
+
 /* a's inputs to q16; order: what the instruction set does to the 32 of a group. */
 INLINE void act16_fill(const llmq_worker *worker, const llmq_acts *a, void *q16, void (*order)(int16_t *q)) {
     int64_t groups = act_groups(a->cols), len = act_block_len(a->n_tok), begin, end;

@@ -201,12 +201,8 @@ static bool takes_dense(const llmq_acts *a) {
     return a->n_tok > ACT_FEW && !a->exact;
 }
 
-INLINE void in_order(int16_t *q) {
-    (void)q;
-}
-
 void dense_fill_avx512(const llmq_worker *worker, const llmq_acts *a) {
-    if (takes_dense(a)) act16_fill(worker, a, act_dense_at(a), in_order);
+    if (takes_dense(a)) act16_fill(worker, a, act_dense_at(a), act16_in_order);
 }
 
 void dense_matmul_avx512(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {

@@ -2,7 +2,6 @@
  *
  * Both sides are put in panels of pairs of tokens, (panels, pairs, width), each word two tokens of one column. A tile
  * is PAIR_ROWS rows, broadcast one after another, times PAIR_VECS vectors of columns: all sums in registers. */
-#define VF_HAS_BF16 1
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 

@@ -7,8 +7,6 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define VF_HAS_BF16 1
-#include "core/half.h"
 #include "cpu/cpu.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"

@@ -3,9 +3,10 @@
  * many multiply-adds an instruction and rounds no input. */
 #include <immintrin.h>
 
+#include "cpu/act16_simd.h"
 #include "cpu/inline.h"
 #include "cpu/nf4.h"
-#include "cpu/act16_simd.h"
+#include "cpu/simd.h"
 
 /* ---- activations */
 
@@ -74,7 +75,7 @@ INLINE void add_group(int nt, const level_bytes *table, const uint32_t *code, co
 
 /* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
 INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const level_bytes *table, act16_block b,
-                      int t0, __m256 out[2][2]) {
+                      int t0, float out[2][16]) {
     const int16_t *q = b.q + 32 * t0;
     const float *d = b.d + t0;
     __m256 f[2][2];
@@ -96,41 +97,12 @@ INLINE void gemv_tile(int nt, const nf4_tile_block *w, int64_t n_blocks, const l
         }
     }
     UNROLL for (int t = 0; t < nt; t++) {
-        out[t][0] = f[t][0];
-        out[t][1] = f[t][1];
+        _mm256_storeu_ps(out[t], f[t][0]);
+        _mm256_storeu_ps(out[t] + 8, f[t][1]);
     }
 }
 
-static void gemv1(const nf4_tile_block *w, int64_t n_blocks, const level_bytes *table, act16_block b, int t0,
-                  __m256 out[2][2]) {
-    gemv_tile(1, w, n_blocks, table, b, t0, out);
-}
-static void gemv2(const nf4_tile_block *w, int64_t n_blocks, const level_bytes *table, act16_block b, int t0,
-                  __m256 out[2][2]) {
-    gemv_tile(2, w, n_blocks, table, b, t0, out);
-}
-
-void nf4_few_avx2(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    int64_t n_blocks = w->cols / QK_NF4, begin, end;
-    level_bytes table = level_table(w->native.type);
-    act16_block b = act16_block_at(a, a->q16, 0);
-    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
-        for (int64_t r = begin; r < end; r += 16) {
-            int64_t n_rows = w->rows - r < 16 ? w->rows - r : 16;
-            for (int t0 = 0; t0 < b.n; t0 += 2) {
-                int nt = b.n - t0 < 2 ? b.n - t0 : 2;
-                __m256 out[2][2];
-                (nt == 2 ? gemv2 : gemv1)(nf4_tile(w, r), n_blocks, &table, b, t0, out);
-                for (int t = 0; t < nt; t++) {
-                    float sum[16], *to = y + (t0 + t) * ldy + r;
-                    _mm256_storeu_ps(sum, out[t][0]);
-                    _mm256_storeu_ps(sum + 8, out[t][1]);
-                    for (int64_t i = 0; i < n_rows; i++) to[i] = sum[i] + (w->bias ? w->bias[r + i] : 0.0f);
-                }
-            }
-        }
-    }
-}
+#include "cpu/nf4_few.h"
 
 /* ---- many tokens */
 

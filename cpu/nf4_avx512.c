@@ -15,12 +15,8 @@
 
 /* ---- activations */
 
-INLINE void in_order(int16_t *q) {
-    (void)q;
-}
-
 void nf4_fill_avx512(const llmq_worker *worker, llmq_acts *a) {
-    act16_fill(worker, a, a->q16, in_order);
+    act16_fill(worker, a, a->q16, act16_in_order);
 }
 
 /* ---- levels */
