@@ -16,7 +16,7 @@
 #include "core/half.h"
 #include "cpu/layout.h"
 
-#define ACT_OUTLIER_ABOVE (1 << 23) /* twice, as added to the bits of a float */
+#define ACT_OUTLIER_ABOVE (1 << 22) /* one and a half times, as added to the bits of a float */
 #define ACT_SPAN 512                /* groups that share what is usual */
 #define ACT_FETCH 1024              /* floats ahead */
 /* d at least, and the bits of 2^100: inputs from there on make the result NaN, as infinity does. So no product of d and

@@ -201,7 +201,8 @@ static double distance(const float *x, const float *from) {
 }
 
 /* NF4 and FP4 give from 4 bits the logits that they give from F32, about as nearly as from F16: both move them by 1e-3
- * to 3e-3, 8-bit inputs by 3e-2. Where prompts are multiplied as bf16, that does what it does to any type. */
+ * to 3e-3, 8-bit inputs by 3e-2. Where prompts or their attention are multiplied as bf16, what that rounds moves them
+ * by 1e-2. */
 static void compare_fractions(void) {
     for (int k = 0; k < 3; k++) {
         int n = k == 0 ? 3 : 20; /* together; one by one; as a prompt */
@@ -212,7 +213,7 @@ static void compare_fractions(void) {
         bool tiles = k == 2 && !strcmp(backend_cpu()->isa, "amx");
         bool in_bf16 = tiles || (k == 2 && !strcmp(backend_cpu()->isa, "avx512bf16"));
         double ours = distance(folder, plain), of_halves = distance(halves, plain);
-        if (!(ours < (tiles ? 5e-2 : in_bf16 ? 1e-2 : 5e-3)) || !(of_halves < (in_bf16 ? 1e-2 : 5e-3)))
+        if (!(ours < (tiles ? 5e-2 : in_bf16 ? 2e-2 : 5e-3)) || !(of_halves < (in_bf16 ? 2e-2 : 5e-3)))
             fail_msg("%d tokens: 4 bits move logits by %g, F16 by %g", n, ours, of_halves);
     }
 }
@@ -324,12 +325,13 @@ static llmq_quant_result quantize(const char *from, const llmq_quant_params *par
     return result;
 }
 
-static void assert_near(double a, double b) {
-    if (!(a > 0 && fabs(a / b - 1) < 0.05)) fail_msg("%g from NF4, %g from F32", a, b);
+static void assert_near(double a, double b, double tolerance) {
+    if (!(a > 0 && fabs(a / b - 1) < tolerance)) fail_msg("%g from NF4, %g from F32", a, b);
 }
 
 /* Calibration, choice of types and tuning run the matrices of the source: NF4's as those of the same weights in F32. So
- * they do the matrices of 172 columns, F16 in both, that stay as they are. */
+ * they do the matrices of 172 columns, F16 in both, that stay as they are. What is tuned was rounded plainly: GPTQ's
+ * codes depend on the last bits of so few tokens, and with them a tenth of the divergence before tuning. */
 static void test_jobs_run_nf4(void **state) {
     (void)state;
     static const char *const sources[] = {TMP "nf4", TMP "nf4-f32"};
@@ -356,15 +358,16 @@ static void test_jobs_run_nf4(void **state) {
         p.target_bpw = 7.5;
         mixed[i] = quantize(sources[i], &p);
         p.target_bpw = 0;
+        p.method = "rtn";
         p.type = "q4_0";
         p.tune = true;
         p.tune_settings = "steps=2,batch=2,held=2";
         tuned[i] = quantize(sources[i], &p);
         assert_int_equal(tuned[i].tune_steps, 2);
     }
-    assert_near(mixed[0].mean_error, mixed[1].mean_error);
-    assert_near(tuned[0].mean_error, tuned[1].mean_error);
-    assert_near(tuned[0].tune_before, tuned[1].tune_before);
+    assert_near(mixed[0].mean_error, mixed[1].mean_error, 0.05);
+    assert_near(tuned[0].tune_before, tuned[1].tune_before, 0.01);
+    assert_near(tuned[0].tune_after, tuned[1].tune_after, 0.05);
     for (int i = 0; i < 2; i++) {
         llmq_quant_result_clear(&mixed[i]);
         llmq_quant_result_clear(&tuned[i]);
