@@ -19,7 +19,7 @@ INLINE void decode_raised(int bits, bool use_table, int zero, __m512i table, con
     }
     const __m512i high = _mm512_set1_epi8((char)0xf0);
     UNROLL for (int j = 0; j < 4; j++) {
-        __m512i raw = load_i(p + 64 * j);
+        __m512i raw = load_once(p + 64 * j);
         u[j] = _mm512_and_si512(_mm512_slli_epi16(raw, 4), high);
         u[j + 4] = _mm512_and_si512(raw, high);
     }
