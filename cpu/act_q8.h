@@ -3,7 +3,7 @@
  *
  * What rounding costs a token is the sum of its groups' squared steps, and a few groups make most of it, each by one
  * input. So the largest input of a group is taken out, and kept as it is, where that lowers the square of the group's
- * largest by more than the square of ACT_OUTLIER_ABOVE times what is usual in the token. Usual is the mean of the
+ * largest by more than the square of what is ACT_OUTLIER_ABOVE beyond the usual in the token. Usual is the mean of the
  * groups' largest, in logarithms: of the bits of floats, whose sum is exact in any order. (Outliers apart, the rest in
  * 8 bits: after LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339, which keeps whole columns.) docs/numerics.md has
  * what it is worth. */
@@ -16,7 +16,7 @@
 #include "core/half.h"
 #include "cpu/layout.h"
 
-#define ACT_OUTLIER_ABOVE (1 << 22) /* one and a half times, as added to the bits of a float */
+#define ACT_OUTLIER_ABOVE (1 << 22) /* as added to the bits of a float: 4/3 to 3/2 times */
 #define ACT_SPAN 512                /* groups that share what is usual */
 #define ACT_FETCH 1024              /* floats ahead */
 /* d at least, and the bits of 2^100: inputs from there on make the result NaN, as infinity does. So no product of d and

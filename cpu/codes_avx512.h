@@ -15,13 +15,11 @@
 INLINE __m512i load_i(const void *p) {
     return _mm512_loadu_si512(p);
 }
-/* For vectors that are used more than once: gcc would fold a load of its own into each use, and while weights come from
- * memory each of these waits for a line (GEMV of Q4_0 reads 6 % faster on Emerald Rapids without). */
+/* For vectors that are used more than once: gcc would fold a load of its own into each use, which tokens one at a time
+ * are 5 % (weights in memory) to 12 % (in L3) slower by (docs/benchmarks.md). */
 INLINE __m512i load_once(const void *p) {
     __m512i v = load_i(p);
-#ifndef LLMQ_EMULATED
-    __asm__("" : "+v"(v));
-#endif
+    IN_REGISTER(v);
     return v;
 }
 INLINE __m512 load_half16(const uint8_t *p) {

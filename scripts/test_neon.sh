@@ -54,6 +54,7 @@ cmake -S . -B $build -G Ninja --toolchain scripts/aarch64.cmake -DCMAKE_BUILD_TY
 scripts/build_tests.sh $build -R "$tests"
 ctest --test-dir $build --output-on-failure -j "$(nproc)" -R "$tests"
 
+export OMP_WAIT_POLICY=passive # as ctest has it
 # The program as a user has it: the same greedy text on every instruction set, and on a processor without sdot (which
 # ends at the first instruction that it has not).
 run=(run tests/data/stories260K/stories260K.bin --tokenizer tests/data/stories260K/tok512.bin -p "Once upon a time" -n 40 --temp 0)

@@ -569,9 +569,10 @@ static void test_outliers(void **state) {
     enum { COLS = 1000, GROUPS = 32 };
     float x[COLS];
     for (int i = 0; i < COLS; i++) x[i] = i % 32 == 7 ? 1.0f : 0.5f;
-    x[3 * 32 + 20] = -9;               /* above three times what is usual */
+    x[3 * 32 + 20] = -9;               /* far above what is usual, 1.4 or so */
     x[4 * 32 + 1] = x[4 * 32 + 2] = 9; /* two of them: to take one out would gain nothing */
-    x[5 * 32 + 31] = 2;                /* less than that */
+    x[5 * 32 + 31] = 2;                /* below the bound: 3 are gained where its square is 3.7 */
+    x[6 * 32 + 31] = 2.5f;             /* just above it, 5.25 */
     x[31 * 32 + 2] = 50;               /* in the last group, of 8 */
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
@@ -580,10 +581,10 @@ static void test_outliers(void **state) {
         ops->acts_fill(&(llmq_worker){0, 1, teams[0]}, &a, ACT_Q8);
         act_block b = act_block_at(&a, 1, 0);
         for (int g = 0; g < GROUPS; g++) {
-            int want = g == 3 ? 20 : g == 31 ? 2 : ACT_NO_OUTLIER;
+            int want = g == 3 ? 20 : g == 6 ? 31 : g == 31 ? 2 : ACT_NO_OUTLIER;
             float largest = g == 4 ? 9 : g == 5 ? 2 : 1, least = largest / 127.0f;
             assert_int_equal(b.outlier_at[g], want);
-            assert_true(b.outlier[g] == (g == 3 ? -9.0f : g == 31 ? 50.0f : 0.0f));
+            assert_true(b.outlier[g] == (g == 3 ? -9.0f : g == 6 ? 2.5f : g == 31 ? 50.0f : 0.0f));
             assert_true(b.group[g].d >= least && b.group[g].d < least * 1.126f);
             int32_t sum = 0;
             for (int i = 0; i < 32; i++) {
