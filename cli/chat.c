@@ -2,6 +2,7 @@
  * only what the cache does not hold yet. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -198,7 +199,10 @@ static char *edit_line(reader *r) {
      * takes for "quote the next key". One typed during an answer does so still, and is bound to what was meant. */
     el_set(r->edit, EL_PREP_TERM, 1);
     el_set(r->edit, EL_BIND, "^@", "ed-end-of-file", NULL);
+    errno = 0;
     const char *text = el_gets(r->edit, &count);
+    /* libedit sends the process its Ctrl-C once more, which a sleeping worker may take after el_gets has returned. */
+    if (!text && errno == EINTR) raise(SIGINT);
     if (!text || count <= 0) return NULL;
     HistEvent event;
     if (count > 1) history(r->history, &event, H_ENTER, text);
