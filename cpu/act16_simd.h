@@ -26,6 +26,7 @@ INLINE float act16_group(const float *restrict x, int16_t *restrict q) {
     return some ? most / ((float)LEVEL16_ONE * ACT16_MAX) : finite ? 0.0f : NAN;
 }
 
+/* For instruction sets that take the 32 of a group as they are. */
 INLINE void act16_in_order(int16_t *q) {
     (void)q;
 }

@@ -197,7 +197,7 @@ static double distance(const float *x, const float *from) {
 }
 
 /* NF4 and FP4 give from 4 bits the logits that they give from F32, about as nearly as from F16: both move them by 1e-3
- * to 4e-3, 8-bit inputs by 3e-2. Prompts whose attention is in bf16 by 3e-3 to 1.1e-2, either. */
+ * to 4e-3, 8-bit inputs by 3e-2. Prompts whose attention is in bf16 by 3e-3 to 7e-3, from F16 to 1.1e-2. */
 static void compare_fractions(void) {
     for (int k = 0; k < 3; k++) {
         int n = k == 0 ? 3 : 20; /* together; one by one; as a prompt */
@@ -206,9 +206,9 @@ static void compare_fractions(void) {
         run_tokens(TMP "f", n, k == 1, plain);
         run_tokens(TMP "q.gguf", n, k == 1, halves);
         bool tiles = k == 2 && !strcmp(backend_cpu()->isa, "amx");
-        bool in_bf16 = tiles || (k == 2 && !strcmp(backend_cpu()->isa, "avx512bf16"));
+        bool in_bf16 = k == 2 && !strcmp(backend_cpu()->isa, "avx512bf16");
         double ours = distance(folder, plain), of_halves = distance(halves, plain);
-        if (!(ours < (tiles ? 5e-2 : in_bf16 ? 2e-2 : 5e-3)) || !(of_halves < (in_bf16 ? 2e-2 : 5e-3)))
+        if (!(ours < (tiles ? 5e-2 : in_bf16 ? 1e-2 : 5e-3)) || !(of_halves < (tiles ? 1e-2 : in_bf16 ? 2e-2 : 5e-3)))
             fail_msg("%d tokens: 4 bits move logits by %g, F16 by %g", n, ours, of_halves);
     }
 }
