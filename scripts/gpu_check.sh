@@ -285,8 +285,8 @@ else
         part "$1" $((2 * each + 12)) bash -c 'quantize_both "$@"' _ "$3" "$4" "$5" "$each"
     }
     quantize_part "quantize tiny" 40 data/tiny 65536 tiny
-    for i in "${!models[@]}"; do # a model that is quantized already is no source
-        case ${models[i]} in
+    for i in "${!models[@]}"; do # a model that is quantized already is no source; its folder's name says nothing
+        case $(basename "${models[i]}") in
         *q4* | *q8* | *Q4* | *Q8*) unrun "quantize model $i" "it is quantized" ;;
         *) quantize_part "quantize model $i" 110 "${models[i]}" 16384 "$i" ;;
         esac

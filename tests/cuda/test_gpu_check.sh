@@ -6,7 +6,7 @@ build=$(dirname "$1")
 check=$(dirname "$0")/../../scripts/gpu_check.sh
 [ -x "$build/tests/emulated_bench" ] || { echo "skipped: no emulator in this build"; exit 77; }
 command -v python3 >/dev/null || { echo "skipped: python3 reads the JSON"; exit 77; }
-work=$(mktemp -d)
+work=$(mktemp -d --suffix=-Q4) # a folder's name says nothing of whether a model in it is quantized
 trap 'rm -rf "$work"' EXIT
 faults=0 checks=0
 fault() { faults=$((faults + 1)); echo "FAULT: $1"; sed 's/^/    /' "$work/log" | tail -n 30; }
@@ -54,7 +54,7 @@ stub llmq 'case $1 in quantize) for a; do [ "${last-}" != --report-json ] || ech
 stub tests/gpu_bench 'echo "{\"measured\": true}" >"$1"; echo "plain read loop: 3000 GB/s"; echo "| q4_0 x q8 | 1 | 7 | 2900 | 97 % |"; echo "prefill, beside it"; echo "| q4_0, gemm | 16 | 9 | 90 | 1.25 |"'
 stub tests/gpu_ops 'exit 0'
 stub tests/gpu_matvec 'echo "no \"device\" | here"; exit 77'
-run 0 --build "$fake" --model "$work/a model.gguf"
+run 0 --build "$fake" --model "$work/a model.gguf" --model "$work/a model-Q4_0.gguf"
 says device passed
 says "test ops" passed
 says "test matvec" unrun 'no "device"'
@@ -65,12 +65,13 @@ says "bench model 0" passed
 says "text model 0" passed
 says "quantize tiny" passed
 says "quantize model 0" passed
+says "quantize model 1" unrun "it is quantized"
 grep -q '| solving | 2.00 | 2.00 |' "$work/out/gpu_check.md" || fault "the times of quantizing are not in the table"
 grep -q '2900 | 97 %' "$work/out/gpu_check.md" || fault "the figures are not in the table"
 grep -A2 '^## Prefill, beside it' "$work/out/gpu_check.md" | grep -q '| 1.25 |' || fault "the figures of prefill are not in the table"
 grep -q 'tg128 | 7.00' "$work/out/gpu_check.md" || fault "the model's figures are not in the table"
 grep -q 'tg128, 8-bit activations | 7.50' "$work/out/gpu_check.md" || fault "the model's figures with 8-bit activations are not in the table"
-python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["models"] == [[{"n_gen": 128}]] and d["models_q8"] == [[{"n_gen": 129}]]' \
+python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["models"] == 2 * [[{"n_gen": 128}]] and d["models_q8"] == 2 * [[{"n_gen": 129}]]' \
     "$work/out/gpu_check.json" || fault "the models in the JSON"
 # A sanitizer that finds nothing, that is too slow for one program, and that finds something.
 mkdir -p "$work/bin"
