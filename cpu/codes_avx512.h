@@ -8,10 +8,6 @@
 #include "cpu/layout.h"
 #include "types/type.h"
 
-/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
-#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
-#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
-
 INLINE __m512i load_i(const void *p) {
     return _mm512_loadu_si512(p);
 }
@@ -82,46 +78,38 @@ static __m512i code_table(const cpu_layout *l) {
 
 /* ---- scales of 16 rows */
 
-typedef struct scale_walk {
-    const uint8_t *p;
+typedef struct super_scale {
     __m512 d, dmin;
-} scale_walk;
+} super_scale;
 
-/* At the scales of column k0 of a tile. */
-INLINE scale_walk scales_from(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0) {
-    int64_t step = LAYOUT_SCALE_STEP(group, two_level, mins);
-    (void)codebook, (void)zero;
-    return (scale_walk){tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step, _mm512_setzero_ps(),
-                        _mm512_setzero_ps()};
+INLINE void load_super(bool mins, const uint8_t *p, super_scale *s) {
+    s->d = load_half16(p);
+    if (mins) s->dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half16(p + 32));
 }
 
-/* w[h], m[h]: scale and offset of the group of 32, or of its two halves where group is 16. g counts groups of 32. */
-INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m512 w[2], __m512 m[2]) {
+/* w[h], m[h]: scale and offset of a group of 32, whose own scales are at p, or of its two halves where group is 16. */
+INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, const super_scale *s, __m512 w[2],
+                        __m512 m[2]) {
     if (!two_level) {
-        w[0] = load_half16(s->p);
-        s->p += 32;
-        if (mins) {
-            m[0] = load_half16(s->p);
-            s->p += 32;
-        }
+        w[0] = load_half16(p);
+        if (mins) m[0] = load_half16(p + 32);
         return;
     }
-    if (g % 8 == 0) {
-        s->d = load_half16(s->p);
-        s->p += 32;
-        if (mins) {
-            s->dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half16(s->p));
-            s->p += 32;
-        }
-    }
     for (int h = 0; h < 32 / group; h++) {
-        w[h] = _mm512_mul_ps(load_sc16(s->p), s->d);
-        s->p += 16;
+        w[h] = _mm512_mul_ps(load_sc16(p), s->d);
+        p += 16;
         if (mins) {
-            m[h] = _mm512_mul_ps(load_sc16(s->p), s->dmin);
-            s->p += 16;
+            m[h] = _mm512_mul_ps(load_sc16(p), s->dmin);
+            p += 16;
         }
     }
+}
+
+/* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
+INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
+                        super_scale *s, __m512 w[2], __m512 m[2]) {
+    if (two_level && g % 8 == 0) load_super(mins, tile + at->super, s);
+    load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
 #endif

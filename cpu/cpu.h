@@ -25,6 +25,12 @@ bool cpu_has_avxvnni(void); /* but for this one */
 /* The fastest of them: Intel's processors take twice as long for vdpbf16ps as for two FMAs of floats, which multiply no
  * less, and are better off without (docs/benchmarks.md). */
 cpu_isa cpu_fastest(void);
+#if defined(__x86_64__)
+/* Whether some long streams, read side by side, come faster by what the processor fetches by itself than if they are
+ * asked for: on Zen 4, a request holds one of the few miss buffers of the L1 cache until memory answers, and the
+ * processor's own fetching does not (docs/benchmarks.md). */
+bool cpu_streams_alone(void);
+#endif
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */
 void cpu_fill_ops_c(llmq_backend_ops *ops);    /* everything else but what follows */

@@ -51,6 +51,10 @@ cpu_isa cpu_fastest(void) {
     bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
     return isa == CPU_ISA_AVX512BF16 && intel ? CPU_ISA_AVX512 : isa;
 }
+
+bool cpu_streams_alone(void) {
+    return __builtin_cpu_is("amd");
+}
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>

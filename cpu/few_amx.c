@@ -37,11 +37,6 @@ typedef struct stage {
     _Alignas(64) int32_t sum[2][ACT_FEW][16]; /* (halves, tokens, 16 rows) */
 } stage;
 
-typedef struct tile_walk {
-    const uint8_t *code;
-    scale_walk scales;
-} tile_walk;
-
 /* What a code stands for, as a signed byte (tiles need no start value for that), 16 times where vectors have it so. */
 static __m512i level_table(const cpu_layout *l) {
     __m512i level = _mm512_xor_si512(code_table(l), _mm512_set1_epi8((char)0x80));
@@ -49,16 +44,14 @@ static __m512i level_table(const cpu_layout *l) {
     return level;
 }
 
-/* Levels of the next group. Where a group has two halves, words of the other one keep their zeros. */
-INLINE void take_apart(LAYOUT_PARAMS, tile_walk *walk, __m512i table, stage *out) {
+/* Levels of a group, whose codes are at p. Where it has two halves, words of the other one keep their zeros. */
+INLINE void take_apart(int bits, int group, int zero, const uint8_t *p, __m512i table, stage *out) {
     __m512i u[8];
-    decode(bits, bits == 4, table, walk->code, u);
-    walk->code += bits * 64;
+    decode(bits, bits == 4, table, p, u);
     UNROLL for (int j = 0; j < 8; j++) {
         if (bits != 4 && zero) u[j] = _mm512_add_epi8(u[j], _mm512_set1_epi8((char)-zero));
         _mm512_store_si512(out->level[group == 16 ? j / 4 : 0][j], u[j]);
     }
-    (void)two_level, (void)mins, (void)codebook;
 }
 
 /* q: 32 inputs of each token. */
@@ -73,10 +66,12 @@ INLINE void multiply(int group, const int8_t *q, stage *p) {
 }
 
 /* Sums of group g go to f (tokens), in the order of gemv_tile. */
-INLINE void add_up(LAYOUT_PARAMS, tile_walk *walk, int64_t g, act_block b, const stage *p, __m512 *f) {
+INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64_t g, act_block b, const stage *p,
+                   __m512 *f) {
+    const layout_place at = layout_at(bits, group, two_level, mins, g);
     __m512 w[2], m[2];
     const act_group *ag = b.group + g * b.n;
-    next_scales(group, two_level, mins, &walk->scales, g, w, m);
+    next_scales(group, two_level, mins, tile, &at, g, super, w, m);
     w[0] = scale_raised(bits, zero, w[0]);
     for (int t = 0; t < b.n; t++, ag++) {
         __m512 d = _mm512_set1_ps(ag->d), sum = f[t];
@@ -95,9 +90,9 @@ INLINE void add_up(LAYOUT_PARAMS, tile_walk *walk, int64_t g, act_block b, const
 
 INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, act_block b, __m512 *out) {
     stage ring[RING];
-    const int64_t groups = cols / 32, group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const fetch_plan plan = fetch_plan_of(groups * group_bytes);
-    tile_walk walk = {tile, scales_from(LAYOUT_ARGS, tile, cols, 0)};
+    const int64_t groups = cols / 32;
+    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    super_scale super = {0};
     for (int t = 0; t < b.n; t++) out[t] = _mm512_setzero_ps();
     for (int i = 0; group == 16 && i < RING; i++) memset(ring[i].level, 0, sizeof ring[i].level);
     for (int64_t g = 0; g < groups + 2 * DELAY; g++) {
@@ -106,17 +101,20 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
         if (to_multiply >= 0 && to_multiply < groups)
             multiply(group, b.q + to_multiply * b.n * 32, &ring[to_multiply % RING]);
         amx_fence();
-        if (to_add >= 0) add_up(LAYOUT_ARGS, &walk, to_add, b, &ring[to_add % RING], out);
+        if (to_add >= 0) add_up(LAYOUT_ARGS, tile, &super, to_add, b, &ring[to_add % RING], out);
         if (g < groups) {
-            fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.scales.p);
-            take_apart(LAYOUT_ARGS, &walk, table, &ring[g % RING]);
+            fetch_ahead(tile + g * group_bytes, group_bytes);
+            take_apart(bits, group, zero, tile + layout_at(bits, group, two_level, mins, g).code, table,
+                       &ring[g % RING]);
         }
     }
 }
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void few_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out) {        \
-        few_tile(bits, group, two_level, mins, codebook, zero, tile, cols, table, *b, out);                            \
+    static void few_##type(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,   \
+                           bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
+        (void)at_once, (void)fetch; /* 1, true */                                                                      \
+        few_tile(bits, group, two_level, mins, codebook, zero, *tile, cols, table, *b, *out);                          \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -126,6 +124,15 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     begin_tiles(act_parts(w->act) * (int)a->n_tok);
     const cpu_layout *l = cpu_layout_of(w->layout);
-    few_rows(worker, w, a, few_fns[w->layout], level_table(l), code_table(l), y, ldy);
+    few_rows(worker,
+             (few_job){.w = w,
+                       .fn = few_fns[w->layout],
+                       .at_once = 1,
+                       .table = level_table(l),
+                       .codes = code_table(l),
+                       .fetch = true,
+                       .y = y,
+                       .ldy = ldy},
+             a);
     amx_end();
 }

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "cpu/codes_avx512.h"
+#include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
 
@@ -49,66 +50,102 @@ INLINE __m512i level_at(int bits, bool codebook, int zero, __m512i table, const 
     return _mm512_sub_epi32(u, _mm512_set1_epi32(zero));
 }
 
-/* out[t] += 16 rows of the tile times the outliers of row t of the block. */
+/* out[t] += 16 rows of the tile times the outliers of row t of the block, the first of which is at place `first`. */
 INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, const act_block *b,
-                          __m512 *out) {
+                          int64_t first, __m512 *out) {
     const int64_t end = cols / 32 * b->n;
-    for (int64_t i = act_next_outlier(b, 0, end); i < end; i = act_next_outlier(b, i + 1, end)) {
-        const int64_t g = i / b->n, t = i - g * b->n, first = two_level ? g / 8 * 8 : g;
-        scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, first * 32);
+    for (int64_t i = first; i < end; i = act_next_outlier(b, i + 1, end)) {
+        const int64_t g = i / b->n, t = i - g * b->n;
+        const layout_place at = layout_at(bits, group, two_level, mins, g);
+        super_scale super = {0};
         __m512 w[2], m[2];
         const int col = b->outlier_at[i], part = group == 16 ? col / 16 : 0;
-        next_scales(group, two_level, mins, &walk, first, w, m);
-        if (g > first) {
-            walk.p += (g - first - 1) * LAYOUT_PART_BYTES(group, mins);
-            next_scales(group, two_level, mins, &walk, g, w, m);
-        }
-        __m512i level = level_at(bits, codebook, zero, table, tile + g * bits * 64, col);
+        if (two_level) load_super(mins, tile + at.super, &super);
+        load_scales(group, two_level, mins, tile + at.scale, &super, w, m);
+        __m512i level = level_at(bits, codebook, zero, table, tile + at.code, col);
         __m512 value = _mm512_mul_ps(w[part], _mm512_cvtepi32_ps(level));
         if (mins) value = _mm512_add_ps(value, m[part]);
         out[t] = _mm512_fmadd_ps(value, _mm512_set1_ps(b->outlier[i]), out[t]);
     }
 }
 
-/* ---- 16 rows at a time */
-
-/* out[t] = 16 rows of the tile times row t of the block, all of its at most ACT_FEW rows, without or
- * with their outliers (then table is code_table's). The block goes by
- * address: a copy of it for each tile had its parts stored and loaded in other sizes, which waits until the tile before
- * is done. */
-typedef void few_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out);
-
-#define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
+typedef void outliers_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int64_t first,
+                         __m512 *out);
 
 #define X(type, ...)                                                                                                   \
-    static void outliers_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out) {   \
-        outliers_tile(__VA_ARGS__, tile, cols, table, b, out);                                                         \
+    static void outliers_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int64_t first,   \
+                                __m512 *out) {                                                                         \
+        outliers_tile(__VA_ARGS__, tile, cols, table, b, first, out);                                                  \
     }
 CPU_LAYOUTS(X)
 #undef X
 
-static few_fn *const outliers_fns[LAYOUT_BF16] = {
+static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
 #define X(type, ...) [LAYOUT_##type] = outliers_##type,
     CPU_LAYOUTS(X)
 #undef X
 };
 
-/* table: for fn; codes: code_table's. */
-static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
-                            __m512i table, __m512i codes, float *y, int64_t ldy) {
-    int64_t tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols), begin, end;
-    const int parts = act_parts(w->act), n_tok = (int)a->n_tok;
-    act_block b = act_block_at(a, parts * a->n_tok, 0);
-    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
-        for (int64_t r = begin; r < end; r += 16) {
-            __mmask16 mask = mask_of(w->rows - r);
-            __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps(), out[ACT_FEW];
-            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-            fn(tile, w->cols, table, &b, out);
-            outliers_fns[w->layout](tile, w->cols, codes, &b, out);
-            for (int t = n_tok; t < b.n; t++) out[t - n_tok] = _mm512_add_ps(out[t - n_tok], out[t]);
-            for (int t = 0; t < n_tok; t++) _mm512_mask_storeu_ps(y + t * ldy + r, mask, _mm512_add_ps(out[t], bias));
-        }
+/* ---- some tiles at a time */
+
+#define FEW_TILES 3   /* at most */
+#define FEW_LONG 1024 /* rows for a worker, from which on pieces of work are as many tiles as go at a time */
+
+/* out[i][t] = 16 rows of tile[i] times row t of the block, all of its at most ACT_FEW rows, without their outliers, for
+ * as many tiles as go at a time. fetch: by hand (fetch.h). The block goes by address: a copy of it for each tile had
+ * its parts stored and loaded in other sizes, which waits until the tile before is done. */
+typedef void few_fn(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,
+                    bool fetch, __m512 (*out)[ACT_FEW]);
+
+#define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
+
+typedef struct few_job {
+    const llmq_weight *w;
+    few_fn *fn;
+    int at_once;          /* tiles */
+    __m512i table, codes; /* for fn; code_table's */
+    int64_t tile_bytes;
+    act_block b;
+    int64_t outlier; /* place of the first, or after all */
+    bool fetch;
+    float *y;
+    int64_t ldy;
+} few_job;
+
+/* n of the tiles that go at a time, the first of which is `first`, the others `apart` from each other. */
+static inline void few_tiles(const few_job *job, int64_t first, int64_t apart, int n) {
+    const llmq_weight *w = job->w;
+    const int rows = job->b.n, n_tok = rows / act_parts(w->act);
+    const uint8_t *tile[FEW_TILES];
+    __m512 out[FEW_TILES][ACT_FEW];
+    for (int i = 0; i < job->at_once; i++) /* what is done in place of tiles that are not there goes nowhere */
+        tile[i] = (const uint8_t *)w->packed + (first + (i < n ? i : 0) * apart) * job->tile_bytes;
+    job->fn(tile, job->at_once, w->cols, job->table, &job->b, job->fetch, out);
+    for (int i = 0; i < n; i++) {
+        const int64_t r = (first + i * apart) * 16;
+        const __mmask16 mask = mask_of(w->rows - r);
+        const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps();
+        outliers_fns[w->layout](tile[i], w->cols, job->codes, &job->b, job->outlier, out[i]);
+        for (int t = n_tok; t < rows; t++) out[i][t - n_tok] = _mm512_add_ps(out[i][t - n_tok], out[i][t]);
+        for (int t = 0; t < n_tok; t++)
+            _mm512_mask_storeu_ps(job->y + t * job->ldy + r, mask, _mm512_add_ps(out[i][t], bias));
+    }
+}
+
+/* A job's w, fn, at_once, table, codes, fetch, y and ldy, times a. The rows that a worker gets are read in at_once
+ * parts beside each other, each as it lies: what a processor fetches by itself goes ahead in each of them (fetch.h). */
+static inline void few_rows(const llmq_worker *worker, few_job job, const llmq_acts *a) {
+    const llmq_weight *w = job.w;
+    job.tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols);
+    job.b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
+    job.outlier = act_next_outlier(&job.b, 0, w->cols / 32 * job.b.n);
+    const int64_t step = w->rows >= FEW_LONG * worker->n ? 16 * job.at_once : 16;
+    int64_t begin, end;
+    for (worker_share s = worker_share_begin(worker, w->rows, step); worker_share_next(&s, &begin, &end);) {
+        const int64_t first = begin / 16, n = (end - begin + 15) / 16, part = n / job.at_once;
+        for (int64_t i = 0; i < part; i++) few_tiles(&job, first + i, part, job.at_once);
+        const int rest = (int)(n - part * job.at_once);
+        if (rest) few_tiles(&job, first + n - rest, 1, rest);
     }
 }
 

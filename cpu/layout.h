@@ -15,10 +15,12 @@
  *     4,5,6  4 vectors: vector j has the low 4 bits of words j (low nibble) and j + 4 (high nibble);
  *            5: 1 vector more, bit j of a byte is bit 4 of word j; 6: 2 vectors more, as for 2, holding bits 4 and 5
  *     2,3    2 vectors: vector i holds words i, i+2, i+4, i+6 at bits 0, 2, 4, 6; 3: 1 vector more with bit 2
- * After the codes of all groups come the scales of the tile: for each 32 columns f16 scale[16] (and f16 offset[16]);
- * two-level types instead, for each 256 columns, f16 d[16] (and dmin[16]), then for every `group` columns int8 sc[16]
- * (and mn[16]). The weight is scale * (code - zero) + offset, or d*sc * (code - zero) - dmin*mn, or with a codebook
- * scale * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values.
+ * Scales and codes take turns in runs of 64 columns (of two-level types 256), whole cache lines each, so that
+ * whoever multiplies a row reads memory upwards: first the scales of the run's groups, for each 32 columns f16
+ * scale[16] (and f16 offset[16]), of two-level types f16 d[16] (and dmin[16]) and then for every `group` columns
+ * int8 sc[16] (and mn[16]); then the codes. The weight is scale * (code - zero) + offset, or d*sc * (code - zero) -
+ * dmin*mn, or with a codebook scale * level[code]. Nothing is rounded on the way from the file: a repacked weight
+ * has exactly the file's values.
  *
  * But the panels of AVX-512 for many tokens have one scale for 32 columns, as to scale a sum costs as much as half of
  * its products. Of Q2_K and Q3_K that is -d, as sc * (code - zero) fits a byte if its sign is turned (it is -124 to
@@ -160,21 +162,42 @@ typedef struct cpu_layout {
 
 const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and from LAYOUT_BF16 on */
 
-static inline int64_t layout_code_bytes(const cpu_layout *l, int64_t cols) {
-    return cols / 32 * l->bits * 64;
-}
-/* Bytes of a tile's scales, for each 256 columns of two-level types and each 32 of others; of all of it, for each 32.
- * Macros: constants where a layout's properties are. */
-#define LAYOUT_SCALE_STEP(group, two_level, mins) ((1 + (mins)) * (32 + ((two_level) ? 256 / (group) * 16 : 0)))
-#define LAYOUT_PART_BYTES(group, mins) ((1 + (mins)) * 32 / (group) * 16) /* of 32 columns of these, behind d */
-#define LAYOUT_GROUP_BYTES(bits, group, two_level, mins)                                                               \
-    ((bits) * 64 + LAYOUT_SCALE_STEP(group, two_level, mins) / ((two_level) ? 8 : 1))
 #define LAYOUT_FINER 4
-static inline int64_t layout_scale_step(const cpu_layout *l) {
-    return LAYOUT_SCALE_STEP(l->group, l->two_level, l->mins);
+
+/* A layout's properties as kernels take them, which inline what they call with constants. */
+#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
+#define LAYOUT_ARGS bits, group, two_level, mins, codebook, zero
+
+#define LAYOUT_RUN(two_level) ((two_level) ? 8 : 2) /* groups of 32 columns */
+#define LAYOUT_SUPER_BYTES(two_level, mins) ((two_level) ? 32 * (1 + (mins)) : 0)
+#define LAYOUT_SCALE_BYTES(group, two_level, mins) ((1 + (mins)) * ((two_level) ? 32 / (group) * 16 : 32)) /* a group */
+#define LAYOUT_HEAD_BYTES(group, two_level, mins) /* of a run, before its codes */                                     \
+    ((LAYOUT_SUPER_BYTES(two_level, mins) + LAYOUT_RUN(two_level) * LAYOUT_SCALE_BYTES(group, two_level, mins) + 63) / \
+     64 * 64)
+#define LAYOUT_RUN_BYTES(bits, group, two_level, mins)                                                                 \
+    (LAYOUT_HEAD_BYTES(group, two_level, mins) + LAYOUT_RUN(two_level) * (bits) * 64)
+
+/* Where a group of 32 columns has its parts, in bytes from the beginning of its tile. */
+typedef struct layout_place {
+    int64_t super; /* d (and dmin) of the run, of two-level types */
+    int64_t scale; /* LAYOUT_SCALE_BYTES */
+    int64_t code;  /* bits * 64 bytes */
+} layout_place;
+
+INLINE layout_place layout_at(int bits, int group, bool two_level, bool mins, int64_t g) {
+    const int64_t n = LAYOUT_RUN(two_level), run = (int64_t)((uint64_t)g / n), i = (int64_t)((uint64_t)g % n);
+    const int64_t begin = run * LAYOUT_RUN_BYTES(bits, group, two_level, mins);
+    return (layout_place){
+        .super = begin,
+        .scale = begin + LAYOUT_SUPER_BYTES(two_level, mins) + i * LAYOUT_SCALE_BYTES(group, two_level, mins),
+        .code = begin + LAYOUT_HEAD_BYTES(group, two_level, mins) + i * bits * 64};
+}
+static inline layout_place layout_place_of(const cpu_layout *l, int64_t g) {
+    return layout_at(l->bits, l->group, l->two_level, l->mins, g);
 }
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
-    return (layout_code_bytes(l, cols) + cols / (l->two_level ? 256 : 32) * layout_scale_step(l) + 63) / 64 * 64;
+    const int64_t run = 32 * LAYOUT_RUN(l->two_level);
+    return (cols + run - 1) / run * LAYOUT_RUN_BYTES(l->bits, l->group, l->two_level, l->mins);
 }
 /* Columns of a GEMM panel: as even a division of cols as whole units allow, at most most (a unit or more). */
 static inline int64_t panel_step(int64_t cols, int64_t unit, int64_t most) {

@@ -122,37 +122,42 @@ INLINE __m256i start_of(int bits, bool codebook, int zero, int32_t start) {
 
 /* ---- scales of 8 rows (p: their half of the first) */
 
-typedef struct scale_walk {
-    const uint8_t *p; /* of the 16 rows */
-    __m256 d[2], dmin[2];
-} scale_walk;
+typedef struct super_scale {
+    __m256 d[2], dmin[2]; /* of both halves */
+} super_scale;
 
-/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) or its parts where group is 16.
- */
-INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, __m256 w[2][2],
+INLINE void load_super(bool mins, const uint8_t *p, super_scale *s) {
+    UNROLL for (int h = 0; h < 2; h++) {
+        s->d[h] = load_half8(p + 16 * h);
+        if (mins) s->dmin[h] = _mm256_sub_ps(_mm256_setzero_ps(), load_half8(p + 32 + 16 * h));
+    }
+}
+
+/* w[i][h], m[i][h]: scale and offset of half h of the rows, for the group of 32 (i = 0) whose own scales are at p, or
+ * its parts where group is 16. */
+INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, const super_scale *s, __m256 w[2][2],
                         __m256 m[2][2]) {
     if (!two_level) {
         UNROLL for (int h = 0; h < 2; h++) {
-            w[0][h] = load_half8(s->p + 16 * h);
-            if (mins) m[0][h] = load_half8(s->p + 32 + 16 * h);
+            w[0][h] = load_half8(p + 16 * h);
+            if (mins) m[0][h] = load_half8(p + 32 + 16 * h);
         }
-        s->p += mins ? 64 : 32;
         return;
-    }
-    if (g % 8 == 0) {
-        UNROLL for (int h = 0; h < 2; h++) {
-            s->d[h] = load_half8(s->p + 16 * h);
-            if (mins) s->dmin[h] = _mm256_sub_ps(_mm256_setzero_ps(), load_half8(s->p + 32 + 16 * h));
-        }
-        s->p += mins ? 64 : 32;
     }
     for (int i = 0; i < 32 / group; i++) {
         UNROLL for (int h = 0; h < 2; h++) {
-            w[i][h] = _mm256_mul_ps(load_sc8(s->p + 8 * h), s->d[h]);
-            if (mins) m[i][h] = _mm256_mul_ps(load_sc8(s->p + 16 + 8 * h), s->dmin[h]);
+            w[i][h] = _mm256_mul_ps(load_sc8(p + 8 * h), s->d[h]);
+            if (mins) m[i][h] = _mm256_mul_ps(load_sc8(p + 16 + 8 * h), s->dmin[h]);
         }
-        s->p += mins ? 32 : 16;
+        p += mins ? 32 : 16;
     }
+}
+
+/* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
+INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
+                        super_scale *s, __m256 w[2][2], __m256 m[2][2]) {
+    if (two_level && g % 8 == 0) load_super(mins, tile + at->super, s);
+    load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
 /* ---- outliers */
@@ -180,20 +185,18 @@ INLINE __m256i level_at(int bits, bool codebook, int zero, __m256i table, const 
  * been there before. */
 INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b, int t0,
                           int nt, float out[][16]) {
-    const int64_t end = cols / 32 * b->n, step = LAYOUT_SCALE_STEP(group, two_level, mins);
+    const int64_t end = cols / 32 * b->n;
     for (int64_t i = act_next_outlier(b, 0, end); i < end; i = act_next_outlier(b, i + 1, end)) {
-        const int64_t g = i / b->n, t = i - g * b->n - t0, first = two_level ? g / 8 * 8 : g;
+        const int64_t g = i / b->n, t = i - g * b->n - t0;
         if (t < 0 || t >= nt) continue;
-        scale_walk walk = {.p = tile + cols / 32 * bits * 64 + first / (two_level ? 8 : 1) * step};
+        const layout_place at = layout_at(bits, group, two_level, mins, g);
+        super_scale super = {0};
         __m256 w[2][2], m[2][2], x = _mm256_set1_ps(b->outlier[i]);
         const int col = b->outlier_at[i], part = group == 16 ? col / 16 : 0;
-        next_scales(group, two_level, mins, &walk, first, w, m);
-        if (g > first) {
-            walk.p += (g - first - 1) * LAYOUT_PART_BYTES(group, mins);
-            next_scales(group, two_level, mins, &walk, g, w, m);
-        }
+        if (two_level) load_super(mins, tile + at.super, &super);
+        load_scales(group, two_level, mins, tile + at.scale, &super, w, m);
         UNROLL for (int h = 0; h < 2; h++) {
-            __m256i level = level_at(bits, codebook, zero, table, tile + g * bits * 64 + 32 * h, col);
+            __m256i level = level_at(bits, codebook, zero, table, tile + at.code + 32 * h, col);
             __m256 value = _mm256_mul_ps(w[part][h], _mm256_cvtepi32_ps(level));
             if (mins) value = _mm256_add_ps(value, m[part][h]);
             _mm256_storeu_ps(out[t] + 8 * h, _mm256_fmadd_ps(value, x, _mm256_loadu_ps(out[t] + 8 * h)));
@@ -206,16 +209,16 @@ INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m2
 /* out (nt, 16) = 16 rows of the tile times rows t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b,
                       int t0, float out[AT_ONCE][16]) {
-    const uint8_t *p = tile;
-    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const fetch_plan plan = fetch_plan_of(cols / 32 * group_bytes);
-    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
+    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    super_scale super = {0};
     __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();
-    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < cols / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, g);
+        const uint8_t *p = tile + at.code;
         __m256 w[2][2], m[2][2];
-        fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.p);
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        fetch_ahead(tile + g * group_bytes, group_bytes);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         const int8_t *q = b->q + (g * b->n + t0) * 32;
         const act_group *ag = b->group + g * b->n + t0;
         UNROLL for (int i = 0; i < 32 / group; i++) {
@@ -241,16 +244,15 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 /* ---- many tokens */
 
 /* Columns k0 .. k0+n of one tile. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m256i table,
-                        panel *out) {
-    const uint8_t *p = tile + k0 / 32 * bits * 64;
-    int64_t step = LAYOUT_SCALE_STEP(group, two_level, mins);
-    scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, __m256i table, panel *out) {
+    super_scale super = {0};
     int parts = 32 / group;
     (void)zero;
-    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < n / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
+        const uint8_t *p = tile + at.code;
         __m256 w[2][2], m[2][2];
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         UNROLL for (int h = 0; h < 2; h++) {
             UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h),
                                                                   word(bits, codebook, table, p + 32 * h, j));

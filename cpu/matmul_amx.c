@@ -75,16 +75,15 @@ INLINE __m512 byte_of(__m512i words, int b, __m512 scale, __m512 offset) {
 }
 
 /* Columns k0 .. k0+n of one tile as tiles of bf16. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
-                        uint8_t *out) {
-    const uint8_t *p = tile + k0 / 32 * bits * 64;
-    scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, k0);
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out) {
+    super_scale super = {0};
     const __m512 lowest = _mm512_set1_ps((float)-zero);
-    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < n / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
         __m512i u[8];
         __m512 w[2], m[2];
-        decode(bits, codebook, table, p, u);
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        decode(bits, codebook, table, tile + at.code, u);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         UNROLL for (int h = 0; h < 32 / group; h++) {
             if (!mins) m[h] = _mm512_mul_ps(w[h], lowest);
             if (mins && zero) m[h] = _mm512_fmadd_ps(w[h], lowest, m[h]);
@@ -98,11 +97,11 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
     }
 }
 
-typedef void unpack_fn(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, uint8_t *out);
+typedef void unpack_fn(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out);
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, uint8_t *out) { \
-        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out);                      \
+    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out) {               \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, k0, n, table, out);                            \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -240,7 +239,7 @@ static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, panel_roo
     bool pair = w->rows - r > 16;
     __m512i table = code_table(l);
     for (int i = 0; i <= pair; i++)
-        unpack_fns[w->layout](tile + i * tile_bytes, w->cols, k * AMX_DEPTH, n * AMX_DEPTH, table, room[0][i]);
+        unpack_fns[w->layout](tile + i * tile_bytes, k * AMX_DEPTH, n * AMX_DEPTH, table, room[0][i]);
     out->part[0][0] = room[0][0];
     out->part[0][1] = room[0][pair];
 }

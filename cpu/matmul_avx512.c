@@ -30,6 +30,10 @@
  * which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
+/* With one token memory decides, and more streams than one make the most of it, if each is long enough to be worth its
+ * start; of two tokens two tiles share the loads of inputs. With more, products decide, and sums need the registers. */
+#define FAR_TILES 3
+#define FAR_BYTES (256 << 10) /* of weights for a worker */
 
 /* ---- few tokens */
 
@@ -43,83 +47,110 @@ INLINE __m512i start_of(int bits, int zero, int32_t start) {
     return RAISED(bits, zero) ? v : _mm512_srai_epi32(v, 7 - log2_of(zero));
 }
 
-/* out[t] = 16 rows of the tile times tokens t0 .. t0+nt of the block. */
-INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m512i table, const act_block *b,
-                      int t0, __m512 *out) {
-    const uint8_t *p = tile, *code_end = tile + cols / 32 * bits * 64;
-    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const fetch_plan plan = fetch_plan_of(cols / 32 * group_bytes);
-    const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
-    scale_walk walk = {code_end, _mm512_setzero_ps(), _mm512_setzero_ps()};
-    __m512 f[FEW_TOKENS];
-    UNROLL for (int t = 0; t < nt; t++) f[t] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
-        __m512i u[8];
-        __m512 w[2], m[2];
-        fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.p);
-        decode_raised(bits, codebook, zero, table, p, u);
-        next_scales(group, two_level, mins, &walk, g, w, m);
-        w[0] = scale_raised(bits, zero, w[0]);
-        const int8_t *q = b->q + (g * b->n + t0) * 32;
-        const act_group *ag = b->group + g * b->n + t0;
-        __m512i lo[FEW_TOKENS], hi[FEW_TOKENS];
-        UNROLL for (int t = 0; t < nt; t++) {
-            lo[t] = hi[t] = _mm512_setzero_si512();
-            if (zero && group == 32) lo[t] = start_of(bits, zero, ag[t].start);
-            if (zero && group == 16) {
-                lo[t] = start_of(bits, zero, ag[t].start_lo);
-                hi[t] = start_of(bits, zero, ag[t].start - ag[t].start_lo);
-            }
-        }
-        UNROLL for (int j = 0; j < 4; j++) {
-            UNROLL for (int t = 0; t < nt; t++) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j], bcast4(q + 32 * t + 4 * j));
-            UNROLL for (int t = 0; t < nt; t++) {
-                __m512i x = bcast4(q + 32 * t + 16 + 4 * j);
-                if (one) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j + 4], x);
-                if (!one) hi[t] = _mm512_dpbusd_epi32(hi[t], u[j + 4], x);
-            }
-        }
-        UNROLL for (int t = 0; t < nt; t++) {
-            __m512 d = _mm512_set1_ps(ag[t].d);
-            if (group == 32) {
-                if (!one) lo[t] = _mm512_add_epi32(lo[t], hi[t]);
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo[t]), _mm512_mul_ps(w[0], d), f[t]);
-                if (mins) f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag[t].dsum), f[t]);
-            } else {
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo[t]), _mm512_mul_ps(w[0], d), f[t]);
-                f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi[t]), _mm512_mul_ps(w[1], d), f[t]);
-                if (mins) {
-                    float dsum_lo = ag[t].d * (float)ag[t].start_lo * (-1.0f / 128);
-                    f[t] = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), f[t]);
-                    f[t] = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag[t].dsum - dsum_lo), f[t]);
-                }
-            }
-        }
+/* Integer sums lo and hi (groups of 16 columns: of both halves) of 16 rows and a token go to its float sum. */
+INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m512 w[2], const __m512 m[2],
+                        const act_group *ag, __m512 sum) {
+    const __m512 d = _mm512_set1_ps(ag->d);
+    if (group == 32) {
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), sum);
+        return mins ? _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), sum) : sum;
     }
-    UNROLL for (int t = 0; t < nt; t++) out[t] = f[t];
+    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), sum);
+    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi), _mm512_mul_ps(w[1], d), sum);
+    if (mins) {
+        float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
+        sum = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), sum);
+        sum = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag->dsum - dsum_lo), sum);
+    }
+    return sum;
 }
 
-typedef void gemv_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int t0, __m512 *out);
+/* f[t] += group g of a tile times nt tokens, whose inputs begin at q, and ag. Scales are loaded before codes, as they
+ * lie: what the processor fetches by itself follows lines upwards. */
+INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __m512i table, const int8_t *q,
+                       const act_group *ag, super_scale *super, __m512 *f) {
+    const layout_place at = layout_at(bits, group, two_level, mins, g);
+    const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
+    __m512i u[8], lo[FEW_TOKENS], hi[FEW_TOKENS];
+    __m512 w[2], m[2];
+    next_scales(group, two_level, mins, tile, &at, g, super, w, m);
+    w[0] = scale_raised(bits, zero, w[0]);
+    IN_REGISTER(w[0]);
+    decode_raised(bits, codebook, zero, table, tile + at.code, u);
+    UNROLL for (int t = 0; t < nt; t++) {
+        lo[t] = hi[t] = _mm512_setzero_si512();
+        if (zero && group == 32) lo[t] = start_of(bits, zero, ag[t].start);
+        if (zero && group == 16) {
+            lo[t] = start_of(bits, zero, ag[t].start_lo);
+            hi[t] = start_of(bits, zero, ag[t].start - ag[t].start_lo);
+        }
+    }
+    UNROLL for (int j = 0; j < 4; j++) {
+        UNROLL for (int t = 0; t < nt; t++) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j], bcast4(q + 32 * t + 4 * j));
+        UNROLL for (int t = 0; t < nt; t++) {
+            __m512i x = bcast4(q + 32 * t + 16 + 4 * j);
+            if (one) lo[t] = _mm512_dpbusd_epi32(lo[t], u[j + 4], x);
+            if (!one) hi[t] = _mm512_dpbusd_epi32(hi[t], u[j + 4], x);
+        }
+    }
+    UNROLL for (int t = 0; t < nt; t++) {
+        if (group == 32 && !one) lo[t] = _mm512_add_epi32(lo[t], hi[t]);
+        f[t] = add_group(group, mins, lo[t], hi[t], w, m, &ag[t], f[t]);
+    }
+}
 
-#define GEMV(nt, type, ...)                                                                                            \
-    static void gemv##nt##_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int t0,        \
-                                  __m512 *out) {                                                                       \
-        gemv_tile(__VA_ARGS__, nt, tile, cols, table, b, t0, out);                                                     \
+/* out[i][t] = 16 rows of tile[i] times tokens t0 .. t0+nt of the block, for each of nw tiles, which take turns from run
+ * to run. */
+INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, int nw, const uint8_t *const *tile, int64_t cols, __m512i table,
+                       const act_block *b, int t0, bool fetch, __m512 (*out)[ACT_FEW]) {
+    const int run = LAYOUT_RUN(two_level);
+    const int64_t groups = cols / 32, group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / run;
+    super_scale super = {0};
+    __m512 f[FEW_TILES][FEW_TOKENS];
+    UNROLL for (int i = 0; i < nw; i++) {
+        UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm512_setzero_ps();
+    }
+    for (int64_t first = 0; first < groups; first += run) {
+        UNROLL for (int i = 0; i < nw; i++) {
+            for (int64_t g = first; g < first + run && g < groups; g++) {
+                if (fetch) fetch_ahead(tile[i] + g * group_bytes, group_bytes);
+                gemv_group(LAYOUT_ARGS, nt, tile[i], g, table, b->q + (g * b->n + t0) * 32, b->group + g * b->n + t0,
+                           &super, f[i]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < nw; i++) {
+        UNROLL for (int t = 0; t < nt; t++) out[i][t0 + t] = f[i][t];
+    }
+}
+
+typedef void gemv_fn(const uint8_t *const *tile, int64_t cols, __m512i table, const act_block *b, int t0, bool fetch,
+                     __m512 (*out)[ACT_FEW]);
+
+#define GEMV(name, nt, nw, type, ...)                                                                                  \
+    static void gemv_##name##_##type(const uint8_t *const *tile, int64_t cols, __m512i table, const act_block *b,      \
+                                     int t0, bool fetch, __m512(*out)[ACT_FEW]) {                                      \
+        gemv_tiles(__VA_ARGS__, nt, nw, tile, cols, table, b, t0, fetch, out);                                         \
     }
 #define X(type, ...)                                                                                                   \
-    GEMV(1, type, __VA_ARGS__)                                                                                         \
-    GEMV(2, type, __VA_ARGS__)                                                                                         \
-    GEMV(3, type, __VA_ARGS__)                                                                                         \
-    GEMV(4, type, __VA_ARGS__)                                                                                         \
-    GEMV(5, type, __VA_ARGS__)                                                                                         \
-    GEMV(6, type, __VA_ARGS__)                                                                                         \
-    GEMV(7, type, __VA_ARGS__)                                                                                         \
-    GEMV(8, type, __VA_ARGS__)                                                                                         \
-    static void few_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, __m512 *out) {        \
-        static gemv_fn *const fns[FEW_TOKENS] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,               \
-                                                 gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type};              \
-        for (int t = 0; t < b->n; t += FEW_TOKENS)                                                                     \
-            fns[(b->n - t < FEW_TOKENS ? b->n - t : FEW_TOKENS) - 1](tile, cols, table, b, t, out + t);                \
+    GEMV(far, 1, FAR_TILES, type, __VA_ARGS__)                                                                         \
+    GEMV(1, 1, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(2, 2, 2, type, __VA_ARGS__)                                                                                   \
+    GEMV(3, 3, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(4, 4, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(5, 5, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(6, 6, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(7, 7, 1, type, __VA_ARGS__)                                                                                   \
+    GEMV(8, 8, 1, type, __VA_ARGS__)                                                                                   \
+    static void few_##type(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,   \
+                           bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
+        static gemv_fn *const fns[FEW_TOKENS] = {gemv_1_##type, gemv_2_##type, gemv_3_##type, gemv_4_##type,           \
+                                                 gemv_5_##type, gemv_6_##type, gemv_7_##type, gemv_8_##type};          \
+        const int step = b->n > FEW_TOKENS ? (b->n + 1) / 2 : b->n;                                                    \
+        for (int t = 0, nt; t < b->n; t += nt) {                                                                       \
+            nt = b->n - t < step ? b->n - t : step;                                                                    \
+            (at_once == FAR_TILES ? gemv_far_##type : fns[nt - 1])(tile, cols, table, b, t, fetch, out);               \
+        }                                                                                                              \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -127,8 +158,21 @@ CPU_LAYOUTS(X)
 static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    __m512i codes = code_table(cpu_layout_of(w->layout));
-    few_rows(worker, w, a, few_fns[w->layout], codes, codes, y, ldy);
+    const __m512i codes = code_table(cpu_layout_of(w->layout));
+    const int64_t rows = act_parts(w->act) * a->n_tok;
+    const bool far = rows == 1 && w->packed_bytes / (size_t)worker->n >= FAR_BYTES;
+    few_rows(worker,
+             (few_job){.w = w,
+                       .fn = few_fns[w->layout],
+                       .at_once = far         ? FAR_TILES
+                                  : rows == 2 ? 2
+                                              : 1,
+                       .table = codes,
+                       .codes = codes,
+                       .fetch = !far || !cpu_streams_alone(),
+                       .y = y,
+                       .ldy = ldy},
+             a);
 }
 
 /* ---- many tokens */
@@ -194,24 +238,24 @@ INLINE void to_scale(int bits, int zero, __m512 w, __m512 scale, __m512i u[4]) {
 }
 
 /* Columns k0 .. k0+n of one tile into half `half` of the panel. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table,
-                        panel *out, int half) {
-    const uint8_t *p = tile + k0 / 32 * bits * 64;
-    scale_walk walk = scales_from(LAYOUT_ARGS, tile, cols, k0);
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, __m512i table, panel *out,
+                        int half) {
+    super_scale super = {0};
     out->damaged[half] = 0;
     __m512i shift = _mm512_set1_epi8((char)(128 - zero));
     int halves = 32 / group;
-    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < n / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
         __m512i u[8];
         __m512 w[2], m[2];
         uint8_t *words = out->code + g * 8 * 128 + half * 64;
-        decode(bits, bits == 4, table, p, u);
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        decode(bits, bits == 4, table, tile + at.code, u);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         UNROLL for (int h = 0; mins && h < halves; h++) {
             _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
         }
         if (halves == 2) {
-            __m512 scale = common_scale(bits, w, walk.d);
+            __m512 scale = common_scale(bits, w, super.d);
             to_scale(bits, zero, w[0], scale, u);
             to_scale(bits, zero, w[1], scale, u + 4);
             w[0] = scale;
@@ -225,12 +269,11 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_
     (void)codebook;
 }
 
-typedef void unpack_fn(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out, int half);
+typedef void unpack_fn(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, panel *out, int half);
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, __m512i table, panel *out,     \
-                              int half) {                                                                              \
-        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, cols, k0, n, table, out, half);                \
+    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, panel *out, int half) {       \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, k0, n, table, out, half);                      \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -355,12 +398,11 @@ static gemm_fn *const gemm_fns[3][6] = {
 /* While block i of n is multiplied by a panel: some of what the next one is taken from, columns k .. k+n_cols of a pair
  * of tiles. Unpacking waits for memory otherwise; the products do not need it. Only by the last blocks, since the
  * activations of all push out of the caches what came before. (With a hint for L2 it did not come on Zen 5.) */
-INLINE void fetch_next(const llmq_weight *w, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t n_cols,
+INLINE void fetch_next(const cpu_layout *l, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t n_cols,
                        int64_t i, int64_t n) {
-    const cpu_layout *l = cpu_layout_of(w->layout);
-    const int64_t bytes = n_cols == w->cols ? tile_bytes : layout_code_bytes(l, n_cols);
+    const int64_t begin = layout_place_of(l, k / 32).code, bytes = layout_place_of(l, (k + n_cols) / 32).code - begin;
     const int64_t parts = n / 4 + 1, part = i - (n - parts);
-    const uint8_t *p = tile + layout_code_bytes(l, k);
+    const uint8_t *p = tile + begin;
     if (part < 0) return;
     for (int64_t at = bytes * part / parts / 64 * 64; at < bytes * (part + 1) / parts; at += 64) {
         _mm_prefetch((const char *)p + at, _MM_HINT_T0);
@@ -383,14 +425,14 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
         for (int64_t r = begin; r < end; r += PANEL_ROWS) {
             const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
             bool pair = w->rows - r > 16; /* otherwise the second half repeats the first and is not stored */
-            unpack(tile, w->cols, k, n, table, &p, 0);
-            unpack(pair ? tile + tile_bytes : tile, w->cols, k, n, table, &p, 1);
+            unpack(tile, k, n, table, &p, 0);
+            unpack(pair ? tile + tile_bytes : tile, k, n, table, &p, 1);
             tile_out o = tile_out_of(w, r, ldy, k == 0);
             for (int64_t i = 0; i < rows; i += ACT_BLOCK) {
                 act_block b = act_block_from(act_block_at(a, rows, i), k);
                 o.y = y + i / parts * ldy + r;
                 if (end - r >= 2 * PANEL_ROWS)
-                    fetch_next(w, tile + 2 * tile_bytes, tile_bytes, k, n, i / ACT_BLOCK,
+                    fetch_next(l, tile + 2 * tile_bytes, tile_bytes, k, n, i / ACT_BLOCK,
                                (rows + ACT_BLOCK - 1) / ACT_BLOCK);
                 int64_t next = i + ACT_BLOCK, last = next + ACT_BLOCK;
                 tile_fetch(y, ldy, r, next / parts, (last < rows ? last : rows) / parts);

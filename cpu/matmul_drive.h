@@ -89,7 +89,7 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
 /* ---- many tokens */
 
 typedef struct tile_fns {
-    void (*unpack)(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, code_vec table, panel *out);
+    void (*unpack)(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out);
     void (*gemm[TILE])(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]);
 } tile_fns;
 
@@ -105,8 +105,8 @@ typedef struct tile_fns {
     }
 #define GEMM_NAME(nt, type) gemm##nt##_##type,
 #define X(type, ...)                                                                                                   \
-    static void unpack_##type(const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, code_vec table, panel *out) {  \
-        unpack_tile(__VA_ARGS__, tile, cols, k0, n, table, out);                                                       \
+    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out) {  \
+        unpack_tile(__VA_ARGS__, tile, k0, n, table, out);                                                       \
     }                                                                                                                  \
     TILES(GEMM, type, __VA_ARGS__)
 CPU_LAYOUTS(X)
@@ -151,7 +151,7 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
             memset(f, 0, (size_t)n_rows * sizeof *f);
             for (int64_t k = 0; k < w->cols; k += step) {
                 int64_t n = w->cols - k < step ? w->cols - k : step;
-                fns->unpack(tile, w->cols, k, n, table, &p);
+                fns->unpack(tile, k, n, table, &p);
                 panel_times(fns, a, &p, k, n, all, first, n_rows, f);
             }
             for (int64_t t = 0; t < n_rows; t += len) {

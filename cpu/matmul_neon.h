@@ -95,39 +95,44 @@ INLINE void dot_part(int bits, int group, bool codebook, int nt, int i, uint8x16
 
 /* ---- scales of 16 rows, in quarters */
 
-typedef struct scale_walk {
-    const uint8_t *p;
+typedef struct super_scale {
     float32x4_t d[4], dmin[4];
-} scale_walk;
+} super_scale;
 
-/* w[i][h], m[i][h]: scale and offset of quarter h of the rows, for the group of 32 (i = 0) or its parts where group is
- * 16. */
-INLINE void next_scales(int group, bool two_level, bool mins, scale_walk *s, int64_t g, float32x4_t w[2][4],
-                        float32x4_t m[2][4]) {
+INLINE void load_super(bool mins, const uint8_t *p, super_scale *s) {
+    UNROLL for (int h = 0; h < 4; h++) {
+        s->d[h] = load_half4(p + 8 * h);
+        if (mins) s->dmin[h] = vnegq_f32(load_half4(p + 32 + 8 * h));
+    }
+}
+
+/* w[i][h], m[i][h]: scale and offset of quarter h of the rows, for the group of 32 (i = 0) whose own scales are at p,
+ * or its parts where group is 16. */
+INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, const super_scale *s,
+                        float32x4_t w[2][4], float32x4_t m[2][4]) {
     if (!two_level) {
         UNROLL for (int h = 0; h < 4; h++) {
-            w[0][h] = load_half4(s->p + 8 * h);
-            if (mins) m[0][h] = load_half4(s->p + 32 + 8 * h);
+            w[0][h] = load_half4(p + 8 * h);
+            if (mins) m[0][h] = load_half4(p + 32 + 8 * h);
         }
-        s->p += mins ? 64 : 32;
         return;
     }
-    if (g % 8 == 0) {
-        UNROLL for (int h = 0; h < 4; h++) {
-            s->d[h] = load_half4(s->p + 8 * h);
-            if (mins) s->dmin[h] = vnegq_f32(load_half4(s->p + 32 + 8 * h));
-        }
-        s->p += mins ? 64 : 32;
-    }
     UNROLL for (int i = 0; i < 32 / group; i++) {
-        load_sc16(s->p, w[i]);
-        if (mins) load_sc16(s->p + 16, m[i]);
+        load_sc16(p, w[i]);
+        if (mins) load_sc16(p + 16, m[i]);
         UNROLL for (int h = 0; h < 4; h++) {
             w[i][h] = vmulq_f32(w[i][h], s->d[h]);
             if (mins) m[i][h] = vmulq_f32(m[i][h], s->dmin[h]);
         }
-        s->p += mins ? 32 : 16;
+        p += mins ? 32 : 16;
     }
+}
+
+/* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
+INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
+                        super_scale *s, float32x4_t w[2][4], float32x4_t m[2][4]) {
+    if (two_level && g % 8 == 0) load_super(mins, tile + at->super, s);
+    load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
 /* ---- outliers */
@@ -154,20 +159,18 @@ INLINE int32x4_t level_at(int bits, bool codebook, int zero, uint8x16_t table, c
  * been there before. */
 INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, uint8x16_t table, const act_block *b,
                           int t0, int nt, float out[][16]) {
-    const int64_t end = cols / 32 * b->n, step = LAYOUT_SCALE_STEP(group, two_level, mins);
+    const int64_t end = cols / 32 * b->n;
     for (int64_t i = act_next_outlier(b, 0, end); i < end; i = act_next_outlier(b, i + 1, end)) {
-        const int64_t g = i / b->n, t = i - g * b->n - t0, first = two_level ? g / 8 * 8 : g;
+        const int64_t g = i / b->n, t = i - g * b->n - t0;
         if (t < 0 || t >= nt) continue;
-        scale_walk walk = {.p = tile + cols / 32 * bits * 64 + first / (two_level ? 8 : 1) * step};
+        const layout_place at = layout_at(bits, group, two_level, mins, g);
+        super_scale super = {0};
         float32x4_t w[2][4], m[2][4];
         const int col = b->outlier_at[i], part = group == 16 ? col / 16 : 0;
-        next_scales(group, two_level, mins, &walk, first, w, m);
-        if (g > first) {
-            walk.p += (g - first - 1) * LAYOUT_PART_BYTES(group, mins);
-            next_scales(group, two_level, mins, &walk, g, w, m);
-        }
+        if (two_level) load_super(mins, tile + at.super, &super);
+        load_scales(group, two_level, mins, tile + at.scale, &super, w, m);
         UNROLL for (int h = 0; h < 4; h++) {
-            int32x4_t level = level_at(bits, codebook, zero, table, tile + g * bits * 64 + 16 * h, col);
+            int32x4_t level = level_at(bits, codebook, zero, table, tile + at.code + 16 * h, col);
             float32x4_t value = vmulq_f32(w[part][h], vcvtq_f32_s32(level));
             if (mins) value = vaddq_f32(value, m[part][h]);
             vst1q_f32(out[t] + 4 * h, vfmaq_n_f32(vld1q_f32(out[t] + 4 * h), value, b->outlier[i]));
@@ -180,18 +183,18 @@ INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, uint
 /* out (nt, 16) = 16 rows of the tile times rows t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, uint8x16_t table, const act_block *b,
                       int t0, float out[AT_ONCE][16]) {
-    const uint8_t *p = tile;
-    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    const fetch_plan plan = fetch_plan_of(cols / 32 * group_bytes);
-    scale_walk walk = {.p = tile + cols / 32 * bits * 64};
+    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    super_scale super = {0};
     float32x4_t f[AT_ONCE][4];
     UNROLL for (int t = 0; t < nt; t++) {
         UNROLL for (int h = 0; h < 4; h++) f[t][h] = vdupq_n_f32(0);
     }
-    for (int64_t g = 0; g < cols / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < cols / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, g);
+        const uint8_t *p = tile + at.code;
         float32x4_t w[2][4], m[2][4];
-        fetch_group(&plan, tile + g * group_bytes, group_bytes, walk.p);
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        fetch_ahead(tile + g * group_bytes, group_bytes);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         const int8_t *q = b->q + (g * b->n + t0) * 32;
         const act_group *ag = b->group + g * b->n + t0;
         UNROLL for (int i = 0; i < 32 / group; i++) {
@@ -218,16 +221,15 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 /* ---- many tokens */
 
 /* Columns k0 .. k0+n of one tile. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, int64_t k0, int64_t n, uint8x16_t table,
-                        panel *out) {
-    const uint8_t *p = tile + k0 / 32 * bits * 64;
-    int64_t step = LAYOUT_SCALE_STEP(group, two_level, mins);
-    scale_walk walk = {.p = tile + cols / 32 * bits * 64 + k0 / (two_level ? 256 : 32) * step};
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, uint8x16_t table, panel *out) {
+    super_scale super = {0};
     int parts = 32 / group;
     (void)zero;
-    for (int64_t g = 0; g < n / 32; g++, p += bits * 64) {
+    for (int64_t g = 0; g < n / 32; g++) {
+        const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
+        const uint8_t *p = tile + at.code;
         float32x4_t w[2][4], m[2][4];
-        next_scales(group, two_level, mins, &walk, g, w, m);
+        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
         UNROLL for (int h = 0; h < 4; h++) {
             UNROLL for (int j = 0; j < 8; j++) vst1q_u8(
                 out->code + (g * 8 + j) * 64 + 16 * h, vreinterpretq_u8_s8(word(bits, codebook, table, p + 16 * h, j)));

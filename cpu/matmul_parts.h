@@ -18,9 +18,6 @@
 #define L2_BYTES (256 << 10) /* of it, for them */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel */
 
-/* The compile-time properties of a layout, in the order of CPU_LAYOUTS. */
-#define LAYOUT_PARAMS int bits, int group, bool two_level, bool mins, bool codebook, int zero
-
 INLINE int log2_of(int zero) {
     return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
 }

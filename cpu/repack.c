@@ -93,16 +93,17 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out, int r) {
     }
 }
 
-static void put_scales(const cpu_layout *l, const llmq_type_info *info, const llmq_grid *grid, uint8_t *out, int r) {
-    int groups = info->block_len / l->group;
+/* Those of a block of n groups (as the layout has them), which begins with the tile's group first of 32 columns. */
+static void put_scales(const cpu_layout *l, const llmq_grid *grid, int64_t first, int n, uint8_t *tile, int r) {
     if (l->two_level) {
+        uint8_t *out = tile + layout_place_of(l, first).super;
         store_half(out + 2 * r, grid->d);
         out += 32;
         if (l->mins) {
             store_half(out + 2 * r, grid->dmin);
             out += 32;
         }
-        for (int g = 0; g < groups; g++) {
+        for (int g = 0; g < n; g++) {
             *(out + r) = (uint8_t)grid->sc[g];
             out += 16;
             if (!l->mins) continue;
@@ -111,52 +112,48 @@ static void put_scales(const cpu_layout *l, const llmq_type_info *info, const ll
         }
         return;
     }
-    for (int g = 0; g < groups; g++) {
-        store_half(out + 2 * r, grid->scale[g]);
-        out += 32;
-        if (!l->mins) continue;
-        store_half(out + 2 * r, grid->offset[g]);
-        out += 32;
+    for (int g = 0; g < n; g++) {
+        uint8_t *out = tile + layout_place_of(l, first + g).scale + 2 * r;
+        store_half(out, grid->scale[g]);
+        if (l->mins) store_half(out + 32, grid->offset[g]);
     }
 }
 
 /* The following put n columns, from column k on, of row r into a tile. n is a multiple of the block. */
 
 /* Through the type's own unpack. */
-static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const uint8_t *block, int64_t cols, int64_t k,
-                        int64_t n, uint8_t *tile, int r) {
-    int64_t step = layout_scale_step(l) * (l->two_level ? 1 : info->block_len / 32);
-    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / info->block_len * step, codes[TYPE_MAX_BLOCK];
+static void pack_blocks(const cpu_layout *l, const llmq_type_info *info, const uint8_t *block, int64_t k, int64_t n,
+                        uint8_t *tile, int r) {
+    uint8_t codes[TYPE_MAX_BLOCK];
     int shift =
         l->codebook ? 0 : (int)info->levels[0] + l->zero; /* 0 for every type whose codes start at its lowest level */
-    for (int64_t end = k + n; k < end; k += info->block_len, block += info->block_bytes, scales += step) {
+    for (int64_t end = k + n; k < end; k += info->block_len, block += info->block_bytes) {
         llmq_grid grid;
         info->unpack(block, &grid, codes);
         for (int i = 0; shift && i < info->block_len; i++) codes[i] = (uint8_t)(codes[i] + shift);
         for (int i = 0; i < info->block_len; i += 32)
-            put_codes(l->bits, codes + i, tile + (k + i) / 32 * l->bits * 64, r);
-        put_scales(l, info, &grid, scales, r);
+            put_codes(l->bits, codes + i, tile + layout_place_of(l, (k + i) / 32).code, r);
+        put_scales(l, &grid, k / 32, info->block_len / l->group, tile, r);
     }
 }
 
 /* Q4_0 and IQ4_NL (d, qs), Q4_1 (d, m, qs): qs is a group of the 4-bit plane already. */
-static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile,
-                         int r) {
+static void pack_nibbles(const cpu_layout *l, const uint8_t *block, int64_t k, int64_t n, uint8_t *tile, int r) {
     int head = l->mins ? (int)offsetof(block_q4_1, qs) : (int)offsetof(block_q4_0, qs);
-    uint8_t *scales = tile + layout_code_bytes(l, cols) + k / 32 * layout_scale_step(l) + 2 * r,
-            *out = tile + k * 8 + 4 * r;
-    for (int64_t g = 0; g < n / 32; g++, block += head + QK / 2, out += 256, scales += layout_scale_step(l)) {
-        memcpy(scales, block, 2);
-        if (l->mins) memcpy(scales + 32, block + 2, 2);
+    for (int64_t g = k / 32; g < (k + n) / 32; g++, block += head + QK / 2) {
+        const layout_place at = layout_place_of(l, g);
+        uint8_t *scale = tile + at.scale + 2 * r, *out = tile + at.code + 4 * r;
+        memcpy(scale, block, 2);
+        if (l->mins) memcpy(scale + 32, block + 2, 2);
         for (int j = 0; j < 4; j++) store_word(out + 64 * j, load_word(block + head + 4 * j));
     }
 }
 
-static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t cols, int64_t k, int64_t n, uint8_t *tile,
-                      int r) {
-    uint8_t *scales = tile + layout_code_bytes(l, cols) + k + 2 * r, *out = tile + k * 16 + 4 * r;
-    for (int64_t g = 0; g < n / 32; g++, block += sizeof(block_q8_0), out += 512, scales += 32) {
-        memcpy(scales, block, 2);
+static void pack_q8_0(const cpu_layout *l, const uint8_t *block, int64_t k, int64_t n, uint8_t *tile, int r) {
+    for (int64_t g = k / 32; g < (k + n) / 32; g++, block += sizeof(block_q8_0)) {
+        const layout_place at = layout_place_of(l, g);
+        uint8_t *out = tile + at.code + 4 * r;
+        memcpy(tile + at.scale + 2 * r, block, 2);
         for (int j = 0; j < 8; j++) store_word(out + 64 * j, load_word(block + 2 + 4 * j) ^ 0x80808080u);
     }
 }
@@ -195,13 +192,13 @@ static void pack_part(const pack_job *job, int64_t row, int64_t k, int64_t n, ui
     switch (info->id) {
     case LLMQ_TYPE_Q4_0:
     case LLMQ_TYPE_Q4_1:
-    case LLMQ_TYPE_IQ4_NL: pack_nibbles(l, block, w->cols, k, n, tile, r); break;
-    case LLMQ_TYPE_Q8_0: pack_q8_0(l, block, w->cols, k, n, tile, r); break;
+    case LLMQ_TYPE_IQ4_NL: pack_nibbles(l, block, k, n, tile, r); break;
+    case LLMQ_TYPE_Q8_0: pack_q8_0(l, block, k, n, tile, r); break;
     case LLMQ_TYPE_NF4:
     case LLMQ_TYPE_FP4: pack_nf4((const block_nf4 *)block, n, (nf4_tile_block *)(void *)tile + k / QK_NF4, r); break;
     default:
         if (l)
-            pack_blocks(l, info, block, w->cols, k, n, tile, r);
+            pack_blocks(l, info, block, k, n, tile, r);
         else
             pack_bf16(job->to_bf16, info->id, data, k, n, tile, r);
     }

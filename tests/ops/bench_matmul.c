@@ -123,8 +123,9 @@ static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type t
            bytes = (double)(w.packed ? w.packed_bytes : (size_t)t.bytes);
     printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags & PREP_INT8 ? "+int8" : flags ? "+bf16" : "     ",
            w.packed ? took / n * 1e9 : 0.0, bytes * 8 / n);
-    printf(" GEMV 1: %5.1f  4: %5.1f GB/s", bytes / measure(ops, team, &w, 1) / 1e9,
-           bytes / measure(ops, team, &w, 4) / 1e9);
+    printf(" GEMV");
+    for (int i = 1; i <= 4; i *= 2) printf(" %d: %5.1f", i, bytes / measure(ops, team, &w, i) / 1e9);
+    printf(" GB/s");
     ops->weight_release(&w);
     t.dims[1] = rows < 2048 ? rows : 2048; /* GEMM: compute-bound, a smaller matrix does */
     if (prepare(ops, &w, &t, flags, team, &err) == LLMQ_OK) {
