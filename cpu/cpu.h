@@ -26,9 +26,9 @@ bool cpu_has_avxvnni(void); /* but for this one */
  * less, and are better off without (docs/benchmarks.md). */
 cpu_isa cpu_fastest(void);
 #if defined(__x86_64__)
-/* Whether some long streams, read side by side, come faster by what the processor fetches by itself than if they are
- * asked for: on Zen 4, a request holds one of the few miss buffers of the L1 cache until memory answers, and the
- * processor's own fetching does not (docs/benchmarks.md). */
+/* Whether long streams come faster by what the processor fetches by itself than if they are asked for: on Zen 4, a
+ * request holds one of the few miss buffers of the L1 cache until memory answers, and the processor's own does not
+ * (docs/benchmarks.md). Intel's were not measured without requests. */
 bool cpu_streams_alone(void);
 #endif
 

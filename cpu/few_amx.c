@@ -111,10 +111,11 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
 }
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void few_##type(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,   \
+    static void few_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,         \
                            bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
-        (void)at_once, (void)fetch; /* 1, true */                                                                      \
-        few_tile(bits, group, two_level, mins, codebook, zero, *tile, cols, table, *b, *out);                          \
+        (void)fetch;                                                                                                   \
+        for (int i = 0; i < n; i++)                                                                                    \
+            few_tile(bits, group, two_level, mins, codebook, zero, tile[i], cols, table, *b, out[i]);                  \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -124,15 +125,6 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     begin_tiles(act_parts(w->act) * (int)a->n_tok);
     const cpu_layout *l = cpu_layout_of(w->layout);
-    few_rows(worker,
-             (few_job){.w = w,
-                       .fn = few_fns[w->layout],
-                       .at_once = 1,
-                       .table = level_table(l),
-                       .codes = code_table(l),
-                       .fetch = true,
-                       .y = y,
-                       .ldy = ldy},
-             a);
+    few_rows(worker, w, a, few_fns[w->layout], level_table(l), code_table(l), y, ldy);
     amx_end();
 }

@@ -86,41 +86,39 @@ static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
 #undef X
 };
 
-/* ---- some tiles at a time */
+/* ---- one or two tiles at a time */
 
-#define FEW_TILES 3   /* at most */
-#define FEW_LONG 1024 /* rows for a worker, from which on pieces of work are as many tiles as go at a time */
+#define FEW_TILES 2
+#define FEW_LONG (256 << 10) /* bytes of weights that are worth the start of a stream */
 
 /* out[i][t] = 16 rows of tile[i] times row t of the block, all of its at most ACT_FEW rows, without their outliers, for
- * as many tiles as go at a time. fetch: by hand (fetch.h). The block goes by address: a copy of it for each tile had
- * its parts stored and loaded in other sizes, which waits until the tile before is done. */
-typedef void few_fn(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,
-                    bool fetch, __m512 (*out)[ACT_FEW]);
+ * n tiles. fetch: what comes next is to be asked for (cpu/fetch.h). The block goes by address: a copy of it for each
+ * tile had its parts stored and loaded in other sizes, which waits until the tile before is done. */
+typedef void few_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b, bool fetch,
+                    __m512 (*out)[ACT_FEW]);
 
 #define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
 
 typedef struct few_job {
     const llmq_weight *w;
-    few_fn *fn;
-    int at_once;          /* tiles */
-    __m512i table, codes; /* for fn; code_table's */
     int64_t tile_bytes;
     act_block b;
     int64_t outlier; /* place of the first, or after all */
+    few_fn *fn;
+    __m512i table, codes; /* for fn; code_table's */
     bool fetch;
     float *y;
     int64_t ldy;
 } few_job;
 
-/* n of the tiles that go at a time, the first of which is `first`, the others `apart` from each other. */
+/* n tiles: `first` and those `apart` from each other. */
 static inline void few_tiles(const few_job *job, int64_t first, int64_t apart, int n) {
     const llmq_weight *w = job->w;
     const int rows = job->b.n, n_tok = rows / act_parts(w->act);
     const uint8_t *tile[FEW_TILES];
     __m512 out[FEW_TILES][ACT_FEW];
-    for (int i = 0; i < job->at_once; i++) /* what is done in place of tiles that are not there goes nowhere */
-        tile[i] = (const uint8_t *)w->packed + (first + (i < n ? i : 0) * apart) * job->tile_bytes;
-    job->fn(tile, job->at_once, w->cols, job->table, &job->b, job->fetch, out);
+    for (int i = 0; i < n; i++) tile[i] = (const uint8_t *)w->packed + (first + i * apart) * job->tile_bytes;
+    job->fn(tile, n, w->cols, job->table, &job->b, job->fetch, out);
     for (int i = 0; i < n; i++) {
         const int64_t r = (first + i * apart) * 16;
         const __mmask16 mask = mask_of(w->rows - r);
@@ -132,20 +130,28 @@ static inline void few_tiles(const few_job *job, int64_t first, int64_t apart, i
     }
 }
 
-/* A job's w, fn, at_once, table, codes, fetch, y and ldy, times a. The rows that a worker gets are read in at_once
- * parts beside each other, each as it lies: what a processor fetches by itself goes ahead in each of them (fetch.h). */
-static inline void few_rows(const llmq_worker *worker, few_job job, const llmq_acts *a) {
-    const llmq_weight *w = job.w;
-    job.tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols);
-    job.b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
-    job.outlier = act_next_outlier(&job.b, 0, w->cols / 32 * job.b.n);
-    const int64_t step = w->rows >= FEW_LONG * worker->n ? 16 * job.at_once : 16;
+/* The rows that a worker gets are read in FEW_TILES parts side by side, if these are long: the processor fetches by
+ * itself ahead of each of them, and so twice as far in all. */
+static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
+                            __m512i table, __m512i codes, float *y, int64_t ldy) {
+    const act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
+    const int64_t bytes = (int64_t)w->packed_bytes / worker->n;
+    const int parts = bytes >= FEW_TILES * FEW_LONG ? FEW_TILES : 1;
+    const few_job job = {.w = w,
+                         .tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols),
+                         .b = b,
+                         .outlier = act_next_outlier(&b, 0, w->cols / 32 * b.n),
+                         .fn = fn,
+                         .table = table,
+                         .codes = codes,
+                         .fetch = a->n_tok > 1 || bytes < FEW_LONG || !cpu_streams_alone(),
+                         .y = y,
+                         .ldy = ldy};
     int64_t begin, end;
-    for (worker_share s = worker_share_begin(worker, w->rows, step); worker_share_next(&s, &begin, &end);) {
-        const int64_t first = begin / 16, n = (end - begin + 15) / 16, part = n / job.at_once;
-        for (int64_t i = 0; i < part; i++) few_tiles(&job, first + i, part, job.at_once);
-        const int rest = (int)(n - part * job.at_once);
-        if (rest) few_tiles(&job, first + n - rest, 1, rest);
+    for (worker_share s = worker_share_begin(worker, w->rows, 16 * parts); worker_share_next(&s, &begin, &end);) {
+        const int64_t first = begin / 16, n = (end - begin + 15) / 16, apart = n / parts;
+        for (int64_t i = 0; i < apart; i++) few_tiles(&job, first + i, apart, parts);
+        if (n % parts) few_tiles(&job, first + n - 1, 0, 1);
     }
 }
 

@@ -30,10 +30,7 @@
  * which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
-/* With one token memory decides, and more streams than one make the most of it, if each is long enough to be worth its
- * start; of two tokens two tiles share the loads of inputs. With more, products decide, and sums need the registers. */
-#define FAR_TILES 3
-#define FAR_BYTES (256 << 10) /* of weights for a worker */
+#define SLICE 8      /* groups of a tile before the next tile has its turn: a run or more */
 
 /* ---- few tokens */
 
@@ -99,58 +96,51 @@ INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __
     }
 }
 
-/* out[i][t] = 16 rows of tile[i] times tokens t0 .. t0+nt of the block, for each of nw tiles, which take turns from run
- * to run. */
-INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, int nw, const uint8_t *const *tile, int64_t cols, __m512i table,
+/* out[i][t] = 16 rows of tile[i] times tokens t0 .. t0+nt of the block, for each of n tiles, a slice of each in turn.
+ */
+INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, const uint8_t *const *tile, int n, int64_t cols, __m512i table,
                        const act_block *b, int t0, bool fetch, __m512 (*out)[ACT_FEW]) {
-    const int run = LAYOUT_RUN(two_level);
-    const int64_t groups = cols / 32, group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / run;
+    const int64_t groups = cols / 32;
+    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
     super_scale super = {0};
-    __m512 f[FEW_TILES][FEW_TOKENS];
-    UNROLL for (int i = 0; i < nw; i++) {
-        UNROLL for (int t = 0; t < nt; t++) f[i][t] = _mm512_setzero_ps();
-    }
-    for (int64_t first = 0; first < groups; first += run) {
-        UNROLL for (int i = 0; i < nw; i++) {
-            for (int64_t g = first; g < first + run && g < groups; g++) {
+    for (int64_t first = 0; first < groups; first += SLICE) {
+        const int64_t end = first + SLICE < groups ? first + SLICE : groups;
+        for (int i = 0; i < n; i++) {
+            __m512 f[FEW_TOKENS];
+            UNROLL for (int t = 0; t < nt; t++) f[t] = first ? out[i][t0 + t] : _mm512_setzero_ps();
+            for (int64_t g = first; g < end; g++) {
                 if (fetch) fetch_ahead(tile[i] + g * group_bytes, group_bytes);
                 gemv_group(LAYOUT_ARGS, nt, tile[i], g, table, b->q + (g * b->n + t0) * 32, b->group + g * b->n + t0,
-                           &super, f[i]);
+                           &super, f);
             }
+            UNROLL for (int t = 0; t < nt; t++) out[i][t0 + t] = f[t];
         }
-    }
-    UNROLL for (int i = 0; i < nw; i++) {
-        UNROLL for (int t = 0; t < nt; t++) out[i][t0 + t] = f[i][t];
     }
 }
 
-typedef void gemv_fn(const uint8_t *const *tile, int64_t cols, __m512i table, const act_block *b, int t0, bool fetch,
-                     __m512 (*out)[ACT_FEW]);
+typedef void gemv_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b, int t0,
+                     bool fetch, __m512 (*out)[ACT_FEW]);
 
-#define GEMV(name, nt, nw, type, ...)                                                                                  \
-    static void gemv_##name##_##type(const uint8_t *const *tile, int64_t cols, __m512i table, const act_block *b,      \
-                                     int t0, bool fetch, __m512(*out)[ACT_FEW]) {                                      \
-        gemv_tiles(__VA_ARGS__, nt, nw, tile, cols, table, b, t0, fetch, out);                                         \
+#define GEMV(nt, type, ...)                                                                                            \
+    static void gemv##nt##_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,  \
+                                  int t0, bool fetch, __m512(*out)[ACT_FEW]) {                                         \
+        gemv_tiles(__VA_ARGS__, nt, tile, n, cols, table, b, t0, fetch, out);                                          \
     }
 #define X(type, ...)                                                                                                   \
-    GEMV(far, 1, FAR_TILES, type, __VA_ARGS__)                                                                         \
-    GEMV(1, 1, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(2, 2, 2, type, __VA_ARGS__)                                                                                   \
-    GEMV(3, 3, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(4, 4, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(5, 5, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(6, 6, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(7, 7, 1, type, __VA_ARGS__)                                                                                   \
-    GEMV(8, 8, 1, type, __VA_ARGS__)                                                                                   \
-    static void few_##type(const uint8_t *const *tile, int at_once, int64_t cols, __m512i table, const act_block *b,   \
+    GEMV(1, type, __VA_ARGS__)                                                                                         \
+    GEMV(2, type, __VA_ARGS__)                                                                                         \
+    GEMV(3, type, __VA_ARGS__)                                                                                         \
+    GEMV(4, type, __VA_ARGS__)                                                                                         \
+    GEMV(5, type, __VA_ARGS__)                                                                                         \
+    GEMV(6, type, __VA_ARGS__)                                                                                         \
+    GEMV(7, type, __VA_ARGS__)                                                                                         \
+    GEMV(8, type, __VA_ARGS__)                                                                                         \
+    static void few_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,         \
                            bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
-        static gemv_fn *const fns[FEW_TOKENS] = {gemv_1_##type, gemv_2_##type, gemv_3_##type, gemv_4_##type,           \
-                                                 gemv_5_##type, gemv_6_##type, gemv_7_##type, gemv_8_##type};          \
-        const int step = b->n > FEW_TOKENS ? (b->n + 1) / 2 : b->n;                                                    \
-        for (int t = 0, nt; t < b->n; t += nt) {                                                                       \
-            nt = b->n - t < step ? b->n - t : step;                                                                    \
-            (at_once == FAR_TILES ? gemv_far_##type : fns[nt - 1])(tile, cols, table, b, t, fetch, out);               \
-        }                                                                                                              \
+        static gemv_fn *const fns[FEW_TOKENS] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,               \
+                                                 gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type};              \
+        for (int t = 0; t < b->n; t += FEW_TOKENS)                                                                     \
+            fns[(b->n - t < FEW_TOKENS ? b->n - t : FEW_TOKENS) - 1](tile, n, cols, table, b, t, fetch, out);          \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -159,20 +149,7 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const __m512i codes = code_table(cpu_layout_of(w->layout));
-    const int64_t rows = act_parts(w->act) * a->n_tok;
-    const bool far = rows == 1 && w->packed_bytes / (size_t)worker->n >= FAR_BYTES;
-    few_rows(worker,
-             (few_job){.w = w,
-                       .fn = few_fns[w->layout],
-                       .at_once = far         ? FAR_TILES
-                                  : rows == 2 ? 2
-                                              : 1,
-                       .table = codes,
-                       .codes = codes,
-                       .fetch = !far || !cpu_streams_alone(),
-                       .y = y,
-                       .ldy = ldy},
-             a);
+    few_rows(worker, w, a, few_fns[w->layout], codes, codes, y, ldy);
 }
 
 /* ---- many tokens */

@@ -124,7 +124,7 @@ static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type t
     printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags & PREP_INT8 ? "+int8" : flags ? "+bf16" : "     ",
            w.packed ? took / n * 1e9 : 0.0, bytes * 8 / n);
     printf(" GEMV");
-    for (int i = 1; i <= 4; i *= 2) printf(" %d: %5.1f", i, bytes / measure(ops, team, &w, i) / 1e9);
+    for (int i = 1; i <= 8; i *= 2) printf(" %d: %5.1f", i, bytes / measure(ops, team, &w, i) / 1e9);
     printf(" GB/s");
     ops->weight_release(&w);
     t.dims[1] = rows < 2048 ? rows : 2048; /* GEMM: compute-bound, a smaller matrix does */
