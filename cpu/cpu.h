@@ -26,10 +26,12 @@ bool cpu_has_avxvnni(void); /* but for this one */
  * less, and are better off without (docs/benchmarks.md). */
 cpu_isa cpu_fastest(void);
 #if defined(__x86_64__)
-/* Whether long streams come faster by what the processor fetches by itself than if they are asked for: on Zen 4, a
- * request holds one of the few miss buffers of the L1 cache until memory answers, and the processor's own does not
- * (docs/benchmarks.md). Intel's were not measured without requests. */
+/* Whether long streams come faster by what the processor fetches by itself than if they are asked for. Measured on
+ * Zen 4: a request holds one of the few miss buffers of the L1 cache until memory answers, as it seems, and what
+ * the processor fetches by itself holds none (docs/benchmarks.md). Taken to be so of AMD's others, too, and not of
+ * Intel's. */
 bool cpu_streams_alone(void);
+void cpu_set_streams_alone(int alone); /* for tests: 1, 0; -1: as above */
 #endif
 
 void cpu_fill_matmul_c(llmq_backend_ops *ops); /* weight_*, acts_*, matmul */

@@ -46,14 +46,18 @@ cpu_isa cpu_detect(void) {
 }
 
 cpu_isa cpu_fastest(void) {
-    uint32_t a, b, c, d;
     cpu_isa isa = cpu_detect();
-    bool intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
-    return isa == CPU_ISA_AVX512BF16 && intel ? CPU_ISA_AVX512 : isa;
+    return isa == CPU_ISA_AVX512BF16 && __builtin_cpu_is("intel") ? CPU_ISA_AVX512 : isa;
 }
 
+static int streams_alone = -1;
+
 bool cpu_streams_alone(void) {
-    return __builtin_cpu_is("amd");
+    return streams_alone < 0 ? __builtin_cpu_is("amd") : streams_alone;
+}
+
+void cpu_set_streams_alone(int alone) {
+    streams_alone = alone;
 }
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>

@@ -65,7 +65,7 @@ INLINE void multiply(int group, const int8_t *q, stage *p) {
     }
 }
 
-/* Sums of group g go to f (tokens), in the order of gemv_tile. */
+/* Sums of group g go to f (tokens), in the order of add_group. */
 INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64_t g, act_block b, const stage *p,
                    __m512 *f) {
     const layout_place at = layout_at(bits, group, two_level, mins, g);
@@ -91,7 +91,7 @@ INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64
 INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, act_block b, __m512 *out) {
     stage ring[RING];
     const int64_t groups = cols / 32;
-    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
     for (int t = 0; t < b.n; t++) out[t] = _mm512_setzero_ps();
     for (int i = 0; group == 16 && i < RING; i++) memset(ring[i].level, 0, sizeof ring[i].level);
@@ -113,7 +113,7 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
     static void few_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,         \
                            bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
-        (void)fetch;                                                                                                   \
+        (void)fetch; /* true: of so many tokens */                                                                     \
         for (int i = 0; i < n; i++)                                                                                    \
             few_tile(bits, group, two_level, mins, codebook, zero, tile[i], cols, table, *b, out[i]);                  \
     }

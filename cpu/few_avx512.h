@@ -1,4 +1,5 @@
-/* The way of a few tokens through packed weights, for the kernels of AVX-512 and of tiles: 16 rows at a time. */
+/* The way of a few tokens through packed weights, for the kernels of AVX-512 and of tiles: one or two tiles of 16 rows
+ * at a time. */
 #ifndef LLMQ_CPU_FEW_AVX512_H
 #define LLMQ_CPU_FEW_AVX512_H
 
@@ -88,12 +89,12 @@ static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
 
 /* ---- one or two tiles at a time */
 
-#define FEW_TILES 2
+#define FEW_PARTS 2
 #define FEW_LONG (256 << 10) /* bytes of weights that are worth the start of a stream */
 
 /* out[i][t] = 16 rows of tile[i] times row t of the block, all of its at most ACT_FEW rows, without their outliers, for
- * n tiles. fetch: what comes next is to be asked for (cpu/fetch.h). The block goes by address: a copy of it for each
- * tile had its parts stored and loaded in other sizes, which waits until the tile before is done. */
+ * n tiles. fetch: what comes next is asked for (cpu/fetch.h). The block goes by address: a copy of it for each tile had
+ * its parts stored and loaded in other sizes, which waits until the tile before is done. */
 typedef void few_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b, bool fetch,
                     __m512 (*out)[ACT_FEW]);
 
@@ -106,19 +107,18 @@ typedef struct few_job {
     int64_t outlier; /* place of the first, or after all */
     few_fn *fn;
     __m512i table, codes; /* for fn; code_table's */
-    bool fetch;
     float *y;
     int64_t ldy;
 } few_job;
 
 /* n tiles: `first` and those `apart` from each other. */
-static inline void few_tiles(const few_job *job, int64_t first, int64_t apart, int n) {
+static inline void few_store(const few_job *job, int64_t first, int64_t apart, int n, bool fetch) {
     const llmq_weight *w = job->w;
     const int rows = job->b.n, n_tok = rows / act_parts(w->act);
-    const uint8_t *tile[FEW_TILES];
-    __m512 out[FEW_TILES][ACT_FEW];
+    const uint8_t *tile[FEW_PARTS];
+    __m512 out[FEW_PARTS][ACT_FEW];
     for (int i = 0; i < n; i++) tile[i] = (const uint8_t *)w->packed + (first + i * apart) * job->tile_bytes;
-    job->fn(tile, n, w->cols, job->table, &job->b, job->fetch, out);
+    job->fn(tile, n, w->cols, job->table, &job->b, fetch, out);
     for (int i = 0; i < n; i++) {
         const int64_t r = (first + i * apart) * 16;
         const __mmask16 mask = mask_of(w->rows - r);
@@ -130,13 +130,12 @@ static inline void few_tiles(const few_job *job, int64_t first, int64_t apart, i
     }
 }
 
-/* The rows that a worker gets are read in FEW_TILES parts side by side, if these are long: the processor fetches by
- * itself ahead of each of them, and so twice as far in all. */
+/* Where streams come alone (cpu.h), long rows of a worker are read in FEW_PARTS parts side by side: the processor goes
+ * ahead of each of them, and so twice as far in all. It does not go far enough ahead of several tokens, whose products
+ * take their time: these are asked for, as are the pieces that workers share at the end. */
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
                             __m512i table, __m512i codes, float *y, int64_t ldy) {
     const act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
-    const int64_t bytes = (int64_t)w->packed_bytes / worker->n;
-    const int parts = bytes >= FEW_TILES * FEW_LONG ? FEW_TILES : 1;
     const few_job job = {.w = w,
                          .tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols),
                          .b = b,
@@ -144,14 +143,16 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
                          .fn = fn,
                          .table = table,
                          .codes = codes,
-                         .fetch = a->n_tok > 1 || bytes < FEW_LONG || !cpu_streams_alone(),
                          .y = y,
                          .ldy = ldy};
+    const bool alone = cpu_streams_alone();
     int64_t begin, end;
-    for (worker_share s = worker_share_begin(worker, w->rows, 16 * parts); worker_share_next(&s, &begin, &end);) {
-        const int64_t first = begin / 16, n = (end - begin + 15) / 16, apart = n / parts;
-        for (int64_t i = 0; i < apart; i++) few_tiles(&job, first + i, apart, parts);
-        if (n % parts) few_tiles(&job, first + n - 1, 0, 1);
+    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
+        const int64_t first = begin / 16, n = (end - begin + 15) / 16, bytes = n * job.tile_bytes;
+        const int parts = alone && bytes >= FEW_PARTS * FEW_LONG ? FEW_PARTS : 1;
+        const bool fetch = a->n_tok > 1 || !alone || bytes < FEW_LONG;
+        for (int64_t i = 0; i < n / parts; i++) few_store(&job, first + i, n / parts, parts, fetch);
+        if (n % parts) few_store(&job, first + n - 1, 0, 1, fetch);
     }
 }
 

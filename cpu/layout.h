@@ -18,9 +18,9 @@
  * Scales and codes take turns in runs of 64 columns (of two-level types 256), whole cache lines each, so that
  * whoever multiplies a row reads memory upwards: first the scales of the run's groups, for each 32 columns f16
  * scale[16] (and f16 offset[16]), of two-level types f16 d[16] (and dmin[16]) and then for every `group` columns
- * int8 sc[16] (and mn[16]); then the codes. The weight is scale * (code - zero) + offset, or d*sc * (code - zero) -
- * dmin*mn, or with a codebook scale * level[code]. Nothing is rounded on the way from the file: a repacked weight
- * has exactly the file's values.
+ * int8 sc[16] (and mn[16]); then, from the next cache line on, the codes. The last run of a tile may be half used.
+ * The weight is scale * (code - zero) + offset, or d*sc * (code - zero) - dmin*mn, or with a codebook scale *
+ * level[code]. Nothing is rounded on the way from the file: a repacked weight has exactly the file's values.
  *
  * But the panels of AVX-512 for many tokens have one scale for 32 columns, as to scale a sum costs as much as half of
  * its products. Of Q2_K and Q3_K that is -d, as sc * (code - zero) fits a byte if its sign is turned (it is -124 to
@@ -176,6 +176,8 @@ const cpu_layout *cpu_layout_of(int layout); /* NULL for LAYOUT_NATIVE and from 
      64 * 64)
 #define LAYOUT_RUN_BYTES(bits, group, two_level, mins)                                                                 \
     (LAYOUT_HEAD_BYTES(group, two_level, mins) + LAYOUT_RUN(two_level) * (bits) * 64)
+#define LAYOUT_GROUP_BYTES(bits, group, two_level, mins) /* on average */                                              \
+    (LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level))
 
 /* Where a group of 32 columns has its parts, in bytes from the beginning of its tile. */
 typedef struct layout_place {

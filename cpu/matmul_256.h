@@ -156,7 +156,7 @@ INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, 
 /* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
 INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
                         super_scale *s, __m256 w[2][2], __m256 m[2][2]) {
-    if (two_level && g % 8 == 0) load_super(mins, tile + at->super, s);
+    if (two_level && g % LAYOUT_RUN(true) == 0) load_super(mins, tile + at->super, s);
     load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
@@ -209,7 +209,7 @@ INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m2
 /* out (nt, 16) = 16 rows of the tile times rows t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, __m256i table, const act_block *b,
                       int t0, float out[AT_ONCE][16]) {
-    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
     __m256 f[AT_ONCE][2];
     UNROLL for (int t = 0; t < nt; t++) f[t][0] = f[t][1] = _mm256_setzero_ps();

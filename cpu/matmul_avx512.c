@@ -30,7 +30,8 @@
  * which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
-#define SLICE 8      /* groups of a tile before the next tile has its turn: a run or more */
+#define SLICE 8      /* groups of a tile before the next tile has its turn: whole runs */
+_Static_assert(SLICE % LAYOUT_RUN(0) == 0 && SLICE % LAYOUT_RUN(1) == 0, "a slice begins with the scales of a run");
 
 /* ---- few tokens */
 
@@ -48,11 +49,8 @@ INLINE __m512i start_of(int bits, int zero, int32_t start) {
 INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m512 w[2], const __m512 m[2],
                         const act_group *ag, __m512 sum) {
     const __m512 d = _mm512_set1_ps(ag->d);
-    if (group == 32) {
-        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), sum);
-        return mins ? _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), sum) : sum;
-    }
     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(lo), _mm512_mul_ps(w[0], d), sum);
+    if (group == 32) return mins ? _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), sum) : sum;
     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi), _mm512_mul_ps(w[1], d), sum);
     if (mins) {
         float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
@@ -62,7 +60,7 @@ INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m5
     return sum;
 }
 
-/* f[t] += group g of a tile times nt tokens, whose inputs begin at q, and ag. Scales are loaded before codes, as they
+/* f[t] += group g of a tile times nt tokens, whose inputs begin at q, and ag. Scales are wanted before codes, as they
  * lie: what the processor fetches by itself follows lines upwards. */
 INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __m512i table, const int8_t *q,
                        const act_group *ag, super_scale *super, __m512 *f) {
@@ -101,7 +99,7 @@ INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __
 INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, const uint8_t *const *tile, int n, int64_t cols, __m512i table,
                        const act_block *b, int t0, bool fetch, __m512 (*out)[ACT_FEW]) {
     const int64_t groups = cols / 32;
-    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
     for (int64_t first = 0; first < groups; first += SLICE) {
         const int64_t end = first + SLICE < groups ? first + SLICE : groups;
@@ -377,7 +375,8 @@ static gemm_fn *const gemm_fns[3][6] = {
  * activations of all push out of the caches what came before. (With a hint for L2 it did not come on Zen 5.) */
 INLINE void fetch_next(const cpu_layout *l, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t n_cols,
                        int64_t i, int64_t n) {
-    const int64_t begin = layout_place_of(l, k / 32).code, bytes = layout_place_of(l, (k + n_cols) / 32).code - begin;
+    const int64_t begin = layout_place_of(l, k / 32).super;
+    const int64_t bytes = layout_place_of(l, (k + n_cols) / 32 - 1).code + l->bits * 64 - begin;
     const int64_t parts = n / 4 + 1, part = i - (n - parts);
     const uint8_t *p = tile + begin;
     if (part < 0) return;

@@ -105,8 +105,8 @@ typedef struct tile_fns {
     }
 #define GEMM_NAME(nt, type) gemm##nt##_##type,
 #define X(type, ...)                                                                                                   \
-    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out) {  \
-        unpack_tile(__VA_ARGS__, tile, k0, n, table, out);                                                       \
+    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out) {                \
+        unpack_tile(__VA_ARGS__, tile, k0, n, table, out);                                                             \
     }                                                                                                                  \
     TILES(GEMM, type, __VA_ARGS__)
 CPU_LAYOUTS(X)

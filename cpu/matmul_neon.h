@@ -131,7 +131,7 @@ INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, 
 /* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
 INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
                         super_scale *s, float32x4_t w[2][4], float32x4_t m[2][4]) {
-    if (two_level && g % 8 == 0) load_super(mins, tile + at->super, s);
+    if (two_level && g % LAYOUT_RUN(true) == 0) load_super(mins, tile + at->super, s);
     load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
@@ -183,7 +183,7 @@ INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, uint
 /* out (nt, 16) = 16 rows of the tile times rows t0 .. t0+nt of the block. */
 INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, uint8x16_t table, const act_block *b,
                       int t0, float out[AT_ONCE][16]) {
-    const int64_t group_bytes = LAYOUT_RUN_BYTES(bits, group, two_level, mins) / LAYOUT_RUN(two_level);
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
     float32x4_t f[AT_ONCE][4];
     UNROLL for (int t = 0; t < nt; t++) {

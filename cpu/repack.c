@@ -93,7 +93,8 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out, int r) {
     }
 }
 
-/* Those of a block of n groups (as the layout has them), which begins with the tile's group first of 32 columns. */
+/* The scales of a block of n groups (as the layout has them), which begins with the tile's group `first` of 32
+ * columns. */
 static void put_scales(const cpu_layout *l, const llmq_grid *grid, int64_t first, int n, uint8_t *tile, int r) {
     if (l->two_level) {
         uint8_t *out = tile + layout_place_of(l, first).super;

@@ -1,7 +1,7 @@
 /* Speed of matmul for each storage type on one ISA: bench_matmul [isa [threads [rows cols]]]
  *   repack    seconds per 10^9 weights
- *   1, 4      tokens: GB/s of weights in their layout (memory- or cache-bound: compare with the read loop)
- *   16, 512   tokens: GMAC/s (compare with the product peak of the machine)
+ *   GEMV      of 1 to 8 tokens: GB/s of weights in their layout (memory- or cache-bound: compare with the read loop)
+ *   GEMM      of 8 to 512, of no more than 2048 rows: GMAC/s (compare with the product peak of the machine)
  * Best of several runs. One thread is timed by its processor time, so that a busy machine disturbs it less. The default
  * 24576 x 2048 lies outside the caches. */
 #define _POSIX_C_SOURCE 200809L
@@ -121,7 +121,10 @@ static void bench_type(const llmq_backend_ops *ops, llmq_team *team, llmq_type t
     }
     double took = now(team) - t0, n = (double)rows * (double)cols,
            bytes = (double)(w.packed ? w.packed_bytes : (size_t)t.bytes);
-    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name, flags & PREP_INT8 ? "+int8" : flags ? "+bf16" : "     ",
+    printf("%-7s%s repack %5.2f s  bits %5.2f ", type_info(type)->name,
+           flags & PREP_INT8 ? "+int8"
+           : flags           ? "+bf16"
+                             : "     ",
            w.packed ? took / n * 1e9 : 0.0, bytes * 8 / n);
     printf(" GEMV");
     for (int i = 1; i <= 8; i *= 2) printf(" %d: %5.1f", i, bytes / measure(ops, team, &w, i) / 1e9);

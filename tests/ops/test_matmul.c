@@ -14,6 +14,7 @@
 
 #include "core/half.h"
 #include "core/mem.h"
+#include "cpu/cpu.h"
 #include "cpu/nf4.h"
 #include "tests/isas.h"
 #include "types/search.h"
@@ -374,6 +375,22 @@ static void check_largest(const llmq_type_info *info, int code, int64_t n_tok) {
     free(y);
     check_product(t, x, n_tok, NULL, 0);
     free(buffer), free(x);
+}
+
+/* So long that one worker reads parts of its rows side by side, two as well, and three do not (cpu/few_avx512.h), and
+ * all share pieces of the end: the same bits, whoever reads how. With an odd number of groups, and half a tile. */
+static void test_long(void **state) {
+    (void)state;
+    for (int alone = 1; alone >= -1; alone -= 2) {
+#if defined(__x86_64__)
+        cpu_set_streams_alone(alone);
+#endif
+        for (int64_t n_tok = 1; n_tok <= 9; n_tok = 4 * n_tok + 1) {
+            check_outliers(LLMQ_TYPE_Q4_0, 1034, 2080, n_tok, n_tok == 1 ? SPLIT : 0);
+            check_outliers(LLMQ_TYPE_Q4_K, 1034, 2048, n_tok, 0);
+        }
+        check_outliers(LLMQ_TYPE_Q6_K, 1034, 1792, 1, SPLIT);
+    }
 }
 
 static void test_largest(void **state) {
@@ -884,6 +901,7 @@ int main(void) {
         cmocka_unit_test(test_alike),        cmocka_unit_test(test_few_as_avx512),
         cmocka_unit_test(test_nf4_integers), cmocka_unit_test(test_nf4_error),
         cmocka_unit_test(test_exact),        cmocka_unit_test(test_merged),
+        cmocka_unit_test(test_long),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
