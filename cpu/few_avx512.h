@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "cpu/codes_avx512.h"
+#include "cpu/cpu.h"
 #include "cpu/fetch.h"
 #include "cpu/inline.h"
 #include "cpu/layout.h"
@@ -152,7 +153,7 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
         const int parts = alone && bytes >= FEW_PARTS * FEW_LONG ? FEW_PARTS : 1;
         const bool fetch = a->n_tok > 1 || !alone || bytes < FEW_LONG;
         for (int64_t i = 0; i < n / parts; i++) few_store(&job, first + i, n / parts, parts, fetch);
-        if (n % parts) few_store(&job, first + n - 1, 0, 1, fetch);
+        for (int64_t i = n / parts * parts; i < n; i++) few_store(&job, first + i, 0, 1, fetch);
     }
 }
 
