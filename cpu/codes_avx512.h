@@ -106,9 +106,9 @@ INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, 
 }
 
 /* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
-INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
+INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at,
                         super_scale *s, __m512 w[2], __m512 m[2]) {
-    if (two_level && g % LAYOUT_RUN(true) == 0) load_super(mins, tile + at->super, s);
+    if (two_level && at->first) load_super(mins, tile + at->super, s);
     load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 

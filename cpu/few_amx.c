@@ -71,7 +71,7 @@ INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64
     const layout_place at = layout_at(bits, group, two_level, mins, g);
     __m512 w[2], m[2];
     const act_group *ag = b.group + g * b.n;
-    next_scales(group, two_level, mins, tile, &at, g, super, w, m);
+    next_scales(group, two_level, mins, tile, &at, super, w, m);
     w[0] = scale_raised(bits, zero, w[0]);
     for (int t = 0; t < b.n; t++, ag++) {
         __m512 d = _mm512_set1_ps(ag->d), sum = f[t];

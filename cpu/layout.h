@@ -184,6 +184,7 @@ typedef struct layout_place {
     int64_t super; /* d (and dmin) of the run, of two-level types */
     int64_t scale; /* LAYOUT_SCALE_BYTES */
     int64_t code;  /* bits * 64 bytes */
+    bool first;    /* of its run */
 } layout_place;
 
 INLINE layout_place layout_at(int bits, int group, bool two_level, bool mins, int64_t g) {
@@ -192,7 +193,8 @@ INLINE layout_place layout_at(int bits, int group, bool two_level, bool mins, in
     return (layout_place){
         .super = begin,
         .scale = begin + LAYOUT_SUPER_BYTES(two_level, mins) + i * LAYOUT_SCALE_BYTES(group, two_level, mins),
-        .code = begin + LAYOUT_HEAD_BYTES(group, two_level, mins) + i * bits * 64};
+        .code = begin + LAYOUT_HEAD_BYTES(group, two_level, mins) + i * bits * 64,
+        .first = i == 0};
 }
 static inline layout_place layout_place_of(const cpu_layout *l, int64_t g) {
     return layout_at(l->bits, l->group, l->two_level, l->mins, g);

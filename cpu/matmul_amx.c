@@ -83,7 +83,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
         __m512i u[8];
         __m512 w[2], m[2];
         decode(bits, codebook, table, tile + at.code, u);
-        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
+        next_scales(group, two_level, mins, tile, &at, &super, w, m);
         UNROLL for (int h = 0; h < 32 / group; h++) {
             if (!mins) m[h] = _mm512_mul_ps(w[h], lowest);
             if (mins && zero) m[h] = _mm512_fmadd_ps(w[h], lowest, m[h]);

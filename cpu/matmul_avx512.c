@@ -68,7 +68,7 @@ INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __
     const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
     __m512i u[8], lo[FEW_TOKENS], hi[FEW_TOKENS];
     __m512 w[2], m[2];
-    next_scales(group, two_level, mins, tile, &at, g, super, w, m);
+    next_scales(group, two_level, mins, tile, &at, super, w, m);
     w[0] = scale_raised(bits, zero, w[0]);
     IN_REGISTER(w[0]);
     decode_raised(bits, codebook, zero, table, tile + at.code, u);
@@ -225,7 +225,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
         __m512 w[2], m[2];
         uint8_t *words = out->code + g * 8 * 128 + half * 64;
         decode(bits, bits == 4, table, tile + at.code, u);
-        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
+        next_scales(group, two_level, mins, tile, &at, &super, w, m);
         UNROLL for (int h = 0; mins && h < halves; h++) {
             _mm512_store_ps(&out->offset[g * halves + h][half * 16], m[h]);
         }

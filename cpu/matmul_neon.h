@@ -129,9 +129,9 @@ INLINE void load_scales(int group, bool two_level, bool mins, const uint8_t *p, 
 }
 
 /* The same for groups one after the other, of which the first begins a run: s is kept from one to the next. */
-INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at, int64_t g,
+INLINE void next_scales(int group, bool two_level, bool mins, const uint8_t *tile, const layout_place *at,
                         super_scale *s, float32x4_t w[2][4], float32x4_t m[2][4]) {
-    if (two_level && g % LAYOUT_RUN(true) == 0) load_super(mins, tile + at->super, s);
+    if (two_level && at->first) load_super(mins, tile + at->super, s);
     load_scales(group, two_level, mins, tile + at->scale, s, w, m);
 }
 
@@ -194,7 +194,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
         const uint8_t *p = tile + at.code;
         float32x4_t w[2][4], m[2][4];
         fetch_ahead(tile + g * group_bytes, group_bytes);
-        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
+        next_scales(group, two_level, mins, tile, &at, &super, w, m);
         const int8_t *q = b->q + (g * b->n + t0) * 32;
         const act_group *ag = b->group + g * b->n + t0;
         UNROLL for (int i = 0; i < 32 / group; i++) {
@@ -229,7 +229,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
         const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
         const uint8_t *p = tile + at.code;
         float32x4_t w[2][4], m[2][4];
-        next_scales(group, two_level, mins, tile, &at, g, &super, w, m);
+        next_scales(group, two_level, mins, tile, &at, &super, w, m);
         UNROLL for (int h = 0; h < 4; h++) {
             UNROLL for (int j = 0; j < 8; j++) vst1q_u8(
                 out->code + (g * 8 + j) * 64 + 16 * h, vreinterpretq_u8_s8(word(bits, codebook, table, p + 16 * h, j)));
