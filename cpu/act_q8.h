@@ -50,6 +50,13 @@ static inline uint32_t act_outlier_bound(const uint32_t *bits, int64_t n) {
     return bound < ACT_HUGE ? (uint32_t)bound : ACT_HUGE - 1;
 }
 
+/* 32 inputs: x, or of fewer a copy with zeros after them. Not an initializer, which would be stored for every x. */
+INLINE const float *act_whole(const float *x, int64_t n, float padded[32]) {
+    if (n >= 32) return x;
+    memset(padded, 0, 32 * sizeof *padded);
+    return memcpy(padded, x, (size_t)n * sizeof *x);
+}
+
 /* The bits of the largest magnitude of n inputs, at most 32; a NaN is above infinity. */
 typedef uint32_t act_peak_fn(const float *x, int64_t n);
 /* q (32) = n inputs times inverse, to nearest, ties to even, the rest 0; sum: of the lower and the upper 16. */
@@ -58,9 +65,9 @@ typedef void act_round_fn(const float *x, int64_t n, float inverse, int8_t *q, i
 /* If the largest of n inputs, of these bits, is the only one so large and to be taken out: copies the others to rest
  * (32), changes bits to those of their largest, and returns its column. */
 INLINE int act_take_out(act_peak_fn *peak, const float *x, int64_t n, uint32_t bound, uint32_t *bits, float *rest) {
-    float padded[32] = {0};
+    float padded[32];
     uint32_t largest = 0;
-    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    x = act_whole(x, n, padded);
     for (int i = 0; i < 32; i++) { /* for vectors: no part of rest is stored by itself */
         bool is = act_magnitude(x[i]) == *bits;
         rest[i] = is ? 0.0f : x[i];
@@ -87,7 +94,7 @@ INLINE void act_fill_group(act_round_fn *round, const float *x, int64_t n, float
     round(x, n, inverse, (int8_t *)b->q + at * 32, sum);
     ((float *)b->outlier)[at] = outlier;
     ((uint8_t *)b->outlier_at)[at] = (uint8_t)out;
-    ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), -128 * sum[0]};
+    ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), {(int16_t)sum[0], (int16_t)sum[1]}};
 }
 
 /* The same of a group whose largest, of these bits, is above bound, or too large. */

@@ -79,7 +79,7 @@ INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(load_i(p->sum[h][t])), _mm512_mul_ps(w[h], d), sum);
         if (mins && group == 32) sum = _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), sum);
         if (mins && group == 16) {
-            float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
+            float dsum_lo = ag->d * (float)ag->sum[0];
             sum = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), sum);
             sum = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag->dsum - dsum_lo), sum);
         }

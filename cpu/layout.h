@@ -40,7 +40,7 @@ typedef struct act_group {
     float d;          /* x = d * q */
     int32_t start;    /* -128 * sum of the 32 q: start value of a dot product with codes that are 128 too large */
     float dsum;       /* d * sum */
-    int32_t start_lo; /* as start, of the first 16 */
+    int16_t sum[2];   /* of q, of the first 16 and of the last */
 } act_group;
 
 #define ACT_SCALES 8 /* fractions that d may have: 1 + i / 8 */

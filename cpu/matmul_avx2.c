@@ -6,8 +6,8 @@
 /* ---- activations */
 
 INLINE uint32_t peak(const float *x, int64_t n) {
-    float padded[32] = {0};
-    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    float padded[32];
+    x = act_whole(x, n, padded);
     const __m256i abs_mask = _mm256_set1_epi32(0x7fffffff);
     __m256i mag = _mm256_setzero_si256();
     UNROLL for (int k = 0; k < 4; k++) mag =
@@ -19,20 +19,18 @@ INLINE uint32_t peak(const float *x, int64_t n) {
 }
 
 INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]) {
-    float padded[32] = {0};
-    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    float padded[32];
+    x = act_whole(x, n, padded);
     __m256i i[4];
-    int32_t part[4];
-    UNROLL for (int k = 0; k < 4; k++) {
-        i[k] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * k), _mm256_set1_ps(inverse)));
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(i[k]), _mm256_extracti128_si256(i[k], 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        part[k] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-    }
-    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
-    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-    sum[0] = part[0] + part[1];
-    sum[1] = part[2] + part[3];
+    UNROLL for (int k = 0; k < 4; k++) i[k] =
+        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * k), _mm256_set1_ps(inverse)));
+    __m256i v = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)q, v);
+    v = _mm256_sad_epu8(_mm256_xor_si256(v, _mm256_set1_epi8((char)128)), _mm256_setzero_si256()); /* of 8, 128 each */
+    v = _mm256_add_epi64(v, _mm256_shuffle_epi32(v, 0x4e));
+    sum[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(v)) - 16 * 128;
+    sum[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(v, 1)) - 16 * 128;
 }
 
 #include "cpu/matmul_entries.h"

@@ -53,7 +53,7 @@ INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m5
     if (group == 32) return mins ? _mm512_fmadd_ps(m[0], _mm512_set1_ps(ag->dsum), sum) : sum;
     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(hi), _mm512_mul_ps(w[1], d), sum);
     if (mins) {
-        float dsum_lo = ag->d * (float)ag->start_lo * (-1.0f / 128);
+        float dsum_lo = ag->d * (float)ag->sum[0];
         sum = _mm512_fmadd_ps(m[0], _mm512_set1_ps(dsum_lo), sum);
         sum = _mm512_fmadd_ps(m[1], _mm512_set1_ps(ag->dsum - dsum_lo), sum);
     }
@@ -76,8 +76,8 @@ INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __
         lo[t] = hi[t] = _mm512_setzero_si512();
         if (zero && group == 32) lo[t] = start_of(bits, zero, ag[t].start);
         if (zero && group == 16) {
-            lo[t] = start_of(bits, zero, ag[t].start_lo);
-            hi[t] = start_of(bits, zero, ag[t].start - ag[t].start_lo);
+            lo[t] = start_of(bits, zero, -128 * ag[t].sum[0]);
+            hi[t] = start_of(bits, zero, -128 * ag[t].sum[1]);
         }
     }
     UNROLL for (int j = 0; j < 4; j++) {
@@ -280,7 +280,7 @@ INLINE void flush(int offsets, int nt, __m512i acc[6][2], __m512 f[6][2], const 
         const __m512i d = bcast4_reg(&ag[t].d);
         UNROLL for (int i = 0; i < 2; i++) f[t][i] =
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][i]), scaled(row + 16 * i, d), f[t][i]);
-        const float lower = offsets == 2 ? ag[t].d * (float)ag[t].start_lo * (-1.0f / 128) : 0;
+        const float lower = offsets == 2 ? ag[t].d * (float)ag[t].sum[0] : 0;
         UNROLL for (int h = 0; h < offsets; h++) {
             const __m512 dsum = _mm512_set1_ps(h == 0 && offsets == 2 ? lower : ag[t].dsum - lower);
             UNROLL for (int i = 0; i < 2; i++) f[t][i] =

@@ -88,32 +88,55 @@ static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const ll
 
 /* ---- many tokens */
 
-typedef struct tile_fns {
-    void (*unpack)(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out);
-    void (*gemm[TILE])(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]);
-} tile_fns;
+/* An outlier of a row of a pass, in a panel's columns. */
+typedef struct row_outlier {
+    float x;
+    uint16_t row;
+    uint8_t group, col;
+} row_outlier;
+
+/* f (rows, 16) += panel x all rows of the block, over n columns; b points at its first group of them; fresh: f begins
+ * at 0. */
+typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, bool fresh, float f[][16]);
 
 #if TILE == 6
-#define TILES(Y, ...)                                                                                                  \
-    Y(1, __VA_ARGS__) Y(2, __VA_ARGS__) Y(3, __VA_ARGS__) Y(4, __VA_ARGS__) Y(5, __VA_ARGS__) Y(6, __VA_ARGS__)
-#else
-#define TILES(Y, ...) Y(1, __VA_ARGS__) Y(2, __VA_ARGS__) Y(3, __VA_ARGS__)
-#endif
-#define GEMM(nt, type, ...)                                                                                            \
-    static void gemm##nt##_##type(const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {                 \
-        gemm_tile(__VA_ARGS__, nt, w, b, t0, n, f);                                                                    \
+#define REST(...)                                                                                                      \
+    switch (b->n - t) {                                                                                                \
+    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                           \
+    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                           \
+    case 3: gemm_tile(__VA_ARGS__, 3, w, b, t, n, fresh, f); break;                                                           \
+    case 4: gemm_tile(__VA_ARGS__, 4, w, b, t, n, fresh, f); break;                                                           \
+    case 5: gemm_tile(__VA_ARGS__, 5, w, b, t, n, fresh, f); break;                                                           \
     }
-#define GEMM_NAME(nt, type) gemm##nt##_##type,
+#else
+#define REST(...)                                                                                                      \
+    switch (b->n - t) {                                                                                                \
+    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                           \
+    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                           \
+    }
+#endif
+
 #define X(type, ...)                                                                                                   \
     static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out) {                \
         unpack_tile(__VA_ARGS__, tile, k0, n, table, out);                                                             \
     }                                                                                                                  \
-    TILES(GEMM, type, __VA_ARGS__)
+    static void gemm_##type(const panel *w, const act_block *b, int64_t n, bool fresh, float f[][16]) {                \
+        int t = 0;                                                                                                     \
+        for (; t + TILE <= b->n; t += TILE) gemm_tile(__VA_ARGS__, TILE, w, b, t, n, fresh, f);                               \
+        REST(__VA_ARGS__)                                                                                              \
+    }                                                                                                                  \
+    static void panel_outliers_##type(const panel *w, const row_outlier *o, int n, float f[][16]) {                    \
+        for (int i = 0; i < n; i++) panel_outlier(__VA_ARGS__, w, o[i].group, o[i].col, o[i].x, f[o[i].row]);          \
+    }
 CPU_LAYOUTS(X)
 #undef X
 
-static const tile_fns tiles[LAYOUT_BF16] = {
-#define X(type, ...) [LAYOUT_##type] = {unpack_##type, {TILES(GEMM_NAME, type)}},
+static const struct {
+    void (*unpack)(const uint8_t *tile, int64_t k0, int64_t n, code_vec table, panel *out);
+    gemm_fn *gemm;
+    void (*outliers)(const panel *w, const row_outlier *o, int n, float f[][16]); /* f += panel x n outliers */
+} many_fns[LAYOUT_BF16] = {
+#define X(type, ...) [LAYOUT_##type] = {unpack_##type, gemm_##type, panel_outliers_##type},
     CPU_LAYOUTS(X)
 #undef X
 };
@@ -124,43 +147,73 @@ static int64_t pass_rows(int64_t cols) {
     return n > PASS_ROWS ? PASS_ROWS : n < 5 * ACT_BLOCK ? 5 * ACT_BLOCK : n;
 }
 
-/* f (n_rows, 16) += panel, columns k .. k+n, x the n_rows from first on of all rows of activations. */
-static void panel_times(const tile_fns *fns, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t all,
-                        int64_t first, int64_t n_rows, float f[][16]) {
-    for (int64_t t = 0; t < n_rows; t += act_block_len(all)) {
+/* f (n_rows, 16) += panel, columns k .. k+n (from 0 on: =), x the n_rows from first on of all rows of activations. Meanwhile what the
+ * next panel is taken from is asked for, `bytes` from `next` on: unpacking would wait for it. */
+static void panel_times(gemm_fn *gemm, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t all,
+                        int64_t first, int64_t n_rows, const uint8_t *next, int64_t bytes, float f[][16]) {
+    const int64_t len = act_block_len(all), lines = bytes / 64 / ((n_rows + len - 1) / len) + 1; /* a block */
+    for (int64_t t = 0; t < n_rows; t += len) {
+        for (int64_t i = 0; i < lines && bytes > 0; i++, next += 64, bytes -= 64) __builtin_prefetch(next, 0, 2);
         act_block b = act_block_from(act_block_at(a, all, first + t), k);
-        for (int i = 0; i < b.n; i += TILE) fns->gemm[(b.n - i < TILE ? b.n - i : TILE) - 1](p, b, i, n, f + t + i);
+        gemm(p, &b, n, k == 0, f + t);
     }
 }
 
-/* Sums stay in f over all panels of columns, as y would be read from far away. */
-static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+/* Those of the n_rows from first on of all rows, in columns k .. k+n. */
+static int find_outliers(const llmq_acts *a, int64_t k, int64_t n, int64_t all, int64_t first, int64_t n_rows,
+                         row_outlier *found) {
+    const int64_t len = act_block_len(all);
+    int count = 0;
+    for (int64_t t = 0; t < n_rows; t += len) {
+        const act_block b = act_block_from(act_block_at(a, all, first + t), k);
+        const int64_t end = n / 32 * b.n;
+        for (int64_t i = act_next_outlier(&b, 0, end); i < end; i = act_next_outlier(&b, i + 1, end))
+            found[count++] = (row_outlier){.x = b.outlier[i],
+                                           .row = (uint16_t)(t + i % b.n),
+                                           .group = (uint8_t)(i / b.n),
+                                           .col = b.outlier_at[i]};
+    }
+    return count;
+}
+
+/* y of rows r .. r_end of the weights and the n_rows from first on of all rows of activations. Sums stay in f over all
+ * panels of columns, as y would be read from far away; some tiles take turns with a panel's activations, as those of all
+ * columns would not stay in the L2 cache. */
+static void many_rows(const llmq_weight *w, const llmq_acts *a, int64_t r, int64_t r_end, int64_t all, int64_t first,
+                      int64_t n_rows, code_vec table, float *y, int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
-    int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS), begin, end;
-    const int parts = act_parts(w->act);
-    const int64_t all = parts * a->n_tok, len = act_block_len(all), pass = pass_rows(w->cols);
-    const tile_fns *fns = &tiles[w->layout];
-    code_vec table = code_table(l);
-    _Alignas(64) float f[PASS_ROWS][16];
+    const int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS),
+                  len = act_block_len(all), n_tiles = (r_end - r + 15) / 16;
+    const uint8_t *tiles = (const uint8_t *)w->packed + r / 16 * tile_bytes;
+    _Alignas(64) float f[PASS_TILES][PASS_ROWS][16];
+    row_outlier outlier[PASS_ROWS * PANEL_COLS / 32];
     panel p;
-    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t first = 0; first < all; first += pass) {
-        int64_t n_rows = all - first < pass ? all - first : pass;
-        for (int64_t r = begin; r < end; r += PANEL_ROWS) {
-            const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-            memset(f, 0, (size_t)n_rows * sizeof *f);
-            for (int64_t k = 0; k < w->cols; k += step) {
-                int64_t n = w->cols - k < step ? w->cols - k : step;
-                fns->unpack(tile, k, n, table, &p);
-                panel_times(fns, a, &p, k, n, all, first, n_rows, f);
-            }
-            for (int64_t t = 0; t < n_rows; t += len) {
+    for (int64_t k = 0, n; k < w->cols; k += n) {
+        n = w->cols - k < step ? w->cols - k : step;
+        const int64_t at = layout_place_of(l, k / 32).super, end = layout_place_of(l, (k + n) / 32).super;
+        const int n_outliers = find_outliers(a, k, n, all, first, n_rows, outlier);
+        for (int64_t i = 0; i < n_tiles; i++) {
+            const uint8_t *next = i + 1 < n_tiles ? tiles + (i + 1) * tile_bytes + at : tiles + end;
+            many_fns[w->layout].unpack(tiles + i * tile_bytes, k, n, table, &p);
+            panel_times(many_fns[w->layout].gemm, a, &p, k, n, all, first, n_rows, next, end - at, f[i]);
+            many_fns[w->layout].outliers(&p, outlier, n_outliers, f[i]);
+            for (int64_t t = 0; t < n_rows && k + n == w->cols; t += len) {
                 act_block b = act_block_at(a, all, first + t);
-                outliers_fns[w->layout](tile, w->cols, table, &b, 0, b.n, f + t);
-                store_block(w, &b, f + t, r, y + (first + t) / parts * ldy, ldy);
+                store_block(w, &b, f[i] + t, r + 16 * i, y + (first + t) / act_parts(w->act) * ldy, ldy);
             }
         }
     }
+}
+
+static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
+    const int64_t all = act_parts(w->act) * a->n_tok, pass = pass_rows(w->cols), rows = PASS_TILES * PANEL_ROWS;
+    const code_vec table = code_table(cpu_layout_of(w->layout));
+    int64_t begin, end;
+    worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
+    for (int64_t first = 0; first < all; first += pass)
+        for (int64_t r = begin; r < end; r += rows)
+            many_rows(w, a, r, end - r < rows ? end : r + rows, all, first, all - first < pass ? all - first : pass,
+                      table, y, ldy);
 }
 
 #endif

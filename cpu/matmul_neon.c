@@ -6,8 +6,8 @@
 /* ---- activations */
 
 INLINE uint32_t peak(const float *x, int64_t n) {
-    float padded[32] = {0};
-    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    float padded[32];
+    x = act_whole(x, n, padded);
     int32x4_t mag = vdupq_n_s32(0);
     UNROLL for (int k = 0; k < 8; k++) { /* magnitudes order as integers */
         int32x4_t bits = vreinterpretq_s32_f32(vld1q_f32(x + 4 * k));
@@ -17,8 +17,8 @@ INLINE uint32_t peak(const float *x, int64_t n) {
 }
 
 INLINE void round_group(const float *x, int64_t n, float inverse, int8_t *q, int32_t sum[2]) {
-    float padded[32] = {0};
-    if (n < 32) x = memcpy(padded, x, (size_t)n * sizeof *x);
+    float padded[32];
+    x = act_whole(x, n, padded);
     UNROLL for (int half = 0; half < 2; half++) {
         int16x4_t h[4];
         UNROLL for (int k = 0; k < 4; k++) h[k] =

@@ -220,6 +220,13 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 
 /* ---- many tokens */
 
+/* 16 rows of weights ready for the register tile. */
+typedef struct panel {
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];        /* (words, 64) */
+    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
+    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
+} panel;
+
 /* Columns k0 .. k0+n of one tile. */
 INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, uint8x16_t table, panel *out) {
     super_scale super = {0};
@@ -241,22 +248,23 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
     }
 }
 
-/* f (nt, 16) += panel x nt rows of the block from t0 on, over n columns; b points at its first group of them. A quarter
- * of the rows at a time, so that its floats stay in registers. */
-INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0, int64_t n, float f[TILE][16]) {
+/* f (rows, 16) += panel x nt rows of the block from t0 on, over n columns; fresh: f begins at 0. A quarter of the rows
+ * at a time, so that its floats stay in registers. */
+INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, const act_block *b, int t0, int64_t n, bool fresh,
+                      float f[][16]) {
     const int parts = 32 / group, words = group / 4, exact = exact_words(bits, codebook, words);
     (void)two_level;
     for (int h = 0; h < 4; h++) {
         const uint8_t *code = w->code + 16 * h;
         float32x4_t v[TILE];
-        UNROLL for (int t = 0; t < nt; t++) v[t] = vld1q_f32(f[t] + 4 * h);
+        UNROLL for (int t = 0; t < nt; t++) v[t] = fresh ? vdupq_n_f32(0) : vld1q_f32(f[t0 + t] + 4 * h);
         for (int64_t s = 0; s < n / group; s++, code += words * 64) { /* s counts parts */
-            const act_group *ag = b.group + s / parts * b.n + t0;
+            const act_group *ag = b->group + s / parts * b->n + t0;
             const int part = (int)(s % parts);
             float32x4_t scale = vld1q_f32(w->scale[s] + 4 * h);
             int8x16_t x[TILE][2];
             sums acc[TILE];
-            load_x(group, nt, b.q + (s / parts * b.n + t0) * 32 + part * 16, x);
+            load_x(group, nt, b->q + (s / parts * b->n + t0) * 32 + part * 16, x);
             UNROLL for (int t = 0; t < nt; t++) acc[t] =
                 start_of(bits, codebook, zero, part_start(group, ag + t, part));
             UNROLL for (int k = 0; k < words; k++) {
@@ -268,7 +276,21 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, act_block b, int t0
                 if (mins) v[t] = vfmaq_n_f32(v[t], vld1q_f32(w->offset[s] + 4 * h), part_dsum(group, ag + t, part));
             }
         }
-        UNROLL for (int t = 0; t < nt; t++) vst1q_f32(f[t] + 4 * h, v[t]);
+        UNROLL for (int t = 0; t < nt; t++) vst1q_f32(f[t0 + t] + 4 * h, v[t]);
+    }
+}
+
+/* f (16) += column col of group g of the panel times x. */
+INLINE void panel_outlier(LAYOUT_PARAMS, const panel *w, int64_t g, int col, float x, float f[16]) {
+    const int64_t s = group == 16 ? 2 * g + col / 16 : g;
+    (void)two_level;
+    UNROLL for (int h = 0; h < 4; h++) {
+        uint32x4_t u = vreinterpretq_u32_u8(vld1q_u8(w->code + (g * 8 + col / 4) * 64 + 16 * h));
+        int32x4_t level = vreinterpretq_s32_u32(u << (24 - col % 4 * 8)) >> 24; /* unsigned codes are below 128 */
+        if (!is_signed(bits, codebook)) level = vsubq_s32(level, vdupq_n_s32(zero));
+        float32x4_t value = vmulq_f32(vld1q_f32(w->scale[s] + 4 * h), vcvtq_f32_s32(level));
+        if (mins) value = vaddq_f32(value, vld1q_f32(w->offset[s] + 4 * h));
+        vst1q_f32(f + 4 * h, vfmaq_n_f32(vld1q_f32(f + 4 * h), value, x));
     }
 }
 

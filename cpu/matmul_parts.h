@@ -13,8 +13,9 @@
 #include "types/type.h"
 
 #define PANEL_ROWS 16
-#define PANEL_COLS 512
+#define PANEL_COLS 768
 #define PASS_ROWS 120        /* of activations */
+#define PASS_TILES 8         /* of weights */
 #define L2_BYTES (256 << 10) /* of it, for them */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel */
 
@@ -24,17 +25,10 @@ INLINE int log2_of(int zero) {
 
 /* What one token of the block gives to part i of a group. */
 INLINE int32_t part_start(int group, const act_group *ag, int i) {
-    return group == 32 ? ag->start : i == 0 ? ag->start_lo : ag->start - ag->start_lo;
+    return group == 32 ? ag->start : -128 * ag->sum[i];
 }
 INLINE float part_dsum(int group, const act_group *ag, int i) {
-    return group == 32 ? ag->dsum : ag->d * (float)part_start(group, ag, i) * (-1.0f / 128);
+    return group == 32 ? ag->dsum : ag->d * (float)ag->sum[i];
 }
-
-/* 16 rows of weights ready for the register tile. */
-typedef struct panel {
-    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];        /* (words, 64) */
-    _Alignas(64) float scale[PANEL_COLS / 16][PANEL_ROWS]; /* per group */
-    _Alignas(64) float offset[PANEL_COLS / 16][PANEL_ROWS];
-} panel;
 
 #endif
