@@ -377,6 +377,16 @@ static void check_largest(const llmq_type_info *info, int code, int64_t n_tok) {
     free(buffer), free(x);
 }
 
+/* More rows of inputs than a pass has, and more tiles of weights than take turns, with several panels of columns
+ * (cpu/matmul_drive.h). */
+static void test_passes(void **state) {
+    (void)state;
+    check_outliers(LLMQ_TYPE_Q4_0, 150, 1056, 127, 0);
+    check_outliers(LLMQ_TYPE_Q2_K, 150, 1280, 127, 0);
+    check_outliers(LLMQ_TYPE_Q6_K, 150, 1280, 65, SPLIT);
+    check_outliers(LLMQ_TYPE_IQ4_NL, 150, 1056, 127, 0);
+}
+
 #if defined(__x86_64__)
 /* The same bits, whether streams are asked for or come alone (cpu/few_avx512.h). */
 static void check_streams(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, int flags) {
@@ -915,6 +925,7 @@ static int teardown(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantized),
+        cmocka_unit_test(test_passes),
         cmocka_unit_test(test_largest),
         cmocka_unit_test(test_float),
         cmocka_unit_test(test_activation_error),
