@@ -94,7 +94,8 @@ INLINE void act_fill_group(act_round_fn *round, const float *x, int64_t n, float
     round(x, n, inverse, (int8_t *)b->q + at * 32, sum);
     ((float *)b->outlier)[at] = outlier;
     ((uint8_t *)b->outlier_at)[at] = (uint8_t)out;
-    ((act_group *)b->group)[at] = (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), {(int16_t)sum[0], (int16_t)sum[1]}};
+    ((act_group *)b->group)[at] =
+        (act_group){d, -128 * (sum[0] + sum[1]), d * (float)(sum[0] + sum[1]), {(int16_t)sum[0], (int16_t)sum[1]}};
 }
 
 /* The same of a group whose largest, of these bits, is above bound, or too large. */

@@ -98,8 +98,8 @@ INLINE int raised(int bits, int group, bool codebook, int zero) {
 /* Scales of 32 columns, of halves h of 16 rows. */
 typedef struct scales {
     __m256 w[UNITS(16)][2], m[UNITS(16)][2]; /* of each unit: of its integer sum, and of the sum of its inputs */
-    __m256i sc[2][2]; /* SC_IN_SUMS: of each group, both 16 bits of a word; */
-    __m256i pair[2];  /* mn, or -zero * sc, of both groups */
+    __m256i sc[2][2];                        /* SC_IN_SUMS: of each group, both 16 bits of a word; */
+    __m256i pair[2];                         /* mn, or -zero * sc, of both groups */
 } scales;
 
 /* *acc += the four products of each word, word k of a unit. Without VNNI they gather in *sum, in 16 bits, for `exact`
@@ -128,8 +128,7 @@ INLINE void add_word(bool sign, int exact, bool empty, int k, __m256i w, __m256i
 INLINE bool has_start(int bits, bool codebook, int zero) {
     return VNNI || (zero != 0 && !is_signed(bits, codebook));
 }
-INLINE __m256i start_of(int bits, int group, bool codebook, int zero, int i, const __m256i *pair,
-                        const act_group *ag) {
+INLINE __m256i start_of(int bits, int group, bool codebook, int zero, int i, const __m256i *pair, const act_group *ag) {
     if (!has_start(bits, codebook, zero) || zero == 0) return _mm256_setzero_si256();
     if (SC_IN_SUMS(group)) return _mm256_madd_epi16(*pair, bcast4(ag->sum));
     if (group == 32) return _mm256_srai_epi32(bcast4(&ag->start), VNNI ? 7 - log2_of(zero) : 0);
@@ -145,8 +144,7 @@ INLINE void dot_unit(LAYOUT_PARAMS, bool packed, int nt, int i, __m256i table, c
     __m256i sum[TILE_MOST][2];
     (void)two_level, (void)mins;
     UNROLL for (int t = 0; t < nt; t++) {
-        UNROLL for (int h = 0; h < 2; h++) acc[t][h] =
-            start_of(bits, group, codebook, zero, i, &s->pair[h], ag + t);
+        UNROLL for (int h = 0; h < 2; h++) acc[t][h] = start_of(bits, group, codebook, zero, i, &s->pair[h], ag + t);
     }
     UNROLL for (int k = 0; k < words; k++) {
         const int j = nibbles ? k / 2 + k % 2 * 4 : words * i + k;
@@ -164,8 +162,7 @@ INLINE void dot_unit(LAYOUT_PARAMS, bool packed, int nt, int i, __m256i table, c
 }
 
 /* *f += a unit's sums as floats, for half h of the rows. */
-INLINE void add_unit(bool mins, int group, int i, int h, const scales *s, const act_group *ag, __m256i acc,
-                     __m256 *f) {
+INLINE void add_unit(bool mins, int group, int i, int h, const scales *s, const act_group *ag, __m256i acc, __m256 *f) {
     const __m256 d = _mm256_set1_ps(ag->d);
     *f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_mul_ps(s->w[i][h], d), *f);
     if (!mins) return;
@@ -317,7 +314,7 @@ INLINE void gemv_tile(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t cols, 
 
 /* 16 rows of weights ready for the register tile. */
 typedef struct panel {
-    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64];              /* (words, 64) */
+    _Alignas(64) uint8_t code[PANEL_COLS / 4 * 64]; /* (words, 64) */
     _Alignas(64) scales scale[PANEL_COLS / 32];
 } panel;
 
@@ -328,8 +325,9 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
         const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
         next_scales(LAYOUT_ARGS, tile, &at, &super, &out->scale[g]);
         UNROLL for (int h = 0; h < 2; h++) {
-            UNROLL for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h),
-                                                                  word(bits, codebook, table, tile + at.code + 32 * h, j));
+            UNROLL for (int j = 0; j < 8; j++)
+                _mm256_store_si256((__m256i *)(out->code + (g * 8 + j) * 64 + 32 * h),
+                                   word(bits, codebook, table, tile + at.code + 32 * h, j));
         }
     }
 }
@@ -368,8 +366,9 @@ INLINE void panel_outlier(LAYOUT_PARAMS, const panel *w, int64_t g, int col, flo
         __m256i u = load_i(w->code + (g * 8 + col / 4) * 64 + 32 * h);
         __m256 value, scale = _mm256_mul_ps(s->w[i][h], _mm256_set1_ps((float)raised(bits, group, codebook, zero)));
         u = _mm256_srl_epi32(u, _mm_cvtsi32_si128(col % 4 * 8));
-        u = is_signed(bits, codebook) ? _mm256_srai_epi32(_mm256_slli_epi32(u, 24), 24)
-                                      : _mm256_sub_epi32(_mm256_and_si256(u, _mm256_set1_epi32(255)), _mm256_set1_epi32(zero));
+        u = is_signed(bits, codebook)
+                ? _mm256_srai_epi32(_mm256_slli_epi32(u, 24), 24)
+                : _mm256_sub_epi32(_mm256_and_si256(u, _mm256_set1_epi32(255)), _mm256_set1_epi32(zero));
         if (SC_IN_SUMS(group)) u = _mm256_mullo_epi32(u, _mm256_srai_epi32(s->sc[part][h], 16));
         value = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(u));
         if (mins && SC_IN_SUMS(group)) {

@@ -102,17 +102,17 @@ typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, bool fresh, 
 #if TILE == 6
 #define REST(...)                                                                                                      \
     switch (b->n - t) {                                                                                                \
-    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                           \
-    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                           \
-    case 3: gemm_tile(__VA_ARGS__, 3, w, b, t, n, fresh, f); break;                                                           \
-    case 4: gemm_tile(__VA_ARGS__, 4, w, b, t, n, fresh, f); break;                                                           \
-    case 5: gemm_tile(__VA_ARGS__, 5, w, b, t, n, fresh, f); break;                                                           \
+    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                    \
+    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                    \
+    case 3: gemm_tile(__VA_ARGS__, 3, w, b, t, n, fresh, f); break;                                                    \
+    case 4: gemm_tile(__VA_ARGS__, 4, w, b, t, n, fresh, f); break;                                                    \
+    case 5: gemm_tile(__VA_ARGS__, 5, w, b, t, n, fresh, f); break;                                                    \
     }
 #else
 #define REST(...)                                                                                                      \
     switch (b->n - t) {                                                                                                \
-    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                           \
-    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                           \
+    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                    \
+    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                    \
     }
 #endif
 
@@ -122,7 +122,7 @@ typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, bool fresh, 
     }                                                                                                                  \
     static void gemm_##type(const panel *w, const act_block *b, int64_t n, bool fresh, float f[][16]) {                \
         int t = 0;                                                                                                     \
-        for (; t + TILE <= b->n; t += TILE) gemm_tile(__VA_ARGS__, TILE, w, b, t, n, fresh, f);                               \
+        for (; t + TILE <= b->n; t += TILE) gemm_tile(__VA_ARGS__, TILE, w, b, t, n, fresh, f);                        \
         REST(__VA_ARGS__)                                                                                              \
     }                                                                                                                  \
     static void panel_outliers_##type(const panel *w, const row_outlier *o, int n, float f[][16]) {                    \
@@ -141,49 +141,50 @@ static const struct {
 #undef X
 };
 
-/* Rows of activations of a pass over all weights: they stay in the L2 cache meanwhile. Whole blocks. */
-static int64_t pass_rows(int64_t cols) {
-    int64_t n = L2_BYTES / cols / ACT_BLOCK * ACT_BLOCK;
-    return n > PASS_ROWS ? PASS_ROWS : n < 5 * ACT_BLOCK ? 5 * ACT_BLOCK : n;
+/* Rows of activations that a panel is multiplied with: n from first on, of all. */
+typedef struct pass {
+    const llmq_acts *a;
+    int64_t all, first, n;
+} pass;
+
+/* Row t of the pass and those after it in its block, of their columns from k on. */
+static act_block pass_block(const pass *x, int64_t t, int64_t k) {
+    return act_block_from(act_block_at(x->a, x->all, x->first + t), k);
 }
 
-/* f (n_rows, 16) += panel, columns k .. k+n (from 0 on: =), x the n_rows from first on of all rows of activations. Meanwhile what the
- * next panel is taken from is asked for, `bytes` from `next` on: unpacking would wait for it. */
-static void panel_times(gemm_fn *gemm, const llmq_acts *a, const panel *p, int64_t k, int64_t n, int64_t all,
-                        int64_t first, int64_t n_rows, const uint8_t *next, int64_t bytes, float f[][16]) {
-    const int64_t len = act_block_len(all), lines = bytes / 64 / ((n_rows + len - 1) / len) + 1; /* a block */
-    for (int64_t t = 0; t < n_rows; t += len) {
+/* f (x->n, 16) += panel, columns k .. k+n, times x; from column 0 on it is set. Meanwhile what the next panel is taken
+ * from is asked for, `bytes` from `next` on: unpacking would wait for it. */
+static void panel_times(gemm_fn *gemm, const panel *p, const pass *x, int64_t k, int64_t n, const uint8_t *next,
+                        int64_t bytes, float f[][16]) {
+    const int64_t len = act_block_len(x->all), lines = bytes / 64 / ((x->n + len - 1) / len) + 1; /* a block */
+    for (int64_t t = 0; t < x->n; t += len) {
         for (int64_t i = 0; i < lines && bytes > 0; i++, next += 64, bytes -= 64) __builtin_prefetch(next, 0, 2);
-        act_block b = act_block_from(act_block_at(a, all, first + t), k);
+        const act_block b = pass_block(x, t, k);
         gemm(p, &b, n, k == 0, f + t);
     }
 }
 
-/* Those of the n_rows from first on of all rows, in columns k .. k+n. */
-static int find_outliers(const llmq_acts *a, int64_t k, int64_t n, int64_t all, int64_t first, int64_t n_rows,
-                         row_outlier *found) {
-    const int64_t len = act_block_len(all);
+/* Those of x in columns k .. k+n. */
+static int find_outliers(const pass *x, int64_t k, int64_t n, row_outlier *found) {
     int count = 0;
-    for (int64_t t = 0; t < n_rows; t += len) {
-        const act_block b = act_block_from(act_block_at(a, all, first + t), k);
+    for (int64_t t = 0; t < x->n; t += act_block_len(x->all)) {
+        const act_block b = pass_block(x, t, k);
         const int64_t end = n / 32 * b.n;
         for (int64_t i = act_next_outlier(&b, 0, end); i < end; i = act_next_outlier(&b, i + 1, end))
-            found[count++] = (row_outlier){.x = b.outlier[i],
-                                           .row = (uint16_t)(t + i % b.n),
-                                           .group = (uint8_t)(i / b.n),
-                                           .col = b.outlier_at[i]};
+            found[count++] = (row_outlier){
+                .x = b.outlier[i], .row = (uint16_t)(t + i % b.n), .group = (uint8_t)(i / b.n), .col = b.outlier_at[i]};
     }
     return count;
 }
 
-/* y of rows r .. r_end of the weights and the n_rows from first on of all rows of activations. Sums stay in f over all
- * panels of columns, as y would be read from far away; some tiles take turns with a panel's activations, as those of all
- * columns would not stay in the L2 cache. */
-static void many_rows(const llmq_weight *w, const llmq_acts *a, int64_t r, int64_t r_end, int64_t all, int64_t first,
-                      int64_t n_rows, code_vec table, float *y, int64_t ldy) {
+/* y of rows r .. r_end of the weights and of x. Sums stay in f over all panels of columns, as y would be read from far
+ * away; some tiles take turns with the activations of a panel, as those of all columns would not stay in the L2 cache.
+ */
+static void many_rows(const llmq_weight *w, const pass *x, int64_t r, int64_t r_end, code_vec table, float *y,
+                      int64_t ldy) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     const int64_t tile_bytes = layout_tile_bytes(l, w->cols), step = layout_panel_cols(l, w->cols, PANEL_COLS),
-                  len = act_block_len(all), n_tiles = (r_end - r + 15) / 16;
+                  n_tiles = (r_end - r + 15) / 16;
     const uint8_t *tiles = (const uint8_t *)w->packed + r / 16 * tile_bytes;
     _Alignas(64) float f[PASS_TILES][PASS_ROWS][16];
     row_outlier outlier[PASS_ROWS * PANEL_COLS / 32];
@@ -191,29 +192,30 @@ static void many_rows(const llmq_weight *w, const llmq_acts *a, int64_t r, int64
     for (int64_t k = 0, n; k < w->cols; k += n) {
         n = w->cols - k < step ? w->cols - k : step;
         const int64_t at = layout_place_of(l, k / 32).super, end = layout_place_of(l, (k + n) / 32).super;
-        const int n_outliers = find_outliers(a, k, n, all, first, n_rows, outlier);
+        const int n_outliers = find_outliers(x, k, n, outlier);
         for (int64_t i = 0; i < n_tiles; i++) {
             const uint8_t *next = i + 1 < n_tiles ? tiles + (i + 1) * tile_bytes + at : tiles + end;
             many_fns[w->layout].unpack(tiles + i * tile_bytes, k, n, table, &p);
-            panel_times(many_fns[w->layout].gemm, a, &p, k, n, all, first, n_rows, next, end - at, f[i]);
+            panel_times(many_fns[w->layout].gemm, &p, x, k, n, next, end - at, f[i]);
             many_fns[w->layout].outliers(&p, outlier, n_outliers, f[i]);
-            for (int64_t t = 0; t < n_rows && k + n == w->cols; t += len) {
-                act_block b = act_block_at(a, all, first + t);
-                store_block(w, &b, f[i] + t, r + 16 * i, y + (first + t) / act_parts(w->act) * ldy, ldy);
+            for (int64_t t = 0; t < x->n && k + n == w->cols; t += act_block_len(x->all)) {
+                const act_block b = pass_block(x, t, 0);
+                store_block(w, &b, f[i] + t, r + 16 * i, y + (x->first + t) / act_parts(w->act) * ldy, ldy);
             }
         }
     }
 }
 
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
-    const int64_t all = act_parts(w->act) * a->n_tok, pass = pass_rows(w->cols), rows = PASS_TILES * PANEL_ROWS;
+    const int64_t rows = PASS_TILES * PANEL_ROWS;
     const code_vec table = code_table(cpu_layout_of(w->layout));
+    pass x = {.a = a, .all = act_parts(w->act) * a->n_tok};
     int64_t begin, end;
     worker_range(worker, w->rows, PANEL_ROWS, &begin, &end);
-    for (int64_t first = 0; first < all; first += pass)
-        for (int64_t r = begin; r < end; r += rows)
-            many_rows(w, a, r, end - r < rows ? end : r + rows, all, first, all - first < pass ? all - first : pass,
-                      table, y, ldy);
+    for (; x.first < x.all; x.first += x.n) {
+        x.n = x.all - x.first < PASS_ROWS ? x.all - x.first : PASS_ROWS;
+        for (int64_t r = begin; r < end; r += rows) many_rows(w, &x, r, end - r < rows ? end : r + rows, table, y, ldy);
+    }
 }
 
 #endif

@@ -16,7 +16,6 @@
 #define PANEL_COLS 768
 #define PASS_ROWS 120        /* of activations */
 #define PASS_TILES 8         /* of weights */
-#define L2_BYTES (256 << 10) /* of it, for them */
 #define FEW MATMUL_ALIKE     /* up to so many tokens without a panel */
 
 INLINE int log2_of(int zero) {
