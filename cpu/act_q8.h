@@ -20,7 +20,7 @@
 #define ACT_SPAN 512                /* groups that share what is usual */
 #define ACT_FETCH 1024              /* floats ahead */
 /* d at least, and the bits of 2^100: inputs from there on make the result NaN, as infinity does. So no product of d and
- * a weight's scale (2^-26 to 2^23) leaves the normal floats. */
+ * a weight's scale (2^-28 to 2^23) leaves the normal floats. */
 #define ACT_LEAST 0x1p-96f
 #define ACT_HUGE (227u << 23)
 

@@ -5,7 +5,7 @@
  * Codes of b bits give at most (2^b - 1) * 127 * 2 for a pair, so up to 8 words (b <= 4), 4 (b = 5) or 2 (b = 6) add up
  * exactly in 16 bits before they are widened. Signed operands (Q8_0, codebooks) go as |w| and activation * sign(w): one
  * word at a time. With it vpdpbusd adds the four products of a word to 32 bits, and signed operands go as w + 128. The
- * integers are the same. */
+ * integers are the same but for factors of theirs (raised, SC_IN_SUMS). */
 #ifndef LLMQ_CPU_MATMUL_256_H
 #define LLMQ_CPU_MATMUL_256_H
 
@@ -124,12 +124,12 @@ INLINE void add_word(bool sign, int exact, bool empty, int k, __m256i w, __m256i
 }
 #endif
 
-/* Whether sums of unit i begin with something, and that: what activations times the zero point come to. */
+/* Whether sums begin with something, and that, of unit i: what activations times the zero point come to. */
 INLINE bool has_start(int bits, bool codebook, int zero) {
-    return VNNI || (zero != 0 && !is_signed(bits, codebook));
+    return zero != 0 && !is_signed(bits, codebook);
 }
 INLINE __m256i start_of(int bits, int group, bool codebook, int zero, int i, const __m256i *pair, const act_group *ag) {
-    if (!has_start(bits, codebook, zero) || zero == 0) return _mm256_setzero_si256();
+    if (!has_start(bits, codebook, zero)) return _mm256_setzero_si256();
     if (SC_IN_SUMS(group)) return _mm256_madd_epi16(*pair, bcast4(ag->sum));
     if (group == 32) return _mm256_srai_epi32(bcast4(&ag->start), VNNI ? 7 - log2_of(zero) : 0);
     return _mm256_set1_epi32(-zero * ag->sum[i]);
@@ -339,9 +339,9 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, const act_block *b,
     const int8_t *q = b->q + t0 * 32;
     const act_group *ag = b->group + t0;
     const uint8_t *code = w->code;
-    UNROLL for (int t = 0; t < nt && fresh; t++) {
-        UNROLL for (int h = 0; h < 2; h++) _mm256_store_ps(f[t0 + t] + 8 * h, _mm256_setzero_ps());
-    }
+    if (fresh) UNROLL for (int t = 0; t < nt; t++) {
+            UNROLL for (int h = 0; h < 2; h++) _mm256_store_ps(f[t0 + t] + 8 * h, _mm256_setzero_ps());
+        }
     for (const scales *s = w->scale, *end = s + n / 32; s < end; s++, code += 512, q += b->n * 32, ag += b->n) {
         UNROLL for (int i = 0; i < UNITS(group); i++) {
             __m256i acc[TILE][2];
@@ -360,7 +360,7 @@ INLINE void gemm_tile(LAYOUT_PARAMS, int nt, const panel *w, const act_block *b,
 /* f (16) += column col of group g of the panel times x. */
 INLINE void panel_outlier(LAYOUT_PARAMS, const panel *w, int64_t g, int col, float x, float f[16]) {
     const scales *s = &w->scale[g];
-    const int part = col / 16, i = group == 16 && !SC_IN_SUMS(group) ? part : 0;
+    const int part = col / 16, i = col / UNIT(group);
     (void)two_level;
     UNROLL for (int h = 0; h < 2; h++) {
         __m256i u = load_i(w->code + (g * 8 + col / 4) * 64 + 32 * h);

@@ -1,5 +1,5 @@
-/* From the kernels of one tile to products of matrices: included after outliers_tile, gemv_tile, unpack_tile and
- * gemm_tile, each compiled here for every layout and number of tokens, and code_table. */
+/* From the kernels of one tile to products of matrices: included after code_table, panel, and outliers_tile,
+ * gemv_tile, unpack_tile, gemm_tile and panel_outlier, each compiled here for every layout and number of tokens. */
 #ifndef LLMQ_CPU_MATMUL_DRIVE_H
 #define LLMQ_CPU_MATMUL_DRIVE_H
 
@@ -141,6 +141,9 @@ static const struct {
 #undef X
 };
 
+_Static_assert(PASS_ROWS % ACT_BLOCK == 0 && PASS_ROWS >= ACT_FEW, "a pass has whole blocks");
+_Static_assert(PANEL_COLS % 256 == 0 && PANEL_COLS / 32 <= UINT8_MAX, "whole runs, and row_outlier.group holds them");
+
 /* Rows of activations that a panel is multiplied with: n from first on, of all. */
 typedef struct pass {
     const llmq_acts *a;
@@ -191,10 +194,13 @@ static void many_rows(const llmq_weight *w, const pass *x, int64_t r, int64_t r_
     panel p;
     for (int64_t k = 0, n; k < w->cols; k += n) {
         n = w->cols - k < step ? w->cols - k : step;
-        const int64_t at = layout_place_of(l, k / 32).super, end = layout_place_of(l, (k + n) / 32).super;
+        const int64_t at = layout_place_of(l, k / 32).super,
+                      end = layout_place_of(l, (k + n) / 32 - 1).code + l->bits * 64;
         const int n_outliers = find_outliers(x, k, n, outlier);
         for (int64_t i = 0; i < n_tiles; i++) {
-            const uint8_t *next = i + 1 < n_tiles ? tiles + (i + 1) * tile_bytes + at : tiles + end;
+            const uint8_t *next = i + 1 < n_tiles   ? tiles + (i + 1) * tile_bytes + at
+                                  : k + n < w->cols ? tiles + layout_place_of(l, (k + n) / 32).super
+                                                    : tiles + n_tiles * tile_bytes;
             many_fns[w->layout].unpack(tiles + i * tile_bytes, k, n, table, &p);
             panel_times(many_fns[w->layout].gemm, &p, x, k, n, next, end - at, f[i]);
             many_fns[w->layout].outliers(&p, outlier, n_outliers, f[i]);

@@ -75,6 +75,11 @@ INLINE sums start_of(int bits, bool codebook, int zero, int32_t start) {
     return sums_start(is_signed(bits, codebook) || zero == 0 ? 0 : start >> (7 - log2_of(zero)));
 }
 
+/* act_group's start value, of part i of a group. */
+INLINE int32_t part_start(int group, const act_group *ag, int i) {
+    return group == 32 ? ag->start : -128 * ag->sum[i];
+}
+
 /* The activations of a part of a group, of nt tokens. */
 INLINE void load_x(int group, int nt, const int8_t *q, int8x16_t x[][2]) {
     UNROLL for (int t = 0; t < nt; t++) {

@@ -13,19 +13,16 @@
 #include "types/type.h"
 
 #define PANEL_ROWS 16
-#define PANEL_COLS 768
-#define PASS_ROWS 120        /* of activations */
-#define PASS_TILES 8         /* of weights */
-#define FEW MATMUL_ALIKE     /* up to so many tokens without a panel */
+#define PANEL_COLS 768   /* a panel stays in the L1 cache, with the activations of a register tile */
+#define PASS_ROWS 120    /* of activations: those of a panel's columns stay in the L2 cache, and the sums of */
+#define PASS_TILES 8     /* so many tiles of weights with them */
+#define FEW MATMUL_ALIKE /* up to so many tokens without a panel */
 
 INLINE int log2_of(int zero) {
     return zero == 4 ? 2 : zero == 8 ? 3 : zero == 16 ? 4 : zero == 32 ? 5 : 7;
 }
 
-/* What one token of the block gives to part i of a group. */
-INLINE int32_t part_start(int group, const act_group *ag, int i) {
-    return group == 32 ? ag->start : -128 * ag->sum[i];
-}
+/* What the inputs of one token of the block sum up to, of part i of a group. */
 INLINE float part_dsum(int group, const act_group *ag, int i) {
     return group == 32 ? ag->dsum : ag->d * (float)ag->sum[i];
 }

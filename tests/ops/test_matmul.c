@@ -634,14 +634,15 @@ static void test_outliers(void **state) {
             assert_int_equal(b.outlier_at[g], want);
             assert_true(b.outlier[g] == (g == 3 ? -9.0f : g == 6 ? 2.5f : g == 31 ? 50.0f : 0.0f));
             assert_true(b.group[g].d >= least && b.group[g].d < least * 1.126f);
-            int32_t sum = 0;
+            int32_t sum[2] = {0};
             for (int i = 0; i < 32; i++) {
                 float held = b.group[g].d * (float)b.q[g * 32 + i],
                       in = g * 32 + i < COLS && i != want ? x[g * 32 + i] : 0;
                 assert_true(fabsf(held - in) <= 0.501f * b.group[g].d);
-                sum += b.q[g * 32 + i];
+                sum[i / 16] += b.q[g * 32 + i];
             }
-            assert_int_equal(b.group[g].start, -128 * sum);
+            assert_int_equal(b.group[g].start, -128 * (sum[0] + sum[1]));
+            assert_true(b.group[g].sum[0] == sum[0] && b.group[g].sum[1] == sum[1]);
         }
         mem_free(a.q8);
     }
@@ -820,7 +821,7 @@ static void test_bf16(void **state) {
 
 /* Zero, tiny, huge and non-finite activations. */
 static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok, int flags) {
-    enum { ROWS = 20, COLS = 64 };
+    enum { ROWS = 20, COLS = 256 };
     void *buffer;
     llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
     float *x = random_floats(18 * COLS, -1, 1);
@@ -835,13 +836,28 @@ static void check_odd(const llmq_backend_ops *ops, llmq_type type, int n_tok, in
     x[5 * COLS + 1] = NAN;
     llmq_acts a;
     float *y = run(ops, &t, flags, NULL, x, n_tok, 1, &a);
-    bool floats = type != LLMQ_TYPE_Q8_0 && !in_16_bits(ops, n_tok);
+    bool floats = type_info(type)->in_memory && !in_16_bits(ops, n_tok);
     for (int r = 0; r < ROWS; r++) {
         assert_true(y[r] == 0);
         assert_true(floats ? fabsf(y[ROWS + PAD + r]) < 1e-36f : y[ROWS + PAD + r] == 0);
         assert_true(isfinite(y[2 * (ROWS + PAD) + r]));
         for (int k = 3; k < 6; k++) assert_false(isfinite(y[k * (ROWS + PAD) + r]));
     }
+    mem_free(a.q8);
+    free(y), free(x), free(buffer);
+}
+
+/* A pass of rows, and more, whose every group is an outlier in itself. */
+static void check_all_damaged(const llmq_backend_ops *ops, llmq_type type) {
+    enum { ROWS = 20, COLS = 1536, TOK = 125 };
+    void *buffer;
+    llmq_acts a;
+    llmq_tensor t = random_tensor(type, ROWS, COLS, &buffer);
+    float *x = random_floats(TOK * COLS, -1, 1);
+    for (int i = 0; i < TOK * COLS; i++) x[i] = NAN;
+    float *y = run(ops, &t, 0, NULL, x, TOK, 1, &a);
+    for (int k = 0; k < TOK; k++)
+        for (int r = 0; r < ROWS; r++) assert_false(isfinite(y[k * (ROWS + PAD) + r]));
     mem_free(a.q8);
     free(y), free(x), free(buffer);
 }
@@ -855,7 +871,12 @@ static void test_odd_activations(void **state) {
             check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, 0);
             check_odd(ops, LLMQ_TYPE_Q8_0, n_tok, SPLIT);
             check_odd(ops, LLMQ_TYPE_NF4, n_tok, 0);
+            check_odd(ops, LLMQ_TYPE_Q4_0, n_tok, 0);
+            check_odd(ops, LLMQ_TYPE_Q2_K, n_tok, 0);
+            check_odd(ops, LLMQ_TYPE_Q6_K, n_tok, 0);
         }
+        check_all_damaged(ops, LLMQ_TYPE_Q2_K);
+        check_all_damaged(ops, LLMQ_TYPE_IQ4_NL);
     }
 }
 
