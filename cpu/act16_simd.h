@@ -41,8 +41,8 @@ INLINE void act16_fill(const llmq_worker *worker, const llmq_acts *a, void *q16,
         int64_t at = g * b.n + t % len;
         int16_t *q = (int16_t *)b.q + 32 * at;
         const float *x = a->x + t * a->cols + 32 * g;
-        float padded[32] = {0};
-        if (left < 32) x = memcpy(padded, x, (size_t)left * sizeof *x);
+        float padded[32];
+        x = act_whole(x, left, padded);
         ((float *)b.d)[at] = act16_group(x, q);
         order(q);
     }

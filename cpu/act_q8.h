@@ -50,13 +50,6 @@ static inline uint32_t act_outlier_bound(const uint32_t *bits, int64_t n) {
     return bound < ACT_HUGE ? (uint32_t)bound : ACT_HUGE - 1;
 }
 
-/* 32 inputs: x, or of fewer a copy with zeros after them. Not an initializer, which would be stored for every x. */
-INLINE const float *act_whole(const float *x, int64_t n, float padded[32]) {
-    if (n >= 32) return x;
-    memset(padded, 0, 32 * sizeof *padded);
-    return memcpy(padded, x, (size_t)n * sizeof *x);
-}
-
 /* The bits of the largest magnitude of n inputs, at most 32; a NaN is above infinity. */
 typedef uint32_t act_peak_fn(const float *x, int64_t n);
 /* q (32) = n inputs times inverse, to nearest, ties to even, the rest 0; sum: of the lower and the upper 16. */

@@ -108,6 +108,13 @@ static inline int64_t act_next_outlier(const act_block *b, int64_t i, int64_t en
     return i;
 }
 
+/* 32 inputs: x, or of fewer a copy with zeros after them. Not an initializer, which would be stored for every x. */
+INLINE const float *act_whole(const float *x, int64_t n, float padded[32]) {
+    if (n >= 32) return x;
+    memset(padded, 0, 32 * sizeof *padded);
+    return memcpy(padded, x, (size_t)n * sizeof *x);
+}
+
 /* A worker's share of the groups of all tokens, t * groups + g: whole tokens where there are some for each
  * (core/backend.h). */
 static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int64_t *begin, int64_t *end) {
@@ -202,6 +209,10 @@ static inline layout_place layout_place_of(const cpu_layout *l, int64_t g) {
 static inline int64_t layout_tile_bytes(const cpu_layout *l, int64_t cols) {
     const int64_t run = 32 * LAYOUT_RUN(l->two_level);
     return (cols + run - 1) / run * LAYOUT_RUN_BYTES(l->bits, l->group, l->two_level, l->mins);
+}
+/* Bytes of a tile from the run of column k on to the last code of columns k .. k+n, multiples of 32. */
+static inline int64_t layout_span(const cpu_layout *l, int64_t k, int64_t n) {
+    return layout_place_of(l, (k + n) / 32 - 1).code + l->bits * 64 - layout_place_of(l, k / 32).super;
 }
 /* Columns of a GEMM panel: as even a division of cols as whole units allow, at most most (a unit or more). */
 static inline int64_t panel_step(int64_t cols, int64_t unit, int64_t most) {

@@ -375,10 +375,8 @@ static gemm_fn *const gemm_fns[3][6] = {
  * activations of all push out of the caches what came before. (With a hint for L2 it did not come on Zen 5.) */
 INLINE void fetch_next(const cpu_layout *l, const uint8_t *tile, int64_t tile_bytes, int64_t k, int64_t n_cols,
                        int64_t i, int64_t n) {
-    const int64_t begin = layout_place_of(l, k / 32).super;
-    const int64_t bytes = layout_place_of(l, (k + n_cols) / 32 - 1).code + l->bits * 64 - begin;
-    const int64_t parts = n / 4 + 1, part = i - (n - parts);
-    const uint8_t *p = tile + begin;
+    const int64_t bytes = layout_span(l, k, n_cols), parts = n / 4 + 1, part = i - (n - parts);
+    const uint8_t *p = tile + layout_place_of(l, k / 32).super;
     if (part < 0) return;
     for (int64_t at = bytes * part / parts / 64 * 64; at < bytes * (part + 1) / parts; at += 64) {
         _mm_prefetch((const char *)p + at, _MM_HINT_T0);

@@ -99,21 +99,15 @@ typedef struct row_outlier {
  * at 0. */
 typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, bool fresh, float f[][16]);
 
+#define REST(nt, ...)                                                                                                  \
+    case nt:                                                                                                           \
+        gemm_tile(__VA_ARGS__, nt, w, b, t, n, fresh, f);                                                              \
+        break;
 #if TILE == 6
-#define REST(...)                                                                                                      \
-    switch (b->n - t) {                                                                                                \
-    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                    \
-    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                    \
-    case 3: gemm_tile(__VA_ARGS__, 3, w, b, t, n, fresh, f); break;                                                    \
-    case 4: gemm_tile(__VA_ARGS__, 4, w, b, t, n, fresh, f); break;                                                    \
-    case 5: gemm_tile(__VA_ARGS__, 5, w, b, t, n, fresh, f); break;                                                    \
-    }
+#define RESTS(...)                                                                                                     \
+    REST(1, __VA_ARGS__) REST(2, __VA_ARGS__) REST(3, __VA_ARGS__) REST(4, __VA_ARGS__) REST(5, __VA_ARGS__)
 #else
-#define REST(...)                                                                                                      \
-    switch (b->n - t) {                                                                                                \
-    case 1: gemm_tile(__VA_ARGS__, 1, w, b, t, n, fresh, f); break;                                                    \
-    case 2: gemm_tile(__VA_ARGS__, 2, w, b, t, n, fresh, f); break;                                                    \
-    }
+#define RESTS(...) REST(1, __VA_ARGS__) REST(2, __VA_ARGS__)
 #endif
 
 #define X(type, ...)                                                                                                   \
@@ -123,7 +117,7 @@ typedef void gemm_fn(const panel *w, const act_block *b, int64_t n, bool fresh, 
     static void gemm_##type(const panel *w, const act_block *b, int64_t n, bool fresh, float f[][16]) {                \
         int t = 0;                                                                                                     \
         for (; t + TILE <= b->n; t += TILE) gemm_tile(__VA_ARGS__, TILE, w, b, t, n, fresh, f);                        \
-        REST(__VA_ARGS__)                                                                                              \
+        switch (b->n - t) { RESTS(__VA_ARGS__) }                                                                       \
     }                                                                                                                  \
     static void panel_outliers_##type(const panel *w, const row_outlier *o, int n, float f[][16]) {                    \
         for (int i = 0; i < n; i++) panel_outlier(__VA_ARGS__, w, o[i].group, o[i].col, o[i].x, f[o[i].row]);          \
@@ -194,15 +188,14 @@ static void many_rows(const llmq_weight *w, const pass *x, int64_t r, int64_t r_
     panel p;
     for (int64_t k = 0, n; k < w->cols; k += n) {
         n = w->cols - k < step ? w->cols - k : step;
-        const int64_t at = layout_place_of(l, k / 32).super,
-                      end = layout_place_of(l, (k + n) / 32 - 1).code + l->bits * 64;
+        const int64_t at = layout_place_of(l, k / 32).super, bytes = layout_span(l, k, n);
         const int n_outliers = find_outliers(x, k, n, outlier);
         for (int64_t i = 0; i < n_tiles; i++) {
             const uint8_t *next = i + 1 < n_tiles   ? tiles + (i + 1) * tile_bytes + at
                                   : k + n < w->cols ? tiles + layout_place_of(l, (k + n) / 32).super
                                                     : tiles + n_tiles * tile_bytes;
             many_fns[w->layout].unpack(tiles + i * tile_bytes, k, n, table, &p);
-            panel_times(many_fns[w->layout].gemm, &p, x, k, n, next, end - at, f[i]);
+            panel_times(many_fns[w->layout].gemm, &p, x, k, n, next, bytes, f[i]);
             many_fns[w->layout].outliers(&p, outlier, n_outliers, f[i]);
             for (int64_t t = 0; t < x->n && k + n == w->cols; t += act_block_len(x->all)) {
                 const act_block b = pass_block(x, t, 0);
