@@ -46,6 +46,7 @@ typedef struct llmq_weight {
                            * ACT_Q8 may be changed to ACT_Q8_SPLIT after weight_prepare, */
     llmq_act_range range; /* INT8: in this range */
     const float *bias;    /* [rows] or NULL: added by matmul. Borrowed; set by the engine after weight_prepare */
+    const struct llmq_weight *after; /* likewise: whose matmul comes next for a token, or NULL; matmul may fetch it */
     int layout;           /* backend's own */
     void *packed;         /* owned; NULL when native rows are used */
     size_t packed_bytes;

@@ -164,13 +164,22 @@ void worker_barrier(const llmq_worker *worker) {
     phase_sleep(team, phase);
 }
 
+/* Where pieces begin. */
+static int64_t share_rest(const llmq_worker *w, int64_t n, int64_t step) {
+    int64_t steps = (n + step - 1) / step;
+    return w->n > 1 && steps >= SHARE_LEAST ? (steps - steps / SHARE_REST) * step : n;
+}
+
 worker_share worker_share_begin(const llmq_worker *w, int64_t n, int64_t step) {
     worker_share s = {.worker = w, .n = n, .step = step, .rest = n};
     if (w->n == 1) return s;
-    int64_t steps = (n + step - 1) / step;
     s.slot = w->team->counts[w->id].begun++;
-    if (s.slot < SHARES && steps >= SHARE_LEAST) s.rest = (steps - steps / SHARE_REST) * step;
+    if (s.slot < SHARES) s.rest = share_rest(w, n, step);
     return s;
+}
+
+void worker_share_own(const llmq_worker *w, int64_t n, int64_t step, int64_t *begin, int64_t *end) {
+    worker_range(w, share_rest(w, n, step), step, begin, end);
 }
 
 bool worker_share_next(worker_share *s, int64_t *begin, int64_t *end) {

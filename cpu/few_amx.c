@@ -111,11 +111,11 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
 }
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void few_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,         \
-                           bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
-        (void)fetch; /* true: of so many tokens */                                                                     \
-        for (int i = 0; i < n; i++)                                                                                    \
-            few_tile(bits, group, two_level, mins, codebook, zero, tile[i], cols, table, *b, out[i]);                  \
+    static void few_##type(const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b,                    \
+                           const few_way *way, __m512(*out)[ACT_FEW]) {                                                \
+        (void)way;                                                                                                     \
+        for (int i = 0; i < tiles->n; i++)                                                                             \
+            few_tile(bits, group, two_level, mins, codebook, zero, tiles->tile[i], cols, table, *b, out[i]);           \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -125,6 +125,6 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 void few_matmul_amx(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     begin_tiles(act_parts(w->act) * (int)a->n_tok);
     const cpu_layout *l = cpu_layout_of(w->layout);
-    few_rows(worker, w, a, few_fns[w->layout], level_table(l), code_table(l), y, ldy);
+    few_rows(worker, w, a, few_fns[w->layout], false, level_table(l), code_table(l), y, ldy);
     amx_end();
 }

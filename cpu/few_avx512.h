@@ -88,15 +88,39 @@ static outliers_fn *const outliers_fns[LAYOUT_BF16] = {
 #undef X
 };
 
-/* ---- one or two tiles at a time */
+/* ---- several tiles at a time */
 
-#define FEW_PARTS 2
-#define FEW_LONG (256 << 10) /* bytes of weights that are worth the start of a stream */
+#define FEW_PARTS 4 /* tiles at most */
 
-/* out[i][t] = 16 rows of tile[i] times row t of the block, all of its at most ACT_FEW rows, without their outliers, for
- * n tiles. fetch: what comes next is asked for (cpu/fetch.h). The block goes by address: a copy of it for each tile had
- * its parts stored and loaded in other sizes, which waits until the tile before is done. */
-typedef void few_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b, bool fetch,
+/* How tiles are read. `parts` of them, far from each other, take turns by `slice` groups, so that each is a stream to
+ * the processor's own fetching. Which requests help besides is a matter of the processor (few_way_of). */
+typedef enum few_fetch { FEW_FETCH_NONE, FEW_FETCH_ONCE, FEW_FETCH_TWICE } few_fetch;
+typedef struct few_way {
+    int parts;
+    int64_t slice;
+    few_fetch fetch;
+} few_way;
+
+/* n tiles of so many bytes, and for each what is read after it. */
+typedef struct few_tiles {
+    int n;
+    int64_t bytes;
+    const uint8_t *tile[FEW_PARTS], *next[FEW_PARTS];
+} few_tiles;
+
+/* At least so many bytes in whole runs. */
+#define FEW_RUNS(bytes, run) (((bytes) + (run) - 1) / (run) * (run))
+
+/* Place `at` of tile i, or beyond its end of what is read after it: what requests go for. That is without a gap if they
+ * are whole runs ahead. */
+INLINE const uint8_t *few_ahead(const few_tiles *t, int i, int64_t at) {
+    return at < t->bytes ? t->tile[i] + at : t->next[i] + (at - t->bytes);
+}
+
+/* out[i][t] = 16 rows of tile i times row t of the block, all of its at most ACT_FEW rows, without their outliers. The
+ * block goes by address: a copy of it for each tile had its parts stored and loaded in other sizes, which waits until
+ * the tile before is done. */
+typedef void few_fn(const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b, const few_way *way,
                     __m512 (*out)[ACT_FEW]);
 
 #define FEW_FN(type, ...) [LAYOUT_##type] = few_##type, /* of a table by layout */
@@ -108,33 +132,111 @@ typedef struct few_job {
     int64_t outlier; /* place of the first, or after all */
     few_fn *fn;
     __m512i table, codes; /* for fn; code_table's */
+    bool turns;           /* whether fn lets tiles take turns */
     float *y;
     int64_t ldy;
 } few_job;
 
-/* n tiles: `first` and those `apart` from each other. */
-static inline void few_store(const few_job *job, int64_t first, int64_t apart, int n, bool fetch) {
+#define FEW_ALONE (256 << 10) /* bytes of a stream that are worth its start, where it comes alone */
+#define FEW_TURN 8            /* groups in turn there; elsewhere 2 are best, whose scales are one line of most types */
+
+/* Of tiles of `bytes` in all.
+ *
+ * Where streams come alone (cpu.h), long rows of a worker are read as two: the processor goes ahead of each of them, and
+ * so twice as far in all. It does not go far enough ahead of several tokens, whose products take their time: these are
+ * asked for, as are short matrices and the pieces that workers share at the end. Elsewhere there are four streams in
+ * short turns, asked for twice, into L2 and then into L1. */
+static inline few_way few_way_of(int64_t bytes, int64_t n_tok, bool turns) {
+    if (!turns) return (few_way){1, FEW_TURN, FEW_FETCH_ONCE};
+    if (!cpu_streams_alone()) return (few_way){FEW_PARTS, 2, FEW_FETCH_TWICE};
+    return (few_way){.parts = bytes >= 2 * FEW_ALONE ? 2 : 1,
+                     .slice = FEW_TURN,
+                     .fetch = n_tok > 1 || bytes < FEW_ALONE ? FEW_FETCH_ONCE : FEW_FETCH_NONE};
+}
+
+/* Rows of a piece of a share: as many tiles as are streams, which one alone would not be. */
+static inline int64_t few_step(bool turns) {
+    return turns && !cpu_streams_alone() ? 16 * FEW_PARTS : 16;
+}
+
+/* Tiles that are done together: n, `apart` from each other. */
+typedef struct few_turn {
+    int64_t first, apart;
+    int n;
+    few_way way;
+} few_turn;
+
+/* Tiles begin..end as turns: `many` of way.parts tiles, and one of those left. */
+typedef struct few_range {
+    int64_t begin, end, many, done;
+    few_way way;
+} few_range;
+
+static inline few_range few_range_of(int64_t begin, int64_t end, int64_t tile_bytes, int64_t n_tok, bool turns) {
+    const few_way way = few_way_of((end - begin) * tile_bytes, n_tok, turns);
+    return (few_range){.begin = begin, .end = end, .many = (end - begin) / way.parts, .way = way};
+}
+
+static inline bool few_range_next(few_range *r, few_turn *out) {
+    const int64_t rest = r->end - r->begin - r->many * r->way.parts;
+    *out = (few_turn){r->begin + r->done, r->many, r->way.parts, r->way};
+    if (r->done == r->many) *out = (few_turn){r->end - rest, 1, (int)rest, r->way};
+    return r->done++ < r->many + (rest > 0);
+}
+
+/* Where a worker's tiles of the next matrix begin, for what is to come after its last ones here; false: not known. */
+static inline bool few_after(const llmq_worker *worker, const llmq_weight *w, int64_t n_tok, few_tiles *out) {
+    const cpu_layout *l = w && w->packed ? cpu_layout_of(w->layout) : NULL;
+    int64_t begin, end;
+    few_turn turn;
+    if (!l) return false;
+    worker_share_own(worker, w->rows, few_step(true), &begin, &end);
+    const int64_t tile_bytes = layout_tile_bytes(l, w->cols);
+    few_range range = few_range_of(begin / 16, (end + 15) / 16, tile_bytes, n_tok, true);
+    if (!few_range_next(&range, &turn)) return false;
+    out->n = turn.n;
+    for (int i = 0; i < turn.n; i++)
+        out->tile[i] = (const uint8_t *)w->packed + (turn.first + i * turn.apart) * tile_bytes;
+    return true;
+}
+
+/* next: of this matrix or NULL; after: then comes this, or NULL. */
+static inline void few_store(const few_job *job, const few_turn *turn, const few_turn *next, const few_tiles *after) {
     const llmq_weight *w = job->w;
     const int rows = job->b.n, n_tok = rows / act_parts(w->act);
-    const uint8_t *tile[FEW_PARTS];
+    const uint8_t *base = w->packed;
+    few_tiles tiles = {.n = turn->n, .bytes = job->tile_bytes};
     __m512 out[FEW_PARTS][ACT_FEW];
-    for (int i = 0; i < n; i++) tile[i] = (const uint8_t *)w->packed + (first + i * apart) * job->tile_bytes;
-    job->fn(tile, n, w->cols, job->table, &job->b, fetch, out);
-    for (int i = 0; i < n; i++) {
-        const int64_t r = (first + i * apart) * 16;
+    for (int i = 0; i < turn->n; i++) {
+        tiles.tile[i] = base + (turn->first + i * turn->apart) * job->tile_bytes;
+        tiles.next[i] = tiles.tile[i] + job->tile_bytes;
+        if (next) tiles.next[i] = base + (next->first + i % next->n * next->apart) * job->tile_bytes;
+        if (!next && after) tiles.next[i] = after->tile[i % after->n];
+    }
+    job->fn(&tiles, w->cols, job->table, &job->b, &turn->way, out);
+    for (int i = 0; i < turn->n; i++) {
+        const int64_t r = (turn->first + i * turn->apart) * 16;
         const __mmask16 mask = mask_of(w->rows - r);
         const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps();
-        outliers_fns[w->layout](tile[i], w->cols, job->codes, &job->b, job->outlier, out[i]);
+        outliers_fns[w->layout](tiles.tile[i], w->cols, job->codes, &job->b, job->outlier, out[i]);
         for (int t = n_tok; t < rows; t++) out[i][t - n_tok] = _mm512_add_ps(out[i][t - n_tok], out[i][t]);
         for (int t = 0; t < n_tok; t++)
             _mm512_mask_storeu_ps(job->y + t * job->ldy + r, mask, _mm512_add_ps(out[i][t], bias));
     }
 }
 
-/* Where streams come alone (cpu.h), long rows of a worker are read in FEW_PARTS parts side by side: the processor goes
- * ahead of each of them, and so twice as far in all. It does not go far enough ahead of several tokens, whose products
- * take their time: these are asked for, as are the pieces that workers share at the end. */
-static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn,
+/* The next turn of a worker's share. */
+static inline bool few_next(const few_job *job, worker_share *share, few_range *range, few_turn *out) {
+    const int n_tok = job->b.n / act_parts(job->w->act);
+    int64_t begin, end;
+    while (!few_range_next(range, out)) {
+        if (!worker_share_next(share, &begin, &end)) return false;
+        *range = few_range_of(begin / 16, (end + 15) / 16, job->tile_bytes, n_tok, job->turns);
+    }
+    return true;
+}
+
+static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn, bool turns,
                             __m512i table, __m512i codes, float *y, int64_t ldy) {
     const act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
     const few_job job = {.w = w,
@@ -144,16 +246,17 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
                          .fn = fn,
                          .table = table,
                          .codes = codes,
+                         .turns = turns,
                          .y = y,
                          .ldy = ldy};
-    const bool alone = cpu_streams_alone();
-    int64_t begin, end;
-    for (worker_share s = worker_share_begin(worker, w->rows, 16); worker_share_next(&s, &begin, &end);) {
-        const int64_t first = begin / 16, n = (end - begin + 15) / 16, bytes = n * job.tile_bytes;
-        const int parts = alone && bytes >= FEW_PARTS * FEW_LONG ? FEW_PARTS : 1;
-        const bool fetch = a->n_tok > 1 || !alone || bytes < FEW_LONG;
-        for (int64_t i = 0; i < n / parts; i++) few_store(&job, first + i, n / parts, parts, fetch);
-        for (int64_t i = n / parts * parts; i < n; i++) few_store(&job, first + i, 0, 1, fetch);
+    worker_share share = worker_share_begin(worker, w->rows, few_step(turns));
+    few_range range = {.way.parts = 1};
+    few_turn turn, next;
+    few_tiles after;
+    const bool known = few_after(worker, w->after, a->n_tok, &after);
+    for (bool more = few_next(&job, &share, &range, &turn); more; turn = next) {
+        more = few_next(&job, &share, &range, &next);
+        few_store(&job, &turn, more ? &next : NULL, known ? &after : NULL);
     }
 }
 

@@ -30,8 +30,6 @@
  * which lie far apart in y. */
 #define PANEL_COLS 4096
 #define FEW_TOKENS 8 /* that share the codes of a tile as they are taken apart */
-#define SLICE 8      /* groups of a tile before the next tile has its turn: whole runs */
-_Static_assert(SLICE % LAYOUT_RUN(0) == 0 && SLICE % LAYOUT_RUN(1) == 0, "a slice begins with the scales of a run");
 
 /* ---- few tokens */
 
@@ -65,7 +63,7 @@ INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m5
 INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __m512i table, const int8_t *q,
                        const act_group *ag, super_scale *super, __m512 *f) {
     const layout_place at = layout_at(bits, group, two_level, mins, g);
-    const bool one = group == 32 && nt >= 4; /* sum a token: with several there is enough to do while it waits */
+    const bool one = group == 32 && nt >= 8; /* sum a token: two wait half as long, but take registers */
     __m512i u[8], lo[FEW_TOKENS], hi[FEW_TOKENS];
     __m512 w[2], m[2];
     next_scales(group, two_level, mins, tile, &at, super, w, m);
@@ -94,35 +92,40 @@ INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __
     }
 }
 
-/* out[i][t] = 16 rows of tile[i] times tokens t0 .. t0+nt of the block, for each of n tiles, a slice of each in turn.
- */
-INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, const uint8_t *const *tile, int n, int64_t cols, __m512i table,
-                       const act_block *b, int t0, bool fetch, __m512 (*out)[ACT_FEW]) {
-    const int64_t groups = cols / 32;
-    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
-    super_scale super = {0};
-    for (int64_t first = 0; first < groups; first += SLICE) {
-        const int64_t end = first + SLICE < groups ? first + SLICE : groups;
-        for (int i = 0; i < n; i++) {
+/* out[i][t] = 16 rows of tile i times tokens t0 .. t0+nt of the block. */
+INLINE void gemv_tiles(LAYOUT_PARAMS, int nt, const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b,
+                       int t0, const few_way *way, __m512 (*out)[ACT_FEW]) {
+    const int64_t groups = cols / 32, group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
+    const int64_t run = LAYOUT_RUN_BYTES(bits, group, two_level, mins);
+    const bool twice = way->fetch == FEW_FETCH_TWICE;
+    const int64_t distance = twice ? FEW_RUNS(FETCH_PART, run) : FEW_RUNS(FETCH_AHEAD, run);
+    super_scale super[FEW_PARTS];
+    for (int64_t first = 0; first < groups; first += way->slice) {
+        const int64_t end = first + way->slice < groups ? first + way->slice : groups;
+        for (int i = 0; i < tiles->n; i++) {
             __m512 f[FEW_TOKENS];
+            const int64_t at = first * group_bytes;
+            const uint8_t *far = few_ahead(tiles, i, at + distance),
+                          *soon = few_ahead(tiles, i, at + FEW_RUNS(FETCH_SOON, run));
             UNROLL for (int t = 0; t < nt; t++) f[t] = first ? out[i][t0 + t] : _mm512_setzero_ps();
             for (int64_t g = first; g < end; g++) {
-                if (fetch) fetch_ahead(tile[i] + g * group_bytes, group_bytes);
-                gemv_group(LAYOUT_ARGS, nt, tile[i], g, table, b->q + (g * b->n + t0) * 32, b->group + g * b->n + t0,
-                           &super, f);
+                if (way->fetch != FEW_FETCH_NONE) fetch(far + g * group_bytes - at, group_bytes);
+                if (twice) fetch_soon(soon + g * group_bytes - at, group_bytes);
+                gemv_group(LAYOUT_ARGS, nt, tiles->tile[i], g, table, b->q + (g * b->n + t0) * 32,
+                           b->group + g * b->n + t0, &super[i], f);
             }
             UNROLL for (int t = 0; t < nt; t++) out[i][t0 + t] = f[t];
         }
     }
 }
 
-typedef void gemv_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b, int t0,
-                     bool fetch, __m512 (*out)[ACT_FEW]);
+typedef void gemv_fn(const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b, int t0,
+                     const few_way *way, __m512 (*out)[ACT_FEW]);
 
 #define GEMV(nt, type, ...)                                                                                            \
-    static void gemv##nt##_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,  \
-                                  int t0, bool fetch, __m512(*out)[ACT_FEW]) {                                         \
-        gemv_tiles(__VA_ARGS__, nt, tile, n, cols, table, b, t0, fetch, out);                                          \
+    static void gemv##nt##_##type(const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b, int t0,     \
+                                  const few_way *way, __m512(*out)[ACT_FEW]) {                                         \
+        gemv_tiles(__VA_ARGS__, nt, tiles, cols, table, b, t0, way, out);                                              \
     }
 #define X(type, ...)                                                                                                   \
     GEMV(1, type, __VA_ARGS__)                                                                                         \
@@ -133,12 +136,12 @@ typedef void gemv_fn(const uint8_t *const *tile, int n, int64_t cols, __m512i ta
     GEMV(6, type, __VA_ARGS__)                                                                                         \
     GEMV(7, type, __VA_ARGS__)                                                                                         \
     GEMV(8, type, __VA_ARGS__)                                                                                         \
-    static void few_##type(const uint8_t *const *tile, int n, int64_t cols, __m512i table, const act_block *b,         \
-                           bool fetch, __m512(*out)[ACT_FEW]) {                                                        \
+    static void few_##type(const few_tiles *tiles, int64_t cols, __m512i table, const act_block *b,                    \
+                           const few_way *way, __m512(*out)[ACT_FEW]) {                                                \
         static gemv_fn *const fns[FEW_TOKENS] = {gemv1_##type, gemv2_##type, gemv3_##type, gemv4_##type,               \
                                                  gemv5_##type, gemv6_##type, gemv7_##type, gemv8_##type};              \
         for (int t = 0; t < b->n; t += FEW_TOKENS)                                                                     \
-            fns[(b->n - t < FEW_TOKENS ? b->n - t : FEW_TOKENS) - 1](tile, n, cols, table, b, t, fetch, out);          \
+            fns[(b->n - t < FEW_TOKENS ? b->n - t : FEW_TOKENS) - 1](tiles, cols, table, b, t, way, out);              \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -147,7 +150,7 @@ static few_fn *const few_fns[LAYOUT_BF16] = {CPU_LAYOUTS(FEW_FN)};
 
 static void matmul_few(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, float *y, int64_t ldy) {
     const __m512i codes = code_table(cpu_layout_of(w->layout));
-    few_rows(worker, w, a, few_fns[w->layout], codes, codes, y, ldy);
+    few_rows(worker, w, a, few_fns[w->layout], true, codes, codes, y, ldy);
 }
 
 /* ---- many tokens */

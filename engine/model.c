@@ -279,6 +279,20 @@ static llmq_status prepare_layer(llmq_model *model, int64_t l, llmq_team *team, 
     return LLMQ_OK;
 }
 
+/* Which matrix of a token's way comes after which; after the head the next token's first. */
+static void chain_weights(llmq_model *model) {
+    llmq_weight *last = &model->head;
+    for (int64_t l = 0; l < model_cpu_layers(model); l++) {
+        llmq_layer *layer = &model->layers[l];
+        llmq_weight *way[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};
+        for (size_t i = 0; i < sizeof way / sizeof *way; i++) {
+            last->after = way[i];
+            last = way[i];
+        }
+    }
+    last->after = &model->head;
+}
+
 static llmq_status prepare_weights(llmq_model *model, int n_threads, llmq_err *err) {
     llmq_team *team = NULL;
     llmq_status status = team_create(n_threads, &team, err);
@@ -293,6 +307,7 @@ static llmq_status prepare_weights(llmq_model *model, int n_threads, llmq_err *e
     /* What is rounded here shows in the logits themselves: a third of all that 8 bits cost (docs/numerics.md). */
     if (model->head.act == ACT_Q8) model->head.act = ACT_Q8_SPLIT;
 done:
+    if (status == LLMQ_OK) chain_weights(model);
     team_destroy(team);
     return status;
 }

@@ -171,9 +171,13 @@ typedef struct share_seen {
  * after a barrier. */
 static void take_shares(const llmq_worker *w, void *arg) {
     share_seen *seen = arg;
-    int64_t begin, end;
+    int64_t begin, end, own_begin, own_end;
+    worker_share_own(w, seen->n, seen->step, &own_begin, &own_end);
     for (int round = 0; round < SHARE_ROUNDS; round++) {
+        bool first = round == 0 && own_begin < own_end;
         for (worker_share s = worker_share_begin(w, seen->n, seen->step); worker_share_next(&s, &begin, &end);) {
+            if (first && (begin != own_begin || end != own_end)) seen->times[round][0] = 1000;
+            first = false;
             if (begin % seen->step || (end % seen->step && end != seen->n)) seen->times[round][0] = 100;
             for (int64_t i = begin; i < end; i++) atomic_fetch_add(&seen->times[round][i], 1);
         }

@@ -103,6 +103,7 @@ static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, 
     assert_int_equal(ops->weight_prepare(&w, t, flags & ~(EXACT | SPLIT), teams[n_team - 1], &err), LLMQ_OK);
     if (flags & SPLIT && w.act == ACT_Q8) w.act = ACT_Q8_SPLIT;
     w.bias = bias;
+    w.after = &w;
     if (w.packed) w.native.data = NULL; /* as the engine may */
     *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x, .exact = (flags & EXACT) != 0};
     size_t bytes = ops->acts_bytes(w.act, n_tok, cols);
@@ -416,11 +417,11 @@ static void check_streams(llmq_type type, int64_t rows, int64_t cols, int64_t n_
  * of the end. With an odd number of groups, and less than a tile at the end. */
 static void test_long(void **state) {
     (void)state;
-    check_streams(LLMQ_TYPE_Q4_0, 1290, 2080, 1, 0);
-    check_streams(LLMQ_TYPE_Q4_0, 1290, 2080, 9, 0);
-    check_streams(LLMQ_TYPE_Q4_K, 1290, 2048, 1, 0);
-    check_streams(LLMQ_TYPE_Q6_K, 1290, 1280, 1, SPLIT);
-    check_streams(LLMQ_TYPE_Q8_0, 1290, 1056, 8, SPLIT);
+    check_streams(LLMQ_TYPE_Q4_0, 4130, 544, 1, 0);
+    check_streams(LLMQ_TYPE_Q4_0, 4130, 544, 9, 0);
+    check_streams(LLMQ_TYPE_Q4_K, 4130, 512, 1, 0);
+    check_streams(LLMQ_TYPE_Q6_K, 4130, 512, 1, SPLIT);
+    check_streams(LLMQ_TYPE_Q8_0, 4130, 288, 8, SPLIT);
 }
 #endif
 
