@@ -51,7 +51,7 @@ typedef struct worker_share {
 } worker_share;
 worker_share worker_share_begin(const llmq_worker *worker, int64_t n, int64_t step);
 bool worker_share_next(worker_share *share, int64_t *begin, int64_t *end);
-/* What worker_share_next would hand out first, of the first shares after a barrier. */
+/* What worker_share_next would hand out first, of the first shares after a barrier, unless it is empty. */
 void worker_share_own(const llmq_worker *worker, int64_t n, int64_t step, int64_t *begin, int64_t *end);
 
 int cpu_physical_cores(void);

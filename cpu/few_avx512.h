@@ -1,5 +1,5 @@
-/* The way of a few tokens through packed weights, for the kernels of AVX-512 and of tiles: one or two tiles of 16 rows
- * at a time. */
+/* The way of a few tokens through packed weights, for the kernels of AVX-512 and of AMX: up to FEW_PARTS tiles of 16
+ * rows at a time. */
 #ifndef LLMQ_CPU_FEW_AVX512_H
 #define LLMQ_CPU_FEW_AVX512_H
 
@@ -101,7 +101,7 @@ typedef struct few_way {
     few_fetch fetch;
 } few_way;
 
-/* n tiles of so many bytes, and for each what is read after it. */
+/* n tiles of so many bytes, and for each what is read after it, as far as that is known. */
 typedef struct few_tiles {
     int n;
     int64_t bytes;
@@ -111,8 +111,8 @@ typedef struct few_tiles {
 /* At least so many bytes in whole runs. */
 #define FEW_RUNS(bytes, run) (((bytes) + (run) - 1) / (run) * (run))
 
-/* Place `at` of tile i, or beyond its end of what is read after it: what requests go for. That is without a gap if they
- * are whole runs ahead. */
+/* Place `at` of tile i, or beyond its end of what is read after it: what requests go for. With slices and distances of
+ * whole runs hardly a line is left out at the end of a tile. */
 INLINE const uint8_t *few_ahead(const few_tiles *t, int i, int64_t at) {
     return at < t->bytes ? t->tile[i] + at : t->next[i] + (at - t->bytes);
 }
@@ -138,25 +138,30 @@ typedef struct few_job {
 } few_job;
 
 #define FEW_ALONE (256 << 10) /* bytes of a stream that are worth its start, where it comes alone */
-#define FEW_TURN 8            /* groups in turn there; elsewhere 2 are best, whose scales are one line of most types */
+#define FEW_SLICE_ALONE 8     /* groups of a tile before the next has its turn, there */
+#define FEW_SLICE 2           /* and elsewhere: most types have the scales of two in a cache line */
 
 /* Of tiles of `bytes` in all.
  *
- * Where streams come alone (cpu.h), long rows of a worker are read as two: the processor goes ahead of each of them, and
- * so twice as far in all. It does not go far enough ahead of several tokens, whose products take their time: these are
- * asked for, as are short matrices and the pieces that workers share at the end. Elsewhere there are four streams in
- * short turns, asked for twice, into L2 and then into L1. */
+ * Where streams come alone (cpu.h), long rows of a worker are read as two: the processor goes ahead of each of them,
+ * and so twice as far in all. It does not go far enough ahead of several tokens, whose products take their time: these
+ * are asked for, as are short matrices and the pieces that workers share at the end. Elsewhere, which was measured on an
+ * Intel Xeon with AMX, there are four streams in short turns, asked for twice, into L2 and then into L1. */
 static inline few_way few_way_of(int64_t bytes, int64_t n_tok, bool turns) {
-    if (!turns) return (few_way){1, FEW_TURN, FEW_FETCH_ONCE};
-    if (!cpu_streams_alone()) return (few_way){FEW_PARTS, 2, FEW_FETCH_TWICE};
+    if (!turns) return (few_way){1, FEW_SLICE_ALONE, FEW_FETCH_ONCE};
+    if (!cpu_streams_alone()) return (few_way){FEW_PARTS, FEW_SLICE, FEW_FETCH_TWICE};
     return (few_way){.parts = bytes >= 2 * FEW_ALONE ? 2 : 1,
-                     .slice = FEW_TURN,
+                     .slice = FEW_SLICE_ALONE,
                      .fetch = n_tok > 1 || bytes < FEW_ALONE ? FEW_FETCH_ONCE : FEW_FETCH_NONE};
 }
 
-/* Rows of a piece of a share: as many tiles as are streams, which one alone would not be. */
-static inline int64_t few_step(bool turns) {
-    return turns && !cpu_streams_alone() ? 16 * FEW_PARTS : 16;
+/* Rows of a piece of a share: as many tiles as there are streams, unless that leaves too few pieces (64 steps are what
+ * core/parallel.c shares) or parts of workers that differ by more than an eighth. */
+static inline int64_t few_step(const llmq_worker *worker, int64_t rows, bool turns) {
+    const int64_t least = 8 * worker->n > 64 ? 8 * worker->n : 64;
+    int64_t step = turns && !cpu_streams_alone() ? 16 * FEW_PARTS : 16;
+    while (step > 16 && rows < step * least) step /= 2;
+    return step;
 }
 
 /* Tiles that are done together: n, `apart` from each other. */
@@ -184,13 +189,14 @@ static inline bool few_range_next(few_range *r, few_turn *out) {
     return r->done++ < r->many + (rest > 0);
 }
 
-/* Where a worker's tiles of the next matrix begin, for what is to come after its last ones here; false: not known. */
+/* Where a worker's tiles of the next matrix begin, if vectors multiply it: what is likely to be read after its last
+ * tiles here. False: not known. */
 static inline bool few_after(const llmq_worker *worker, const llmq_weight *w, int64_t n_tok, few_tiles *out) {
     const cpu_layout *l = w && w->packed ? cpu_layout_of(w->layout) : NULL;
     int64_t begin, end;
     few_turn turn;
     if (!l) return false;
-    worker_share_own(worker, w->rows, few_step(true), &begin, &end);
+    worker_share_own(worker, w->rows, few_step(worker, w->rows, true), &begin, &end);
     const int64_t tile_bytes = layout_tile_bytes(l, w->cols);
     few_range range = few_range_of(begin / 16, (end + 15) / 16, tile_bytes, n_tok, true);
     if (!few_range_next(&range, &turn)) return false;
@@ -236,6 +242,7 @@ static inline bool few_next(const few_job *job, worker_share *share, few_range *
     return true;
 }
 
+/* A turn knows the one after it, so that requests go on there: a piece is taken one turn before it is begun. */
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn, bool turns,
                             __m512i table, __m512i codes, float *y, int64_t ldy) {
     const act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
@@ -249,11 +256,11 @@ static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, con
                          .turns = turns,
                          .y = y,
                          .ldy = ldy};
-    worker_share share = worker_share_begin(worker, w->rows, few_step(turns));
+    worker_share share = worker_share_begin(worker, w->rows, few_step(worker, w->rows, turns));
     few_range range = {.way.parts = 1};
     few_turn turn, next;
     few_tiles after;
-    const bool known = few_after(worker, w->after, a->n_tok, &after);
+    const bool known = turns && few_after(worker, w->after, a->n_tok, &after);
     for (bool more = few_next(&job, &share, &range, &turn); more; turn = next) {
         more = few_next(&job, &share, &range, &next);
         few_store(&job, &turn, more ? &next : NULL, known ? &after : NULL);

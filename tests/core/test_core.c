@@ -164,6 +164,7 @@ enum { SHARE_MOST = 1100, SHARE_ROUNDS = 12 };
 
 typedef struct share_seen {
     int64_t n, step;
+    _Atomic int64_t own; /* of all workers */
     atomic_int times[SHARE_ROUNDS][SHARE_MOST];
 } share_seen;
 
@@ -173,6 +174,7 @@ static void take_shares(const llmq_worker *w, void *arg) {
     share_seen *seen = arg;
     int64_t begin, end, own_begin, own_end;
     worker_share_own(w, seen->n, seen->step, &own_begin, &own_end);
+    atomic_fetch_add(&seen->own, own_end - own_begin);
     for (int round = 0; round < SHARE_ROUNDS; round++) {
         bool first = round == 0 && own_begin < own_end;
         for (worker_share s = worker_share_begin(w, seen->n, seen->step); worker_share_next(&s, &begin, &end);) {
@@ -197,6 +199,7 @@ static void test_share_covers_once(void **state) {
             seen.step = steps[i % 2];
             seen.n = i / 2 * (seen.step == 1 ? 3 : 19);
             team_run(team, take_shares, &seen);
+            assert_true(seen.own <= seen.n && 8 * seen.own >= 7 * seen.n);
             for (int round = 0; round < SHARE_ROUNDS; round++)
                 for (int64_t k = 0; k < seen.n; k++)
                     if (seen.times[round][k] != 1)

@@ -251,6 +251,23 @@ static void a_bin_becomes_a_folder(void **state) {
     model_close(folder);
 }
 
+/* Each matrix names the one that a token meets next (core/backend.h). */
+static void matrices_know_what_comes_after(void **state) {
+    (void)state;
+    llmq_model *m;
+    llmq_model_params params = {.n_threads = 1, .tokenizer = STORIES_TOK};
+    assert_int_equal(model_open(STORIES, &params, &m, NULL), LLMQ_OK);
+    const llmq_weight *w = &m->head;
+    for (int64_t l = 0; l < m->hp.n_layer; l++) {
+        const llmq_layer *layer = &m->layers[l];
+        const llmq_weight *way[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                    &layer->gate, &layer->up, &layer->down};
+        for (size_t i = 0; i < sizeof way / sizeof *way; i++) assert_ptr_equal(w = w->after, way[i]);
+    }
+    assert_ptr_equal(w->after, &m->head);
+    model_close(m);
+}
+
 static void shards_hold_the_same(void **state) {
     (void)state;
     llmq_quant_params p = params_of("ct");
@@ -642,6 +659,7 @@ int main(void) {
         cmocka_unit_test_setup(two_bits_are_asymmetric, fresh),
         cmocka_unit_test_setup(folders_say_what_they_are, fresh),
         cmocka_unit_test_setup(a_bin_becomes_a_folder, fresh),
+        cmocka_unit_test_setup(matrices_know_what_comes_after, fresh),
         cmocka_unit_test_setup(shards_hold_the_same, fresh),
         cmocka_unit_test_setup(what_does_not_fit_is_refused, fresh),
         cmocka_unit_test_setup(folders_of_others_stay, fresh),

@@ -98,12 +98,13 @@ static void run_worker(const llmq_worker *worker, void *arg) {
 static float *run(const llmq_backend_ops *ops, const llmq_tensor *t, int flags, const float *bias, const float *x,
                   int64_t n_tok, int n_team, llmq_acts *a) {
     llmq_weight w;
+    const llmq_weight as_stored = {.rows = 1, .cols = 1};
     llmq_err err;
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), ldy = rows + PAD;
     assert_int_equal(ops->weight_prepare(&w, t, flags & ~(EXACT | SPLIT), teams[n_team - 1], &err), LLMQ_OK);
     if (flags & SPLIT && w.act == ACT_Q8) w.act = ACT_Q8_SPLIT;
     w.bias = bias;
-    w.after = &w;
+    w.after = n_tok % 3 == 0 ? NULL : n_tok % 3 == 1 ? &w : &as_stored;
     if (w.packed) w.native.data = NULL; /* as the engine may */
     *a = (llmq_acts){.n_tok = n_tok, .cols = cols, .x = x, .exact = (flags & EXACT) != 0};
     size_t bytes = ops->acts_bytes(w.act, n_tok, cols);
@@ -389,13 +390,15 @@ static void test_passes(void **state) {
 }
 
 #if defined(__x86_64__)
-/* The same bits, whether streams are asked for or come alone (cpu/few_avx512.h). */
+/* Right, and the same bits, whether streams are asked for or come alone (cpu/few_avx512.h). */
 static void check_streams(llmq_type type, int64_t rows, int64_t cols, int64_t n_tok, int flags) {
     void *buffer;
     llmq_tensor t = random_tensor(type, rows, cols, &buffer);
     float *x = floats_with_outliers(n_tok * cols), *bias = random_floats(rows, -9, 9);
-    cpu_set_streams_alone(1);
-    check_product(t, x, n_tok, bias, flags);
+    for (int alone = 0; alone < 2; alone++) {
+        cpu_set_streams_alone(alone);
+        check_product(t, x, n_tok, bias, flags);
+    }
     for (int isa = 0; isa < N_ISAS; isa++) {
         const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
         if (!ops) continue;
@@ -413,8 +416,9 @@ static void check_streams(llmq_type type, int64_t rows, int64_t cols, int64_t n_
     free(buffer), free(x), free(bias);
 }
 
-/* So long that one worker, or two, read parts of their rows side by side, three do not, and two or three share pieces
- * of the end. With an odd number of groups, and less than a tile at the end. */
+/* So long that where streams come alone one worker, or two, read parts of their rows side by side, three do not; and
+ * that two or three share pieces of the end. So short that there are fewer tiles than take turns. With an odd number of
+ * groups, and less than a tile at the end. */
 static void test_long(void **state) {
     (void)state;
     check_streams(LLMQ_TYPE_Q4_0, 4130, 544, 1, 0);
@@ -422,6 +426,8 @@ static void test_long(void **state) {
     check_streams(LLMQ_TYPE_Q4_K, 4130, 512, 1, 0);
     check_streams(LLMQ_TYPE_Q6_K, 4130, 512, 1, SPLIT);
     check_streams(LLMQ_TYPE_Q8_0, 4130, 288, 8, SPLIT);
+    check_streams(LLMQ_TYPE_Q5_0, 90, 96, 3, 0);
+    check_streams(LLMQ_TYPE_Q5_K, 90, 512, 1, SPLIT);
 }
 #endif
 
