@@ -32,7 +32,8 @@ uint64_t file_disk_bytes(const char *path);
 /* An output file. Writes go to PATH.tmp; finish syncs and renames; abort removes it, keep leaves it for a run that goes
  * on. */
 typedef struct llmq_out llmq_out;
-/* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and checks that `bytes` (0: unknown) fit on the disk. */
+/* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and a device, a pipe or a link always; checks that `bytes` (0:
+ * unknown) fit on the disk. */
 llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
 /* PATH.tmp as out_keep or a killed process left it; its size must be `bytes`, else LLMQ_E_FORMAT. */
 llmq_status out_reopen(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);

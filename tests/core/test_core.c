@@ -1,4 +1,5 @@
 /* core: conversions, metadata, files, teams. */
+#define _POSIX_C_SOURCE 200809L
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/file.h"
@@ -89,6 +91,29 @@ static void test_out_is_whole_or_absent(void **state) {
     out_abort(out);
     assert_true(file_exists(path));
     assert_false(file_exists(LLMQ_TEST_TMP "/out.bin.tmp"));
+    unlink(path);
+}
+
+/* What a rename would take the place of: nothing but plain files, force or not. */
+static void test_out_spares_devices_and_links(void **state) {
+    (void)state;
+    const char *path = LLMQ_TEST_TMP "/special", *target = LLMQ_TEST_TMP "/target";
+    llmq_out *out;
+    llmq_err err;
+    struct stat st;
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_equal(out_open(path, true, 0, &out, &err), LLMQ_E_IO);
+    assert_non_null(strstr(err.msg, "special: is a device or a pipe; name a file"));
+    assert_int_equal(lstat(path, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    unlink(path);
+    assert_int_equal(symlink(target, path), 0); /* to nothing: not an existing file */
+    assert_int_equal(out_open(path, false, 0, &out, &err), LLMQ_E_IO);
+    assert_non_null(strstr(err.msg, "special: is a link; name a file"));
+    assert_int_equal(out_open(path, true, 0, &out, &err), LLMQ_E_IO);
+    assert_int_equal(lstat(path, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
     unlink(path);
 }
 
@@ -348,6 +373,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16_round_trip),   cmocka_unit_test(test_f16_rounding),
         cmocka_unit_test(test_meta),             cmocka_unit_test(test_out_is_whole_or_absent),
+        cmocka_unit_test(test_out_spares_devices_and_links),
         cmocka_unit_test(test_team_barrier),     cmocka_unit_test(test_team_is_as_large_as_asked),
         cmocka_unit_test(test_worker_range_covers_once), cmocka_unit_test(test_share_covers_once),
         cmocka_unit_test(test_big_blocks),       cmocka_unit_test(test_big_block_under_a_limit),
