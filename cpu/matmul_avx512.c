@@ -63,7 +63,7 @@ INLINE __m512 add_group(int group, bool mins, __m512i lo, __m512i hi, const __m5
 INLINE void gemv_group(LAYOUT_PARAMS, int nt, const uint8_t *tile, int64_t g, __m512i table, const int8_t *q,
                        const act_group *ag, super_scale *super, __m512 *f) {
     const layout_place at = layout_at(bits, group, two_level, mins, g);
-    const bool one = group == 32 && nt >= 8; /* sum a token: two wait half as long, but take registers */
+    const bool one = group == 32 && nt >= 5; /* sum a token: two wait half as long, but take registers */
     __m512i u[8], lo[FEW_TOKENS], hi[FEW_TOKENS];
     __m512 w[2], m[2];
     next_scales(group, two_level, mins, tile, &at, super, w, m);
