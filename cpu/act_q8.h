@@ -108,43 +108,60 @@ static inline void act_fill_large(act_peak_fn *peak, act_round_fn *round, const 
         act_fill_group(round, rest, 32, d, 1.0f / d, out, x[out], b, at);
 }
 
-/* ACT_Q8 of a's inputs, or ACT_Q8_SPLIT. peak, round: constants, so that they are inlined. */
-INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form form, act_peak_fn *peak,
-                        act_round_fn *round) {
-    const int parts = act_parts(form);
-    const int64_t groups = act_groups(a->cols), rows = parts * a->n_tok, len = act_block_len(rows) / parts;
-    int64_t begin, end;
+/* Groups g..end of token t, which is row `row` of its block; parts: rows of a token. */
+INLINE void act_fill_groups(const llmq_acts *a, int parts, const act_block *b, int64_t row, int64_t t, int64_t g,
+                            int64_t end, act_peak_fn *peak, act_round_fn *round) {
+    const int64_t groups = act_groups(a->cols);
+    const float *x = a->x + t * a->cols;
     uint32_t bits[ACT_SPAN];
     float d[ACT_SPAN], inverse[ACT_SPAN];
-    act_share(worker, a, &begin, &end);
-    while (begin < end) { /* t * groups + g */
-        int64_t t = begin / groups, g = begin % groups, first = g / ACT_SPAN * ACT_SPAN;
-        int64_t n = groups - first < ACT_SPAN ? groups - first : ACT_SPAN;
-        const float *x = a->x + t * a->cols;
-        act_block b = act_block_at(a, rows, t / len * len * parts);
+    while (g < end) {
+        const int64_t first = g / ACT_SPAN * ACT_SPAN, n = groups - first < ACT_SPAN ? groups - first : ACT_SPAN;
         for (int64_t i = 0; i < n; i++) {
             int64_t left = a->cols - 32 * (first + i);
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH);
             __builtin_prefetch(x + 32 * (first + i) + ACT_FETCH + 16);
             bits[i] = peak(x + 32 * (first + i), left < 32 ? left : 32);
         }
-        int64_t last = end - t * groups - first;
-        for (int64_t i = g - first; i < n && i < last; i++)
+        for (int64_t i = g - first; i < n && i < end - first; i++)
             d[i] = act_scale(bits[i]), inverse[i] = 1.0f / d[i]; /* by vectors */
         uint32_t bound = act_outlier_bound(bits, n);
-        for (; begin < end && g < first + n; begin++, g++) {
-            int64_t left = a->cols - 32 * g, at = g * b.n + t % len;
+        for (; g < end && g < first + n; g++) {
+            int64_t left = a->cols - 32 * g, at = g * b->n + row;
             if (left > 32) left = 32;
             if (bits[g - first] > bound)
-                act_fill_large(peak, round, x + 32 * g, left, bits[g - first], bound, &b, at);
+                act_fill_large(peak, round, x + 32 * g, left, bits[g - first], bound, b, at);
             else
-                act_fill_group(round, x + 32 * g, left, d[g - first], inverse[g - first], ACT_NO_OUTLIER, 0, &b, at);
+                act_fill_group(round, x + 32 * g, left, d[g - first], inverse[g - first], ACT_NO_OUTLIER, 0, b, at);
             if (parts == 1) continue;
             float rest[32];
-            act_rest_of(x + 32 * g, left, &b, at, rest);
+            act_rest_of(x + 32 * g, left, b, at, rest);
             float step = act_scale(peak(rest, 32));
-            act_fill_group(round, rest, 32, step, 1.0f / step, ACT_NO_OUTLIER, 0, &b, at + b.n / 2);
+            act_fill_group(round, rest, 32, step, 1.0f / step, ACT_NO_OUTLIER, 0, b, at + b->n / 2);
         }
+    }
+}
+
+/* ACT_Q8 of a's inputs, or ACT_Q8_SPLIT. peak, round: constants, so that they are inlined. */
+INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form form, act_peak_fn *peak,
+                        act_round_fn *round) {
+    const int parts = act_parts(form);
+    const int64_t groups = act_groups(a->cols), rows = parts * a->n_tok, len = act_block_len(rows) / parts;
+    int64_t begin, end;
+    if (rows <= ACT_FEW && a->n_tok < ACT_WHOLE * worker->n) {
+        /* One block, in which a group's tokens are neighbours: workers that had tokens each would write to the same
+         * cache lines. */
+        const act_block b = act_block_at(a, rows, 0);
+        worker_range(worker, groups, 1, &begin, &end);
+        for (int64_t t = 0; t < a->n_tok; t++) act_fill_groups(a, parts, &b, t, t, begin, end, peak, round);
+        return;
+    }
+    act_share(worker, a, &begin, &end);
+    while (begin < end) { /* t * groups + g */
+        const int64_t t = begin / groups, g = begin % groups, most = g + end - begin;
+        const act_block b = act_block_at(a, rows, t / len * len * parts);
+        act_fill_groups(a, parts, &b, t % len, t, g, most < groups ? most : groups, peak, round);
+        begin += groups - g;
     }
 }
 
