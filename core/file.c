@@ -193,16 +193,20 @@ static void out_free(llmq_out *out) {
     mem_free(out);
 }
 
+llmq_status file_check_place(const char *path, llmq_err *err) {
+    struct stat st;
+    if (lstat(path, &st) != 0 || S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) return LLMQ_OK;
+    return llmq_fail(err, LLMQ_E_IO, "%s: is a %s; name a file", path,
+                     S_ISLNK(st.st_mode) ? "link" : "device or a pipe");
+}
+
 static llmq_status out_create(const char *path, bool force, llmq_out **result, llmq_err *err) {
     *result = NULL;
+    LLMQ_TRY(file_check_place(path, err));
     if (!force && file_exists(path))
         return llmq_fail(err, LLMQ_E_EXISTS,
                          "%s: exists already; name another output with -o, or add --force to replace it", path);
     if (file_is_dir(path)) return llmq_fail(err, LLMQ_E_IO, "%s: is a folder; name a file", path);
-    struct stat st; /* the rename at the end would put a file in the place of a device or a link */
-    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode))
-        return llmq_fail(err, LLMQ_E_IO, "%s: is a %s; name a file", path,
-                         S_ISLNK(st.st_mode) ? "link" : "device or a pipe");
     llmq_out *out = mem_zalloc(1, sizeof *out);
     size_t len = strlen(path);
     if (!out) return mem_error(err, sizeof *out, "an output file");

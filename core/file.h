@@ -26,13 +26,15 @@ bool path_join(char *out, size_t cap, const char *dir, const char *name);
 const char *path_base(const char *path); /* after the last slash */
 /* Room for so many more bytes where path lies or will lie; LLMQ_E_IO says what is needed and what there is. */
 llmq_status file_check_space(const char *path, uint64_t bytes, llmq_err *err);
+/* LLMQ_E_IO for a device, a pipe or a link, whose place a renamed file would take. */
+llmq_status file_check_place(const char *path, llmq_err *err);
 /* What a file or a folder with all in it takes on the disk now; 0: nothing there. */
 uint64_t file_disk_bytes(const char *path);
 
 /* An output file. Writes go to PATH.tmp; finish syncs and renames; abort removes it, keep leaves it for a run that goes
  * on. */
 typedef struct llmq_out llmq_out;
-/* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and a device, a pipe or a link always; checks that `bytes` (0:
+/* Refuses an existing PATH unless force (LLMQ_E_EXISTS), and what file_check_place does; checks that `bytes` (0:
  * unknown) fit on the disk. */
 llmq_status out_open(const char *path, bool force, uint64_t bytes, llmq_out **out, llmq_err *err);
 /* PATH.tmp as out_keep or a killed process left it; its size must be `bytes`, else LLMQ_E_FORMAT. */

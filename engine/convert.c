@@ -15,12 +15,12 @@ llmq_status job_check_output(const llmq_source *source, const char *out, const c
     if (source_has_file(source, tmp))
         return llmq_fail(err, LLMQ_E_ARG, "%s: its work file %s belongs to the source; give another name with %s", out,
                          path_base(tmp), option);
-    if (!file_exists(out)) return LLMQ_OK;
     if (file_is_dir(out))
         return llmq_fail(err, LLMQ_E_EXISTS, "%s is a folder; give the name of a file with %s", out, option);
     if (source_has_file(source, out))
         return llmq_fail(err, LLMQ_E_ARG, "%s belongs to the source itself; give another name with %s", out, option);
-    if (!force)
+    LLMQ_TRY(file_check_place(out, err));
+    if (file_exists(out) && !force)
         return llmq_fail(err, LLMQ_E_EXISTS,
                          "%s is there already; give --force to overwrite it, or another name with %s", out, option);
     return LLMQ_OK;
