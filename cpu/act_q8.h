@@ -148,7 +148,7 @@ INLINE void act_fill_q8(const llmq_worker *worker, llmq_acts *a, llmq_act_form f
     const int parts = act_parts(form);
     const int64_t groups = act_groups(a->cols), rows = parts * a->n_tok, len = act_block_len(rows) / parts;
     int64_t begin, end;
-    if (rows <= ACT_FEW && a->n_tok < ACT_WHOLE * worker->n) {
+    if (rows <= ACT_FEW && !act_whole_tokens(worker, a->n_tok)) {
         /* One block, in which a group's tokens are neighbours: workers that had tokens each would write to the same
          * cache lines. */
         const act_block b = act_block_at(a, rows, 0);

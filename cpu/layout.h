@@ -115,11 +115,15 @@ INLINE const float *act_whole(const float *x, int64_t n, float padded[32]) {
     return memcpy(padded, x, (size_t)n * sizeof *x);
 }
 
-/* A worker's share of the groups of all tokens, t * groups + g: whole tokens where there are some for each
- * (core/backend.h). */
+/* Whether workers have whole tokens each (core/backend.h). */
+static inline bool act_whole_tokens(const llmq_worker *worker, int64_t n_tok) {
+    return n_tok >= ACT_WHOLE * worker->n;
+}
+
+/* A worker's share of the groups of all tokens, t * groups + g. */
 static inline void act_share(const llmq_worker *worker, const llmq_acts *a, int64_t *begin, int64_t *end) {
     int64_t groups = act_groups(a->cols);
-    bool whole = a->n_tok >= ACT_WHOLE * worker->n;
+    bool whole = act_whole_tokens(worker, a->n_tok);
     worker_range(worker, whole ? a->n_tok : a->n_tok * groups, 1, begin, end);
     if (whole) *begin *= groups, *end *= groups;
 }
