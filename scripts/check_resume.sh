@@ -49,6 +49,7 @@ for ((i = 1; i <= kills; i++)); do
     done
     if [ -e "$work/killed" ]; then
         left="done before the kill"
+        rm -f "$work/killed.journal" # it is removed once the output has its name, unless the kill comes between
     else
         quantize $threads killed || { cat "$work/log"; faults=$((faults + 1)); }
         left=$(sed -n 's/^resumed *//p' "$work/log")

@@ -22,6 +22,7 @@ quantize() { "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 "$@" >
 says() { grep -q -- "$1" "$work/log" || fault "$2: no '$1'"; }
 
 # stopped SIGNAL OPTION...: starts a job on $work/a.gguf and sends the signal once it has a checkpoint. Status of the job.
+# A signal that comes once the output has its name stopped nothing, whatever the status: once more.
 stopped() {
     local signal=$1 pid status
     shift
@@ -39,10 +40,14 @@ stopped() {
         kill -"$signal" $pid 2>/dev/null
         wait $pid 2>/dev/null
         status=$?
-        [ $status -eq 0 ] || return $status
-        rm -f "$work"/a.gguf* # the job was over before the signal came: once more
+        if [ $status -ne 0 ]; then
+            [ -e "$work/a.gguf" ] || return $status
+            [ ! -e "$work/before" ] || ! cmp -s "$work/a.gguf" "$work/before" || return $status
+        fi
+        rm -f "$work"/a.gguf*
         [ ! -e "$work/before" ] || cp "$work/before" "$work/a.gguf"
     done
+    fault "stopped $*: the job was over each time"
     return 0
 }
 
