@@ -3,48 +3,74 @@
 #include <math.h>
 #include <string.h>
 
+/* Floats up to which a worker does the small ops of several tokens whole, for itself: where it takes less time than the
+ * barriers between those that share them. */
+#define ALONE_MOST 8192
+
+/* Rows of so many floats that a worker has for itself: at least one. */
+static int64_t alone_rows(int64_t n) {
+    return n <= ALONE_MOST ? ALONE_MOST / n : 1;
+}
+
+/* Who does the small ops on rows of one width. */
+typedef struct sharing {
+    llmq_worker me; /* divides them: one of all, or this worker alone, as every other does */
+    bool alone;
+    forward_lane *lane; /* where they write */
+} sharing;
+
+static sharing sharing_of(const llmq_forward *f, const llmq_worker *w, int64_t n_tok, int64_t n) {
+    if (n_tok > alone_rows(n)) return (sharing){*w, false, f->lanes};
+    return (sharing){{0, 1, w->team}, true, &f->lanes[w->id]};
+}
+
 /* One worker's view of a pass. */
 typedef struct step {
     llmq_forward *f;
     const llmq_backend_ops *ops;
     const llmq_hparams *hp;
-    const llmq_worker *all; /* divides matmuls and attention; its barriers are real */
-    llmq_worker me; /* divides the small ops: the same, or this worker alone (one token: everybody does them whole) */
-    bool alone;
-    forward_lane *lane;
+    const llmq_worker *all;  /* divides matmuls and attention; its barriers are real */
+    sharing narrow, wide;    /* rows of n_embd or of all heads; of n_ff */
     float *x;                /* (n_tok, n_embd) */
     float *q, *k;            /* (n_tok, n_head*head_dim | n_head_kv*head_dim): rotated */
     const float *rope;       /* (n_tok, n_rot/2, 2) */
     forward_cache *cache;    /* of tokens at pos.. */
     const forward_row *rows; /* or of each row its own; else NULL */
     int64_t n_tok, pos;
+    bool one; /* a pass of one token, whose k and v attention stores */
 } step;
 
+static int64_t narrow_width(const llmq_hparams *hp) {
+    int64_t q_dim = hp->n_head * hp->head_dim;
+    return hp->n_embd > q_dim ? hp->n_embd : q_dim;
+}
+
 static step step_begin(llmq_forward *f, const llmq_worker *w, int64_t n_tok) {
-    bool alone = n_tok == 1;
-    step s = {.f = f, .ops = f->model->ops, .hp = &f->model->hp, .all = w, .me = *w, .alone = alone, .n_tok = n_tok};
-    if (alone) s.me = (llmq_worker){0, 1, w->team};
-    s.lane = &f->lanes[alone ? w->id : 0];
-    s.x = s.lane->x;
-    s.q = alone ? s.lane->q : f->q;
-    s.k = alone ? s.lane->k : f->k;
+    const llmq_hparams *hp = &f->model->hp;
+    step s = {.f = f, .ops = f->model->ops, .hp = hp, .all = w, .n_tok = n_tok, .one = n_tok == 1};
+    s.narrow = sharing_of(f, w, n_tok, narrow_width(hp));
+    s.wide = sharing_of(f, w, n_tok, hp->n_ff);
+    s.x = s.narrow.lane->x;
+    s.q = s.narrow.alone ? s.narrow.lane->q : f->q;
+    s.k = s.narrow.alone ? s.narrow.lane->k : f->k;
     return s;
 }
 
 /* Between two small ops: what other workers wrote is read next. */
-static void sync_small(const step *s) {
-    if (!s->alone) worker_barrier(s->all);
+static void sync_small(const step *s, const sharing *by) {
+    if (!by->alone) worker_barrier(s->all);
 }
 
 /* x (n_tok, cols) in every form that one of the n weights reads. */
-static llmq_acts acts_for(const step *s, const float *x, int64_t cols, const llmq_weight *const *weights, int n) {
+static llmq_acts acts_for(const step *s, const sharing *by, const float *x, int64_t cols,
+                          const llmq_weight *const *weights, int n) {
     llmq_acts a = {.n_tok = s->n_tok,
                    .cols = cols,
                    .x = x,
-                   .q8 = s->lane->q8,
-                   .bf16 = s->lane->bf16,
-                   .q16 = s->lane->q16,
-                   .int8 = s->lane->int8,
+                   .q8 = by->lane->q8,
+                   .bf16 = by->lane->bf16,
+                   .q16 = by->lane->q16,
+                   .int8 = by->lane->int8,
                    .exact = s->f->exact};
     bool filled[ACT_FORMS] = {[ACT_F32] = true};
     bool any = false;
@@ -53,30 +79,32 @@ static llmq_acts acts_for(const step *s, const float *x, int64_t cols, const llm
         if (filled[form]) continue;
         filled[form] = any = true;
         if (form == ACT_INT8) a.range = weights[i]->range; /* one for all of a site: int8.h */
-        s->ops->acts_fill(&s->me, &a, form);
+        s->ops->acts_fill(&by->me, &a, form);
     }
-    if (any) sync_small(s);
+    if (any) sync_small(s, by);
     return a;
 }
 
 static llmq_acts normalized(const step *s, const float *x, const float *gain, const llmq_weight *const *weights,
                             int n) {
+    const sharing *by = &s->narrow;
     int64_t n_embd = s->hp->n_embd;
-    s->ops->rms_norm(&s->me, x, gain, s->hp->eps, s->lane->norm, s->n_tok, n_embd, n_embd);
-    sync_small(s);
-    return acts_for(s, s->lane->norm, n_embd, weights, n);
+    s->ops->rms_norm(&by->me, x, gain, s->hp->eps, by->lane->norm, s->n_tok, n_embd, n_embd);
+    sync_small(s, by);
+    return acts_for(s, by, by->lane->norm, n_embd, weights, n);
 }
 
 /* Norm and rotation of one of q, k, from x to y; both may be the same. */
 static void rotate(const step *s, const float *x, const float *gain, int64_t n_head, float *y) {
     const llmq_hparams *hp = s->hp;
+    const sharing *by = &s->narrow;
     if (gain) {
-        s->ops->rms_norm(&s->me, x, gain, hp->eps, y, s->n_tok * n_head, hp->head_dim, hp->head_dim);
-        sync_small(s);
-    } else if (s->alone) {
-        memcpy(y, x, (size_t)(n_head * hp->head_dim) * sizeof *y);
+        s->ops->rms_norm(&by->me, x, gain, hp->eps, y, s->n_tok * n_head, hp->head_dim, hp->head_dim);
+        sync_small(s, by);
+    } else if (by->alone) {
+        memcpy(y, x, (size_t)(s->n_tok * n_head * hp->head_dim) * sizeof *y);
     }
-    s->ops->rope(&s->me, y, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, s->rope,
+    s->ops->rope(&by->me, y, s->n_tok, n_head * hp->head_dim, (int)n_head, (int)hp->head_dim, (int)hp->n_rot, s->rope,
                  s->f->model->rope_neox);
 }
 
@@ -89,12 +117,12 @@ static void store(const step *s, int64_t l) {
                          s->rows[i].pos, 1);
 }
 
-/* One token: every worker has q and k of its own, and attention stores k and v, so that nobody waits here. */
+/* One token: attention stores k and v, so that nobody waits here. */
 static void rotate_and_store(const step *s, const llmq_layer *layer, int64_t l, int64_t n_out) {
     rotate(s, s->f->q, layer->q_norm, s->hp->n_head, s->q);
     rotate(s, s->f->k, layer->k_norm, s->hp->n_head_kv, s->k);
-    if (s->alone && n_out > 0) return;
-    sync_small(s);
+    if (s->one && n_out > 0) return;
+    sync_small(s, &s->narrow);
     store(s, l);
     worker_barrier(s->all);
 }
@@ -119,7 +147,7 @@ static void attend(const step *s, int64_t l, const float *q) {
                       .window = hp->window,
                       .pos = s->pos,
                       .n_tok = s->n_tok};
-    if (s->alone) {
+    if (s->one) {
         attn.k_new = s->k;
         attn.v_new = f->v;
     }
@@ -149,11 +177,11 @@ static void attention_block(step *s, int64_t l, int64_t n_out) {
     if (s->n_tok == 0) return;
     attend(s, l, q);
     worker_barrier(s->all);
-    a = acts_for(s, f->attn, q_dim, (const llmq_weight *[]){&layer->o}, 1);
+    a = acts_for(s, &s->narrow, f->attn, q_dim, (const llmq_weight *[]){&layer->o}, 1);
     s->ops->matmul(s->all, &layer->o, &a, f->delta, hp->n_embd);
     worker_barrier(s->all);
-    s->ops->add(&s->me, s->x, f->delta, s->n_tok * hp->n_embd);
-    sync_small(s);
+    s->ops->add(&s->narrow.me, s->x, f->delta, s->n_tok * hp->n_embd);
+    sync_small(s, &s->narrow);
 }
 
 /* x += down(silu(gate(norm(x))) * up(norm(x))) */
@@ -166,14 +194,14 @@ static void ffn_block(step *s, int64_t l) {
     s->ops->matmul(s->all, &layer->gate, &a, f->gate, n_ff);
     s->ops->matmul(s->all, &layer->up, &a, f->up, n_ff);
     worker_barrier(s->all);
-    float *act = s->alone ? s->lane->act : f->gate;
-    s->ops->silu_mul(&s->me, f->gate, f->up, act, s->n_tok * n_ff);
-    sync_small(s);
-    a = acts_for(s, act, n_ff, (const llmq_weight *[]){&layer->down}, 1);
+    float *act = s->wide.alone ? s->wide.lane->act : f->gate;
+    s->ops->silu_mul(&s->wide.me, f->gate, f->up, act, s->n_tok * n_ff);
+    sync_small(s, &s->wide);
+    a = acts_for(s, &s->wide, act, n_ff, (const llmq_weight *[]){&layer->down}, 1);
     s->ops->matmul(s->all, &layer->down, &a, f->delta, n_embd);
     worker_barrier(s->all);
-    s->ops->add(&s->me, s->x, f->delta, s->n_tok * n_embd);
-    sync_small(s);
+    s->ops->add(&s->narrow.me, s->x, f->delta, s->n_tok * n_embd);
+    sync_small(s, &s->narrow);
 }
 
 static void head_block(const step *s, const float *x, float *logits) {
@@ -200,8 +228,8 @@ static void run_pass(const llmq_worker *w, void *arg) {
     s.rows = p->rows;
     s.rope = p->rope;
     s.pos = p->pos;
-    s.ops->embed(&s.me, model->by_role[ROLE_TOKEN_EMBD], p->tokens, p->n_tok, s.x);
-    sync_small(&s);
+    s.ops->embed(&s.narrow.me, model->by_role[ROLE_TOKEN_EMBD], p->tokens, p->n_tok, s.x);
+    sync_small(&s, &s.narrow);
     for (int64_t l = 0; l < model_cpu_layers(model); l++) {
         bool last = l == s.hp->n_layer - 1;
         attention_block(&s, l, last ? p->n_out : s.n_tok);
@@ -363,16 +391,16 @@ static void carve_scratch(llmq_forward *f, carver *c) {
     const llmq_hparams *hp = &f->model->hp;
     int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows, q_dim = hp->n_head * hp->head_dim,
             kv_dim = hp->n_head_kv * hp->head_dim;
-    int64_t wide = hp->n_embd > q_dim ? hp->n_embd : q_dim;
-    if (wide < hp->n_ff) wide = hp->n_ff;
+    int64_t wide = narrow_width(hp) > hp->n_ff ? narrow_width(hp) : hp->n_ff;
+    int64_t own = alone_rows(narrow_width(hp)), own_wide = alone_rows(hp->n_ff);
     for (int i = 0; i < team_size(f->team); i++) {
         forward_lane *lane = &f->lanes[i];
-        int64_t n_tok = i == 0 ? n : 1;
+        int64_t n_tok = i == 0 && n > own ? n : own;
         lane->x = carve_f32(c, n_tok, hp->n_embd);
         lane->norm = carve_f32(c, n_tok, hp->n_embd);
-        lane->act = carve_f32(c, 1, hp->n_ff);
-        lane->q = carve_f32(c, 1, q_dim);
-        lane->k = carve_f32(c, 1, kv_dim);
+        lane->act = carve_f32(c, own_wide, hp->n_ff);
+        lane->q = carve_f32(c, own, q_dim);
+        lane->k = carve_f32(c, own, kv_dim);
         lane->q8 = carve(c, model_q8_bytes(f->model, n_tok, wide));
         lane->bf16 = carve(c, f->model->ops->acts_bytes(ACT_BF16, n_tok, wide));
         lane->q16 = carve(c, model_q16_bytes(f->model, n_tok, wide));

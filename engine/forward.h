@@ -6,13 +6,12 @@
 
 #include "engine/model.h"
 
-/* What a worker writes alone. Passes of one token give each worker a lane of its own: adding, normalizing and
- * quantizing one row takes less time than the barriers that sharing it would need. Passes of more tokens share lane 0.
- */
+/* What a worker writes alone. Passes of few tokens give each worker a lane of its own: adding, normalizing and
+ * quantizing some rows takes less time than the barriers that sharing them would need. Passes of more share lane 0. */
 typedef struct forward_lane {
-    float *x, *norm;              /* (n_batch or 1, n_embd): the residual stream, its normalized copy */
-    float *act;                   /* (1, n_ff): silu(gate) * up of one token */
-    float *q, *k;                 /* (1, n_head*head_dim | n_head_kv*head_dim): of one token, rotated */
+    float *x, *norm;              /* (few, or n_batch; n_embd): the residual stream, its normalized copy */
+    float *act;                   /* (few, n_ff): silu(gate) * up */
+    float *q, *k;                 /* (few, n_head*head_dim | n_head_kv*head_dim): rotated */
     void *q8, *bf16, *int8, *q16; /* the current site's inputs in other forms */
 } forward_lane;
 

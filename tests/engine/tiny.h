@@ -17,7 +17,10 @@
 #include "types/type.h"
 
 #ifdef TINY_WIDE /* rows that types with blocks of 256 can hold */
-enum { TINY_EMBD = 256, TINY_DIM = 64, TINY_FF = 256 };
+#ifndef TINY_WIDE_FF
+#define TINY_WIDE_FF 256
+#endif
+enum { TINY_EMBD = 256, TINY_DIM = 64, TINY_FF = TINY_WIDE_FF };
 #define TINY_SCALE 0.15f
 #else
 enum { TINY_EMBD = 32, TINY_DIM = 8, TINY_FF = 64 };
