@@ -52,32 +52,55 @@ INLINE __m512i level_at(int bits, bool codebook, int zero, __m512i table, const 
     return _mm512_sub_epi32(u, _mm512_set1_epi32(zero));
 }
 
-/* out[t] += 16 rows of the tile times the outliers of row t of the block, the first of which is at place `first`. */
-INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i table, const act_block *b,
-                          int64_t first, __m512 *out) {
+/* An outlier, and where every tile has its group. */
+typedef struct few_outlier {
+    layout_place at;
+    float x;
+    uint8_t row, col; /* of the block; of the group */
+} few_outlier;
+
+#define FEW_OUTLIERS 128 /* that are listed at once: usually all */
+
+typedef struct few_outliers {
+    int n;
+    int64_t next; /* place of the first that is not listed, or after all */
+    few_outlier list[FEW_OUTLIERS];
+} few_outliers;
+
+/* The next outliers, from out->next on, of a block of so many columns. */
+static inline void few_outliers_find(const cpu_layout *l, int64_t cols, const act_block *b, few_outliers *out) {
     const int64_t end = cols / 32 * b->n;
-    for (int64_t i = first; i < end; i = act_next_outlier(b, i + 1, end)) {
-        const int64_t g = i / b->n, t = i - g * b->n;
-        const layout_place at = layout_at(bits, group, two_level, mins, g);
-        super_scale super = {0};
-        __m512 w[2], m[2];
-        const int col = b->outlier_at[i], part = group == 16 ? col / 16 : 0;
-        if (two_level) load_super(mins, tile + at.super, &super);
-        load_scales(group, two_level, mins, tile + at.scale, &super, w, m);
-        __m512i level = level_at(bits, codebook, zero, table, tile + at.code, col);
-        __m512 value = _mm512_mul_ps(w[part], _mm512_cvtepi32_ps(level));
-        if (mins) value = _mm512_add_ps(value, m[part]);
-        out[t] = _mm512_fmadd_ps(value, _mm512_set1_ps(b->outlier[i]), out[t]);
+    out->n = 0;
+    out->next = act_next_outlier(b, out->next, end);
+    while (out->next < end && out->n < FEW_OUTLIERS) {
+        const int64_t i = out->next, g = i / b->n;
+        out->list[out->n++] = (few_outlier){
+            .at = layout_place_of(l, g), .x = b->outlier[i], .row = (uint8_t)(i - g * b->n), .col = b->outlier_at[i]};
+        out->next = act_next_outlier(b, i + 1, end);
     }
 }
 
-typedef void outliers_fn(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int64_t first,
-                         __m512 *out);
+/* out[row] += 16 rows of the tile times the outliers that are listed. */
+INLINE void outliers_tile(LAYOUT_PARAMS, const uint8_t *tile, __m512i table, const few_outliers *outliers,
+                          __m512 *out) {
+    for (const few_outlier *o = outliers->list; o < outliers->list + outliers->n; o++) {
+        super_scale super = {0};
+        __m512 w[2], m[2];
+        const int part = group == 16 ? o->col / 16 : 0;
+        if (two_level) load_super(mins, tile + o->at.super, &super);
+        load_scales(group, two_level, mins, tile + o->at.scale, &super, w, m);
+        __m512i level = level_at(bits, codebook, zero, table, tile + o->at.code, o->col);
+        __m512 value = _mm512_mul_ps(w[part], _mm512_cvtepi32_ps(level));
+        if (mins) value = _mm512_add_ps(value, m[part]);
+        out[o->row] = _mm512_fmadd_ps(value, _mm512_set1_ps(o->x), out[o->row]);
+    }
+}
+
+typedef void outliers_fn(const uint8_t *tile, __m512i table, const few_outliers *outliers, __m512 *out);
 
 #define X(type, ...)                                                                                                   \
-    static void outliers_##type(const uint8_t *tile, int64_t cols, __m512i table, const act_block *b, int64_t first,   \
-                                __m512 *out) {                                                                         \
-        outliers_tile(__VA_ARGS__, tile, cols, table, b, first, out);                                                  \
+    static void outliers_##type(const uint8_t *tile, __m512i table, const few_outliers *outliers, __m512 *out) {       \
+        outliers_tile(__VA_ARGS__, tile, table, outliers, out);                                                        \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -129,7 +152,7 @@ typedef struct few_job {
     const llmq_weight *w;
     int64_t tile_bytes;
     act_block b;
-    int64_t outlier; /* place of the first, or after all */
+    few_outliers outliers; /* the first of them */
     few_fn *fn;
     __m512i table, codes; /* for fn; code_table's */
     bool turns;           /* whether fn lets tiles take turns */
@@ -206,6 +229,19 @@ static inline bool few_after(const llmq_worker *worker, const llmq_weight *w, in
     return true;
 }
 
+/* out[t] += 16 rows of the tile times the outliers of row t of the block. */
+static inline void few_outliers_add(const few_job *job, const uint8_t *tile, __m512 *out) {
+    const llmq_weight *w = job->w;
+    const int64_t end = w->cols / 32 * job->b.n;
+    outliers_fns[w->layout](tile, job->codes, &job->outliers, out);
+    few_outliers more; /* no initializer: it would be zeroed for every tile */
+    more.next = job->outliers.next;
+    while (more.next < end) {
+        few_outliers_find(cpu_layout_of(w->layout), w->cols, &job->b, &more);
+        outliers_fns[w->layout](tile, job->codes, &more, out);
+    }
+}
+
 /* next: of this matrix or NULL; after: then comes this, or NULL. */
 static inline void few_store(const few_job *job, const few_turn *turn, const few_turn *next, const few_tiles *after) {
     const llmq_weight *w = job->w;
@@ -224,7 +260,7 @@ static inline void few_store(const few_job *job, const few_turn *turn, const few
         const int64_t r = (turn->first + i * turn->apart) * 16;
         const __mmask16 mask = mask_of(w->rows - r);
         const __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + r) : _mm512_setzero_ps();
-        outliers_fns[w->layout](tiles.tile[i], w->cols, job->codes, &job->b, job->outlier, out[i]);
+        few_outliers_add(job, tiles.tile[i], out[i]);
         for (int t = n_tok; t < rows; t++) out[i][t - n_tok] = _mm512_add_ps(out[i][t - n_tok], out[i][t]);
         for (int t = 0; t < n_tok; t++)
             _mm512_mask_storeu_ps(job->y + t * job->ldy + r, mask, _mm512_add_ps(out[i][t], bias));
@@ -245,17 +281,19 @@ static inline bool few_next(const few_job *job, worker_share *share, few_range *
 /* A turn knows the one after it, so that requests go on there: a piece is taken one turn before it is begun. */
 static inline void few_rows(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, few_fn *fn, bool turns,
                             __m512i table, __m512i codes, float *y, int64_t ldy) {
-    const act_block b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
-    const few_job job = {.w = w,
-                         .tile_bytes = layout_tile_bytes(cpu_layout_of(w->layout), w->cols),
-                         .b = b,
-                         .outlier = act_next_outlier(&b, 0, w->cols / 32 * b.n),
-                         .fn = fn,
-                         .table = table,
-                         .codes = codes,
-                         .turns = turns,
-                         .y = y,
-                         .ldy = ldy};
+    const cpu_layout *l = cpu_layout_of(w->layout);
+    few_job job; /* no initializer: it would be zeroed for every matrix */
+    job.w = w;
+    job.tile_bytes = layout_tile_bytes(l, w->cols);
+    job.b = act_block_at(a, act_parts(w->act) * a->n_tok, 0);
+    job.outliers.next = 0;
+    few_outliers_find(l, w->cols, &job.b, &job.outliers);
+    job.fn = fn;
+    job.table = table;
+    job.codes = codes;
+    job.turns = turns;
+    job.y = y;
+    job.ldy = ldy;
     worker_share share = worker_share_begin(worker, w->rows, few_step(worker, w->rows, turns));
     few_range range = {.way.parts = 1};
     few_turn turn, next;
