@@ -678,7 +678,9 @@ static llmq_status run_job(pipeline *p, const char *path, report_files *reports,
     if (params->tune) LLMQ_TRY(tune_all(p, err));
     llmq_outputs *outputs = p->outputs;
     p->outputs = NULL;
-    return outputs_finish(outputs, &r->out_bytes, err);
+    LLMQ_TRY(outputs_finish(outputs, &r->out_bytes, err));
+    end_stage(p, LLMQ_STAGE_WRITE);
+    return LLMQ_OK;
 }
 
 llmq_status job_quantize_on(const char *path, const llmq_quant_params *params, const llmq_tuner *tuner,

@@ -6,6 +6,7 @@ llmq=$1 data=$2
 work=$(mktemp -d "${TMPDIR:-/tmp}/llmq-goes-on.XXXXXX")
 mounted=
 cleanup() {
+    kill -KILL $(jobs -p) 2>/dev/null # one that stands still would stay
     [ -z "$mounted" ] || umount "$mounted" 2>/dev/null
     rm -rf "$work"
 }
@@ -22,21 +23,22 @@ quantize() { "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 "$@" >
 says() { grep -q -- "$1" "$work/log" || fault "$2: no '$1'"; }
 
 # stopped SIGNAL OPTION...: starts a job on $work/a.gguf and sends the signal once it has a checkpoint. Status of the job.
-# A signal that comes once the output has its name stopped nothing, whatever the status: once more.
+# A signal that comes once the output has its name stopped nothing, whatever the status: once more, and without pauses,
+# since where files are in memory a job may be over within one.
 stopped() {
-    local signal=$1 pid status
+    local signal=$1 pause=0.005 pid status
     shift
     rm -f "$work/before"
     [ ! -e "$work/a.gguf" ] || cp "$work/a.gguf" "$work/before"
-    for _ in $(seq 20); do
+    for _ in $(seq 40); do
         "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 1024 -o "$work/a.gguf" "$@" >"$work/log" 2>&1 &
         pid=$!
         # A slot's head begins with its magic; it is written after the rest of the checkpoint.
-        for _ in $(seq 2000); do
-            grep -qa LLMQSLOT "$work/a.gguf.journal" 2>/dev/null && break
-            [ -d /proc/$pid ] || break
-            sleep 0.005
+        while [ -d /proc/$pid ]; do
+            LC_ALL=C grep -qa LLMQSLOT "$work/a.gguf.journal" 2>/dev/null && break
+            [ -z "$pause" ] || sleep $pause
         done
+        pause=
         kill -"$signal" $pid 2>/dev/null
         wait $pid 2>/dev/null
         status=$?
@@ -111,11 +113,21 @@ says "starting anew" "a damaged OUT.tmp"
 rm -f "$work/a.gguf"
 
 echo "-- two at once"
-"$llmq" quantize "$work/model.bin" --type q4_0 --tokens 3072 -o "$work/a.gguf" >/dev/null 2>&1 &
-pid=$!
-for _ in $(seq 2000); do [ -e "$work/a.gguf.tmp" ] && break; sleep 0.005; done
+for _ in $(seq 40); do
+    "$llmq" quantize "$work/model.bin" --type q4_0 --tokens 3072 -o "$work/a.gguf" >/dev/null 2>&1 &
+    pid=$!
+    while [ -d /proc/$pid ] && [ ! -e "$work/a.gguf.tmp" ]; do sleep 0.005; done
+    # Held there while the second one tries, once it is seen to stand still: it would soon be over.
+    kill -STOP $pid 2>/dev/null
+    while grep -qs '^State:.[^TZ]' /proc/$pid/status; do sleep 0.005; done
+    [ -e "$work/a.gguf.tmp" ] && break
+    kill -CONT $pid 2>/dev/null # it was over before: once more
+    wait $pid
+    rm -f "$work"/a.gguf*
+done
 quantize -o "$work/a.gguf" && fault "two runs on one output"
 says "another llmq is at work" "two runs on one output"
+kill -CONT $pid
 wait $pid || fault "the first of two runs"
 rm -f "$work"/a.gguf*
 
@@ -164,9 +176,11 @@ bytes() { sed -n 's/^needs  *\([0-9.]*\) MB of memory.*/\1/p'; }
 least=$(plan --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
 most=$(plan | bytes)
 awk -v a="$least" -v b="$most" 'BEGIN { exit !(a > 1 && a < b) }' || fault "--max-ram: least '$least', without it '$most'"
+# A job may begin with some stacks more than the process that planned it: 0.6 MB are more than those.
+# (Both plan with 1.3 MB for such things.)
 quantize -o "$work/b.gguf" --tokens 8192 # two chunks of the default size
 least=$(plan --tokens 8192 --max-ram 1M | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
-quantize -o "$work/a.gguf" --tokens 8192 --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" || fault "--max-ram"
+quantize -o "$work/a.gguf" --tokens 8192 --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.6 }')MB" || fault "--max-ram"
 cmp -s "$work/a.gguf" "$work/b.gguf" || fault "--max-ram changes the result"
 rm -f "$work"/[ab].gguf*
 
@@ -180,11 +194,11 @@ memory() {
     grep -qa __asan_init "$llmq" || awk -v a="$taken" -v b="$planned" 'BEGIN { exit !(a > 1 && a < 1.2 * b && b < 1.2 * a) }' ||
         fault "$what: '$taken' MB taken, '$planned' MB planned"
     least=$("$llmq" quantize "$work/model.bin" "$@" --plan --max-ram 1M 2>&1 | sed -n 's/.*; \([0-9.]*\) MB is the least.*/\1/p')
-    "$llmq" quantize "$work/model.bin" "$@" -o "$work/a.gguf" --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.1 }')MB" \
+    "$llmq" quantize "$work/model.bin" "$@" -o "$work/a.gguf" --max-ram "$(awk -v a="$least" 'BEGIN { print a + 0.6 }')MB" \
         >"$work/log" 2>&1 || fault "$what: --max-ram of the least, $least MB"
     cmp -s "$work/a.gguf" "$work/b.gguf" || fault "$what: --max-ram changes the result"
     taken=$(sed -n 's/^took .*peak memory \([0-9.]*\) MB .*/\1/p' "$work/log")
-    grep -qa __asan_init "$llmq" || awk -v a="$taken" -v b="$least" 'BEGIN { exit !(a > 1 && a <= b + 0.1) }' ||
+    grep -qa __asan_init "$llmq" || awk -v a="$taken" -v b="$least" 'BEGIN { exit !(a > 1 && a <= b + 0.6) }' ||
         fault "$what: '$taken' MB taken with --max-ram $least MB"
     rm -f "$work"/[ab].gguf*
 }

@@ -92,8 +92,14 @@ says "test ops" failed "row 3 is 7"
 says "text tiny" unrun "stopped after the failure of test ops"
 says products unrun "stopped after"
 grep -q 'FAILED at test ops' "$work/log" || fault "it does not say where it failed"
-stub tests/gpu_ops 'exec sleep 60'
-GPU_CHECK_SECONDS=7 run 1 --build "$fake"
+stub tests/gpu_ops 'exec sleep 90'
+checks=$((checks + 1))
+for seconds in 7 20 60; do # more where what comes before, nvidia-smi's start and all, leaves this part no 5 s
+    GPU_CHECK_SECONDS=$seconds bash "$check" --no-build --out "$work/out" --build "$fake" >"$work/log" 2>&1
+    got=$?
+    grep -q 'test ops: no time left' "$work/log" || break
+done
+[ $got -eq 1 ] || fault "gpu_check with a program that hangs: exit status $got instead of 1"
 says "test ops" failed "more than"
 stub tests/gpu_ops 'exit 0'
 GPU_CHECK_SECONDS=4 run 0 --build "$fake"
