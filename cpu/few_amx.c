@@ -73,7 +73,8 @@ INLINE void add_up(LAYOUT_PARAMS, const uint8_t *tile, super_scale *super, int64
     const act_group *ag = b.group + g * b.n;
     next_scales(group, two_level, mins, tile, &at, super, w, m);
     w[0] = scale_raised(bits, zero, w[0]);
-    for (int t = 0; t < b.n; t++, ag++) {
+    UNROLL for (int t = 0; t < ACT_FEW; t++, ag++) { /* f stays in registers */
+        if (t >= b.n) break;
         __m512 d = _mm512_set1_ps(ag->d), sum = f[t];
         UNROLL for (int h = 0; h < 32 / group; h++) sum =
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(load_i(p->sum[h][t])), _mm512_mul_ps(w[h], d), sum);
@@ -93,7 +94,8 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
     const int64_t groups = cols / 32;
     const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
-    for (int t = 0; t < b.n; t++) out[t] = _mm512_setzero_ps();
+    __m512 f[ACT_FEW];
+    UNROLL for (int t = 0; t < ACT_FEW; t++) f[t] = _mm512_setzero_ps();
     for (int i = 0; group == 16 && i < RING; i++) memset(ring[i].level, 0, sizeof ring[i].level);
     for (int64_t g = 0; g < groups + 2 * DELAY; g++) {
         int64_t to_multiply = g - DELAY, to_add = g - 2 * DELAY;
@@ -101,13 +103,14 @@ INLINE void few_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t cols, __m512i t
         if (to_multiply >= 0 && to_multiply < groups)
             multiply(group, b.q + to_multiply * b.n * 32, &ring[to_multiply % RING]);
         amx_fence();
-        if (to_add >= 0) add_up(LAYOUT_ARGS, tile, &super, to_add, b, &ring[to_add % RING], out);
+        if (to_add >= 0) add_up(LAYOUT_ARGS, tile, &super, to_add, b, &ring[to_add % RING], f);
         if (g < groups) {
             fetch_ahead(tile + g * group_bytes, group_bytes);
             take_apart(bits, group, zero, tile + layout_at(bits, group, two_level, mins, g).code, table,
                        &ring[g % RING]);
         }
     }
+    UNROLL for (int t = 0; t < ACT_FEW; t++) out[t] = f[t];
 }
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
