@@ -4,12 +4,18 @@
 #include <string.h>
 
 /* Floats up to which a worker does the small ops of several tokens whole, for itself: where it takes less time than the
- * barriers between those that share them. */
+ * barriers between those that share them (measured with two workers). */
 #define ALONE_MOST 8192
 
+static int64_t alone_most = ALONE_MOST;
+
+void forward_set_alone(int64_t floats) {
+    alone_most = floats < 0 ? ALONE_MOST : floats;
+}
+
 /* Rows of so many floats that a worker has for itself: at least one. */
-static int64_t alone_rows(int64_t n) {
-    return n <= ALONE_MOST ? ALONE_MOST / n : 1;
+static int64_t alone_rows(const llmq_forward *f, int64_t n) {
+    return n <= f->alone_most ? f->alone_most / n : 1;
 }
 
 /* Who does the small ops on rows of one width. */
@@ -20,7 +26,7 @@ typedef struct sharing {
 } sharing;
 
 static sharing sharing_of(const llmq_forward *f, const llmq_worker *w, int64_t n_tok, int64_t n) {
-    if (n_tok > alone_rows(n)) return (sharing){*w, false, f->lanes};
+    if (n_tok > alone_rows(f, n)) return (sharing){*w, false, f->lanes};
     return (sharing){{0, 1, w->team}, true, &f->lanes[w->id]};
 }
 
@@ -387,25 +393,53 @@ static size_t attn_scratch_max(const llmq_forward *f) {
     return most;
 }
 
+/* Rows of inputs that a lane may hold: of one width those that its worker does alone, or those that all share. */
+typedef struct lane_rows {
+    int64_t n_tok, cols;
+} lane_rows;
+
+static size_t form_bytes(const llmq_model *model, llmq_act_form form, lane_rows r) {
+    if (r.n_tok == 0) return 0;
+    if (form == ACT_Q8) return model_q8_bytes(model, r.n_tok, r.cols);
+    if (form == ACT_Q16) return model_q16_bytes(model, r.n_tok, r.cols);
+    if (form == ACT_INT8 && !model->int8_inputs) return 0;
+    return model->ops->acts_bytes(form, r.n_tok, r.cols);
+}
+
+static void *carve_form(carver *c, const llmq_model *model, llmq_act_form form, const lane_rows rows[3]) {
+    size_t most = 0;
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = form_bytes(model, form, rows[i]);
+        if (bytes > most) most = bytes;
+    }
+    return carve(c, most);
+}
+
+/* Passes have n tokens at most; of more than a worker does alone lane 0 has them all. */
+static void carve_lane(forward_lane *lane, carver *c, const llmq_forward *f, int64_t n, bool shared) {
+    const llmq_model *model = f->model;
+    const llmq_hparams *hp = &model->hp;
+    int64_t narrow = narrow_width(hp), own = alone_rows(f, narrow), own_wide = alone_rows(f, hp->n_ff);
+    if (own > n) own = n;
+    if (own_wide > n) own_wide = n;
+    const lane_rows rows[3] = {
+        {own, narrow}, {own_wide, hp->n_ff}, {shared ? n : 0, narrow > hp->n_ff ? narrow : hp->n_ff}};
+    lane->x = carve_f32(c, shared ? n : own, hp->n_embd);
+    lane->norm = carve_f32(c, shared ? n : own, hp->n_embd);
+    lane->act = carve_f32(c, own_wide, hp->n_ff);
+    lane->q = carve_f32(c, own, hp->n_head * hp->head_dim);
+    lane->k = carve_f32(c, own, hp->n_head_kv * hp->head_dim);
+    lane->q8 = carve_form(c, model, ACT_Q8, rows);
+    lane->bf16 = carve_form(c, model, ACT_BF16, rows);
+    lane->q16 = carve_form(c, model, ACT_Q16, rows);
+    lane->int8 = carve_form(c, model, ACT_INT8, rows);
+}
+
 static void carve_scratch(llmq_forward *f, carver *c) {
     const llmq_hparams *hp = &f->model->hp;
     int64_t n = f->n_batch > f->n_rows ? f->n_batch : f->n_rows, q_dim = hp->n_head * hp->head_dim,
             kv_dim = hp->n_head_kv * hp->head_dim;
-    int64_t wide = narrow_width(hp) > hp->n_ff ? narrow_width(hp) : hp->n_ff;
-    int64_t own = alone_rows(narrow_width(hp)), own_wide = alone_rows(hp->n_ff);
-    for (int i = 0; i < team_size(f->team); i++) {
-        forward_lane *lane = &f->lanes[i];
-        int64_t n_tok = i == 0 && n > own ? n : own;
-        lane->x = carve_f32(c, n_tok, hp->n_embd);
-        lane->norm = carve_f32(c, n_tok, hp->n_embd);
-        lane->act = carve_f32(c, own_wide, hp->n_ff);
-        lane->q = carve_f32(c, own, q_dim);
-        lane->k = carve_f32(c, own, kv_dim);
-        lane->q8 = carve(c, model_q8_bytes(f->model, n_tok, wide));
-        lane->bf16 = carve(c, f->model->ops->acts_bytes(ACT_BF16, n_tok, wide));
-        lane->q16 = carve(c, model_q16_bytes(f->model, n_tok, wide));
-        lane->int8 = carve(c, f->model->int8_inputs ? f->model->ops->acts_bytes(ACT_INT8, n_tok, wide) : 0);
-    }
+    for (int i = 0; i < team_size(f->team); i++) carve_lane(&f->lanes[i], c, f, n, i == 0);
     f->q = carve_f32(c, n, q_dim);
     f->k = carve_f32(c, n, kv_dim);
     f->v = carve_f32(c, n, kv_dim);
@@ -508,8 +542,13 @@ static llmq_status create_on_device(llmq_forward *f, llmq_err *err) {
 llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,
                            llmq_forward *out, llmq_err *err) {
     float scale = (float)(1.0 / sqrt((double)model->hp.head_dim));
-    *out = (llmq_forward){
-        .model = model, .team = team, .n_ctx = n_ctx, .n_batch = n_batch, .n_rows = n_rows, .attn_scale = scale};
+    *out = (llmq_forward){.model = model,
+                          .team = team,
+                          .n_ctx = n_ctx,
+                          .n_batch = n_batch,
+                          .n_rows = n_rows,
+                          .alone_most = alone_most,
+                          .attn_scale = scale};
     llmq_status status = model_cpu_layers(model) > 0 ? create_buffers(out, err) : create_device_rows(out, err);
     if (status == LLMQ_OK && model->on_device) status = create_on_device(out, err);
     if (status != LLMQ_OK) forward_destroy(out);

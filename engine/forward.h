@@ -7,9 +7,10 @@
 #include "engine/model.h"
 
 /* What a worker writes alone. Passes of few tokens give each worker a lane of its own: adding, normalizing and
- * quantizing some rows takes less time than the barriers that sharing them would need. Passes of more share lane 0. */
+ * quantizing some rows takes less time than the barriers that sharing them would need. Rows of the hidden layer are
+ * wider than others, so that fewer of them are few: what is not is shared, and in lane 0. */
 typedef struct forward_lane {
-    float *x, *norm;              /* (few, or n_batch; n_embd): the residual stream, its normalized copy */
+    float *x, *norm;              /* (few, lane 0: all; n_embd): the residual stream, its normalized copy */
     float *act;                   /* (few, n_ff): silu(gate) * up */
     float *q, *k;                 /* (few, n_head*head_dim | n_head_kv*head_dim): rotated */
     void *q8, *bf16, *int8, *q16; /* the current site's inputs in other forms */
@@ -41,8 +42,9 @@ typedef struct llmq_forward {
     const llmq_model *model;
     llmq_team *team;
     int64_t n_ctx, n_batch, n_rows;
-    float attn_scale; /* 1 / sqrt(head_dim) */
-    float *rope;      /* (n_ctx, n_rot/2, 2), filled up to n_rope positions */
+    int64_t alone_most; /* floats of the rows that each worker does for itself */
+    float attn_scale;   /* 1 / sqrt(head_dim) */
+    float *rope;        /* (n_ctx, n_rot/2, 2), filled up to n_rope positions */
     int64_t n_rope;
     int32_t *row_tokens;          /* [n_rows] */
     float *row_rope;              /* (n_rows, n_rot/2, 2): those rows of the table that a pass of rows needs */
@@ -63,6 +65,10 @@ typedef struct llmq_forward {
                                   * layers on the CPU there are no buffers here */
     int64_t device_row;          /* of the last run's tokens: the first of n_hidden */
 } llmq_forward;
+
+/* For tests, of those created from then on: up to so many floats each worker does the small ops for itself (of one
+ * token it always does); -1: as usual. */
+void forward_set_alone(int64_t floats);
 
 /* Positions below n_ctx, at most n_batch tokens a pass, and at most n_rows (1 or more) in a pass of rows. */
 llmq_status forward_create(const llmq_model *model, llmq_team *team, int64_t n_ctx, int64_t n_batch, int64_t n_rows,

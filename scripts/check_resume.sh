@@ -44,12 +44,14 @@ for ((i = 1; i <= kills; i++)); do
         sleep "$after"
         kill -9 $pid 2>/dev/null
         wait $pid 2>/dev/null
+        status=$?
         [ -e "$work/killed" ] && break
         threads=$((threads % 3 + 1))
     done
     if [ -e "$work/killed" ]; then
         left="done before the kill"
-        rm -f "$work/killed.journal" # it is removed once the output has its name, unless the kill comes between
+        # The journal is removed once the output has its name, unless the kill comes between.
+        [ $status -eq 0 ] || rm -f "$work/killed.journal"
     else
         quantize $threads killed || { cat "$work/log"; faults=$((faults + 1)); }
         left=$(sed -n 's/^resumed *//p' "$work/log")

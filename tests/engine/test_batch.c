@@ -21,14 +21,20 @@ static int teardown(void **state) {
     return 0;
 }
 
-static llmq_batch *create(llmq_model *m, int64_t n, llmq_session **sessions) {
+static llmq_batch *create_with(llmq_model *m, int n_threads, int64_t n, llmq_session **sessions) {
     llmq_batch *b = NULL;
     llmq_err err = {0};
-    if (llmq_batch_create(m, n, &params, &b, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+    llmq_session_params p = params;
+    p.n_threads = n_threads;
+    if (llmq_batch_create(m, n, &p, &b, &err) != LLMQ_OK) fail_msg("%s", err.msg);
     for (int64_t i = 0; i < n; i++) assert_non_null(sessions[i] = llmq_batch_session(b, i));
     assert_null(llmq_batch_session(b, n));
     assert_null(llmq_batch_session(b, -1));
     return b;
+}
+
+static llmq_batch *create(llmq_model *m, int64_t n, llmq_session **sessions) {
+    return create_with(m, params.n_threads, n, sessions);
 }
 
 static void sampler_of(llmq_session *s, size_t i) {
@@ -36,9 +42,9 @@ static void sampler_of(llmq_session *s, size_t i) {
 }
 
 /* Prompts of different lengths; sessions that come and go. */
-static void check_against_alone(llmq_model *m) {
+static void check_workers_against_alone(llmq_model *m, int n_threads) {
     llmq_session *sessions[N], *alone[N], *some[N];
-    llmq_batch *b = create(m, N, sessions);
+    llmq_batch *b = create_with(m, n_threads, N, sessions);
     int32_t prompt[16], token[N], want;
     int64_t n_vocab = m->hp.n_vocab;
     for (size_t i = 0; i < N; i++) {
@@ -76,6 +82,15 @@ static void check_against_alone(llmq_model *m) {
     }
     assert_int_equal(llmq_batch_append(b, sessions, token, N, NULL), LLMQ_OK);
     llmq_batch_destroy(b);
+}
+
+/* One worker; three, each of which does the small ops of few tokens for itself, or which share them. */
+static void check_against_alone(llmq_model *m) {
+    check_workers_against_alone(m, 1);
+    check_workers_against_alone(m, 3);
+    forward_set_alone(0);
+    check_workers_against_alone(m, 3);
+    forward_set_alone(-1);
 }
 
 static void test_alone(void **state) {

@@ -117,10 +117,14 @@ static void run_one(const char *name, const char *isa) {
     read_golden(name, &g);
     llmq_model *model = open_model(name, isa);
     assert_int_equal(model->hp.n_vocab, g.n_vocab);
-    for (int threads = 1; threads <= 2; threads++)
+    static const struct { int threads, alone; } workers[] = {{1, -1}, {2, -1}, {2, 0}};
+    for (size_t i = 0; i < sizeof workers / sizeof *workers; i++)
         for (int chunked = 0; chunked < 2; chunked++) {
             char what[64];
-            snprintf(what, sizeof what, "%s, %d threads, n_batch %d", isa, threads, chunked ? 7 : 512);
+            const int threads = workers[i].threads;
+            snprintf(what, sizeof what, "%s, %d threads%s, n_batch %d", isa, threads, workers[i].alone ? "" : " that share all",
+                     chunked ? 7 : 512);
+            forward_set_alone(workers[i].alone);
             llmq_session *s = open_session(model, (llmq_session_params){.n_threads = threads, .n_batch = chunked ? 7 : 0, .kv_type = LLMQ_KV_F32});
             assert_int_equal(llmq_session_sync(s, g.tokens, g.n_tokens, NULL), LLMQ_OK);
             check_logits(&g, name, what, s, 1e-4);
@@ -138,6 +142,7 @@ static void run_one(const char *name, const char *isa) {
             check_logits(&g, name, "append_all", s, 1e-4);
             llmq_session_destroy(s);
         }
+    forward_set_alone(-1);
     model_close(model);
 }
 
@@ -207,13 +212,19 @@ static void test_threads_do_not_matter(void **state) {
     llmq_model *model = open_model("llama", backend_cpu()->isa);
     llmq_session *one = open_session(model, (llmq_session_params){.n_threads = 1});
     llmq_session *three = open_session(model, (llmq_session_params){.n_threads = 3});
+    forward_set_alone(0);
+    llmq_session *sharing = open_session(model, (llmq_session_params){.n_threads = 3});
+    forward_set_alone(-1);
     for (size_t n = 1; n <= g.n_tokens; n += 11) {
         assert_int_equal(llmq_session_sync(one, g.tokens, n, NULL), LLMQ_OK);
         assert_int_equal(llmq_session_sync(three, g.tokens, n, NULL), LLMQ_OK);
+        assert_int_equal(llmq_session_sync(sharing, g.tokens, n, NULL), LLMQ_OK);
         assert_memory_equal(llmq_session_logits(one), llmq_session_logits(three), g.n_vocab * sizeof(float));
+        assert_memory_equal(llmq_session_logits(one), llmq_session_logits(sharing), g.n_vocab * sizeof(float));
     }
     llmq_session_destroy(one);
     llmq_session_destroy(three);
+    llmq_session_destroy(sharing);
     model_close(model);
 }
 
