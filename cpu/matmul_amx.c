@@ -2,8 +2,9 @@
  * AVX-512, some more go to few_amx.c, counted twice if inputs are split.
  *
  * Activations are rounded to bf16 into tiles when they are filled. Weights of a panel of 32 rows x 256 columns are
- * taken apart into bf16 in the L1 cache, and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile
- * that is loaded takes part in two products. Between panels of columns the sums of 128 rows wait in the L2 cache, as
+ * taken apart into bf16 in the L1 cache, while those of the next are asked for (a panel is too short for what the
+ * processor fetches by itself), and multiplied by up to 512 tokens: 2 x 2 tiles of sums, so that each tile that is
+ * loaded takes part in two products. Between panels of columns the sums of 128 rows wait in the L2 cache, as
  * tiles: where results go, a token's rows lie so far apart that they would compete for the same few sets of it. Beside
  * groups of 8-bit inputs this has no scales to apply between products, and rounds inputs to their own magnitude instead
  * of to that of the largest of 32.
@@ -15,6 +16,7 @@
 
 #include "cpu/codes_avx512.h"
 #include "cpu/cpu.h"
+#include "cpu/fetch.h"
 #include "cpu/layout.h"
 #include "cpu/nf4.h"
 
@@ -68,40 +70,106 @@ static void fill_tiles(const llmq_worker *worker, const llmq_acts *a, uint8_t *t
 
 /* ---- weights */
 
-INLINE __m512 byte_of(__m512i words, int b, __m512 scale, __m512 offset) {
-    __m512i v = b == 3 ? _mm512_srli_epi32(words, 24)
-                       : _mm512_and_si512(b ? _mm512_srli_epi32(words, 8 * b) : words, _mm512_set1_epi32(255));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), scale, offset);
+/* A word of a tile of bf16 holds two neighbouring columns of a row. So two vectors of floats are made of 8 rows each,
+ * whose two columns lie side by side: rounding both to one vector leaves them where they belong. */
+
+/* For each of 16 lanes the byte of its column and row, four times, in a vector of 16 rows x 4 columns: columns 2 * pair
+ * and the next, rows 8 * half .. 8 * half + 7. */
+INLINE __m512i column_pair(int pair, int half) {
+    const __m512i first = _mm512_set_epi32(29, 28, 25, 24, 21, 20, 17, 16, 13, 12, 9, 8, 5, 4, 1, 0);
+    return _mm512_mullo_epi32(_mm512_add_epi32(first, _mm512_set1_epi32(32 * half + 2 * pair)),
+                              _mm512_set1_epi32(0x01010101));
 }
 
-/* Columns k0 .. k0+n of one tile as tiles of bf16. */
-INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out) {
+/* x of 16 rows for such vectors. */
+INLINE void spread_rows(__m512 x, __m512 out[2]) {
+    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    out[0] = _mm512_permutex2var_ps(x, low, x);
+    out[1] = _mm512_permutex2var_ps(x, _mm512_add_epi32(low, _mm512_set1_epi32(8)), x);
+}
+
+INLINE void store_pair(const __m512 half[2], uint8_t *out) {
+    _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]));
+}
+
+/* A group of 4-bit codes that stand for themselves, scale * (code - zero) + offset. A code becomes a float by bits of
+ * an exponent before it: 128 + code of the lower four bits of a byte at bit 16, 2048 + code of the upper at bit 8. */
+INLINE void unpack_nibbles(int zero, const uint8_t *p, __m512 w, __m512 m, uint8_t *out) {
+    __m512 scale[2], low[2], high[2];
+    spread_rows(w, scale);
+    spread_rows(_mm512_fmadd_ps(w, _mm512_set1_ps((float)(-128 - zero)), m), low);
+    spread_rows(_mm512_fmadd_ps(w, _mm512_set1_ps((float)(-2048 - zero)), m), high);
+    UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i raw = load_once(p + 64 * j);
+        UNROLL for (int pair = 0; pair < 2; pair++) {
+            __m512 l[2], h[2];
+            UNROLL for (int half = 0; half < 2; half++) {
+                __m512i codes = _mm512_permutexvar_epi8(column_pair(pair, half), raw);
+                l[half] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+                    codes, _mm512_set1_epi32(0x000f0000), _mm512_set1_epi32(0x43000000), 0xea)); /* a & b | c */
+                h[half] = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(codes, _mm512_set1_epi32(0x0000f000),
+                                                                        _mm512_set1_epi32(0x45000000), 0xea));
+                l[half] = _mm512_fmadd_ps(l[half], scale[half], low[half]);
+                h[half] = _mm512_fmadd_ps(h[half], scale[half], high[half]);
+            }
+            store_pair(l, out + (2 * j + pair) * 64);
+            store_pair(h, out + (2 * j + 8 + pair) * 64);
+        }
+    }
+}
+
+/* A group whose codes have been taken apart. */
+INLINE void unpack_codes(int group, const __m512i u[8], const __m512 w[2], const __m512 m[2], uint8_t *out) {
+    UNROLL for (int part = 0; part < 32 / group; part++) {
+        __m512 scale[2], offset[2];
+        spread_rows(w[part], scale);
+        spread_rows(m[part], offset);
+        UNROLL for (int i = 0; i < group / 4; i++) {
+            const int j = part * 4 + i;
+            UNROLL for (int pair = 0; pair < 2; pair++) {
+                __m512 x[2];
+                UNROLL for (int half = 0; half < 2; half++) {
+                    __m512i code =
+                        _mm512_maskz_permutexvar_epi8(UINT64_C(0x1111111111111111), column_pair(pair, half), u[j]);
+                    x[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scale[half], offset[half]);
+                }
+                store_pair(x, out + (2 * j + pair) * 64);
+            }
+        }
+    }
+}
+
+/* Columns k0 .. k0+n of one tile as tiles of bf16; next: what will be taken apart after it, and is asked for. */
+INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t n, __m512i table, const uint8_t *next,
+                        uint8_t *out) {
+    const int64_t group_bytes = LAYOUT_GROUP_BYTES(bits, group, two_level, mins);
     super_scale super = {0};
     const __m512 lowest = _mm512_set1_ps((float)-zero);
     for (int64_t g = 0; g < n / 32; g++) {
         const layout_place at = layout_at(bits, group, two_level, mins, k0 / 32 + g);
         __m512i u[8];
         __m512 w[2], m[2];
-        decode(bits, codebook, table, tile + at.code, u);
+        fetch(next + g * group_bytes, group_bytes);
         next_scales(group, two_level, mins, tile, &at, &super, w, m);
+        if (bits == 4 && !codebook) {
+            unpack_nibbles(zero, tile + at.code, w[0], mins ? m[0] : _mm512_setzero_ps(), out + g * 1024);
+            continue;
+        }
+        decode(bits, codebook, table, tile + at.code, u);
         UNROLL for (int h = 0; h < 32 / group; h++) {
             if (!mins) m[h] = _mm512_mul_ps(w[h], lowest);
             if (mins && zero) m[h] = _mm512_fmadd_ps(w[h], lowest, m[h]);
         }
-        UNROLL for (int j = 0; j < 8; j++, out += 128) {
-            int h = j * 4 / group;
-            vf_store((float *)(void *)out, vf_pair_bf16(byte_of(u[j], 0, w[h], m[h]), byte_of(u[j], 1, w[h], m[h])));
-            vf_store((float *)(void *)(out + 64),
-                     vf_pair_bf16(byte_of(u[j], 2, w[h], m[h]), byte_of(u[j], 3, w[h], m[h])));
-        }
+        unpack_codes(group, u, w, m, out + g * 1024);
     }
 }
 
-typedef void unpack_fn(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out);
+typedef void unpack_fn(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, const uint8_t *next, uint8_t *out);
 
 #define X(type, bits, group, two_level, mins, codebook, zero)                                                          \
-    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, uint8_t *out) {               \
-        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, k0, n, table, out);                            \
+    static void unpack_##type(const uint8_t *tile, int64_t k0, int64_t n, __m512i table, const uint8_t *next,          \
+                              uint8_t *out) {                                                                          \
+        unpack_tile(bits, group, two_level, mins, codebook, zero, tile, k0, n, table, next, out);                      \
     }
 CPU_LAYOUTS(X)
 #undef X
@@ -117,9 +185,10 @@ INLINE __m512 nf4_column(__m512 table, __m512i codes, __m512 scale) {
     return _mm512_mul_ps(_mm512_permutex2var_ps(table, codes, table), scale); /* bit 4 says which: the same twice */
 }
 
-/* n columns of one tile of NF4 or FP4 as tiles of bf16. */
-static void unpack_nf4(const nf4_tile_block *w, int64_t n, __m512 table, uint8_t *out) {
-    for (int64_t k = 0; k < n / QK_NF4; k++, w++) {
+/* n columns of one tile of NF4 or FP4 as tiles of bf16; next: as for others. */
+static void unpack_nf4(const nf4_tile_block *w, int64_t n, __m512 table, const nf4_tile_block *next, uint8_t *out) {
+    for (int64_t k = 0; k < n / QK_NF4; k++, w++, next++) {
+        fetch(next, sizeof *next);
         __m512 scale = _mm512_loadu_ps(w->scale);
         for (int j = 0; j < QK_NF4 / 8; j++) {
             __m512i raw = load_i(w->code[j]);
@@ -228,48 +297,62 @@ static void times_tokens(const block *p, const rows_tiles *rows, int64_t r, int6
 /* Room for the tiles of 32 rows over a panel of columns, (parts, halves). */
 typedef uint8_t panel_room[2][2][PANEL_TILES * AMX_TILE];
 
-/* Tiles of 32 rows from r on, of the panel of columns that begins with tile k, where they are, or made in `room`. A
- * missing second half repeats the first and is not stored. */
-typedef void rows_fn(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out);
+/* A panel: 32 rows from r on, of the columns that begin with tile k. */
+typedef struct panel_at {
+    int64_t r, k;
+} panel_at;
 
-static void quantized_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
+/* Its tiles, where they are, or made in `room`. A missing second half repeats the first and is not stored. next: the
+ * panel that is wanted after it. */
+typedef void rows_fn(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out);
+
+static void quantized_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
     const cpu_layout *l = cpu_layout_of(w->layout);
-    int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(k, w->cols / AMX_DEPTH);
-    const uint8_t *tile = (const uint8_t *)w->packed + r / 16 * tile_bytes;
-    bool pair = w->rows - r > 16;
+    int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(at.k, w->cols / AMX_DEPTH);
+    const uint8_t *tile = (const uint8_t *)w->packed + at.r / 16 * tile_bytes,
+                  *then = (const uint8_t *)w->packed + next.r / 16 * tile_bytes + layout_place_of(l, next.k).super;
+    bool pair = w->rows - at.r > 16;
     __m512i table = code_table(l);
     for (int i = 0; i <= pair; i++)
-        unpack_fns[w->layout](tile + i * tile_bytes, k * AMX_DEPTH, n * AMX_DEPTH, table, room[0][i]);
+        unpack_fns[w->layout](tile + i * tile_bytes, at.k * AMX_DEPTH, n * AMX_DEPTH, table, then + i * tile_bytes,
+                              room[0][i]);
     out->part[0][0] = room[0][0];
     out->part[0][1] = room[0][pair];
 }
 
-static void nf4_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
-    int64_t n = panel_tiles(k, w->cols / AMX_DEPTH) * AMX_DEPTH;
-    bool pair = w->rows - r > 16;
+static void nf4_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
+    const int64_t n = panel_tiles(at.k, w->cols / AMX_DEPTH) * AMX_DEPTH;
+    const bool pair = w->rows - at.r > 16;
     float level[16];
     nf4_levels(w->native.type, level);
     __m512 table = _mm512_loadu_ps(level);
-    for (int i = 0; i <= pair; i++) unpack_nf4(nf4_tile(w, r + 16 * i) + k * AMX_DEPTH / QK_NF4, n, table, room[0][i]);
+    for (int i = 0; i <= pair; i++)
+        unpack_nf4(nf4_tile(w, at.r + 16 * i) + at.k * AMX_DEPTH / QK_NF4, n, table,
+                   nf4_tile(w, next.r + 16 * i) + next.k * AMX_DEPTH / QK_NF4, room[0][i]);
     out->part[0][0] = room[0][0];
     out->part[0][1] = room[0][pair];
 }
 
-static void bf16_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
-    int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
+static void bf16_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
+    const int64_t tile_bytes = layout_bf16_tile_bytes(w->cols);
+    (void)next; /* calibration reads them for thousands of tokens */
     (void)room;
-    out->part[0][0] = (const uint8_t *)w->packed + r / 16 * tile_bytes + k * AMX_TILE;
-    out->part[0][1] = out->part[0][0] + (w->rows - r > 16 ? tile_bytes : 0);
+    out->part[0][0] = (const uint8_t *)w->packed + at.r / 16 * tile_bytes + at.k * AMX_TILE;
+    out->part[0][1] = out->part[0][0] + (w->rows - at.r > 16 ? tile_bytes : 0);
 }
 
-static void native_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room room, rows_tiles *out) {
-    bool half = w->native.type == LLMQ_TYPE_F16, pair = w->rows - r > 16;
-    int64_t n = panel_tiles(k, tiles_of(w->cols, AMX_DEPTH));
+static void native_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
+    const bool half = w->native.type == LLMQ_TYPE_F16, pair = w->rows - at.r > 16;
+    const int64_t n = panel_tiles(at.k, tiles_of(w->cols, AMX_DEPTH));
+    const uint16_t *base = w->native.data;
     for (int i = 0; i <= pair; i++) {
         for (int64_t j = 0; j < n; j++) {
-            int64_t col = (k + j) * AMX_DEPTH, left = w->cols - col, rows = w->rows - r - 16 * i;
-            const uint16_t *from = (const uint16_t *)w->native.data + (r + 16 * i) * w->cols + col;
+            int64_t col = (at.k + j) * AMX_DEPTH, left = w->cols - col, rows = w->rows - at.r - 16 * i;
+            const uint16_t *from = base + (at.r + 16 * i) * w->cols + col;
             uint8_t *to = room[0][i] + j * AMX_TILE, *rest = room[1][i] + j * AMX_TILE;
+            int64_t then_col = (next.k + j) * AMX_DEPTH, then = next.r + 16 * i;
+            for (int r = 0; r < 16 && then + r < w->rows && then_col < w->cols; r++)
+                fetch(base + (then + r) * w->cols + then_col, 1);
             if (half)
                 unpack_native(true, from, w->cols, rows, left, to, rest);
             else
@@ -280,6 +363,14 @@ static void native_rows(const llmq_weight *w, int64_t r, int64_t k, panel_room r
         out->part[part][0] = room[part][0];
         out->part[part][1] = room[part][pair];
     }
+}
+
+/* The panel after one of the block of rows from r0 on, of rows begin to end: the last one has itself. */
+static panel_at panel_after(panel_at at, int64_t r0, int64_t end, int64_t depth) {
+    if (at.r + PANEL_ROWS < end && at.r + PANEL_ROWS < r0 + BLOCK_PANELS * PANEL_ROWS)
+        return (panel_at){at.r + PANEL_ROWS, at.k};
+    if (at.k + PANEL_TILES < depth) return (panel_at){r0, at.k + PANEL_TILES};
+    return at.r + PANEL_ROWS < end ? (panel_at){at.r + PANEL_ROWS, 0} : at;
 }
 
 static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const llmq_acts *a, const uint8_t *tiles,
@@ -296,10 +387,11 @@ static void matmul_many(const llmq_worker *worker, const llmq_weight *w, const l
         for (int64_t r0 = begin; r0 < end; r0 += BLOCK_PANELS * PANEL_ROWS) {
             for (int64_t k = 0; k < depth; k += PANEL_TILES) {
                 for (int i = 0; i < BLOCK_PANELS && r0 + i * PANEL_ROWS < end; i++) {
+                    const panel_at at = {r0 + i * PANEL_ROWS, k};
                     rows_tiles made;
-                    rows(w, r0 + i * PANEL_ROWS, k, room, &made);
+                    rows(w, at, panel_after(at, r0, end, depth), room, &made);
                     amx_fence();
-                    times_tokens(&p, &made, r0 + i * PANEL_ROWS, k, sums + i * SUMS);
+                    times_tokens(&p, &made, at.r, k, sums + i * SUMS);
                     amx_fence(); /* before `room` is written again */
                 }
             }

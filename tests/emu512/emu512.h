@@ -128,6 +128,17 @@ EMU __m512i _mm512_or_si512(__m512i a, __m512i b) {
 EMU __m512i _mm512_xor_si512(__m512i a, __m512i b) {
     return a ^ b;
 }
+/* Bit j of table is the result for bits of a, b and c that are bits 2, 1 and 0 of j. */
+EMU __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
+    emu512 x = {.si = a}, y = {.si = b}, z = {.si = c}, r;
+    for (int i = 0; i < 8; i++) {
+        r.uq[i] = 0;
+        for (int j = 0; j < 8; j++)
+            if (table >> j & 1)
+                r.uq[i] |= (j & 4 ? x.uq[i] : ~x.uq[i]) & (j & 2 ? y.uq[i] : ~y.uq[i]) & (j & 1 ? z.uq[i] : ~z.uq[i]);
+    }
+    return r.si;
+}
 
 /* ---- constants, casts, halves */
 
@@ -339,6 +350,12 @@ EMU __m512i _mm512_permutexvar_epi8(__m512i index, __m512i a) {
     emu512 x = {.si = index}, y = {.si = a}, r;
     for (int j = 0; j < 64; j++) r.b[j] = y.b[x.b[j] & 63];
     return r.si;
+}
+EMU __m512i _mm512_maskz_permutexvar_epi8(__mmask64 mask, __m512i index, __m512i a) {
+    emu512 x = {.si = _mm512_permutexvar_epi8(index, a)};
+    for (int j = 0; j < 64; j++)
+        if (!(mask >> j & 1)) x.b[j] = 0;
+    return x.si;
 }
 EMU __m512i _mm512_permutexvar_epi16(__m512i index, __m512i a) {
     emu512 x = {.si = index}, y = {.si = a}, r;

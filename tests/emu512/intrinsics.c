@@ -74,6 +74,10 @@ INTS2(max_epi64, 8, q, a.q[j] > b.q[j] ? a.q[j] : b.q[j])
 INTS2(and_si512, 8, uq, a.uq[j] & b.uq[j])
 INTS2(or_si512, 8, uq, a.uq[j] | b.uq[j])
 INTS2(xor_si512, 8, uq, a.uq[j] ^ b.uq[j])
+/* The result for bits of a, b and c is a bit of the table, here those of a & b | c and of a choice by a. */
+TRY(ternarylogic_ea, si, _mm512_ternarylogic_epi32(a.si, b.si, c.si, 0xea), 8, uq, (a.uq[j] & b.uq[j]) | c.uq[j])
+TRY(ternarylogic_ca, si, _mm512_ternarylogic_epi32(a.si, b.si, c.si, 0xca), 8, uq,
+    (a.uq[j] & b.uq[j]) | (~a.uq[j] & c.uq[j]))
 
 /* Counts from 0 to beyond the width; some are small. */
 #define COUNT32(j) (b.u[j] = c.u[j] & 1 ? b.u[j] & 63 : b.u[j])
@@ -195,6 +199,8 @@ SHUFFLES(dd)
 SHUFFLES(b1)
 SHUFFLES(1b)
 TRY(permutexvar_epi8, si, _mm512_permutexvar_epi8(a.si, b.si), 64, b, b.b[a.b[j] & 63])
+TRY(maskz_permutexvar_epi8, si, _mm512_maskz_permutexvar_epi8(c.uq[0], a.si, b.si), 64, b,
+    c.uq[0] >> j & 1 ? b.b[a.b[j] & 63] : 0)
 TRY(permutexvar_epi16, si, _mm512_permutexvar_epi16(a.si, b.si), 32, h, b.h[a.h[j] & 31])
 TRY(permutex2var_ps, ps, _mm512_permutex2var_ps(a.ps, b.si, c.ps), 16, u, (b.u[j] & 16 ? c : a).u[b.u[j] & 15])
 
@@ -356,6 +362,8 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(and_si512),
         cmocka_unit_test(or_si512),
         cmocka_unit_test(xor_si512),
+        cmocka_unit_test(ternarylogic_ea),
+        cmocka_unit_test(ternarylogic_ca),
         cmocka_unit_test(sllv_epi32),
         cmocka_unit_test(srlv_epi32),
         cmocka_unit_test(sllv_epi64),
@@ -438,6 +446,7 @@ static __attribute__((noinline)) int run(void) {
         cmocka_unit_test(shuffle_f32x4_1b),
         cmocka_unit_test(shuffle_ps_1b),
         cmocka_unit_test(permutexvar_epi8),
+        cmocka_unit_test(maskz_permutexvar_epi8),
         cmocka_unit_test(permutexvar_epi16),
         cmocka_unit_test(permutex2var_ps),
         cmocka_unit_test(cvtepi32_ps),

@@ -112,6 +112,8 @@
 #define _mm512_maskz_loadu_pd emu_mm512_maskz_loadu_pd
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps emu_mm512_maskz_loadu_ps
+#undef _mm512_maskz_permutexvar_epi8
+#define _mm512_maskz_permutexvar_epi8 emu_mm512_maskz_permutexvar_epi8
 #undef _mm512_max_epi32
 #define _mm512_max_epi32 emu_mm512_max_epi32
 #undef _mm512_max_epi64
@@ -208,6 +210,8 @@
 #define _mm512_sub_epi32 emu_mm512_sub_epi32
 #undef _mm512_sub_ps
 #define _mm512_sub_ps emu_mm512_sub_ps
+#undef _mm512_ternarylogic_epi32
+#define _mm512_ternarylogic_epi32 emu_mm512_ternarylogic_epi32
 #undef _mm512_test_epi32_mask
 #define _mm512_test_epi32_mask emu_mm512_test_epi32_mask
 #undef _mm512_unpackhi_pd
