@@ -3,8 +3,9 @@
  * includes cpu/: backend_cpu() is the way in.
  *
  * SPMD rule: every op with a worker is called by all workers of a team with the same arguments and divides the work by
- * (id, n); or, if it has no barriers of its own, by each worker as one of one, {0, 1}, for a result of its own. Ops never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its
- * readers. Ops never allocate. For fixed inputs results do not depend on the number of workers.
+ * (id, n); or, if it has no barriers of its own, by each worker as one of one, {0, 1}, for a result of its own. Ops
+ * never meet at barriers unless they say so; the caller puts worker_barrier() between an op and its readers. Ops never
+ * allocate. For fixed inputs results do not depend on the number of workers.
  *
  * Dims vocabulary: n_tok tokens (rows of an activation matrix, row-major f32, stride = its width unless given),
  * weights [rows, cols] = [output features, input features]. */
@@ -231,8 +232,8 @@ typedef struct llmq_backend_ops {
 
     /* The same for n_rows queries, each with a cache and a position of its own (a->pos and a->n_tok do not count, k_new
      * is NULL), and each with the bits that attention of that one query gives: the rows of a batch of sessions, or the
-     * next tokens of one session, whose keys are then read once for neighbouring rows. Workers may each have a copy of q.
-     * Contains barriers: all workers must call. */
+     * next tokens of one session, whose keys are then read once for neighbouring rows. Workers may each have a copy of
+     * q. Contains barriers: all workers must call. */
     void (*attention_rows)(const llmq_worker *, const llmq_attn *a, const llmq_attn_row *rows, int64_t n_rows,
                            const float *q, int64_t ldq, float *out, void *scratch);
     /* Of attention_rows with at most n_rows rows; a->pos: the largest that will come. */

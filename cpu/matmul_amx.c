@@ -93,7 +93,9 @@ INLINE void store_pair(const __m512 half[2], uint8_t *out) {
 }
 
 /* A group of 4-bit codes that stand for themselves, scale * (code - zero) + offset. A code becomes a float by bits of
- * an exponent before it: 128 + code of the lower four bits of a byte at bit 16, 2048 + code of the upper at bit 8. */
+ * an exponent before it: 128 + code of the lower four bits of a byte at bit 16, 2048 + code of the upper at bit 8.
+ * Exact without offsets; these lose up to 2^-13 of the scale when 2048 scales are taken off, where bf16 has steps of
+ * 2^-8 and more unless the weight is nearly 0. */
 INLINE void unpack_nibbles(int zero, const uint8_t *p, __m512 w, __m512 m, uint8_t *out) {
     __m512 scale[2], low[2], high[2];
     spread_rows(w, scale);
@@ -151,7 +153,7 @@ INLINE void unpack_tile(LAYOUT_PARAMS, const uint8_t *tile, int64_t k0, int64_t 
         __m512 w[2], m[2];
         fetch(next + g * group_bytes, group_bytes);
         next_scales(group, two_level, mins, tile, &at, &super, w, m);
-        if (bits == 4 && !codebook) {
+        if (bits == 4 && group == 32 && !codebook) {
             unpack_nibbles(zero, tile + at.code, w[0], mins ? m[0] : _mm512_setzero_ps(), out + g * 1024);
             continue;
         }
@@ -306,6 +308,14 @@ typedef struct panel_at {
  * panel that is wanted after it. */
 typedef void rows_fn(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out);
 
+/* What a shorter panel left of the next one, from its tile n on. */
+static void fetch_rest(const llmq_weight *w, const cpu_layout *l, panel_at next, int64_t n) {
+    const int64_t tile_bytes = layout_tile_bytes(l, w->cols), all = panel_tiles(next.k, w->cols / AMX_DEPTH);
+    const uint8_t *from = (const uint8_t *)w->packed + next.r / 16 * tile_bytes;
+    for (int i = 0; i < 2 && next.r + 16 * i < w->rows; i++, from += tile_bytes)
+        fetch(from + layout_place_of(l, next.k + n).super, layout_span(l, (next.k + n) * 32, (all - n) * 32));
+}
+
 static void quantized_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(at.k, w->cols / AMX_DEPTH);
@@ -316,6 +326,7 @@ static void quantized_rows(const llmq_weight *w, panel_at at, panel_at next, pan
     for (int i = 0; i <= pair; i++)
         unpack_fns[w->layout](tile + i * tile_bytes, at.k * AMX_DEPTH, n * AMX_DEPTH, table, then + i * tile_bytes,
                               room[0][i]);
+    if (panel_tiles(next.k, w->cols / AMX_DEPTH) > n) fetch_rest(w, l, next, n);
     out->part[0][0] = room[0][0];
     out->part[0][1] = room[0][pair];
 }

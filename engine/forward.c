@@ -84,6 +84,7 @@ static llmq_acts acts_for(const step *s, const sharing *by, const float *x, int6
         llmq_act_form form = weights[i]->act;
         if (filled[form]) continue;
         filled[form] = any = true;
+        LLMQ_ASSERT(s->ops->acts_bytes(form, s->n_tok, cols) <= by->lane->bytes[form]);
         if (form == ACT_INT8) a.range = weights[i]->range; /* one for all of a site: int8.h */
         s->ops->acts_fill(&by->me, &a, form);
     }
@@ -406,12 +407,15 @@ static size_t form_bytes(const llmq_model *model, llmq_act_form form, lane_rows 
     return model->ops->acts_bytes(form, r.n_tok, r.cols);
 }
 
-static void *carve_form(carver *c, const llmq_model *model, llmq_act_form form, const lane_rows rows[3]) {
+/* Room for inputs of a form, and of another that takes its place. */
+static void *carve_form(carver *c, forward_lane *lane, const llmq_model *model, llmq_act_form form,
+                        llmq_act_form instead, const lane_rows rows[3]) {
     size_t most = 0;
     for (int i = 0; i < 3; i++) {
         size_t bytes = form_bytes(model, form, rows[i]);
         if (bytes > most) most = bytes;
     }
+    lane->bytes[form] = lane->bytes[instead] = most;
     return carve(c, most);
 }
 
@@ -429,10 +433,10 @@ static void carve_lane(forward_lane *lane, carver *c, const llmq_forward *f, int
     lane->act = carve_f32(c, own_wide, hp->n_ff);
     lane->q = carve_f32(c, own, hp->n_head * hp->head_dim);
     lane->k = carve_f32(c, own, hp->n_head_kv * hp->head_dim);
-    lane->q8 = carve_form(c, model, ACT_Q8, rows);
-    lane->bf16 = carve_form(c, model, ACT_BF16, rows);
-    lane->q16 = carve_form(c, model, ACT_Q16, rows);
-    lane->int8 = carve_form(c, model, ACT_INT8, rows);
+    lane->q8 = carve_form(c, lane, model, ACT_Q8, ACT_Q8_SPLIT, rows);
+    lane->bf16 = carve_form(c, lane, model, ACT_BF16, ACT_DENSE, rows);
+    lane->q16 = carve_form(c, lane, model, ACT_Q16, ACT_Q16, rows);
+    lane->int8 = carve_form(c, lane, model, ACT_INT8, ACT_INT8, rows);
 }
 
 static void carve_scratch(llmq_forward *f, carver *c) {

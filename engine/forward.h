@@ -7,13 +7,14 @@
 #include "engine/model.h"
 
 /* What a worker writes alone. Passes of few tokens give each worker a lane of its own: adding, normalizing and
- * quantizing some rows takes less time than the barriers that sharing them would need. Rows of the hidden layer are
- * wider than others, so that fewer of them are few: what is not is shared, and in lane 0. */
+ * quantizing some rows takes less time than the barriers that sharing them would need. Rows of the hidden layer have
+ * another width than others, so that another number of them is few: what is not is shared, and in lane 0. */
 typedef struct forward_lane {
     float *x, *norm;              /* (few, lane 0: all; n_embd): the residual stream, its normalized copy */
     float *act;                   /* (few, n_ff): silu(gate) * up */
     float *q, *k;                 /* (few, n_head*head_dim | n_head_kv*head_dim): rotated */
     void *q8, *bf16, *int8, *q16; /* the current site's inputs in other forms */
+    size_t bytes[ACT_FORMS];      /* room for each */
 } forward_lane;
 
 /* Keys and values of one sequence. */

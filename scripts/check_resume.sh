@@ -51,7 +51,7 @@ for ((i = 1; i <= kills; i++)); do
     if [ -e "$work/killed" ]; then
         left="done before the kill"
         # The journal is removed once the output has its name, unless the kill comes between.
-        [ $status -eq 0 ] || rm -f "$work/killed.journal"
+        [ $status -ne 137 ] || rm -f "$work/killed.journal"
     else
         quantize $threads killed || { cat "$work/log"; faults=$((faults + 1)); }
         left=$(sed -n 's/^resumed *//p' "$work/log")

@@ -3,9 +3,12 @@
 #define TINY_WIDE_FF 1024
 #include "tests/engine/tiny.h"
 
+#include "engine/jobs.h"
+#include "tests/isas.h"
+
 #define N_TOKENS 60
 
-static const char path[] = LLMQ_TEST_TMP "/engine_forward.gguf";
+static const char path[] = LLMQ_TEST_TMP "/engine_forward.gguf", typed[] = LLMQ_TEST_TMP "/engine_forward_typed.gguf";
 static llmq_model *model;
 
 typedef struct seen {
@@ -32,8 +35,7 @@ static void run(int64_t n_batch, int n_threads, seen *out) {
     llmq_session_destroy(s);
 }
 
-/* Of 256 columns 32 tokens are few, of the hidden layer's 1024 it is 8; of 200 in another model 40. */
-static void check_shape(int64_t n_ff) {
+static void write_model(int64_t n_ff) {
     tiny_model t;
     tiny_init(&t);
     meta_set_u32(t.meta, "llama.feed_forward_length", (uint32_t)n_ff, NULL);
@@ -44,29 +46,69 @@ static void check_shape(int64_t n_ff) {
                 t.tensors[i].bytes = t.tensors[i].bytes / TINY_FF * n_ff;
             }
     tiny_write(&t, path, 0);
-    assert_int_equal(model_open(path, NULL, &model, NULL), LLMQ_OK);
-    static const int64_t batches[] = {1, 2, 7, 8, 9, 32, 33, 40, 41, N_TOKENS};
+}
+
+/* Of 256 columns 32 tokens are few, of the hidden layer's 1024 it is 8; of 224 in another model 36. */
+static void check_batches(const char *what) {
+    static const int64_t batches[] = {2, 9, 36, N_TOKENS};
     static seen alone, x;
-    run(1, 1, &alone);
-    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++)
-        for (int threads = 1; threads <= 4; threads++) {
-            run(batches[i], threads, &x);
+    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
+        run(batches[i], 1, &alone);
+        for (int always = 0; always < 2; always++) {
+            forward_set_alone(always ? 1 << 20 : -1);
+            run(batches[i], 3, &x);
+            forward_set_alone(-1);
             for (int k = 0; k < N_TOKENS; k++)
-                for (int v = 0; v < TINY_VOCAB; v++)
-                    if (!(fabsf(x.logits[k][v] - alone.logits[k][v]) < 1e-4f))
-                        fail_msg("n_ff %d, %d at a time, %d threads: logit %d of token %d is %g, not %g", (int)n_ff, (int)batches[i],
-                                 threads, v, k, x.logits[k][v], alone.logits[k][v]);
+                if (memcmp(x.logits[k], alone.logits[k], sizeof x.logits[k]) != 0)
+                    fail_msg("%s, %d at a time%s: token %d has other logits with 3 threads than with one", what, (int)batches[i],
+                             always ? ", each worker all" : "", k);
         }
+    }
+}
+
+/* The same bits, however many workers there are and whatever each does for itself. */
+static void test_workers_do_not_matter(void **state) {
+    (void)state;
+    static const int64_t widths[] = {TINY_FF, 224};
+    static const char *const types[] = {"f32", "f16", "q8_0"};
+    for (size_t i = 0; i < 2; i++) {
+        write_model(widths[i]);
+        for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
+            llmq_convert_params p = {.emit = "gguf", .type = types[k], .force = true, .n_threads = 1};
+            llmq_convert_result r;
+            llmq_err err = {0};
+            if (job_convert(path, typed, &p, &r, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+            for (int isa = 0; isa < N_ISAS; isa++) {
+                const llmq_backend_ops *ops = backend_cpu_isa(all_isas[isa]);
+                char what[80];
+                if (!ops) continue;
+                if (model_open_with(typed, NULL, ops, &model, &err) != LLMQ_OK) fail_msg("%s", err.msg);
+                snprintf(what, sizeof what, "%s, n_ff %d, %s", all_isas[isa], (int)widths[i], types[k]);
+                check_batches(what);
+                model_close(model);
+            }
+        }
+    }
+}
+
+/* Nor, but for rounding, how many tokens a pass has. */
+static void test_tokens_at_a_time_do_not_matter(void **state) {
+    (void)state;
+    static seen one, x;
+    write_model(TINY_FF);
+    assert_int_equal(model_open(path, NULL, &model, NULL), LLMQ_OK);
+    run(1, 1, &one);
+    for (int64_t n = 2; n <= N_TOKENS; n++) {
+        run(n, 3, &x);
+        for (int k = 0; k < N_TOKENS; k++)
+            for (int v = 0; v < TINY_VOCAB; v++)
+                if (!(fabsf(x.logits[k][v] - one.logits[k][v]) < 1e-4f))
+                    fail_msg("%d at a time: logit %d of token %d is %g, not %g", (int)n, v, k, x.logits[k][v], one.logits[k][v]);
+    }
     model_close(model);
 }
 
-static void test_however_many_at_a_time(void **state) {
-    (void)state;
-    check_shape(TINY_FF);
-    check_shape(200);
-}
-
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_however_many_at_a_time)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_workers_do_not_matter), cmocka_unit_test(test_tokens_at_a_time_do_not_matter)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

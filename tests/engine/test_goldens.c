@@ -228,9 +228,15 @@ static void test_threads_do_not_matter(void **state) {
     model_close(model);
 }
 
+static int as_usual(void **state) {
+    (void)state;
+    forward_set_alone(-1);
+    return 0;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_against_transformers),
+        cmocka_unit_test_teardown(test_against_transformers, as_usual),
         cmocka_unit_test(test_after_conversion),
         cmocka_unit_test(test_rounded_caches),
         cmocka_unit_test(test_threads_do_not_matter),
