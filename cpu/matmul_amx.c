@@ -308,14 +308,6 @@ typedef struct panel_at {
  * panel that is wanted after it. */
 typedef void rows_fn(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out);
 
-/* What a shorter panel left of the next one, from its tile n on. */
-static void fetch_rest(const llmq_weight *w, const cpu_layout *l, panel_at next, int64_t n) {
-    const int64_t tile_bytes = layout_tile_bytes(l, w->cols), all = panel_tiles(next.k, w->cols / AMX_DEPTH);
-    const uint8_t *from = (const uint8_t *)w->packed + next.r / 16 * tile_bytes;
-    for (int i = 0; i < 2 && next.r + 16 * i < w->rows; i++, from += tile_bytes)
-        fetch(from + layout_place_of(l, next.k + n).super, layout_span(l, (next.k + n) * 32, (all - n) * 32));
-}
-
 static void quantized_rows(const llmq_weight *w, panel_at at, panel_at next, panel_room room, rows_tiles *out) {
     const cpu_layout *l = cpu_layout_of(w->layout);
     int64_t tile_bytes = layout_tile_bytes(l, w->cols), n = panel_tiles(at.k, w->cols / AMX_DEPTH);
@@ -326,7 +318,6 @@ static void quantized_rows(const llmq_weight *w, panel_at at, panel_at next, pan
     for (int i = 0; i <= pair; i++)
         unpack_fns[w->layout](tile + i * tile_bytes, at.k * AMX_DEPTH, n * AMX_DEPTH, table, then + i * tile_bytes,
                               room[0][i]);
-    if (panel_tiles(next.k, w->cols / AMX_DEPTH) > n) fetch_rest(w, l, next, n);
     out->part[0][0] = room[0][0];
     out->part[0][1] = room[0][pair];
 }
