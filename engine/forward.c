@@ -404,7 +404,9 @@ static size_t form_bytes(const llmq_model *model, llmq_act_form form, lane_rows 
     if (form == ACT_Q8) return model_q8_bytes(model, r.n_tok, r.cols);
     if (form == ACT_Q16) return model_q16_bytes(model, r.n_tok, r.cols);
     if (form == ACT_INT8 && !model->int8_inputs) return 0;
-    return model->ops->acts_bytes(form, r.n_tok, r.cols);
+    size_t bytes = model->ops->acts_bytes(form, r.n_tok, r.cols),
+           dense = form == ACT_BF16 ? model->ops->acts_bytes(ACT_DENSE, r.n_tok, r.cols) : 0;
+    return bytes > dense ? bytes : dense;
 }
 
 /* Room for inputs of a form, and of another that takes its place. */

@@ -70,7 +70,7 @@ static void check_batches(const char *what) {
 static void test_workers_do_not_matter(void **state) {
     (void)state;
     static const int64_t widths[] = {TINY_FF, 224};
-    static const char *const types[] = {"f32", "f16", "q8_0"};
+    static const char *const types[] = {"f16", "q8_0"};
     for (size_t i = 0; i < 2; i++) {
         write_model(widths[i]);
         for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
