@@ -1,5 +1,5 @@
-/* Weights on their way from memory, which are asked for ahead. Of few tokens a worker reads the tiles of its rows as they
- * lie, so what it will need lies beyond what it is at; of many, the next panel. */
+/* Weights on their way from memory, which are asked for ahead. Of few tokens a worker reads the tiles of its rows as
+ * they lie, so what it will need lies beyond what it is at; of many, the next panel. */
 #ifndef LLMQ_CPU_FETCH_H
 #define LLMQ_CPU_FETCH_H
 

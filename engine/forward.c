@@ -401,21 +401,20 @@ typedef struct lane_rows {
 
 static size_t form_bytes(const llmq_model *model, llmq_act_form form, lane_rows r) {
     if (r.n_tok == 0) return 0;
-    if (form == ACT_Q8) return model_q8_bytes(model, r.n_tok, r.cols);
+    if (form == ACT_Q8 || form == ACT_Q8_SPLIT) return model_q8_bytes(model, r.n_tok, r.cols);
     if (form == ACT_Q16) return model_q16_bytes(model, r.n_tok, r.cols);
     if (form == ACT_INT8 && !model->int8_inputs) return 0;
-    size_t bytes = model->ops->acts_bytes(form, r.n_tok, r.cols),
-           dense = form == ACT_BF16 ? model->ops->acts_bytes(ACT_DENSE, r.n_tok, r.cols) : 0;
-    return bytes > dense ? bytes : dense;
+    return model->ops->acts_bytes(form, r.n_tok, r.cols);
 }
 
-/* Room for inputs of a form, and of another that takes its place. */
-static void *carve_form(carver *c, forward_lane *lane, const llmq_model *model, llmq_act_form form,
-                        llmq_act_form instead, const lane_rows rows[3]) {
+/* Room for inputs in either of two forms, of which one takes the other's place. */
+static void *carve_forms(carver *c, forward_lane *lane, const llmq_model *model, llmq_act_form form,
+                         llmq_act_form instead, const lane_rows rows[3]) {
     size_t most = 0;
     for (int i = 0; i < 3; i++) {
-        size_t bytes = form_bytes(model, form, rows[i]);
-        if (bytes > most) most = bytes;
+        size_t one = form_bytes(model, form, rows[i]), other = form_bytes(model, instead, rows[i]);
+        if (one < other) one = other;
+        if (most < one) most = one;
     }
     lane->bytes[form] = lane->bytes[instead] = most;
     return carve(c, most);
@@ -435,10 +434,10 @@ static void carve_lane(forward_lane *lane, carver *c, const llmq_forward *f, int
     lane->act = carve_f32(c, own_wide, hp->n_ff);
     lane->q = carve_f32(c, own, hp->n_head * hp->head_dim);
     lane->k = carve_f32(c, own, hp->n_head_kv * hp->head_dim);
-    lane->q8 = carve_form(c, lane, model, ACT_Q8, ACT_Q8_SPLIT, rows);
-    lane->bf16 = carve_form(c, lane, model, ACT_BF16, ACT_DENSE, rows);
-    lane->q16 = carve_form(c, lane, model, ACT_Q16, ACT_Q16, rows);
-    lane->int8 = carve_form(c, lane, model, ACT_INT8, ACT_INT8, rows);
+    lane->q8 = carve_forms(c, lane, model, ACT_Q8, ACT_Q8_SPLIT, rows);
+    lane->bf16 = carve_forms(c, lane, model, ACT_BF16, ACT_DENSE, rows);
+    lane->q16 = carve_forms(c, lane, model, ACT_Q16, ACT_Q16, rows);
+    lane->int8 = carve_forms(c, lane, model, ACT_INT8, ACT_INT8, rows);
 }
 
 static void carve_scratch(llmq_forward *f, carver *c) {
